@@ -1,0 +1,41 @@
+# Every target does its own set-up: a virtual environment in .venv, from the lock.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lab lint setup lock clean
+.DEFAULT_GOAL := demo
+
+demo: setup ## the experiment, offline: notebooks 02 and 03 on the shipped sample
+	$(BIN)/python -m geo_utils.run 02_baseline_rewrites smoke
+	$(BIN)/python -m geo_utils.run 03_key_point_prompt smoke
+
+test: setup ## all tests: no network, no GPU
+	$(BIN)/python -m pytest
+
+lab: setup ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=.
+
+lint: setup ## style, types and stripped notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/nbstripout --verify --keep-id $(wildcard notebooks/*.ipynb)
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 12); sys.exit(None if ok else "Python 3.11 or 3.12 is needed, this is %s; name one: make PYTHON=python3.11" % sys.version.split()[0])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[dev]"
+	@touch $@
+
+lock: ## write requirements.lock anew from the pins in pyproject.toml
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet -e ".[dev]"
+	$(VENV)-lock/bin/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude setuptools \
+		| sed 's/+cpu$$//' > requirements.lock
+	rm -rf $(VENV)-lock
+
+clean: ## remove the environment and caches; outputs stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -1,0 +1,230 @@
+"""Examples x methods x repeats through rewriter, engine and judge, into one tidy table."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from geo_utils.corpus import Example, KeyPoint, KeyPointChoice, choose_key_points
+from geo_utils.engines import Engine
+from geo_utils.judges import Judge
+from geo_utils.rewriters import Rewrite, Rewriter
+from geo_utils.text import words
+from geo_utils.visibility import FIGURES, visibility
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The order in which an engine sees an example's sources.
+
+    Attributes:
+        order: For each place, the 0-based index of the source in the example.
+        place: 0-based place of the target.
+    """
+
+    order: tuple[int, ...]
+    place: int
+
+    def sources(self, example: Example, page: str) -> list[str]:
+        """Return the sources in order, with `page` in the target's place."""
+        return [page if i == example.target_id else example.sources[i] for i in self.order]
+
+
+def draw_placement(example: Example, seed: int = 0) -> Placement:
+    """Draw the target's place, uniformly and from the example's own seed; others keep their order.
+
+    The same for all methods and repeats, so that no method gains by a better place.
+    """
+    place = random.Random(f"{seed}|place|{example.query_id}").randrange(len(example.sources))
+    others = [i for i in range(len(example.sources)) if i != example.target_id]
+    return Placement((*others[:place], example.target_id, *others[place:]), place)
+
+
+def evaluate(
+    examples: Iterable[Example],
+    methods: Sequence[str],
+    engine: Engine,
+    judge: Judge,
+    rewriter: Rewriter,
+    *,
+    repeats: int = 1,
+    key_points: KeyPointChoice = "one",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Run an experiment; works in a script, a notebook cell and under a running event loop.
+
+    Args:
+        examples: Those without key points are left out.
+        methods: Names of rewriting methods.
+        engine: Answers.
+        judge: Gives verdicts.
+        rewriter: Rewrites the target page.
+        repeats: Sampled answers a page.
+        key_points: Which key points, as `corpus.choose_key_points`.
+        seed: Seed of key points and places.
+        progress: Called with (samples done, samples in all); default, a line that counts.
+
+    Returns:
+        One row per example x key point x method x repeat, in that order: ids, key point, source
+        order, page and its hashes, answer, verdict, explanation, the target's visibility
+        (`word`, `position`, `pawc`), lengths in words, and the reason of an abstention.
+        `supported` is 1.0, 0.0 or NaN; a sample that could not be scored is never 0.
+
+    Raises:
+        ValueError: No example has a key point, or repeats is below 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}: must be at least 1")
+    pairs = choose_key_points(examples, key_points, seed)
+    if not pairs:
+        raise ValueError(
+            f"no example has a key point to choose (key_points={key_points!r}); use a corpus "
+            "that brings key points"
+        )
+    show = progress or Counter("samples")
+    total, done = len(pairs) * len(methods) * repeats, 0
+
+    async def one(example: Example, point: KeyPoint, method: str) -> list[dict[str, Any]]:
+        nonlocal done
+        rewrite = await rewriter.rewrite(method, example, point)
+        rows = await asyncio.gather(
+            *(
+                _sample(example, point, method, rewrite, repeat, engine, judge, seed)
+                for repeat in range(repeats)
+            )
+        )
+        done += repeats
+        show(done, total)
+        return rows
+
+    async def everything() -> list[list[dict[str, Any]]]:
+        return await asyncio.gather(*(one(e, p, m) for e, p in pairs for m in methods))
+
+    show(0, total)
+    return pd.DataFrame([row for rows in run_sync(everything()) for row in rows])
+
+
+async def _sample(
+    example: Example,
+    point: KeyPoint,
+    method: str,
+    rewrite: Rewrite,
+    repeat: int,
+    engine: Engine,
+    judge: Judge,
+    seed: int,
+) -> dict[str, Any]:
+    placement = draw_placement(example, seed)
+    page = None if rewrite.abstention else rewrite.text
+    sources = placement.sources(example, page or "")
+    row: dict[str, Any] = {
+        "query_id": example.query_id,
+        "query": example.query,
+        "method": method,
+        "repeat": repeat,
+        "key_point_number": point.number,
+        "key_point": point.content,
+        "target_id": example.target_id,
+        "target_place": placement.place,
+        "source_order": list(placement.order),
+        "page_hashes": [_short_hash(source) for source in sources],
+        "page": page,
+        "answer": None,
+        "verdict": None,
+        "supported": np.nan,
+        "explanation": "",
+        **dict.fromkeys(FIGURES, np.nan),
+        "uncited": None,
+        "original_words": len(words(example.target)),
+        "page_words": np.nan if page is None else float(len(words(page))),
+        "answer_words": np.nan,
+        "abstention": rewrite.abstention and f"rewriter: {rewrite.abstention}",
+    }
+    if page is None:
+        return row
+    answer = await engine.answer(example.query, sources, sample_index=repeat)
+    if answer.abstention:
+        return row | {"abstention": f"engine: {answer.abstention}"}
+    seen = visibility(answer.text, len(sources))
+    row |= {name: float(getattr(seen, name)[placement.place]) for name in FIGURES}
+    row |= {
+        "answer": answer.text,
+        "answer_words": float(len(words(answer.text))),
+        "uncited": seen.uncited,
+    }
+    verdict = await judge.judge(point.content, answer.text)
+    if verdict.label is None:
+        return row | {"abstention": f"judge: {verdict.abstention}"}
+    return row | {
+        "verdict": verdict.label,
+        "supported": float(verdict.label == "supported"),
+        "explanation": verdict.explanation,
+    }
+
+
+def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, also where an event loop is running, as in a notebook cell."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append((asyncio.run(coroutine), None))
+        except BaseException as error:  # handed to the caller's thread
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result  # type: ignore[no-any-return]
+
+
+class Counter:
+    """Progress as one line that counts: updated in place in a notebook, on stderr elsewhere."""
+
+    def __init__(self, what: str, every_s: float = 1.0) -> None:
+        """Count `what`, showing at most one update every `every_s` seconds."""
+        self.what, self.every_s = what, every_s
+        self.started = self.shown = time.monotonic()
+        self.handle: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` are done."""
+        now = time.monotonic()
+        if 0 < done < total and now - self.shown < self.every_s:
+            return
+        self.shown = now
+        line = f"{done:,} of {total:,} {self.what}, {now - self.started:.0f} s"
+        if "ipykernel" in sys.modules:
+            from IPython.display import display
+
+            if self.handle is None:
+                self.handle = display({"text/plain": line}, raw=True, display_id=True)
+            else:
+                self.handle.update({"text/plain": line}, raw=True)
+        elif sys.stderr.isatty() or done == total:
+            sys.stderr.write(f"\r{line}" + "\n" * (done == total))
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,35 @@
+"""Where the project's files are, and how to write one so that it is never torn."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+
+def project_root() -> Path:
+    """Return the project's folder: the nearest one upward that holds notebooks and params."""
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parent.parent):
+        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
+            return folder
+    return here
+
+
+def resolve_path(path: str | Path) -> Path:
+    """Return an absolute path; a relative one is taken from the project's root."""
+    return (project_root() / Path(path).expanduser()).resolve()
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a file so that a reader, or a kill at any moment, sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,138 @@
+"""Figures: one message each, its claim computed into the title, intervals on every estimate."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from geo_utils.params import METHODS, NotebookParams
+from geo_utils.runs import provenance
+from geo_utils.tables import label, with_interval
+
+# Key-point probabilities of the study that this project continues (Gemini flash-lite engine).
+EARLIER_STUDY = {
+    "earlier: original 0.609": 0.609,
+    "earlier: rewritten 0.632": 0.632,
+    "earlier: key-point prompt 0.891": 0.891,
+}
+_COLOURS: dict[str, str] = dict(
+    zip(METHODS, sns.color_palette("husl", len(METHODS)).as_hex(), strict=True)
+)
+_COLOURS |= {"original": "#555555", "key_point": "#c1272d"}
+
+
+def colour(method: str) -> str:
+    """Return the colour that a method has in every figure."""
+    return _COLOURS.get(method, "#1f4e9c")
+
+
+def probability_figure(
+    summary: pd.DataFrame, params: NotebookParams, references: Mapping[str, float] | None = None
+) -> Figure:
+    """Draw the key-point probability of each method with its interval.
+
+    Args:
+        summary: As `evaluate.summarise` returns it.
+        params: The run's parameters.
+        references: Labelled vertical lines, such as `EARLIER_STUDY`.
+    """
+    best = str(summary["key_point_probability"].idxmax())
+    row, base = summary.loc[best], summary.loc["original"]
+    title = (
+        f"{label(best).capitalize()} puts the key point into "
+        f"{row['key_point_probability']:.0%} of answers, the original page into "
+        f"{base['key_point_probability']:.0%}"
+    )
+    figure, axes = _canvas(len(summary), extra=1.0 if references else 0.0)
+    _intervals(axes, summary, "key_point_probability", "ci")
+    axes.set(xlim=(0, 1.0), xlabel="key-point probability")
+    for height, (name, value) in enumerate((references or {}).items()):
+        axes.axvline(value, color="#999999", linestyle="--", linewidth=1.5, zorder=0)
+        right = value > 0.62
+        axes.annotate(
+            name,
+            (value, 1.02 + 0.075 * height),
+            xycoords=("data", "axes fraction"),
+            ha="left" if right and value < 0.8 else "right",
+            fontsize=14,
+            color="#666666",
+        )
+    _finish(figure, axes, title, summary, params)
+    return figure
+
+
+def difference_figure(summary: pd.DataFrame, params: NotebookParams) -> Figure:
+    """Draw each method's paired difference to the original page."""
+    shown = summary.drop(index="original")
+    clear = [label(str(m)) for m, low in shown["difference_low"].items() if low > 0]
+    title = (
+        f"{len(clear)} of {len(shown)} methods clearly raise the key-point probability"
+        if len(clear) > 2 or not clear
+        else f"{' and '.join(clear).capitalize()} clearly raise the key-point probability"
+    )
+    figure, axes = _canvas(len(shown))
+    _intervals(axes, shown, "difference", "difference", signed=True)
+    axes.axvline(0, color="#555555", linewidth=1.5, zorder=0)
+    axes.set(xlabel="difference to the original page, paired")
+    _finish(figure, axes, title, shown, params)
+    return figure
+
+
+def visibility_figure(summary: pd.DataFrame, params: NotebookParams) -> Figure:
+    """Draw the target page's position-adjusted word count by method."""
+    best = str(summary["pawc"].idxmax())
+    title = (
+        f"{label(best).capitalize()} gives the target page most visibility: "
+        f"PAWC {float(summary['pawc'].max()):.2f}, original {float(summary['pawc']['original']):.2f}"
+    )
+    figure, axes = _canvas(len(summary))
+    _intervals(axes, summary, "pawc", "pawc")
+    axes.set(xlabel="position-adjusted word count of the target, share")
+    _finish(figure, axes, title, summary, params)
+    return figure
+
+
+def _canvas(rows: int, extra: float = 0.0) -> tuple[Figure, Axes]:
+    sns.set_theme(style="white", font_scale=1.45)
+    figure, axes = plt.subplots(figsize=(12, 2.4 + 0.55 * rows + extra), layout="constrained")
+    plt.close(figure)  # shown once, by the cell that returns it
+    return figure, axes
+
+
+def _intervals(
+    axes: Axes, summary: pd.DataFrame, mean: str, ends: str, signed: bool = False
+) -> None:
+    for y, (method, row) in enumerate(summary.iterrows()):
+        values = row[mean], row[f"{ends}_low"], row[f"{ends}_high"]
+        shade = colour(str(method))
+        if not np.isnan(values[1]):
+            axes.plot(values[1:], (y, y), color=shade, linewidth=4, alpha=0.45)
+        axes.plot(values[0], y, "o", color=shade, markersize=11)
+        axes.annotate(
+            with_interval(*values, signed),
+            (1.02, y),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=14,
+        )
+    axes.set_yticks(range(len(summary)), [label(str(method)) for method in summary.index])
+    axes.set_ylim(len(summary) - 0.5, -0.5)
+
+
+def _finish(
+    figure: Figure, axes: Axes, title: str, summary: pd.DataFrame, params: NotebookParams
+) -> None:
+    sns.despine(figure, left=True)
+    axes.grid(axis="x", alpha=0.3)
+    figure.suptitle("\n".join(textwrap.wrap(title, 80)), x=0.01, ha="left", fontweight="bold")
+    n = f"n = {int(summary['n_examples'].max())} queries, {int(summary['n_samples'].max())} samples"
+    missing = f"{int(summary['abstentions'].sum())} abstentions in all"
+    note = f"{n} a method, {missing}; 95 % intervals over queries. {provenance(params)}"
+    figure.supxlabel("\n".join(textwrap.wrap(note, 120)), x=0.01, ha="left", fontsize=14)

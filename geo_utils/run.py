@@ -1,0 +1,180 @@
+"""Command line: run a notebook headless into its run folder, and render what it says."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import nbformat
+import yaml
+
+from geo_utils.cells import default_parameters
+from geo_utils.files import project_root
+from geo_utils.params import PARAMS, NotebookParams, ParameterError, nearest, read_yaml
+from geo_utils.runs import Run, locate_run
+
+GRACE_S = 20.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check the parameters, execute the notebook through Papermill, write report and slides.
+
+    Args:
+        argv: Command line; default, the process's own.
+
+    Returns:
+        0 finished, 1 failed, 2 wrong parameters, 130 or 143 interrupted by SIGINT or SIGTERM.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m geo_utils.run", description=(main.__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("notebook", help=f"one of {', '.join(PARAMS)}")
+    parser.add_argument("params", help="name of a file in params/<notebook>/, or a path to one")
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
+        help="set one parameter; the value is read as YAML",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    try:
+        notebook, values, params = _parameters(args.notebook, args.params, args.overrides)
+    except ParameterError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return execute(notebook, values, params)
+
+
+def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> int:
+    """Execute a notebook with checked parameters in its run folder.
+
+    Papermill runs in a process group of its own, so that a signal to this process can save what
+    there is: the kernel is interrupted first and killed only after `GRACE_S` seconds.
+
+    Args:
+        notebook: Its name without ending.
+        values: The parameters to inject.
+        params: The same, checked.
+
+    Returns:
+        As `main`.
+    """
+    run = locate_run(notebook, params)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    executed = run.folder / "notebook.ipynb"
+    injected = run.folder / "params.yaml"
+    injected.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "utf-8")
+    run.update(run_id=run.folder.name, notebook=notebook, variant=params.variant, status="started")
+    command = [
+        sys.executable, "-m", "papermill", f"{project_root()}/notebooks/{notebook}.ipynb",
+        str(executed), "-f", str(injected), "--no-log-output",
+        "--progress-bar" if sys.stderr.isatty() else "--no-progress-bar",
+    ]  # fmt: skip
+    sys.stderr.write(f"{notebook}: running in {run}\n")
+    started = time.monotonic()
+    log = run.folder / "papermill.log"
+    with log.open("wb") as errors:
+        kernel_errors = None if sys.stderr.isatty() else errors
+        process = subprocess.Popen(
+            command, cwd=project_root(), stderr=kernel_errors, start_new_session=True
+        )
+        received = _wait(process)
+    if received:
+        run.end("interrupted", f"signal {received.name}")
+    elif run.manifest.get("status") != "finished":
+        run.end("failed", _failure(executed, process.returncode))
+    status = run.manifest["status"]
+    sys.stderr.write(f"{notebook}: {status} after {time.monotonic() - started:.0f} s\n")
+    if status != "finished":
+        sys.stderr.write(f"  {run.manifest.get('reason')}\n")
+    else:
+        log.unlink(missing_ok=True)
+    _render(run, executed)
+    if received:
+        return 128 + received
+    return 0 if status == "finished" else 1
+
+
+def _parameters(
+    notebook: str, file: str, overrides: Sequence[tuple[str, str]]
+) -> tuple[str, dict[str, Any], NotebookParams]:
+    name = notebook.removeprefix("notebooks/").removesuffix(".ipynb")
+    if name not in PARAMS:
+        raise ParameterError(
+            f"unknown notebook {notebook!r}{nearest(name, PARAMS)} Choose from {', '.join(PARAMS)}"
+        )
+    path = Path(file)
+    if path.suffix not in (".yaml", ".yml"):
+        path = project_root() / "params" / name / f"{file}.yaml"
+    passed = read_yaml(path)
+    for key, text in overrides:
+        try:
+            passed[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ParameterError(f"-p {key}: {text!r} is not YAML: {error}") from None
+    model = PARAMS[name]
+    defaults = default_parameters(project_root() / "notebooks" / f"{name}.ipynb")
+    return name, passed, model.check(defaults | passed, passed)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> signal.Signals | None:
+    """Wait for the process; on SIGINT or SIGTERM end it gently, then by force."""
+    received: list[signal.Signals] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+
+    before = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        deadline = None
+        while process.poll() is None:
+            time.sleep(0.05)
+            if received and deadline is None:
+                deadline = time.monotonic() + GRACE_S
+                os.killpg(process.pid, signal.SIGINT)
+            if deadline and time.monotonic() > deadline:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return received[0] if received else None
+
+
+def _failure(executed: Path, returncode: int) -> str:
+    """Return the reason of a failure: the notebook's error, else that its kernel died."""
+    try:
+        cells = nbformat.read(executed, as_version=4).cells
+    except Exception:  # a torn or missing notebook: the exit code is all there is
+        cells = []
+    for cell in reversed(cells):
+        for output in cell.get("outputs", ()):
+            if output["output_type"] == "error":
+                return f"{output['ename']}: {output['evalue']}"
+    return f"the kernel died or never started (papermill's exit code {returncode}); out of memory?"
+
+
+def _render(run: Run, executed: Path) -> None:
+    if not executed.is_file():
+        return
+    from geo_utils.report import render_report
+
+    try:
+        paths = render_report(executed, run.manifest)
+    except Exception as error:  # the run's results stand whether or not they could be rendered
+        sys.stderr.write(f"  report and slides could not be rendered: {error!r}\n")
+        return
+    root = project_root()
+    for name, path in zip(("report", "slides"), paths, strict=True):
+        shown = path.relative_to(root) if path.is_relative_to(root) else path
+        print(f"{name}: {shown}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

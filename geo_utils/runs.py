@@ -1,0 +1,254 @@
+"""A run: one execution of a notebook, in a folder of its own with a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from geo_utils.files import project_root, resolve_path, write_atomic
+from geo_utils.params import NotebookParams
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Status = Literal["started", "finished", "failed", "interrupted"]
+_PACKAGES = """geo-utils numpy pandas pyarrow scipy statsmodels nupunkt PyStemmer regex pydantic
+seaborn matplotlib papermill nbconvert torch transformers trl peft accelerate datasets vllm
+google-genai openai""".split()  # noqa: SIM905
+_SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT",
+          "SLURM_JOB_PARTITION", "SLURMD_NODENAME")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, `outputs/<notebook>/<variant>/<run_id>/`.
+
+    Attributes:
+        folder: Absolute path.
+    """
+
+    folder: Path
+
+    def __str__(self) -> str:
+        """Return the folder, from the project's root where it lies inside."""
+        root = project_root()
+        return str(
+            self.folder.relative_to(root) if self.folder.is_relative_to(root) else self.folder
+        )
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as it stands on disk; empty if there is none or it is torn."""
+        try:
+            read = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return read if isinstance(read, dict) else {}
+
+    def update(self, **entries: Any) -> None:
+        """Set entries of the manifest, atomically."""
+        manifest = self.manifest | entries
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+        write_atomic(self.folder / "manifest.json", text + "\n")
+
+    def end(self, status: Status, reason: str | None = None) -> None:
+        """Record how the run ended; a run that has finished stays finished."""
+        if self.manifest.get("status") != "finished":
+            self.update(status=status, ended_at=_now(), reason=reason)
+
+    def finish(self, headline: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> None:
+        """Record the headline numbers and usage, and that the run has finished."""
+        self.update(
+            status="finished", ended_at=_now(), reason=None, headline=headline, usage=usage or {}
+        )
+
+    def save_samples(self, samples: pd.DataFrame) -> pd.DataFrame:
+        """Write samples.parquet and return it as read back, so that what is shown is stored."""
+        import io
+
+        import pandas as pd
+
+        buffer = io.BytesIO()
+        samples.to_parquet(buffer, index=False)
+        write_atomic(self.folder / "samples.parquet", buffer.getvalue())
+        return pd.read_parquet(self.folder / "samples.parquet")
+
+    def save_figure(self, figure: Figure, name: str) -> Figure:
+        """Write figures/<name>.png and .svg, and return the figure for the notebook to show."""
+        import io
+
+        for kind in ("png", "svg"):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=150)
+            write_atomic(self.folder / "figures" / f"{name}.{kind}", buffer.getvalue())
+        return figure
+
+
+def start_run(notebook: str, params: NotebookParams) -> Run:
+    """Open the run of these parameters and write its manifest as `started`.
+
+    The same parameters resume the same run: the newest one of theirs that has not finished, or
+    has, with this very code, so that its result would be the same. In a notebook kernel a cell
+    that raises marks the run `failed`.
+
+    Args:
+        notebook: The notebook's name without ending.
+        params: Its checked parameters.
+
+    Returns:
+        The run, its folder made.
+    """
+    run = locate_run(notebook, params)
+    before = run.manifest
+    resolved = params.model_dump()
+    write_atomic(
+        run.folder / "params.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+    )
+    attempt = {"started_at": _now(), "pid": os.getpid(), "host": platform.node()}
+    run.update(
+        run_id=run.folder.name,
+        notebook=notebook,
+        variant=params.variant,
+        status="started",
+        reason=None,
+        started_at=before.get("started_at") or attempt["started_at"],
+        ended_at=None,
+        attempts=[*before.get("attempts", ()), attempt],
+        parameters={"passed": params.passed, "resolved": resolved},
+        parameters_hash=_parameters_hash(params),
+        code_hash=code_hash(),
+        notebook_hash=_file_hash(project_root() / "notebooks" / f"{notebook}.ipynb"),
+        git=_git_state(),
+        seeds={"seed": params.seed},
+        models={role: getattr(params, role) for role in ("engine", "judge", "rewriter")},
+        provenance=provenance(params),
+        inputs={},
+        python=sys.version.split()[0],
+        platform=platform.platform(),
+        packages=_package_versions(),
+        gpus=_gpus(),
+        slurm={name: os.environ[name] for name in _SLURM if name in os.environ},
+        headline=None,
+        usage=None,
+    )
+    _fail_on_cell_error(run)
+    return run
+
+
+def locate_run(notebook: str, params: NotebookParams) -> Run:
+    """Return the run that these parameters start or resume; nothing is written."""
+    parent = resolve_path(params.output_root) / notebook / params.variant
+    digest = _parameters_hash(params)
+    for folder in sorted(parent.glob(f"*-{digest[:8]}"), reverse=True):
+        manifest = Run(folder).manifest
+        if manifest.get("status") != "finished" or manifest.get("code_hash") == code_hash():
+            return Run(folder)
+    return Run(parent / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest[:8]}")
+
+
+def provenance(params: NotebookParams) -> str:
+    """Say what the figures of a run come from, for captions and the manifest."""
+    roles = {role: getattr(params, role) for role in ("engine", "judge", "rewriter")}
+    if set(roles.values()) == {"offline"}:
+        return "offline roles: extractive engine, lexical judge, edit-based rewriters; no model"
+    return ", ".join(f"{role} {name}" for role, name in roles.items())
+
+
+@lru_cache(maxsize=1)
+def code_hash() -> str:
+    """Return a hash of the package's files and the notebooks: the code a result depends on."""
+    package = Path(__file__).resolve().parent
+    paths = [p for p in package.rglob("*") if p.suffix in {".py", ".md", ".jsonl", ".j2"}]
+    paths += (project_root() / "notebooks").glob("*.ipynb")
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _parameters_hash(params: NotebookParams) -> str:
+    # Where the outputs lie does not change a result.
+    values = params.model_dump(exclude={"output_root"})
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _fail_on_cell_error(run: Run) -> None:
+    if "IPython" not in sys.modules:
+        return
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    if shell is None:
+        return
+
+    def record(result: Any) -> None:
+        error = result.error_before_exec or result.error_in_exec
+        if error is not None:
+            status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            run.end(status, traceback.format_exception_only(error)[-1].strip())
+
+    shell.events.register("post_run_cell", record)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _file_hash(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _git_state() -> dict[str, Any]:
+    def git(*command: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(project_root()), *command],
+                capture_output=True, text=True, timeout=10, check=True,
+            )  # fmt: skip
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def _package_versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    try:
+        query = [
+            "nvidia-smi",
+            "--query-gpu=name,memory.total,driver_version",
+            "--format=csv,noheader",
+        ]
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.strip().splitlines()

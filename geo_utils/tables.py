@@ -1,0 +1,170 @@
+"""Tables and findings in words, computed from a summary; every number with n and interval."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from geo_utils.corpus import Corpus, Example, KeyPoint
+from geo_utils.params import NotebookParams
+from geo_utils.runs import provenance
+
+_STYLE: list[Any] = [
+    {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: .6em"},
+    {"selector": "th", "props": "text-align: left"},
+    {"selector": "td", "props": "text-align: right; font-variant-numeric: tabular-nums"},
+]
+
+
+def label(method: str) -> str:
+    """Return a method's name as figures and tables write it."""
+    return "key-point rewrite" if method == "key_point" else method.replace("_", " ")
+
+
+def with_interval(mean: float, low: float, high: float, signed: bool = False) -> str:
+    """Write a number with its 95 % interval; a dash where there is none."""
+    if pd.isna(mean):
+        return "–"  # noqa: RUF001
+    form = "{:+.3f}" if signed else "{:.3f}"
+    if pd.isna(low):
+        return form.format(mean)
+    return f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]"
+
+
+def method_table(summary: pd.DataFrame, params: NotebookParams) -> Styler:
+    """Lay out a summary, one row a method, best probability marked.
+
+    Args:
+        summary: As `evaluate.summarise` returns it.
+        params: The run's parameters; the caption says where the figures come from.
+    """
+    table = pd.DataFrame(
+        {
+            "key-point probability": _column(summary, "key_point_probability", "ci"),
+            "difference to original": _column(summary, "difference", "difference", signed=True),
+            "p (Holm)": summary["p_holm"].map(lambda p: "–" if pd.isna(p) else f"{p:.4f}"),  # noqa: RUF001
+            "n queries": summary["n_examples"],
+            "n samples": summary["n_samples"],
+            "abstentions": summary["abstentions"],
+            "words in page": summary["page_words"].map("{:.0f}".format),
+        }
+    ).rename(index=label)
+    best = summary["key_point_probability"].max()
+    marked = [label(str(m)) for m in summary.index[summary["key_point_probability"] == best]]
+    return _styled(table.rename_axis(None), marked, params)
+
+
+def visibility_table(summary: pd.DataFrame, params: NotebookParams) -> Styler:
+    """Lay out the target page's visibility by method, with intervals."""
+    table = pd.DataFrame(
+        {
+            name: _column(summary, column, column)
+            for name, column in (("word", "word"), ("position", "position"), ("PAWC", "pawc"))
+        }
+    )
+    table["n samples"] = summary["n_samples"]
+    marked = [label(str(summary["pawc"].idxmax()))] if summary["pawc"].notna().any() else []
+    return _styled(table.rename(index=label).rename_axis(None), marked, params)
+
+
+def verdict_table(samples: pd.DataFrame, params: NotebookParams) -> Styler:
+    """Count the verdicts, abstentions and answers without citations by method."""
+    verdicts = samples["verdict"].fillna("abstained")
+    counts = pd.crosstab(samples["method"], verdicts).reindex(
+        index=list(dict.fromkeys(samples["method"])),
+        columns=["supported", "omitted", "contradicted", "abstained"],
+        fill_value=0,
+    )
+    counts["uncited answers"] = samples["uncited"].eq(True).groupby(samples["method"]).sum()
+    counts["n samples"] = samples.groupby("method").size()
+    return _styled(counts.rename(index=label).rename_axis(index=None, columns=None), [], params)
+
+
+def abstention_table(samples: pd.DataFrame) -> pd.DataFrame:
+    """Count the reasons of abstentions by method; empty if there was none."""
+    return (
+        samples.dropna(subset="abstention")
+        .groupby(["method", "abstention"])
+        .size()
+        .rename("samples")
+        .reset_index()
+    )
+
+
+def corpus_table(corpus: Corpus, chosen: int) -> pd.DataFrame:
+    """Describe what was loaded and what was left out of it."""
+    pages = [page for example in corpus for page in example.sources]
+    points = sum(len(example.key_points) for example in corpus)
+    rows: list[tuple[str, str]] = [
+        ("queries", f"{len(corpus):,}"),
+        ("pages", f"{len(pages):,}"),
+        ("words a page, median", f"{pd.Series([len(p.split()) for p in pages]).median():,.0f}"),
+        ("key points of the target pages", f"{points:,}"),
+        ("queries without key points (skipped)", f"{sum(not e.key_points for e in corpus):,}"),
+        ("key points under study", f"{chosen:,}"),
+        *((what, f"{count:,}") for what, count in corpus.notes),
+    ]
+    if corpus.join_rate is not None:
+        rows.append(("queries whose key points were joined", f"{corpus.join_rate:.1%}"))
+    return pd.DataFrame(rows, columns=["corpus", corpus.name]).set_index("corpus")
+
+
+def example_table(example: Example, chosen: KeyPoint) -> Styler:
+    """List the key points of one example's target page, the one under study marked."""
+    frame = pd.DataFrame(
+        {"key point": [point.content for point in example.key_points]},
+        index=[point.number for point in example.key_points],
+    )
+    return (
+        frame.style.apply(
+            lambda row: ["font-weight: bold" if row.name == chosen.number else ""], axis=1
+        )
+        .set_caption(f"Target page of: {example.query} The point under study is bold.")
+        .set_table_styles([*_STYLE[:2], {"selector": "td", "props": "text-align: left"}])
+    )
+
+
+def findings(summary: pd.DataFrame, params: NotebookParams) -> str:
+    """Say in Markdown, a line a method, what it did to the key-point probability."""
+    lines = [_finding(summary, str(method)) for method in summary.index]
+    counted = (
+        f"n = {int(summary['n_examples'].max())} queries, "
+        f"{int(summary['n_samples'].max())} samples a method, "
+        f"{int(summary['abstentions'].sum())} abstentions in all. Differences are paired; p by "
+        f"permutation over queries, Holm over methods. Source: {provenance(params)}."
+    )
+    return "\n".join([*lines, "", counted])
+
+
+def _finding(summary: pd.DataFrame, method: str) -> str:
+    row = summary.loc[method]
+    name = label(method).capitalize()
+    if pd.isna(row["key_point_probability"]):
+        return f"- **{name}**: no sample could be scored."
+    interval = "" if pd.isna(row["ci_low"]) else f" [{row['ci_low']:.1%}, {row['ci_high']:.1%}]"
+    found = f"- **{name}**: key point in {row['key_point_probability']:.1%} of answers{interval}"
+    if method == "original" or pd.isna(row["difference"]):
+        return found + "."
+    low, high = row["difference_low"], row["difference_high"]
+    change = "raises" if low > 0 else "lowers" if high < 0 else "does not clearly change"
+    dropped = f", {int(row['pairs_dropped'])} pairs dropped" if row["pairs_dropped"] else ""
+    difference = with_interval(row["difference"], low, high, signed=True)
+    return f"{found}; it **{change}** it: {difference}, p = {row['p_holm']:.4f}{dropped}."
+
+
+def _column(summary: pd.DataFrame, mean: str, ends: str, signed: bool = False) -> pd.Series:
+    rows = zip(summary[mean], summary[f"{ends}_low"], summary[f"{ends}_high"], strict=True)
+    return pd.Series([with_interval(*row, signed) for row in rows], index=summary.index)
+
+
+def _styled(table: pd.DataFrame, marked: list[str], params: NotebookParams) -> Styler:
+    def bold(row: pd.Series) -> list[str]:
+        return ["font-weight: bold" if row.name in marked else ""] * len(row)
+
+    caption = (
+        f"95 % intervals: bootstrap over queries. Corpus {params.corpus}, "
+        f"{params.repeats} repeats, seed {params.seed}. Source: {provenance(params)}."
+    )
+    return table.style.apply(bold, axis=1).set_caption(caption).set_table_styles(_STYLE)

@@ -1,0 +1,108 @@
+"""Sentences and words of pages and answers, in any script, without downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import nupunkt
+import regex
+import Stemmer
+
+# A character of a script written without spaces is a word of its own; elsewhere a word is a
+# run of letters and marks, and a number keeps its separators (1,300 and 3.5 are one word each).
+_WORD = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]"
+    r"|\p{N}+(?:[.,]\p{N}+)*(?!\p{L})"
+    r"|[\p{L}\p{M}\p{N}]+(?:['\u2019][\p{L}\p{M}]+)*"
+)
+_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]")
+# Full stops that nupunkt, trained on Latin scripts, does not know.
+_FOREIGN_STOP = regex.compile(r"(?<=[。！？؟۔।])")  # noqa: RUF001
+_NUMBER = regex.compile(r"\d+(?:[.,]\d+)*")
+
+STOPWORDS = frozenset(
+    """a about above after again against all also am an and any are as at be because been before
+    being below between both but by can could did do does doing down during each either else ever
+    every few for from further get gets got had has have having he her here hers him his how i if
+    in into is it its itself just may me might more most much must my neither nor of off on once
+    one only onto or other our ours out over own per rather same shall she should since so some
+    such than that the their theirs them themselves then there these they this those though
+    through thus to too under until up upon us very was we were what when where whether which
+    while who whom whose why will with would yet you your yours""".split()  # noqa: SIM905
+)
+NEGATORS = frozenset("not no never none nothing neither nor cannot without hardly n't".split())  # noqa: SIM905
+
+_stem = Stemmer.Stemmer("english").stemWord
+
+
+def sentences(text: str) -> list[str]:
+    """Split text into sentences; a line break always ends one.
+
+    Args:
+        text: Text of any script. Markdown marks are kept.
+
+    Returns:
+        The sentences, stripped, in order, without empty ones.
+    """
+    found: list[str] = []
+    for line in text.splitlines():
+        for part in _FOREIGN_STOP.split(line):
+            if part.strip():
+                found += (str(sentence).strip() for sentence in nupunkt.sent_tokenize(part.strip()))
+    return [sentence for sentence in found if sentence]
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text as written; punctuation is dropped."""
+    return _WORD.findall(text)
+
+
+def word_spans(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield (start, end, word) for each word of the text, in characters."""
+    for match in _WORD.finditer(text):
+        yield match.start(), match.end(), match.group()
+
+
+def is_unspaced(word: str) -> bool:
+    """Tell whether a word is one character of a script that is written without spaces."""
+    return len(word) == 1 and _UNSPACED.match(word) is not None
+
+
+@lru_cache(maxsize=100_000)
+def stem(word: str) -> str:
+    """Return the lower-case English Snowball stem; words of other scripts stay as they are."""
+    return str(_stem(word.lower().replace("\u2019", "'").removesuffix("'s")))
+
+
+@lru_cache(maxsize=100_000)
+def content_words(text: str) -> tuple[str, ...]:
+    """Return the stems of a text's words in order, without function words and negators."""
+    lowered = (word.lower() for word in words(text))
+    return tuple(
+        stem(word)
+        for word in lowered
+        if word not in STOPWORDS and word not in NEGATORS and not word.endswith(("n't", "n\u2019t"))
+    )
+
+
+@lru_cache(maxsize=100_000)
+def numbers(text: str) -> frozenset[str]:
+    """Return the numbers of a text, thousands separators removed."""
+    return frozenset(
+        regex.sub(r",(?=\d{3}\b)", "", number).rstrip(".,") for number in _NUMBER.findall(text)
+    )
+
+
+@lru_cache(maxsize=100_000)
+def negated_words(text: str, reach: int = 3) -> frozenset[str]:
+    """Return the content stems that stand within `reach` content words after a negator."""
+    negated: set[str] = set()
+    left = 0
+    for word in (word.lower() for word in words(text)):
+        if word in NEGATORS or word.endswith(("n't", "n\u2019t")):
+            left = reach
+        elif word not in STOPWORDS and left:
+            negated.add(stem(word))
+            left -= 1
+    return frozenset(negated)
