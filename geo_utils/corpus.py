@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import random
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from geo_utils.lexical import SUPPORT_THRESHOLD, coverage
+from geo_utils.params import nearest
 from geo_utils.rows import HUB_IDS, CorpusError, disk_rows, hub_rows, jsonl_rows
 from geo_utils.text import sentences
 
@@ -138,9 +138,9 @@ def load_corpus(
         CorpusError: Anything that cannot be read, with file and line.
     """
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise CorpusError(f"corpus={name!r} is unknown{hint} Choose from {', '.join(NAMES)}")
+        raise CorpusError(
+            f"corpus={name!r} is unknown{nearest(name, NAMES)} Choose from {', '.join(NAMES)}"
+        )
     if limit is not None and limit < 1:
         raise CorpusError(f"limit={limit}: must be at least 1, or none for all examples")
     key_point_folder = None

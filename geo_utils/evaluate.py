@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -101,12 +102,8 @@ def evaluate(
     async def one(example: Example, point: KeyPoint, method: str) -> list[dict[str, Any]]:
         nonlocal done
         rewrite = await rewriter.rewrite(method, example, point)
-        rows = await asyncio.gather(
-            *(
-                _sample(example, point, method, rewrite, repeat, engine, judge, seed)
-                for repeat in range(repeats)
-            )
-        )
+        sample = partial(_sample, example, point, method, rewrite, engine, judge, seed)
+        rows = await asyncio.gather(*map(sample, range(repeats)))
         done += repeats
         show(done, total)
         return rows
@@ -123,10 +120,10 @@ async def _sample(
     point: KeyPoint,
     method: str,
     rewrite: Rewrite,
-    repeat: int,
     engine: Engine,
     judge: Judge,
     seed: int,
+    repeat: int,
 ) -> dict[str, Any]:
     placement = draw_placement(example, seed)
     page = None if rewrite.abstention else rewrite.text

@@ -51,10 +51,14 @@ class LexicalJudge:
     least `threshold` of the point's weight. It contradicts the point if that window holds it but
     gives other numbers, or negates a word that the point does not (or the reverse).
 
-    Measured by `python -m geo_utils.judges`, which asks for each key point against its own page
-    and against others. ROC AUC and rates at the threshold, over all key points:
-
-    MEASURED
+    Measured by `python -m geo_utils.judges --corpus jsonl --path ROWS`, which asks for each key
+    point on its own page and on others, over 120 Researchy-GEO queries (853 key points written by
+    a model from the pages; 3,412 pairs with the other pages of the query, 4,265 with another
+    query's). ROC AUC of own against other pages of the same query, which may truly carry the
+    point, 0.961; against another query's pages 0.999. The threshold 0.50 has the largest Youden
+    index: held by 88.2 % of own pages, 8.7 % of the same query's others, 0.02 % of another
+    query's; 2.6 % of own pages are wrongly called contradicted. The shipped sample's key points
+    were worded close to their pages, so its figures (AUC 1.000) are no evidence for the judge.
 
     Attributes:
         threshold: Share of the weight that counts as support.
@@ -97,12 +101,16 @@ def make_judge(name: str) -> Judge:
 
 def _conflict(key_point: str, window: Sequence[str]) -> str | None:
     """Say what in the window disagrees with the key point, if anything does."""
-    text = " ".join(window)
-    wanted, given = numbers(key_point), numbers(text)
+    wanted, given = numbers(key_point), numbers(" ".join(window))
     if wanted and given and not wanted & given:
         return f"numbers {', '.join(sorted(given))} instead of {', '.join(sorted(wanted))}"
-    shared = set(content_words(key_point)) & set(content_words(text))
-    flipped = shared & (negated_words(key_point) ^ negated_words(text))
+    # Negation is read in the one sentence that says most of the point; where both sides negate
+    # something, words alone cannot tell whether they disagree.
+    closest = max(window, key=lambda sentence: coverage(key_point, [sentence]).score)
+    ours, theirs = negated_words(key_point), negated_words(closest)
+    if bool(ours) == bool(theirs):
+        return None
+    flipped = (ours | theirs) & set(content_words(key_point)) & set(content_words(closest))
     return f"negation differs at {', '.join(sorted(flipped))}" if flipped else None
 
 
@@ -149,11 +157,12 @@ def main() -> None:
         lines.append(f"ROC AUC own page against {kind}: {roc_auc(scores['own'], scores[kind]):.3f}")
     best = max(
         np.arange(0.30, 0.91, 0.05),
-        key=lambda t: (scores["own"] >= t).mean() - (scores["other query"] >= t).mean(),
+        key=lambda t: (scores["own"] >= t).mean() - (scores["same query"] >= t).mean(),
     )
-    lines.append(f"threshold with the largest Youden index against other queries: {best:.2f}")
+    lines.append(f"threshold with the largest Youden index against the same query: {best:.2f}")
+    lines += [f"pairs, {kind}: {len(found)}" for kind, found in scores.items()]
     for t in np.arange(0.40, 0.81, 0.05):
-        rates = "  ".join(f"{kind} {(s >= t - 1e-9).mean():.3f}" for kind, s in scores.items())
+        rates = "  ".join(f"{kind} {(s >= t - 1e-9).mean():.4f}" for kind, s in scores.items())
         lines.append(f"held at {t:.2f}: {rates}")
     judge = LexicalJudge()
     labels = [

@@ -244,9 +244,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint such as `; did you mean 'seed'?`, or nothing."""
+    """Return the end of a sentence: `; did you mean 'seed'?`, or a full stop."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def _method(name: str) -> str:

@@ -90,7 +90,8 @@ def visibility_figure(summary: pd.DataFrame, params: NotebookParams) -> Figure:
     best = str(summary["pawc"].idxmax())
     title = (
         f"{label(best).capitalize()} gives the target page most visibility: "
-        f"PAWC {float(summary['pawc'].max()):.2f}, original {float(summary['pawc']['original']):.2f}"
+        f"PAWC {float(summary['pawc'].max()):.2f}, "
+        f"original {float(summary['pawc']['original']):.2f}"
     )
     figure, axes = _canvas(len(summary))
     _intervals(axes, summary, "pawc", "pawc")

@@ -155,11 +155,13 @@ def locate_run(notebook: str, params: NotebookParams) -> Run:
     """Return the run that these parameters start or resume; nothing is written."""
     parent = resolve_path(params.output_root) / notebook / params.variant
     digest = _parameters_hash(params)
-    for folder in sorted(parent.glob(f"*-{digest[:8]}"), reverse=True):
-        manifest = Run(folder).manifest
+    newest = max(parent.glob(f"*-{digest[:8]}"), default=None)
+    if newest is not None:
+        manifest = Run(newest).manifest
         if manifest.get("status") != "finished" or manifest.get("code_hash") == code_hash():
-            return Run(folder)
-    return Run(parent / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest[:8]}")
+            return Run(newest)
+    now = datetime.now(UTC)
+    return Run(parent / f"{now:%Y%m%d-%H%M%S}{now.microsecond // 1000:03d}-{digest[:8]}")
 
 
 def provenance(params: NotebookParams) -> str:

@@ -19,6 +19,8 @@ _WORD = regex.compile(
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]")
 # Full stops that nupunkt, trained on Latin scripts, does not know.
 _FOREIGN_STOP = regex.compile(r"(?<=[。！？؟۔।])")  # noqa: RUF001
+_CLAUSE = regex.compile(r"(?i)[,;:()]|\b(?:but|because|although|while|whereas)\b")
+_NOT_ONLY = regex.compile(r"(?i)\bnot (?:only|just|merely|simply|necessarily|to mention)\b")
 _NUMBER = regex.compile(r"\d+(?:[.,]\d+)*")
 
 STOPWORDS = frozenset(
@@ -31,7 +33,7 @@ STOPWORDS = frozenset(
     through thus to too under until up upon us very was we were what when where whether which
     while who whom whose why will with would yet you your yours""".split()  # noqa: SIM905
 )
-NEGATORS = frozenset("not no never none nothing neither nor cannot without hardly n't".split())  # noqa: SIM905
+NEGATORS = frozenset("not no never none nothing neither nor cannot n't".split())  # noqa: SIM905
 
 _stem = Stemmer.Stemmer("english").stemWord
 
@@ -95,14 +97,20 @@ def numbers(text: str) -> frozenset[str]:
 
 
 @lru_cache(maxsize=100_000)
-def negated_words(text: str, reach: int = 3) -> frozenset[str]:
-    """Return the content stems that stand within `reach` content words after a negator."""
+def negated_words(text: str, reach: int = 2) -> frozenset[str]:
+    """Return the content stems that are negated wherever the text uses them.
+
+    A negator reaches `reach` content words further in its clause; `not only`, `not just` and
+    the like negate nothing.
+    """
     negated: set[str] = set()
-    left = 0
-    for word in (word.lower() for word in words(text)):
-        if word in NEGATORS or word.endswith(("n't", "n\u2019t")):
-            left = reach
-        elif word not in STOPWORDS and left:
-            negated.add(stem(word))
-            left -= 1
-    return frozenset(negated)
+    plain: set[str] = set()
+    for clause in _CLAUSE.split(_NOT_ONLY.sub(" ", text)):
+        left = 0
+        for word in (word.lower() for word in words(clause)):
+            if word in NEGATORS or word.endswith(("n't", "n\u2019t")):
+                left = reach
+            elif word not in STOPWORDS:
+                (negated if left else plain).add(stem(word))
+                left = max(left - 1, 0)
+    return frozenset(negated - plain)

@@ -1,0 +1,54 @@
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from geo_utils.corpus import Example, KeyPoint
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def rows_file(tmp_path):
+    """Write rows as JSON lines and return the path."""
+
+    def write(*rows, name="rows.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def make_row(query_id="q1", **changes):
+    return {
+        "query_id": query_id,
+        "query": "how do tides work?",
+        "target_id": 1,
+        "text_list": [
+            "The sea rises twice a day in most harbours. Boats wait for it.",
+            "The Moon raises two bulges of water. A harbour sees a new tide every 12 hours.",
+            "Fishermen know the tide tables by heart. They sail with the ebb.",
+        ],
+        "ori_keypoint_dict": {
+            "points": [
+                {"point_number": 1, "point_content": "The Moon raises two bulges of water."},
+                {"point_number": 2, "point_content": "A new tide arrives every 12 hours."},
+            ]
+        },
+    } | changes
+
+
+def make_example(query_id="q1", **changes):
+    fields = {
+        "query": "how do tides work?",
+        "sources": tuple(make_row()["text_list"]),
+        "target_id": 1,
+        "key_points": (KeyPoint(1, "The Moon raises two bulges of water."),),
+    } | changes
+    return Example(query_id, **fields)
+
+
+def run(coroutine):
+    return asyncio.run(coroutine)

@@ -1,0 +1,306 @@
+"""Notebooks as a user runs them: from the command line, through bare Papermill, and badly."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import PROJECT, make_row
+
+from geo_utils.runs import Run
+
+NB02, NB03 = "02_baseline_rewrites", "03_key_point_prompt"
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+
+
+def run_notebook(notebook, params, root, *overrides):
+    extra = [part for pair in overrides for part in ("-p", *pair)]
+    return command("geo_utils.run", notebook, params, "-p", "output_root", root, *extra)
+
+
+def only_run(root, notebook):
+    (folder,) = (root / notebook).glob("*/*")
+    return Run(folder)
+
+
+def cell_seconds(executed):
+    """Seconds from the first code cell's start to the last executed cell's end."""
+    cells = [c for c in nbformat.read(executed, as_version=4).cells if c.cell_type == "code"]
+    times = [c.metadata.papermill for c in cells if c.metadata.get("papermill", {}).get("end_time")]
+    start, end = times[0]["start_time"], times[-1]["end_time"]
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+
+
+@pytest.fixture(scope="module", params=[NB02, NB03])
+def finished(request, tmp_path_factory):
+    root = tmp_path_factory.mktemp("outputs")
+    done = run_notebook(request.param, "smoke", root)
+    assert done.returncode == 0, done.stderr
+    return request.param, done, only_run(root, request.param)
+
+
+class TestSmoke:
+    def test_the_run_folder_holds_what_it_promises(self, finished):
+        _, done, run = finished
+        names = {path.name for path in run.folder.iterdir()}
+        assert names == {
+            "manifest.json",
+            "params.yaml",
+            "samples.parquet",
+            "figures",
+            "notebook.ipynb",
+            "report.html",
+            "slides.html",
+        }
+        for kind in ("report", "slides"):
+            assert f"{kind}: {run.folder / f'{kind}.html'}" in done.stdout
+
+    def test_the_manifest_tells_how_it_came_about(self, finished):
+        notebook, _, run = finished
+        manifest = run.manifest
+        assert manifest["status"] == "finished" and manifest["notebook"] == notebook
+        assert manifest["parameters"]["passed"]["output_root"]
+        assert manifest["parameters"]["resolved"]["repeats"] == 3
+        assert len(manifest["inputs"]["corpus"]) == 64
+        assert manifest["usage"] == {
+            "samples": 30 * 3 * len(manifest["headline"]["methods"]),
+            "abstentions": 0,
+        }
+        for row in manifest["headline"]["methods"].values():
+            assert row["ci_low"] <= row["key_point_probability"] <= row["ci_high"]
+            assert (row["n_examples"], row["n_samples"]) == (30, 90)
+
+    def test_the_headline_is_computed_from_the_samples(self, finished):
+        _, _, run = finished
+        samples = pd.read_parquet(run.folder / "samples.parquet")
+        for method, row in run.manifest["headline"]["methods"].items():
+            part = samples[samples["method"] == method]
+            assert row["key_point_probability"] == pytest.approx(part["supported"].mean())
+            assert row["pawc"] == pytest.approx(part["pawc"].mean())
+
+    def test_the_key_point_edit_beats_the_original_offline(self, finished):
+        notebook, _, run = finished
+        methods = run.manifest["headline"]["methods"]
+        if notebook == NB03:
+            assert methods["key_point"]["ci_low"] > methods["original"]["ci_high"]
+
+    def test_the_report_says_offline_and_carries_no_code(self, finished):
+        notebook, _, run = finished
+        report = (run.folder / "report.html").read_text()
+        slides = (run.folder / "slides.html").read_text()
+        assert "offline roles: extractive engine" in report
+        assert "from_notebook" not in report + slides
+        if notebook == NB03:
+            executed = (run.folder / "notebook.ipynb").read_text()
+            assert all(value in executed for value in ("0.609", "0.632", "0.891"))
+
+    def test_a_second_run_reuses_the_folder_and_gives_the_same_table(self, finished):
+        notebook, _, run = finished
+        before = (run.folder / "samples.parquet").read_bytes()
+        root = run.folder.parents[2]
+        assert run_notebook(notebook, "smoke", root).returncode == 0
+        again = only_run(root, notebook)
+        assert again.folder == run.folder and len(again.manifest["attempts"]) == 2
+        assert (again.folder / "samples.parquet").read_bytes() == before
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+@pytest.mark.parametrize("page", ["report.html", "slides.html#/1"])
+def test_pages_load_without_a_network_and_without_console_errors(finished, page, tmp_path):
+    """Every host resolves to nothing, so that a request shows up in the network log as failed."""
+    _, _, run = finished
+    netlog = tmp_path / "net.json"
+    done = subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={netlog}",
+            "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0",
+            "--virtual-time-budget=5000", "--dump-dom", f"file://{run.folder}/{page}",
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr, done.stderr
+    if page.startswith("slides"):
+        assert re.search(r'class="[^"]*\bready\b', done.stdout), "reveal.js did not start"
+        assert "present" in done.stdout
+    # The browser asks for hosts of its own; a host that the page names would be the page's doing.
+    source = (run.folder / page.partition("#")[0]).read_text()
+    asked = set(re.findall(r'"url":"https?://([^/":]+)', netlog.read_text()))
+    assert not [host for host in asked if host in source]
+    markup = re.sub(r"(<script[^>]*>).*?</script>", r"\1", source, flags=re.DOTALL)
+    loads = r"""<(?:script|link|img|iframe)[^>]+(?:src|href)=["'](?!data:|#)([^"']+)"""
+    assert re.findall(loads, markup) == []
+    assert not re.search(r"@import|url\([\"']?(?:https?:)?//", markup)
+
+
+class TestBadParameters:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((NB02, "smoke", "-p", "repeat", "3"), "did you mean 'repeats'?"),
+            ((NB02, "smoke", "-p", "repeats", "0"), "repeats=0: input should be greater"),
+            ((NB02, "smoke", "-p", "methods", "[original, fluency]"), "'fluency' needs a model"),
+            ((NB02, "smok"), "no parameter file"),
+            ((NB02, "smoke", "-p", "methods", "[original"), "is not YAML"),
+            (("02_baseline", "smoke"), "did you mean '02_baseline_rewrites'?"),
+        ],
+    )
+    def test_the_command_line_refuses_before_anything_runs(self, tmp_path, arguments, message):
+        started = time.monotonic()
+        done = command("geo_utils.run", *arguments, "-p", "output_root", str(tmp_path / "out"))
+        assert done.returncode == 2
+        assert message in done.stderr and "Traceback" not in done.stderr
+        assert time.monotonic() - started < 5
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("repeat", "3", "'repeat' is no parameter; did you mean 'repeats'?"),
+            ("repeats", "0", "repeats=0: input should be greater than or equal to 1"),
+            ("engine", "ofline", "engine='ofline': choose from offline"),
+        ],
+    )
+    def test_bare_papermill_stops_within_2_seconds(self, tmp_path, name, value, message):
+        out = tmp_path / "out.ipynb"
+        done = command(
+            "papermill", f"notebooks/{NB02}.ipynb", out, "-p", "output_root", tmp_path,
+            "-p", name, value, "--no-progress-bar",
+        )  # fmt: skip
+        assert done.returncode != 0 and message in done.stderr
+        assert cell_seconds(out) < 2
+        assert not (tmp_path / NB02).exists()
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (None, "no such file"),
+            ('{"query_id": "q1", "que', "line 1: not a JSON object"),
+            (json.dumps(make_row(target_id=9)), "target_id=9; allowed are 0 to 2"),
+        ],
+    )
+    def test_a_wrong_corpus_fails_the_run_within_2_seconds(self, tmp_path, content, message):
+        path = tmp_path / "rows.jsonl"
+        if content is not None:
+            path.write_text(content)
+        done = run_notebook(
+            NB02, "smoke", tmp_path, ("corpus", "jsonl"), ("corpus_path", str(path))
+        )
+        assert done.returncode == 1 and message in done.stderr
+        run = only_run(tmp_path, NB02)
+        assert run.manifest["status"] == "failed" and message in run.manifest["reason"]
+        assert message in (run.folder / "report.html").read_text()
+        assert cell_seconds(run.folder / "notebook.ipynb") < 2
+
+
+def test_bare_papermill_with_a_parameter_file(tmp_path):
+    out = tmp_path / "out.ipynb"
+    done = command(
+        "papermill", f"notebooks/{NB02}.ipynb", out, "-f", f"params/{NB02}/smoke.yaml",
+        "-p", "output_root", tmp_path, "-p", "limit", "4", "--no-progress-bar",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path, NB02)
+    assert run.manifest["status"] == "finished"
+    assert run.manifest["parameters"]["passed"]["limit"] == 4
+    rendered = command("geo_utils.report", out)
+    assert rendered.returncode == 0 and (tmp_path / "report.html").exists()
+
+
+@pytest.mark.skipif(
+    not (PROJECT / "../shared/data/researchy-geo-dev.jsonl").exists(), reason="no real rows here"
+)
+def test_real_rows_take_under_90_seconds(tmp_path):
+    done = run_notebook(
+        NB02, "default", tmp_path, ("corpus", "jsonl"),
+        ("corpus_path", str((PROJECT / "../shared/data/researchy-geo-dev.jsonl").resolve())),
+        ("methods", "[original, keyword_stuffing, easy_to_understand, key_point, "
+                    "paste_key_point, repeat_key_point]"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path, NB02)
+    executed = (run.folder / "notebook.ipynb").read_text()
+    assert int(re.search(r"3,600 of 3,600 samples, (\d+) s", executed).group(1)) < 90
+    assert len(run.manifest["headline"]["methods"]) == 6
+
+
+class TestEndings:
+    """A run of 90,000 samples, ended from outside in the middle of it."""
+
+    overrides = (("repeats", "1000"), ("variant", "long"))
+
+    def start(self, root, attempt=1):
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "geo_utils.run", NB02, "smoke",
+                "-p", "output_root", str(root),
+                *(part for pair in self.overrides for part in ("-p", *pair)),
+            ],
+            cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            time.sleep(0.2)
+            manifests = list(Path(root).glob(f"{NB02}/long/*/manifest.json"))
+            for run in (Run(path.parent) for path in manifests):
+                if len(run.manifest.get("attempts", ())) == attempt:
+                    time.sleep(1.5)  # into the evaluation
+                    return process, run, run.manifest["attempts"][-1]["pid"]
+        raise AssertionError("the run never started")
+
+    @staticmethod
+    def gone(pid):
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return True
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+            time.sleep(0.1)
+        return False
+
+    def test_a_kernel_that_dies_is_a_failed_run_that_can_be_resumed(self, tmp_path):
+        process, run, kernel = self.start(tmp_path)
+        os.kill(kernel, signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert run.manifest["status"] == "failed" and "kernel died" in run.manifest["reason"]
+        assert "kernel died" in errors
+        process, again, kernel = self.start(tmp_path, attempt=2)
+        assert again.folder == run.folder
+        assert again.manifest["status"] == "started"
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert self.gone(kernel)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_ends_the_run_as_interrupted(self, tmp_path, number):
+        process, run, kernel = self.start(tmp_path)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert run.manifest["status"] == "interrupted"
+        assert run.manifest["reason"] == f"signal {number.name}"
+        assert self.gone(kernel)

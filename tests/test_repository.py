@@ -1,0 +1,114 @@
+"""What the repository promises about itself: floors, sizes, pins, stripped notebooks."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+
+import nbformat
+import pytest
+import yaml
+from conftest import PROJECT
+
+FLOORS = [
+    {"files", "cells", "params", "runs"},
+    {"text", "lexical", "rows", "corpus", "citations", "visibility", "statistics"},
+    set(),  # models
+    {"engines", "judges", "rewriters"},
+    {"evaluate", "summary"},
+    set(),  # training
+    {"tables", "plots", "view", "report", "run"},
+]
+FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
+MODULES = sorted((PROJECT / "geo_utils").glob("*.py"))
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+PINS = [*PYPROJECT["dependencies"], *PYPROJECT["optional-dependencies"]["dev"]]
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("geo_utils"):
+            yield [*node.module.split("."), node.names[0].name][1]
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("geo_utils."))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_a_module_imports_only_from_its_floor_and_below(path):
+    if path.stem == "__init__":
+        return
+    for other in imported(path):
+        assert FLOOR[other] <= FLOOR[path.stem], f"{path.stem} imports {other} from above"
+
+
+def test_no_module_imports_itself_round_a_corner():
+    graph = {path.stem: set(imported(path)) for path in MODULES}
+
+    def reach(module, seen):
+        for other in graph[module] - seen:
+            reach(other, seen | {other})
+            assert other != start, f"{start} imports itself through {module}"
+
+    for start in graph:
+        reach(start, set())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_sizes(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_limits(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert len(cells) <= 40
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert "parameters" in code[0].metadata.tags
+    for cell in code:
+        assert not cell.outputs and cell.execution_count is None
+        assert len(cell.source.splitlines()) <= 25
+        assert not re.search(r"^\s*(def|class|if|for|while|try)\b", cell.source, re.MULTILINE)
+    for cell in cells:
+        assert cell.metadata.slideshow.slide_type in ("slide", "subslide", "-", "skip", "notes")
+
+
+def test_environment_yml_has_the_same_pins():
+    wanted = yaml.safe_load((PROJECT / "environment.yml").read_text())["dependencies"]
+    pip = next(entry["pip"] for entry in wanted if isinstance(entry, dict))
+    assert [line for line in pip if "==" in line] == PINS
+    assert pip[0] == "-c requirements.lock" and pip[-1] == "-e ."
+    python = next(entry for entry in wanted if str(entry).startswith("python="))
+    assert python.removeprefix("python=") in ("3.11", "3.12")
+
+
+def test_every_direct_dependency_is_pinned_and_locked():
+    lock = dict(
+        line.split("==") for line in (PROJECT / "requirements.lock").read_text().splitlines()
+    )
+    locked = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in lock.items()}
+    for pin in PINS:
+        name, version = pin.split("==")
+        assert locked[re.sub(r"[-_.]+", "-", name).lower()] == version, pin
+
+
+def test_what_is_installed_is_what_is_locked():
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    installed = {
+        re.sub(r"[-_.]+", "-", n).lower(): v.split("+")[0]
+        for n, v in (line.split("==") for line in listed.splitlines() if "==" in line)
+    }
+    for line in (PROJECT / "requirements.lock").read_text().splitlines():
+        name, version = line.split("==")
+        found = installed.get(re.sub(r"[-_.]+", "-", name).lower())
+        assert found in (version, None), f"{name}: {found} installed, {version} locked"

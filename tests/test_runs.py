@@ -1,0 +1,113 @@
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+from conftest import PROJECT
+
+from geo_utils import runs
+from geo_utils.cells import default_parameters
+from geo_utils.files import project_root, resolve_path, write_atomic
+from geo_utils.params import BaselineRewritesParams
+from geo_utils.runs import locate_run, start_run
+
+NAME = "02_baseline_rewrites"
+DEFAULTS = default_parameters(PROJECT / "notebooks" / f"{NAME}.ipynb")
+
+
+@pytest.fixture
+def params(tmp_path):
+    def make(**changes):
+        values = DEFAULTS | {"output_root": str(tmp_path)} | changes
+        return BaselineRewritesParams.check(values, changes)
+
+    return make
+
+
+def test_the_manifest_is_written_first_and_last(params):
+    run = start_run(NAME, params(repeats=2))
+    first = run.manifest
+    assert first["status"] == "started" and first["headline"] is None
+    assert run.folder.parent.parts[-2:] == (NAME, "default")
+    run.finish({"methods": {}}, {"samples": 3})
+    last = run.manifest
+    assert last["status"] == "finished" and last["headline"] == {"methods": {}}
+    assert last["parameters"]["passed"] == {"repeats": 2}
+    assert last["parameters"]["resolved"]["corpus"] == "sample"
+    assert last["provenance"].startswith("offline roles")
+    for entry in ("notebook_hash", "git", "seeds", "packages", "gpus", "slurm", "models", "python"):
+        assert entry in last
+    assert last["packages"]["papermill"]
+
+
+def test_the_same_parameters_resume_an_unfinished_run(params):
+    first = start_run(NAME, params())
+    assert start_run(NAME, params()).folder == first.folder
+    assert len(first.manifest["attempts"]) == 2
+    first.end("failed", "why")
+    assert start_run(NAME, params()).folder == first.folder
+    assert first.manifest["reason"] is None
+    assert start_run(NAME, params(seed=1)).folder != first.folder
+
+
+def test_a_finished_run_is_reused_only_by_the_same_code(params, monkeypatch):
+    run = start_run(NAME, params())
+    run.finish({})
+    assert locate_run(NAME, params()).folder == run.folder
+    monkeypatch.setattr(runs, "code_hash", lambda: "changed")
+    assert not locate_run(NAME, params()).manifest
+    run.update(status="interrupted")
+    assert locate_run(NAME, params()).folder == run.folder
+
+
+def test_where_outputs_lie_does_not_make_another_run(params, tmp_path):
+    there = params(output_root=str(tmp_path / "elsewhere"))
+    assert locate_run(NAME, params()).folder.name[-8:] == locate_run(NAME, there).folder.name[-8:]
+
+
+def test_a_finished_run_stays_finished(params):
+    run = start_run(NAME, params())
+    run.finish({})
+    run.end("failed", "a cell run by hand afterwards")
+    assert run.manifest["status"] == "finished"
+
+
+@pytest.mark.parametrize("content", ["", '{"status": "fini', "[]", "\x00"])
+def test_a_torn_manifest_reads_as_none(params, content):
+    run = start_run(NAME, params())
+    (run.folder / "manifest.json").write_text(content)
+    assert run.manifest == {}
+    run.end("failed", "torn")
+    assert run.manifest["status"] == "failed"
+
+
+def test_not_a_number_never_enters_a_manifest(params):
+    with pytest.raises(ValueError, match="JSON"):
+        start_run(NAME, params()).finish({"x": float("nan")})
+
+
+def _write_for_ever(path):
+    for i in range(10_000_000):
+        write_atomic(path, json.dumps({"i": i, "filler": "x" * 200_000}))
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "manifest.json"
+    for pause in (0.05, 0.08, 0.13, 0.21, 0.3):
+        writer = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(path,))
+        writer.start()
+        time.sleep(pause)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        if path.exists():
+            assert len(json.loads(path.read_text())["filler"]) == 200_000
+    assert path.exists()
+
+
+def test_relative_paths_start_at_the_projects_root(monkeypatch):
+    monkeypatch.chdir(PROJECT / "notebooks")
+    assert project_root() == PROJECT
+    assert resolve_path("outputs") == PROJECT / "outputs"
+    assert str(resolve_path("/tmp/x")) == "/tmp/x"
