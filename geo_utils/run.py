@@ -95,6 +95,7 @@ def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> in
         sys.stderr.write(f"  {run.manifest.get('reason')}\n")
     else:
         log.unlink(missing_ok=True)
+        sys.stderr.write(_headline_text(run.manifest))
     _render(run, executed)
     if received:
         return 128 + received
@@ -158,6 +159,16 @@ def _failure(executed: Path, returncode: int) -> str:
             if output["output_type"] == "error":
                 return f"{output['ename']}: {output['evalue']}"
     return f"the kernel died or never started (papermill's exit code {returncode}); out of memory?"
+
+
+def _headline_text(manifest: dict[str, Any]) -> str:
+    lines = [f"  key-point probability ({manifest['provenance']}):"]
+    for method, row in manifest["headline"]["methods"].items():
+        share = (row["key_point_probability"], row["ci_low"], row["ci_high"])
+        interval = "no score" if None in share else "{:.3f} [{:.3f}, {:.3f}]".format(*share)
+        counts = f"n = {row['n_examples']} queries, {row['n_samples']} samples"
+        lines.append(f"  {method:20} {interval:22} {counts}, {row['abstentions']} abstentions")
+    return "\n".join(lines) + "\n"
 
 
 def _render(run: Run, executed: Path) -> None:

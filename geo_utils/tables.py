@@ -83,14 +83,11 @@ def verdict_table(samples: pd.DataFrame, params: NotebookParams) -> Styler:
 
 
 def abstention_table(samples: pd.DataFrame) -> pd.DataFrame:
-    """Count the reasons of abstentions by method; empty if there was none."""
-    return (
-        samples.dropna(subset="abstention")
-        .groupby(["method", "abstention"])
-        .size()
-        .rename("samples")
-        .reset_index()
-    )
+    """Count the reasons of abstentions by method."""
+    lost = samples.dropna(subset="abstention")
+    if lost.empty:
+        return pd.DataFrame({"abstentions": ["none"]}, index=[""])
+    return lost.groupby(["method", "abstention"]).size().rename("samples").reset_index()
 
 
 def corpus_table(corpus: Corpus, chosen: int) -> pd.DataFrame:

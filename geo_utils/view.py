@@ -81,7 +81,7 @@ def example_view(sample: pd.Series, examples: Iterable[Example]) -> HTML:
     )
     boxes = (
         ("Original page", before),
-        (f"Rewritten by {label(str(sample['method']))}", after),
+        (f"Rewritten: {label(str(sample['method']))}", after),
         (f"Answer, repeat {int(sample['repeat'])}; sources {sources}", answer),
     )
     columns = "".join(
