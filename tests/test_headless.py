@@ -103,6 +103,14 @@ class TestSmoke:
         if notebook == NB03:
             assert methods["key_point"]["ci_low"] > methods["original"]["ci_high"]
 
+    def test_the_readmes_table_is_the_demos(self, finished):
+        notebook, _, run = finished
+        if notebook == NB03:
+            readme = (PROJECT / "README.md").read_text()
+            for row in run.manifest["headline"]["methods"].values():
+                number = "{key_point_probability:.3f} [{ci_low:.3f}, {ci_high:.3f}]".format(**row)
+                assert number in readme
+
     def test_the_report_says_offline_and_carries_no_code(self, finished):
         notebook, _, run = finished
         report = (run.folder / "report.html").read_text()

@@ -112,3 +112,10 @@ def test_what_is_installed_is_what_is_locked():
         name, version = line.split("==")
         found = installed.get(re.sub(r"[-_.]+", "-", name).lower())
         assert found in (version, None), f"{name}: {found} installed, {version} locked"
+
+
+def test_the_readmes_python_runs(tmp_path):
+    (block,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "key_point_probability" in done.stdout
