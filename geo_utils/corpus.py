@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from geo_utils.lexical import SUPPORT_THRESHOLD, coverage
-from geo_utils.params import nearest
+from geo_utils.parameter_errors import nearest
 from geo_utils.rows import HUB_IDS, CorpusError, disk_rows, hub_rows, jsonl_rows
-from geo_utils.text import sentences
+from geo_utils.text import clean_text, plain_line_breaks, sentences
 
 KeyPointChoice = Literal["one", "all", "exclusive"]
 MAX_PAGE_CHARS = 500_000
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 NAMES = ("sample", "jsonl", *HUB_IDS)
 
 
@@ -147,7 +146,7 @@ def load_corpus(
     if name == "jsonl":
         if path is None:
             raise CorpusError("corpus='jsonl' needs path: a JSONL file or a saved dataset folder")
-        rows = disk_rows(Path(path)) if Path(path).is_dir() else jsonl_rows(Path(path))
+        rows = disk_rows(Path(path)) if os.path.isdir(path) else jsonl_rows(Path(path))
     elif name == "sample":
         rows = jsonl_rows(Path(str(files("geo_utils") / "data" / "sample.jsonl")))
     else:
@@ -207,9 +206,9 @@ def _example(row: Mapping[str, Any], place: str, notes: dict[str, int]) -> Examp
     else:
         texts, query_id, target = row.get("text_list"), row.get("query_id"), row.get("target_id")
     query = row.get("query")
-    if not isinstance(query, str) or not query.strip():
+    if not isinstance(query, str) or not clean_text(query).strip():
         raise CorpusError(f"{place}: query={query!r} must be a text")
-    if query_id is None or query_id == "":
+    if query_id is None or not clean_text(str(query_id)).strip():
         raise CorpusError(f"{place}: query_id is missing")
     if not isinstance(texts, list | tuple) or not texts:
         raise CorpusError(f"{place}: no sources; text_list must hold at least one page")
@@ -218,8 +217,13 @@ def _example(row: Mapping[str, Any], place: str, notes: dict[str, int]) -> Examp
     pages = tuple(_clean_page(t, f"{place}, page {i}", notes) for i, t in enumerate(texts))
     if not pages[target].strip():
         raise CorpusError(f"{place}: the target page {target} is empty")
-    points = _key_points((row.get("ori_keypoint_dict") or {}).get("points") or (), place)
-    return Example(str(query_id), _CONTROL.sub("", query).strip(), pages, target, points)
+    listed = row.get("ori_keypoint_dict") or {}
+    if not isinstance(listed, Mapping):
+        raise CorpusError(f"{place}: ori_keypoint_dict must hold points, not {listed!r:.80}")
+    points = _key_points(listed.get("points") or (), place)
+    return Example(
+        clean_text(str(query_id)).strip(), clean_text(query).strip(), pages, target, points
+    )
 
 
 def _clean_page(text: Any, place: str, notes: dict[str, int]) -> str:
@@ -230,22 +234,30 @@ def _clean_page(text: Any, place: str, notes: dict[str, int]) -> str:
             f"{place}: {len(text):,} characters; at most {MAX_PAGE_CHARS:,} are allowed. "
             "Cut the page to what an engine would read"
         )
-    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n")
-    cleaned = _CONTROL.sub("", text).encode("utf-8", "ignore").decode("utf-8")
-    if cleaned != text:
+    cleaned = clean_text(text)
+    if cleaned != plain_line_breaks(text):
         what = "pages with control characters (removed)"
         notes[what] = notes.get(what, 0) + 1
     return cleaned
 
 
-def _key_points(rows: Iterable[Mapping[str, Any]], place: str) -> tuple[KeyPoint, ...]:
+def _key_points(rows: Any, place: str) -> tuple[KeyPoint, ...]:
     points: list[KeyPoint] = []
+    if not isinstance(rows, list | tuple):
+        raise CorpusError(f"{place}: key points must be a list, not {rows!r:.80}")
     for row in rows:
-        content = row.get("point_content")
-        if not isinstance(content, str) or not content.strip():
-            raise CorpusError(f"{place}: a key point without point_content: {dict(row)!r}")
-        spans = tuple(s for s in row.get("spans") or () if isinstance(s, str) and s.strip())
-        points.append(KeyPoint(int(row.get("point_number") or len(points) + 1), content, spans))
+        content = row.get("point_content") if isinstance(row, Mapping) else None
+        if not isinstance(content, str) or not clean_text(content).strip():
+            raise CorpusError(f"{place}: a key point without point_content: {row!r:.200}")
+        number, spans = row.get("point_number", len(points) + 1), row.get("spans") or []
+        if type(number) is not int:
+            raise CorpusError(f"{place}: point_number={number!r} must be a whole number")
+        if not isinstance(spans, list | tuple):
+            raise CorpusError(f"{place}: spans of point {number} must be a list, not {spans!r:.80}")
+        kept = tuple(clean_text(s) for s in spans if isinstance(s, str) and s.strip())
+        points.append(KeyPoint(number, clean_text(content).strip(), kept))
+    if len({point.number for point in points}) < len(points):
+        points = [replace(point, number=i) for i, point in enumerate(points, 1)]
     return tuple(points)
 
 
@@ -272,18 +284,16 @@ def _join_key_points(example: Example, folder: Path) -> Example:
     if not path.exists():
         return example
     try:
-        documents = json.loads(path.read_text(encoding="utf-8"))["key_points"]
-    except (ValueError, KeyError, TypeError) as error:
+        documents = json.loads(path.read_text(encoding="utf-8"))["key_points"].values()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorpusError(f"{path}: not a key-point file ({error!r})") from None
     page = " ".join(example.target.split())
 
-    def quoted_share(points: tuple[KeyPoint, ...]) -> float:
+    def quoted(points: tuple[KeyPoint, ...]) -> tuple[float, int]:
+        """Return share and number of the spans that stand in the target page."""
         spans = [" ".join(s.split()) for p in points for s in p.spans]
-        return sum(s in page for s in spans) / len(spans) if spans else 0.0
+        found = sum(s in page for s in spans)
+        return (found / len(spans) if spans else 0.0), found
 
-    best = max(
-        (_key_points(rows, str(path)) for rows in documents.values()),
-        key=quoted_share,
-        default=(),
-    )
-    return replace(example, key_points=best) if quoted_share(best) > 0.5 else example
+    best = max((_key_points(rows or (), str(path)) for rows in documents), key=quoted, default=())
+    return replace(example, key_points=best) if quoted(best)[0] > 0.5 else example

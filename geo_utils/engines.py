@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -123,17 +124,6 @@ class ExtractiveEngine:
         return Answer("\n\n".join(" ".join(cited[i : i + 3]) for i in range(0, len(cited), 3)))
 
 
-def make_engine(name: str, seed: int = 0) -> Engine:
-    """Return the engine of a name.
-
-    Raises:
-        ValueError: Unknown name.
-    """
-    if name != "offline":
-        raise ValueError(f"engine={name!r} is unknown; choose from offline")
-    return ExtractiveEngine(seed=seed)
-
-
 @dataclass(frozen=True, eq=False)
 class _Pool:
     """The candidate sentences of one prompt; arrays have one row a sentence."""
@@ -144,29 +134,33 @@ class _Pool:
     lengths: NDArray[np.int64]
     relevance: NDArray[np.float64]
     features: NDArray[np.float64]
-    incidence: NDArray[np.float32]
+    contents: tuple[frozenset[str], ...]
+    sizes: NDArray[np.int64]
+    holders: dict[str, list[int]]
 
     def overlap_with(self, row: int) -> NDArray[np.float64]:
         """Shared content words over the smaller sentence's, shape (n_sentences,)."""
-        sizes = self.incidence.sum(axis=1)
-        shared = self.incidence @ self.incidence[row]
-        return np.asarray(shared / np.maximum(np.minimum(sizes, sizes[row]), 1), dtype=float)
+        rows = [i for word in self.contents[row] for i in self.holders[word]]
+        shared = np.bincount(np.array(rows, dtype=np.int64), minlength=len(self.texts))
+        return np.asarray(shared / np.maximum(np.minimum(self.sizes, self.sizes[row]), 1))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _pool(query: str, sources: tuple[str, ...]) -> _Pool:
     rows = [(i, row) for i, page in enumerate(sources) for row in _page_sentences(page)]
     contents = [content_words(text) for _, (text, _, _) in rows]
     relevance = bm25(content_words(query), contents)
-    vocabulary = {word: j for j, word in enumerate(dict.fromkeys(w for c in contents for w in c))}
-    incidence = np.zeros((len(rows), max(len(vocabulary), 1)), dtype=np.float32)
-    for i, content in enumerate(contents):
-        incidence[i, [vocabulary[word] for word in content]] = 1
+    distinct = tuple(frozenset(content) for content in contents)
+    holders: dict[str, list[int]] = {}
+    for i, content in enumerate(distinct):
+        for word in content:
+            holders.setdefault(word, []).append(i)
     keys = tuple(" ".join(content) for content in contents)
     said = [(source, key) for (source, _), key in zip(rows, keys, strict=True)]
+    times = Counter(said)
     features = np.array(
         [
-            (*shown, 1 - 1 / said.count(place))
+            (*shown, 1 - 1 / times[place])
             for (_, (_, _, shown)), place in zip(rows, said, strict=True)
         ]
     ).reshape(len(rows), 4)
@@ -177,7 +171,9 @@ def _pool(query: str, sources: tuple[str, ...]) -> _Pool:
         lengths=np.array([length for _, (_, length, _) in rows], dtype=np.int64),
         relevance=relevance / max(float(relevance.max(initial=0.0)), 1e-9),
         features=features,
-        incidence=incidence,
+        contents=distinct,
+        sizes=np.array([len(content) for content in distinct], dtype=np.int64),
+        holders=holders,
     )
 
 

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import random
 import sys
-import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,14 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from geo_utils.citations import parse_answer
 from geo_utils.corpus import Example, KeyPoint, KeyPointChoice, choose_key_points
 from geo_utils.engines import Engine
 from geo_utils.judges import Judge
+from geo_utils.loops import run_sync
 from geo_utils.rewriters import Rewrite, Rewriter
 from geo_utils.text import words
-from geo_utils.visibility import FIGURES, visibility
+from geo_utils.visibility import FIGURES, visibility_from_parsed
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -103,16 +104,27 @@ def evaluate(
         nonlocal done
         rewrite = await rewriter.rewrite(method, example, point)
         sample = partial(_sample, example, point, method, rewrite, engine, judge, seed)
-        rows = await asyncio.gather(*map(sample, range(repeats)))
+        rows = await gather_all(sample(repeat) for repeat in range(repeats))
         done += repeats
         show(done, total)
         return rows
 
-    async def everything() -> list[list[dict[str, Any]]]:
-        return await asyncio.gather(*(one(e, p, m) for e, p in pairs for m in methods))
-
     show(0, total)
-    return pd.DataFrame([row for rows in run_sync(everything()) for row in rows])
+    tasks = gather_all(one(e, p, m) for e, p in pairs for m in methods)
+    return pd.DataFrame([row for rows in run_sync(tasks) for row in rows])
+
+
+async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all coroutines, and only then raise the first exception among them.
+
+    When a run is stopped, calls that are under way still come to their end, and their answers,
+    which are paid for, into the cache.
+    """
+    results = await asyncio.gather(*coroutines, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results  # type: ignore[return-value]
 
 
 async def _sample(
@@ -128,27 +140,11 @@ async def _sample(
     placement = draw_placement(example, seed)
     page = None if rewrite.abstention else rewrite.text
     sources = placement.sources(example, page or "")
-    row: dict[str, Any] = {
-        "query_id": example.query_id,
-        "query": example.query,
+    row = _empty_row(example, point, placement, sources) | {
         "method": method,
         "repeat": repeat,
-        "key_point_number": point.number,
-        "key_point": point.content,
-        "target_id": example.target_id,
-        "target_place": placement.place,
-        "source_order": list(placement.order),
-        "page_hashes": [_short_hash(source) for source in sources],
         "page": page,
-        "answer": None,
-        "verdict": None,
-        "supported": np.nan,
-        "explanation": "",
-        **dict.fromkeys(FIGURES, np.nan),
-        "uncited": None,
-        "original_words": len(words(example.target)),
         "page_words": np.nan if page is None else float(len(words(page))),
-        "answer_words": np.nan,
         "abstention": rewrite.abstention and f"rewriter: {rewrite.abstention}",
     }
     if page is None:
@@ -156,16 +152,19 @@ async def _sample(
     answer = await engine.answer(example.query, sources, sample_index=repeat)
     if answer.abstention:
         return row | {"abstention": f"engine: {answer.abstention}"}
-    seen = visibility(answer.text, len(sources))
+    parsed = parse_answer(answer.text, len(sources))
+    seen = visibility_from_parsed(parsed, len(sources))
     row |= {name: float(getattr(seen, name)[placement.place]) for name in FIGURES}
     row |= {
         "answer": answer.text,
         "answer_words": float(len(words(answer.text))),
         "uncited": seen.uncited,
+        "citations_out_of_range": float(len(parsed.out_of_range)),
+        "citations_unparsed": float(len(parsed.unparsed)),
     }
     verdict = await judge.judge(point.content, answer.text)
     if verdict.label is None:
-        return row | {"abstention": f"judge: {verdict.abstention}"}
+        return row | {"abstention": f"judge: {verdict.abstention or 'gave no verdict'}"}
     return row | {
         "verdict": verdict.label,
         "supported": float(verdict.label == "supported"),
@@ -173,27 +172,35 @@ async def _sample(
     }
 
 
-def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, also where an event loop is running, as in a notebook cell."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append((asyncio.run(coroutine), None))
-        except BaseException as error:  # handed to the caller's thread
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result  # type: ignore[no-any-return]
+def _empty_row(
+    example: Example, point: KeyPoint, placement: Placement, sources: Sequence[str]
+) -> dict[str, Any]:
+    """Return a sample's row before anything is known of its rewrite, answer and verdict."""
+    return {
+        "query_id": example.query_id,
+        "query": example.query,
+        "method": None,
+        "repeat": None,
+        "key_point_number": point.number,
+        "key_point": point.content,
+        "target_id": example.target_id,
+        "target_place": placement.place,
+        "source_order": list(placement.order),
+        "page_hashes": [_short_hash(source) for source in sources],
+        "page": None,
+        "answer": None,
+        "verdict": None,
+        "supported": np.nan,
+        "explanation": "",
+        **dict.fromkeys(FIGURES, np.nan),
+        "uncited": None,
+        "citations_out_of_range": np.nan,
+        "citations_unparsed": np.nan,
+        "original_words": len(words(example.target)),
+        "page_words": np.nan,
+        "answer_words": np.nan,
+        "abstention": None,
+    }
 
 
 class Counter:

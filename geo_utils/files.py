@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def project_root() -> Path:
-    """Return the project's folder: the nearest one upward that holds notebooks and params."""
+    """Return the project's folder: the nearest one upward that holds its notebooks."""
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).resolve().parent.parent):
-        if (folder / "notebooks").is_dir() and (folder / "params").is_dir():
+        if (folder / "notebooks" / "02_baseline_rewrites.ipynb").is_file():
             return folder
     return here
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
@@ -20,29 +18,35 @@ from pydantic import (
 
 from geo_utils.cells import bound_names
 from geo_utils.files import resolve_path
+from geo_utils.methods import METHODS, MODEL_FREE_METHODS, MODEL_METHODS, OFFLINE_METHODS
+from geo_utils.parameter_errors import ParameterError, nearest, problem_line
 
-# Methods that only edit the page, under any rewriter.
-MODEL_FREE_METHODS = ("original", "paste_key_point", "repeat_key_point")
-# Methods that the offline rewriter has an edit for; with a model they are prompts.
-OFFLINE_METHODS = ("keyword_stuffing", "easy_to_understand", "key_point")
-MODEL_METHODS = (
-    "unique_words",
-    "fluency",
-    "authoritative",
-    "technical_terms",
-    "cite_sources",
-    "quotation",
-    "statistics",
-    "rules",
-)
-METHODS = (*MODEL_FREE_METHODS, *OFFLINE_METHODS, *MODEL_METHODS)
-
-Backend = Literal["offline"]
+Backend = Literal["offline", "gemini", "openai", "vllm", "transformers"]
+Role = Literal["engine", "judge", "rewriter"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
-class ParameterError(ValueError):
-    """Parameters that a notebook cannot run with; one line a problem."""
+class CallOptions(BaseModel):
+    """How models are called; see `models.caller.Policy` and `models.limits.RateLimit`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_concurrency: Annotated[int, Field(ge=1, le=4096)] = 32
+    timeout_s: Annotated[float, Field(gt=0)] = 90.0
+    deadline_s: Annotated[float, Field(gt=0)] = 300.0
+    max_tries: Annotated[int, Field(ge=1)] = 8
+    max_retries: Annotated[int, Field(ge=0)] = 5_000
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
+
+
+class PriceOptions(BaseModel):
+    """US dollars per million tokens of prompt and answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens_in: Annotated[float, Field(ge=0)]
+    tokens_out: Annotated[float, Field(ge=0)]
 
 
 class NotebookParams(BaseModel):
@@ -61,6 +65,18 @@ class NotebookParams(BaseModel):
         rewriter: What rewrites.
         repeats: Sampled answers a page.
         seed: Seed of every draw.
+        models: Model id by role, where it is not the backend's default.
+        servers: Addresses by role: for `openai` those of the server and its replicas, each ending
+            in `/v1`; for `gemini` one that stands in for the service.
+        temperature: Of engine and rewriter.
+        judge_mode: `verdict` with a reason, or `soft`: P(supported) by log-probabilities.
+        prompts: Folder of templates that replace the shipped ones.
+        calls: How models are called.
+        max_calls: Most requests that the run may send.
+        max_cost: Most US dollars that the run may spend.
+        prices: Prices by model id, over the shipped table.
+        cache_root: Folder of the answers, shared by runs.
+        dry_run: Stop before the first call, with calls, tokens and cost counted.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -78,6 +94,17 @@ class NotebookParams(BaseModel):
     rewriter: Backend
     repeats: Annotated[int, Field(ge=1, le=1000)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    models: dict[Role, str]
+    servers: dict[Role, list[str]]
+    temperature: Annotated[float, Field(ge=0, le=2)]
+    judge_mode: Literal["verdict", "soft"]
+    prompts: str | None
+    calls: Annotated[CallOptions, Field(strict=False)]
+    max_calls: Annotated[int, Field(ge=1)] | None
+    max_cost: Annotated[float, Field(gt=0)] | None
+    prices: Annotated[dict[str, PriceOptions], Field(strict=False)]
+    cache_root: Annotated[str, Field(min_length=1)]
+    dry_run: bool
 
     _passed: dict[str, Any] = PrivateAttr(default_factory=dict)
 
@@ -92,6 +119,11 @@ class NotebookParams(BaseModel):
             self.model_dump(), sort_keys=False, allow_unicode=True, default_flow_style=None
         )
         return text.rstrip()
+
+    @property
+    def backends(self) -> dict[Role, str]:
+        """The backend of each role."""
+        return {"engine": self.engine, "judge": self.judge, "rewriter": self.rewriter}
 
     @property
     def corpus_options(self) -> dict[str, Any]:
@@ -116,7 +148,7 @@ class NotebookParams(BaseModel):
         try:
             params = cls(**values)
         except ValidationError as error:
-            problems = [_problem(cls, dict(detail)) for detail in error.errors()]
+            problems = [problem_line(cls.model_fields, dict(detail)) for detail in error.errors()]
             raise ParameterError(f"{cls.notebook}: " + "\n".join(problems)) from None
         params._passed = {name: values[name] for name in passed}
         return params
@@ -147,11 +179,33 @@ class NotebookParams(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        for role, backend in self.backends.items():
+            if backend not in ("offline", "gemini") and role not in self.models:
+                raise ValueError(
+                    f"models={self.models!r}: {role}={backend!r} needs a model id, such as "
+                    f"models={{{role!r}: 'Qwen/Qwen2.5-7B-Instruct'}}"
+                )
+            if backend == "openai" and not self.servers.get(role):
+                raise ValueError(
+                    f"servers={self.servers!r}: {role}='openai' needs an address, such as "
+                    f"servers={{{role!r}: ['http://127.0.0.1:8000/v1']}}"
+                )
+        if self.judge_mode == "soft" and self.judge in ("offline", "gemini"):
+            raise ValueError(
+                f"judge_mode='soft': judge={self.judge!r} gives no log-probabilities; choose "
+                "from openai, vllm, transformers, or judge_mode='verdict'"
+            )
+        return self
+
     def _check_methods(self, methods: Iterable[str]) -> None:
         """Refuse methods that the rewriter cannot do, and a comparison without its reference."""
         methods = list(methods)
         if repeated := sorted({name for name in methods if methods.count(name) > 1}):
             raise ValueError(f"methods: {', '.join(repeated)} named more than once")
+        if len(methods) < 2:
+            raise ValueError(f"methods={methods!r}: name a method to compare with 'original'")
         if "original" not in methods:
             raise ValueError(
                 f"methods={methods!r}: 'original' must be among them, as every paired "
@@ -225,66 +279,9 @@ PARAMS: dict[str, type[NotebookParams]] = {
 }
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a parameter file.
-
-    Raises:
-        ParameterError: The file is missing or no mapping of names to values.
-    """
-    if not path.is_file():
-        there = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise ParameterError(f"no parameter file {path}; there are: {', '.join(there) or 'none'}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path}: not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ParameterError(f"{path}: must map parameter names to values")
-    return values
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence: `; did you mean 'seed'?`, or a full stop."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else "."
-
-
 def _method(name: str) -> str:
     if name not in METHODS:
         raise ValueError(
             f"unknown method {name!r}{nearest(name, METHODS)} Choose from {', '.join(METHODS)}"
         )
     return name
-
-
-def _problem(model: type[NotebookParams], detail: dict[str, Any]) -> str:
-    """Put one pydantic error into one line: parameter, value, what is allowed."""
-    place, value = detail["loc"], detail["input"]
-    name = "".join(f"[{p}]" if isinstance(p, int) else str(p) for p in place)
-    message = detail["msg"].removeprefix("Value error, ")
-    fields = sorted(model.model_fields)
-    if detail["type"] == "extra_forbidden":
-        return f"{name!r} is no parameter{nearest(name, fields)} Known are {', '.join(fields)}"
-    if detail["type"] == "missing":
-        return f"{name} is missing from the parameters cell"
-    if detail["type"] == "value_error":
-        return message if not place else f"{name}: {message}"
-    message = message[0].lower() + message[1:]
-    hint = ""
-    if detail["type"] == "literal_error":
-        expected = str(detail["ctx"]["expected"])
-        choices = [choice.strip("' ") for choice in expected.replace(" or ", ", ").split(",")]
-        message, hint = f"choose from {', '.join(choices)}", nearest(str(value), choices)
-    elif isinstance(value, str) and _is_number(value):
-        hint = " (a quoted number is text; YAML also reads 1e-5 as text: write 1.0e-5)"
-    elif isinstance(value, bool):
-        hint = " (YAML reads yes, no, on and off as true or false: quote them)"
-    return f"{name}={value!r}: {message}{hint}"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

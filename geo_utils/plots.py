@@ -12,9 +12,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from geo_utils.params import METHODS, NotebookParams
-from geo_utils.runs import provenance
-from geo_utils.tables import label, with_interval
+from geo_utils.methods import METHODS
+from geo_utils.tables import count_range, label, with_interval
 
 # Key-point probabilities of the study that this project continues (Gemini flash-lite engine).
 EARLIER_STUDY = {
@@ -34,15 +33,17 @@ def colour(method: str) -> str:
 
 
 def probability_figure(
-    summary: pd.DataFrame, params: NotebookParams, references: Mapping[str, float] | None = None
+    summary: pd.DataFrame, source: str, references: Mapping[str, float] | None = None
 ) -> Figure:
     """Draw the key-point probability of each method with its interval.
 
     Args:
         summary: As `evaluate.summarise` returns it.
-        params: The run's parameters.
+        source: Where the figures come from, as `Roles.source` says it.
         references: Labelled vertical lines, such as `EARLIER_STUDY`.
     """
+    if summary["key_point_probability"].isna().any():
+        return _unscored(summary, source)
     best = str(summary["key_point_probability"].idxmax())
     row, base = summary.loc[best], summary.loc["original"]
     title = (
@@ -64,29 +65,33 @@ def probability_figure(
             fontsize=14,
             color="#666666",
         )
-    _finish(figure, axes, title, summary, params)
+    _finish(figure, axes, title, summary, source)
     return figure
 
 
-def difference_figure(summary: pd.DataFrame, params: NotebookParams) -> Figure:
+def difference_figure(summary: pd.DataFrame, source: str) -> Figure:
     """Draw each method's paired difference to the original page."""
     shown = summary.drop(index="original")
-    clear = [label(str(m)) for m, low in shown["difference_low"].items() if low > 0]
+    raised = shown[shown["clear"] & (shown["difference"] > 0)]
+    clear = [label(str(method)) for method in raised.index]
     title = (
         f"{len(clear)} of {len(shown)} methods clearly raise the key-point probability"
         if len(clear) > 2 or not clear
-        else f"{' and '.join(clear).capitalize()} clearly raise the key-point probability"
+        else f"{' and '.join(clear).capitalize()} clearly raise{'s' * (len(clear) == 1)} "
+        "the key-point probability"
     )
     figure, axes = _canvas(len(shown))
     _intervals(axes, shown, "difference", "difference", signed=True)
     axes.axvline(0, color="#555555", linewidth=1.5, zorder=0)
     axes.set(xlabel="difference to the original page, paired")
-    _finish(figure, axes, title, shown, params)
+    _finish(figure, axes, title, shown, source)
     return figure
 
 
-def visibility_figure(summary: pd.DataFrame, params: NotebookParams) -> Figure:
+def visibility_figure(summary: pd.DataFrame, source: str) -> Figure:
     """Draw the target page's position-adjusted word count by method."""
+    if summary["pawc"].isna().any():
+        return _unscored(summary, source)
     best = str(summary["pawc"].idxmax())
     title = (
         f"{label(best).capitalize()} gives the target page most visibility: "
@@ -96,7 +101,18 @@ def visibility_figure(summary: pd.DataFrame, params: NotebookParams) -> Figure:
     figure, axes = _canvas(len(summary))
     _intervals(axes, summary, "pawc", "pawc")
     axes.set(xlabel="position-adjusted word count of the target, share")
-    _finish(figure, axes, title, summary, params)
+    _finish(figure, axes, title, summary, source)
+    return figure
+
+
+def _unscored(summary: pd.DataFrame, source: str) -> Figure:
+    """Draw what there is where a method has no score at all, so that no claim can be made."""
+    lost = [label(str(m)) for m in summary.index[summary["key_point_probability"].isna()]]
+    title = f"No score for {', '.join(lost) or 'some answers'}: every sample was an abstention"
+    figure, axes = _canvas(len(summary))
+    _intervals(axes, summary, "key_point_probability", "ci")
+    axes.set(xlim=(0, 1.0), xlabel="key-point probability")
+    _finish(figure, axes, title, summary, source)
     return figure
 
 
@@ -127,13 +143,12 @@ def _intervals(
     axes.set_ylim(len(summary) - 0.5, -0.5)
 
 
-def _finish(
-    figure: Figure, axes: Axes, title: str, summary: pd.DataFrame, params: NotebookParams
-) -> None:
+def _finish(figure: Figure, axes: Axes, title: str, summary: pd.DataFrame, source: str) -> None:
     sns.despine(figure, left=True)
     axes.grid(axis="x", alpha=0.3)
     figure.suptitle("\n".join(textwrap.wrap(title, 80)), x=0.01, ha="left", fontweight="bold")
-    n = f"n = {int(summary['n_examples'].max())} queries, {int(summary['n_samples'].max())} samples"
+    queries, samples = count_range(summary["n_examples"]), count_range(summary["n_samples"])
+    n = f"n = {queries} queries, {samples} samples"
     missing = f"{int(summary['abstentions'].sum())} abstentions in all"
-    note = f"{n} a method, {missing}; 95 % intervals over queries. {provenance(params)}"
+    note = f"{n} a method, {missing}; 95 % intervals over queries. {source}"
     figure.supxlabel("\n".join(textwrap.wrap(note, 120)), x=0.01, ha="left", fontsize=14)

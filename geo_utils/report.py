@@ -57,8 +57,11 @@ def main() -> None:
     notebook = path / "notebook.ipynb" if path.is_dir() else path
     if not notebook.is_file():
         sys.exit(f"{notebook}: no such notebook; give a run folder or an executed .ipynb")
-    for written in render_report(notebook, Run(notebook.parent).manifest):
-        print(written)  # noqa: T201
+    try:
+        written = render_report(notebook, Run(notebook.parent).manifest)
+    except Exception as error:  # the parser's and the exporters' errors are of many kinds
+        sys.exit(f"{notebook} cannot be rendered: {type(error).__name__}: {error}"[:500])
+    print("\n".join(map(str, written)))  # noqa: T201
 
 
 def _config(template: str) -> Config:
@@ -83,14 +86,14 @@ def _title(node: nbformat.NotebookNode) -> str | None:
 def _banner(manifest: dict[str, Any]) -> str:
     if not manifest:
         return ""
-    status = str(manifest.get("status"))
+    status, git = str(manifest.get("status")), dict(manifest.get("git") or {})
     facts = [
         f"run <b>{html.escape(str(manifest.get('run_id')))}</b>: <b>{status}</b>",
         *([html.escape(str(manifest["reason"]))] if manifest.get("reason") else []),
         html.escape(str(manifest.get("provenance", ""))),
         f"started {html.escape(str(manifest.get('started_at')))}",
         f"commit {str((manifest.get('git') or {}).get('commit'))[:10]}"
-        + (" with uncommitted changes" if (manifest.get("git") or {}).get("dirty") else ""),
+        + (" with uncommitted changes" if git.get("dirty") else ""),
     ]
     kind = "finished" if status == "finished" else "unfinished"
     return f'<div class="geo-banner {kind}">{" · ".join(filter(None, facts))}</div>'

@@ -54,29 +54,21 @@ class EditRewriter:
         return Rewrite(EDITS[method](example, key_point))
 
 
-def make_rewriter(name: str) -> Rewriter:
-    """Return the rewriter of a name.
-
-    Raises:
-        ValueError: Unknown name.
-    """
-    if name != "offline":
-        raise ValueError(f"rewriter={name!r} is unknown; choose from offline")
-    return EditRewriter()
-
-
 def original(example: Example, key_point: KeyPoint) -> str:
     """Return the page as it is."""
     return example.target
 
 
 def keyword_stuffing(example: Example, key_point: KeyPoint) -> str:
-    """Append the query's content words to the end of every third sentence."""
+    """Append the query's content words to the end of every third sentence of prose."""
     distinct = dict.fromkeys(w for w in words(example.query) if w.lower() not in STOPWORDS)
+    if not distinct:
+        return example.target
+    prose = [line for line in example.target.splitlines() if not _NO_PROSE.match(line)]
     pieces, last = [], 0
-    for _, end in _locate(example.target, sentences(example.target))[1::3]:
+    for _, end in _locate(example.target, sentences("\n".join(prose)))[1::3]:
         stop = end - (example.target[end - 1] in ".!?")
-        pieces += [example.target[last:stop], f" ({', '.join(distinct)})" if distinct else ""]
+        pieces += [example.target[last:stop], f" ({', '.join(distinct)})"]
         last = stop
     return "".join(pieces) + example.target[last:]
 
@@ -84,17 +76,15 @@ def keyword_stuffing(example: Example, key_point: KeyPoint) -> str:
 def easy_to_understand(example: Example, key_point: KeyPoint) -> str:
     """Put plain words for long ones and break sentences at semicolons."""
     text = _LONG_WORD.sub(_plain, example.target)
-    return re.sub(r";\s+(\w)", lambda found: ". " + found.group(1).upper(), text)
+    return _SEMICOLON.sub(lambda found: ". " + found.group(1).upper(), text)
 
 
 def emphasise_key_point(example: Example, key_point: KeyPoint) -> str:
     """Lead with the key point in bold, set the sentences that carry it in bold, restate it last."""
-    page = example.target
-    for start, end in reversed(_locate(page, sorted(_carriers(page, key_point), key=page.find))):
-        if "**" not in page[start:end] and not page[:start].endswith(("#", "# ", "**")):
-            page = f"{page[:start]}**{page[start:end]}**{page[end:]}"
+    page, claim = example.target, _as_sentence(key_point.content)
+    for start, end in reversed(_carriers(page, key_point)):
+        page = f"{page[:start]}**{page[start:end]}**{page[end:]}"
     title, body = _split_title(page)
-    claim = _as_sentence(key_point.content)
     return f"{title}**{claim}**\n\n{body.rstrip()}\n\nThe main point: {claim}\n"
 
 
@@ -106,11 +96,14 @@ def paste_key_point(example: Example, key_point: KeyPoint) -> str:
 def repeat_key_point(example: Example, key_point: KeyPoint) -> str:
     """Paste the key point on top, in the middle and at the end: the trivial attack, three times."""
     claim = _as_sentence(key_point.content)
-    paragraphs = re.split(r"\n{2,}", example.target)
-    if len(paragraphs) == 1:
-        paragraphs = example.target.splitlines()
-    half = (len(paragraphs) + 1) // 2
-    return "\n\n".join([claim, *paragraphs[:half], claim, *paragraphs[half:], claim])
+    blocks, joint = re.split(r"\n{2,}", example.target), "\n\n"
+    if len(blocks) == 1:
+        blocks, joint = example.target.splitlines(), "\n"
+    if len(blocks) == 1:
+        blocks, joint = sentences(example.target), " "
+    half = (len(blocks) + 1) // 2
+    middle = joint.join([*blocks[:half], claim, *blocks[half:]])
+    return f"{claim}\n\n{middle}\n\n{claim}"
 
 
 EDITS: dict[str, Callable[[Example, KeyPoint], str]] = {
@@ -123,14 +116,33 @@ EDITS: dict[str, Callable[[Example, KeyPoint], str]] = {
 }
 
 
-def _carriers(page: str, key_point: KeyPoint) -> list[str]:
-    """Return the sentences that carry the key point: its spans, else the best window."""
-    spans = [span for span in key_point.spans if span in page]
-    if spans:
-        return spans
-    split = [s for s in sentences(page) if not s.startswith("#")]
-    found = coverage(key_point.content, split)
-    return split[found.start : found.end]
+def _carriers(page: str, key_point: KeyPoint) -> list[tuple[int, int]]:
+    """Return (start, end) of the passages to set in bold: the spans, else the best window.
+
+    Passages are cut at line breaks, trimmed to the words of a list item or heading, merged where
+    they overlap, and left out where bold would break the page: inside a word, a table or bold.
+    """
+    places = [(page.find(span), len(span)) for span in key_point.spans if span in page]
+    if not places:
+        split = [s for s in sentences(page) if not _NO_PROSE.match(s)]
+        found = coverage(key_point.content, split)
+        places = [(s, e - s) for s, e in _locate(page, split[found.start : found.end])]
+    marked = bytearray(len(page))
+    for start, length in places:
+        marked[start : start + length] = b"\1" * length
+    passages = []
+    for line in re.finditer(r"[^\n]+", page):
+        lead = _LINE_MARK.match(line.group())
+        first = line.start() + (lead.end() if lead else 0)
+        for run in re.finditer(b"\1+", marked[first : line.end()]):
+            text = page[first + run.start() : first + run.end()]
+            start = first + run.start() + len(text) - len(text.lstrip())
+            end = start + len(text.strip())
+            inside_word = re.match(r"\w", page[end : end + 1]) and re.match(r"\w", page[end - 1])
+            in_bold = page[line.start() : start].count("**") % 2 or "**" in page[start:end]
+            if start < end and not inside_word and not in_bold and line.group()[0] != "|":
+                passages.append((start, end))
+    return passages
 
 
 def _locate(page: str, parts: Iterable[str]) -> list[tuple[int, int]]:
@@ -154,6 +166,10 @@ def _as_sentence(claim: str) -> str:
     return claim if claim.endswith((".", "!", "?", "。")) else f"{claim}."
 
 
+_NO_PROSE = re.compile(r"\s*(?:#|\||```|---|===)")
+_LINE_MARK = re.compile(r"\s*(?:[-*+]\s+|\d+[.)]\s+|#+\s+)")
+# Not after an entity such as &amp; and not before a name such as iPhone.
+_SEMICOLON = re.compile(r"(?<!&\w{2})(?<!&\w{3})(?<!&\w{4});[ \t]+([a-z])(?![A-Z])")
 _PLAIN = {
     "additional": "more", "additionally": "also", "approximately": "about", "assist": "help",
     "assistance": "help", "attempt": "try", "commence": "start", "commonly": "often",
@@ -174,8 +190,8 @@ _PLAIN = {
     "obtain": "get", "occasionally": "at times", "occur": "happen", "occurs": "happens",
     "participate": "take part", "perform": "do", "permit": "let", "portion": "part",
     "possess": "have", "previously": "before", "primarily": "mainly", "primary": "main",
-    "principal": "main", "prohibit": "forbid", "purchase": "buy", "rapidly": "fast",
-    "reduce": "cut", "regarding": "about", "remain": "stay", "remains": "stays",
+    "principal": "main", "prohibit": "forbid", "rapidly": "fast",
+    "reduce": "cut", "regarding": "about", "remain": "stay",
     "require": "need", "required": "needed", "requires": "needs", "residence": "home",
     "retain": "keep", "select": "choose", "significant": "large",
     "significantly": "much", "subsequent": "later", "subsequently": "later",
@@ -184,7 +200,7 @@ _PLAIN = {
     "utilisation": "use", "utilise": "use", "utilization": "use", "utilize": "use",
     "utilizing": "using", "virtually": "almost", "whereas": "while",
 }  # fmt: skip
-_LONG_WORD = re.compile(rf"\b(?:{'|'.join(_PLAIN)})\b", re.IGNORECASE)
+_LONG_WORD = re.compile(rf"(?<![/.\w-])(?:{'|'.join(_PLAIN)})(?![/\w-])", re.IGNORECASE)
 
 
 def _plain(found: re.Match[str]) -> str:

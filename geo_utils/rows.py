@@ -28,8 +28,8 @@ def jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """
     try:
         raw = path.read_bytes()
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise CorpusError(f"corpus file {path}: {reason}") from None
     if not raw.strip():
         raise CorpusError(f"corpus file {path} is empty")
@@ -43,7 +43,7 @@ def jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
             raise CorpusError(
                 f"{place}: byte {error.start + 1} is not UTF-8; convert the file to UTF-8"
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorpusError(f"{place}: not a JSON object ({error}); is the line torn?") from None
         if not isinstance(row, dict):
             raise CorpusError(f"{place}: {type(row).__name__} instead of a JSON object")

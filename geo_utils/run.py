@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import nbformat
 import yaml
 
 from geo_utils.cells import default_parameters
-from geo_utils.files import project_root
-from geo_utils.params import PARAMS, NotebookParams, ParameterError, nearest, read_yaml
+from geo_utils.files import project_root, resolve_path
+from geo_utils.parameter_errors import ParameterError, nearest, read_yaml
+from geo_utils.params import PARAMS, NotebookParams
 from geo_utils.runs import Run, locate_run
 
 GRACE_S = 20.0
@@ -66,40 +69,34 @@ def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> in
         As `main`.
     """
     run = locate_run(notebook, params)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    executed = run.folder / "notebook.ipynb"
-    injected = run.folder / "params.yaml"
-    injected.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "utf-8")
-    run.update(run_id=run.folder.name, notebook=notebook, variant=params.variant, status="started")
-    command = [
-        sys.executable, "-m", "papermill", f"{project_root()}/notebooks/{notebook}.ipynb",
-        str(executed), "-f", str(injected), "--no-log-output",
-        "--progress-bar" if sys.stderr.isatty() else "--no-progress-bar",
-    ]  # fmt: skip
-    sys.stderr.write(f"{notebook}: running in {run}\n")
-    started = time.monotonic()
-    log = run.folder / "papermill.log"
-    with log.open("wb") as errors:
-        kernel_errors = None if sys.stderr.isatty() else errors
-        process = subprocess.Popen(
-            command, cwd=project_root(), stderr=kernel_errors, start_new_session=True
-        )
-        received = _wait(process)
+    with _signals_remembered() as received:
+        try:
+            lock = _lock(params, run)
+            run.folder.mkdir(parents=True, exist_ok=True)
+            injected = run.folder / "params.yaml"
+            injected.write_text(
+                yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "utf-8"
+            )
+            run.update(run_id=run.folder.name, notebook=notebook, variant=params.variant,
+                       status="started")  # fmt: skip
+        except OSError as error:
+            sys.stderr.write(f"run folder {run.folder}: {error}\n")
+            return 2
+        sys.stderr.write(f"{notebook}: running in {run}\n")
+        started = time.monotonic()
+        returncode = _papermill(notebook, run, injected, received)
+        status = _settle(run, returncode, received)
+        sys.stderr.write(f"{notebook}: {status} after {time.monotonic() - started:.0f} s\n")
+        if status == "finished":
+            sys.stderr.write(_headline_text(run.manifest))
+        else:
+            sys.stderr.write(f"  {run.manifest.get('reason') or run.manifest.get('rerun')}\n")
+        _render(run)
+        lock.close()
     if received:
-        run.end("interrupted", f"signal {received.name}")
-    elif run.manifest.get("status") != "finished":
-        run.end("failed", _failure(executed, process.returncode))
-    status = run.manifest["status"]
-    sys.stderr.write(f"{notebook}: {status} after {time.monotonic() - started:.0f} s\n")
-    if status != "finished":
-        sys.stderr.write(f"  {run.manifest.get('reason')}\n")
-    else:
-        log.unlink(missing_ok=True)
-        sys.stderr.write(_headline_text(run.manifest))
-    _render(run, executed)
-    if received:
-        return 128 + received
-    return 0 if status == "finished" else 1
+        return 128 + received[0]
+    rehearsed = str(run.manifest.get("reason")).startswith("dry run")
+    return 0 if status == "finished" or rehearsed else 1
 
 
 def _parameters(
@@ -124,15 +121,56 @@ def _parameters(
     return name, passed, model.check(defaults | passed, passed)
 
 
-def _wait(process: subprocess.Popen[bytes]) -> signal.Signals | None:
-    """Wait for the process; on SIGINT or SIGTERM end it gently, then by force."""
+@contextlib.contextmanager
+def _signals_remembered() -> Iterator[list[signal.Signals]]:
+    """Collect SIGINT, SIGTERM and SIGHUP instead of dying of them.
+
+    The handlers are there before anything starts: a shell's `&` starts this process with SIGINT
+    ignored, and Papermill would inherit that.
+    """
     received: list[signal.Signals] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
 
-    before = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, remember) for number in wanted}
     try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _lock(params: NotebookParams, run: Run) -> IO[str]:
+    """Hold the run against a second process with the same parameters.
+
+    Raises:
+        OSError: It is held already, or the output folder cannot be written.
+    """
+    path = resolve_path(params.output_root) / ".locks" / run.folder.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError("another process is running it; wait for that, or change variant") from None
+    return lock
+
+
+def _papermill(notebook: str, run: Run, injected: Path, received: list[signal.Signals]) -> int:
+    """Execute the notebook in a process group of its own; on a signal end it, gently at first."""
+    command = [
+        sys.executable, "-m", "papermill", f"{project_root()}/notebooks/{notebook}.ipynb",
+        str(run.folder / "notebook.ipynb"), "-f", str(injected), "--no-log-output",
+        "--progress-bar" if sys.stderr.isatty() else "--no-progress-bar",
+    ]  # fmt: skip
+    log = run.folder / "papermill.log"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            command, cwd=project_root(), start_new_session=True,
+            stderr=None if sys.stderr.isatty() else errors,
+        )  # fmt: skip
         deadline = None
         while process.poll() is None:
             time.sleep(0.05)
@@ -142,10 +180,21 @@ def _wait(process: subprocess.Popen[bytes]) -> signal.Signals | None:
             if deadline and time.monotonic() > deadline:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return received[0] if received else None
+    if process.returncode == 0:
+        log.unlink(missing_ok=True)
+    return process.returncode
+
+
+def _settle(run: Run, returncode: int, received: list[signal.Signals]) -> str:
+    """Record how the run ended, from the manifest alone, and return it."""
+    status = str(run.manifest.get("status"))
+    if received:
+        status = "interrupted"
+        run.end("interrupted", f"signal {received[0].name}")
+    elif status == "started" or (returncode and status == "finished"):
+        status = "failed"
+        run.end("failed", _failure(run.folder / "notebook.ipynb", returncode))
+    return status
 
 
 def _failure(executed: Path, returncode: int) -> str:
@@ -171,7 +220,8 @@ def _headline_text(manifest: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _render(run: Run, executed: Path) -> None:
+def _render(run: Run) -> None:
+    executed = run.folder / "notebook.ipynb"
     if not executed.is_file():
         return
     from geo_utils.report import render_report

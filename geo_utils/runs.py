@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -31,6 +31,9 @@ Status = Literal["started", "finished", "failed", "interrupted"]
 _PACKAGES = """geo-utils numpy pandas pyarrow scipy statsmodels nupunkt PyStemmer regex pydantic
 seaborn matplotlib papermill nbconvert torch transformers trl peft accelerate datasets vllm
 google-genai openai""".split()  # noqa: SIM905
+# Parameters that change where, how fast or how far a run goes, but not what it finds.
+_NO_IDENTITY = {"output_root", "cache_root", "servers", "calls", "max_calls", "max_cost", "prices"}
+_HOOK: list[Callable[[Any], None]] = []
 _SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT",
           "SLURM_JOB_PARTITION", "SLURMD_NODENAME")  # fmt: skip
 
@@ -68,9 +71,11 @@ class Run:
         write_atomic(self.folder / "manifest.json", text + "\n")
 
     def end(self, status: Status, reason: str | None = None) -> None:
-        """Record how the run ended; a run that has finished stays finished."""
-        if self.manifest.get("status") != "finished":
+        """Record how the run ended; one that has finished, now or before, stays finished."""
+        if self.manifest.get("headline") is None:
             self.update(status=status, ended_at=_now(), reason=reason)
+        elif self.manifest.get("status") != "finished":
+            self.update(status="finished", rerun=f"{status}: {reason}")
 
     def finish(self, headline: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> None:
         """Record the headline numbers and usage, and that the run has finished."""
@@ -98,6 +103,10 @@ class Run:
             figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=150)
             write_atomic(self.folder / "figures" / f"{name}.{kind}", buffer.getvalue())
         return figure
+
+
+class RunInterrupted(RuntimeError):
+    """Ends a run that can be resumed: a budget is spent, a service is down, a rehearsal is over."""
 
 
 def start_run(notebook: str, params: NotebookParams) -> Run:
@@ -136,7 +145,10 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
         notebook_hash=_file_hash(project_root() / "notebooks" / f"{notebook}.ipynb"),
         git=_git_state(),
         seeds={"seed": params.seed},
-        models={role: getattr(params, role) for role in ("engine", "judge", "rewriter")},
+        models={
+            role: {"backend": backend, "model": params.models.get(role)}
+            for role, backend in params.backends.items()
+        },
         provenance=provenance(params),
         inputs={},
         python=sys.version.split()[0],
@@ -144,8 +156,8 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
         packages=_package_versions(),
         gpus=_gpus(),
         slurm={name: os.environ[name] for name in _SLURM if name in os.environ},
-        headline=None,
-        usage=None,
+        headline=before.get("headline"),
+        usage=before.get("usage"),
     )
     _fail_on_cell_error(run)
     return run
@@ -164,12 +176,22 @@ def locate_run(notebook: str, params: NotebookParams) -> Run:
     return Run(parent / f"{now:%Y%m%d-%H%M%S}{now.microsecond // 1000:03d}-{digest[:8]}")
 
 
-def provenance(params: NotebookParams) -> str:
-    """Say what the figures of a run come from, for captions and the manifest."""
-    roles = {role: getattr(params, role) for role in ("engine", "judge", "rewriter")}
-    if set(roles.values()) == {"offline"}:
+def provenance(params: NotebookParams, served_by: Iterable[str] = ()) -> str:
+    """Say what the figures of a run come from, for captions and the manifest.
+
+    Args:
+        params: The run's parameters.
+        served_by: What the models called themselves; a stand-in's name starts with `simulated`.
+    """
+    if set(params.backends.values()) == {"offline"}:
         return "offline roles: extractive engine, lexical judge, edit-based rewriters; no model"
-    return ", ".join(f"{role} {name}" for role, name in roles.items())
+    parts = [
+        f"{role} {backend}" + (f" {params.models[role]}" if role in params.models else "")
+        for role, backend in params.backends.items()
+    ]
+    stand_ins = sorted(name for name in served_by if name.startswith("simulated"))
+    label = f"SIMULATED by a stand-in ({', '.join(stand_ins)}): " if stand_ins else ""
+    return label + ", ".join(parts)
 
 
 @lru_cache(maxsize=1)
@@ -185,8 +207,9 @@ def code_hash() -> str:
 
 
 def _parameters_hash(params: NotebookParams) -> str:
-    # Where the outputs lie does not change a result.
-    values = params.model_dump(exclude={"output_root"})
+    values = params.model_dump(exclude=_NO_IDENTITY)
+    if params.corpus_path is not None:  # an edited file is another experiment
+        values["corpus_file"] = _file_hash(resolve_path(params.corpus_path))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -199,13 +222,18 @@ def _fail_on_cell_error(run: Run) -> None:
     if shell is None:
         return
 
+    if _HOOK:  # only the run that was started last
+        shell.events.unregister("post_run_cell", _HOOK.pop())
+
     def record(result: Any) -> None:
         error = result.error_before_exec or result.error_in_exec
         if error is not None:
-            status: Status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            interrupted = isinstance(error, KeyboardInterrupt | RunInterrupted)
+            status: Status = "interrupted" if interrupted else "failed"
             run.end(status, traceback.format_exception_only(error)[-1].strip())
 
     shell.events.register("post_run_cell", record)
+    _HOOK.append(record)
 
 
 def _now() -> str:

@@ -119,7 +119,7 @@ def paired_difference(
         sums = pd.Series(difference[kept]).groupby(np.asarray(clusters, object)[kept]).sum()
         total = sums.to_numpy(float)
         p_value = 1.0
-        if np.any(total):
+        if len(total) > 1 and np.any(total):
             p_value = float(
                 stats.permutation_test(
                     (total, np.zeros_like(total)),

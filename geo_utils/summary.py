@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from geo_utils.models.usage import Usage
 from geo_utils.statistics import cluster_mean, holm, paired_difference
 from geo_utils.visibility import FIGURES
 
+ALPHA = 0.05
 PAIR = ["query_id", "key_point_number", "repeat"]
 
 
@@ -23,10 +25,10 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
 
     Returns:
         Indexed by method, in the order of the samples: `key_point_probability` with `ci_low` and
-        `ci_high`, `n_examples`, `n_samples`, `abstentions`, mean `word`, `position`, `pawc`,
-        each with `_low` and `_high`, `page_words`; against the reference `difference`,
-        `difference_low`, `difference_high`, `p_value`, `p_holm` (over the methods),
-        `pairs_dropped`.
+        `ci_high`, `n_examples`, `n_samples`, `abstentions`, mean `word`, `position`, `pawc`
+        over `n_answers`, each with `_low` and `_high`, `page_words`; against the reference
+        `difference`, `difference_low`, `difference_high`, `p_value`, `p_holm` (over the methods),
+        `pairs_dropped`, and `clear`: whether the adjusted p-value is below 0.05.
     """
     methods = list(dict.fromkeys(samples["method"]))
     wide = samples.pivot(index=PAIR, columns="method", values="supported")
@@ -44,6 +46,7 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
             "n_samples": found.n_samples,
             "abstentions": int(part["supported"].isna().sum()),
         }
+        row["n_answers"] = int(part["pawc"].notna().sum())
         for name in FIGURES:
             share = cluster_mean(part[name].to_numpy(float), clusters, seed)
             row |= {name: share.mean, f"{name}_low": share.low, f"{name}_high": share.high}
@@ -65,6 +68,7 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
         if column not in summary:
             summary[column] = np.nan
     summary["p_holm"] = holm(summary["p_value"].tolist())
+    summary["clear"] = summary["p_holm"] < ALPHA
     return summary.rename_axis("method")
 
 
@@ -84,4 +88,13 @@ def headline(summary: pd.DataFrame) -> dict[str, dict[str, dict[str, float | int
             }
             for method, row in summary.iterrows()
         }
+    }
+
+
+def usage_report(samples: pd.DataFrame, usage: Usage) -> dict[str, Any]:
+    """Return what a run used, for its manifest: samples, abstentions, and usage by role."""
+    return {
+        "samples": len(samples),
+        "abstentions": int(samples["abstention"].notna().sum()),
+        "roles": usage.report(),
     }

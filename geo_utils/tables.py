@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from geo_utils.corpus import Corpus, Example, KeyPoint
-from geo_utils.params import NotebookParams
-from geo_utils.runs import provenance
 
 _STYLE: list[Any] = [
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: .6em"},
@@ -33,12 +32,18 @@ def with_interval(mean: float, low: float, high: float, signed: bool = False) ->
     return f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]"
 
 
-def method_table(summary: pd.DataFrame, params: NotebookParams) -> Styler:
+def count_range(counts: pd.Series) -> str:
+    """Write the count that all methods share, or the range of them."""
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def method_table(summary: pd.DataFrame, caption: str) -> Styler:
     """Lay out a summary, one row a method, best probability marked.
 
     Args:
         summary: As `evaluate.summarise` returns it.
-        params: The run's parameters; the caption says where the figures come from.
+        caption: What the figures rest on, as `Roles.caption` says it.
     """
     table = pd.DataFrame(
         {
@@ -53,10 +58,10 @@ def method_table(summary: pd.DataFrame, params: NotebookParams) -> Styler:
     ).rename(index=label)
     best = summary["key_point_probability"].max()
     marked = [label(str(m)) for m in summary.index[summary["key_point_probability"] == best]]
-    return _styled(table.rename_axis(None), marked, params)
+    return _styled(table.rename_axis(None), marked, caption)
 
 
-def visibility_table(summary: pd.DataFrame, params: NotebookParams) -> Styler:
+def visibility_table(summary: pd.DataFrame, caption: str) -> Styler:
     """Lay out the target page's visibility by method, with intervals."""
     table = pd.DataFrame(
         {
@@ -64,12 +69,12 @@ def visibility_table(summary: pd.DataFrame, params: NotebookParams) -> Styler:
             for name, column in (("word", "word"), ("position", "position"), ("PAWC", "pawc"))
         }
     )
-    table["n samples"] = summary["n_samples"]
+    table["n answers"] = summary["n_answers"]
     marked = [label(str(summary["pawc"].idxmax()))] if summary["pawc"].notna().any() else []
-    return _styled(table.rename(index=label).rename_axis(None), marked, params)
+    return _styled(table.rename(index=label).rename_axis(None), marked, caption)
 
 
-def verdict_table(samples: pd.DataFrame, params: NotebookParams) -> Styler:
+def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
     """Count the verdicts, abstentions and answers without citations by method."""
     verdicts = samples["verdict"].fillna("abstained")
     counts = pd.crosstab(samples["method"], verdicts).reindex(
@@ -78,8 +83,10 @@ def verdict_table(samples: pd.DataFrame, params: NotebookParams) -> Styler:
         fill_value=0,
     )
     counts["uncited answers"] = samples["uncited"].eq(True).groupby(samples["method"]).sum()
+    for name in ("citations_out_of_range", "citations_unparsed"):
+        counts[name.replace("_", " ")] = samples.groupby("method")[name].sum().astype(int)
     counts["n samples"] = samples.groupby("method").size()
-    return _styled(counts.rename(index=label).rename_axis(index=None, columns=None), [], params)
+    return _styled(counts.rename(index=label).rename_axis(index=None, columns=None), [], caption)
 
 
 def abstention_table(samples: pd.DataFrame) -> pd.DataFrame:
@@ -115,22 +122,21 @@ def example_table(example: Example, chosen: KeyPoint) -> Styler:
         index=[point.number for point in example.key_points],
     )
     return (
-        frame.style.apply(
-            lambda row: ["font-weight: bold" if row.name == chosen.number else ""], axis=1
-        )
-        .set_caption(f"Target page of: {example.query} The point under study is bold.")
+        frame.style.format(escape="html")
+        .apply(lambda row: ["font-weight: bold" if row.name == chosen.number else ""], axis=1)
+        .set_caption(f"Target page of: {html.escape(example.query)} The point under study is bold.")
         .set_table_styles([*_STYLE[:2], {"selector": "td", "props": "text-align: left"}])
     )
 
 
-def findings(summary: pd.DataFrame, params: NotebookParams) -> str:
+def findings(summary: pd.DataFrame, source: str) -> str:
     """Say in Markdown, a line a method, what it did to the key-point probability."""
     lines = [_finding(summary, str(method)) for method in summary.index]
     counted = (
-        f"n = {int(summary['n_examples'].max())} queries, "
-        f"{int(summary['n_samples'].max())} samples a method, "
+        f"n = {count_range(summary['n_examples'])} queries, "
+        f"{count_range(summary['n_samples'])} samples a method, "
         f"{int(summary['abstentions'].sum())} abstentions in all. Differences are paired; p by "
-        f"permutation over queries, Holm over methods. Source: {provenance(params)}."
+        f"permutation over queries, Holm over methods. Source: {source}."
     )
     return "\n".join([*lines, "", counted])
 
@@ -145,7 +151,8 @@ def _finding(summary: pd.DataFrame, method: str) -> str:
     if method == "original" or pd.isna(row["difference"]):
         return found + "."
     low, high = row["difference_low"], row["difference_high"]
-    change = "raises" if low > 0 else "lowers" if high < 0 else "does not clearly change"
+    direction = "raises" if row["difference"] > 0 else "lowers"
+    change = f"clearly {direction}" if row["clear"] else "does not clearly change"
     dropped = f", {int(row['pairs_dropped'])} pairs dropped" if row["pairs_dropped"] else ""
     difference = with_interval(row["difference"], low, high, signed=True)
     return f"{found}; it **{change}** it: {difference}, p = {row['p_holm']:.4f}{dropped}."
@@ -156,12 +163,9 @@ def _column(summary: pd.DataFrame, mean: str, ends: str, signed: bool = False) -
     return pd.Series([with_interval(*row, signed) for row in rows], index=summary.index)
 
 
-def _styled(table: pd.DataFrame, marked: list[str], params: NotebookParams) -> Styler:
+def _styled(table: pd.DataFrame, marked: list[str], caption: str) -> Styler:
     def bold(row: pd.Series) -> list[str]:
         return ["font-weight: bold" if row.name in marked else ""] * len(row)
 
-    caption = (
-        f"95 % intervals: bootstrap over queries. Corpus {params.corpus}, "
-        f"{params.repeats} repeats, seed {params.seed}. Source: {provenance(params)}."
-    )
+    caption = f"95 % intervals: bootstrap over queries. {caption}"
     return table.style.apply(bold, axis=1).set_caption(caption).set_table_styles(_STYLE)

@@ -21,7 +21,10 @@ _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]")
 _FOREIGN_STOP = regex.compile(r"(?<=[。！？؟۔।])")  # noqa: RUF001
 _CLAUSE = regex.compile(r"(?i)[,;:()]|\b(?:but|because|although|while|whereas)\b")
 _NOT_ONLY = regex.compile(r"(?i)\bnot (?:only|just|merely|simply|necessarily|to mention)\b")
-_NUMBER = regex.compile(r"\d+(?:[.,]\d+)*")
+_NUMBER = regex.compile(r"(?<![\w-])\d+(?:[.,]\d+)*")
+_LIST_NUMBER = regex.compile(r"(?m)^\s*(?:#+\s*)?\d+[.)]\s")
+_CONTROL = regex.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
+_LINE_BREAK = regex.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 
 STOPWORDS = frozenset(
     """a about above after again against all also am an and any are as at be because been before
@@ -33,9 +36,20 @@ STOPWORDS = frozenset(
     through thus to too under until up upon us very was we were what when where whether which
     while who whom whose why will with would yet you your yours""".split()  # noqa: SIM905
 )
-NEGATORS = frozenset("not no never none nothing neither nor cannot n't".split())  # noqa: SIM905
+NEGATORS = frozenset("not no never none nothing neither nor cannot".split())  # noqa: SIM905
 
 _stem = Stemmer.Stemmer("english").stemWord
+
+
+def plain_line_breaks(text: str) -> str:
+    """Return the text with every kind of line break as a line feed."""
+    return _LINE_BREAK.sub("\n", text)
+
+
+def clean_text(text: str) -> str:
+    """Return the text with plain line breaks, without control characters and lone surrogates."""
+    plain = _CONTROL.sub("", plain_line_breaks(text))
+    return plain.encode("utf-8", "ignore").decode("utf-8")
 
 
 def sentences(text: str) -> list[str]:
@@ -90,10 +104,12 @@ def content_words(text: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=100_000)
 def numbers(text: str) -> frozenset[str]:
-    """Return the numbers of a text, thousands separators removed."""
-    return frozenset(
-        regex.sub(r",(?=\d{3}\b)", "", number).rstrip(".,") for number in _NUMBER.findall(text)
-    )
+    """Return the numbers of a text, without list numbers and those inside names (COVID-19).
+
+    Thousands separators are removed.
+    """
+    found = _NUMBER.findall(_LIST_NUMBER.sub("", text))
+    return frozenset(regex.sub(r",(?=\d{3}\b)", "", number).rstrip(".,") for number in found)
 
 
 @lru_cache(maxsize=100_000)

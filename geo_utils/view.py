@@ -10,20 +10,21 @@ from collections.abc import Iterable, Iterator
 import pandas as pd
 from IPython.display import HTML
 
-from geo_utils.citations import citation_numbers
+from geo_utils.citations import BRACKET, citation_numbers
 from geo_utils.corpus import Example
+from geo_utils.summary import PAIR
 from geo_utils.tables import label
 from geo_utils.text import STOPWORDS, content_words, stem, word_spans
 
+_SHOWN_CHARS = 20_000
 _TOKEN = re.compile(r"\s+|\w+|[^\w\s]")
-_BRACKET = re.compile(r"[\[【]([^\[\]【】\n]{1,80})[\]】]")
 _SOURCE_COLOURS = ("#1b6ca8", "#b4540a", "#2e7d32", "#8e44ad", "#8a6d00", "#00838f", "#ad1457")
 _VERDICT_COLOURS = {"supported": "#2e7d32", "omitted": "#777777", "contradicted": "#c1272d"}
 _CSS = """
 .geo-view{font:15px/1.45 system-ui,sans-serif;color:#222;text-align:left;max-width:1240px}
 .geo-view .geo-columns{display:grid;grid-template-columns:1fr 1fr 1fr;gap:14px}
 .geo-view .geo-box{border:1px solid #ccc;border-radius:6px;padding:8px 12px;overflow:auto;
-max-height:400px;white-space:pre-wrap;overflow-wrap:anywhere}
+max-height:400px;text-align:start;white-space:pre-wrap;overflow-wrap:anywhere}
 .geo-view h4{margin:.4em 0 .3em;font-size:15px}
 .geo-view mark{background:#ffe58a;color:inherit;padding:0 1px}
 .geo-view ins{background:#d9f2dc;text-decoration:none}
@@ -39,18 +40,14 @@ def telling_sample(samples: pd.DataFrame, method: str) -> pd.Series:
 
     Args:
         samples: As `evaluate.evaluate` returns it.
-        method: The method to show; if it turned no verdict, its first scored sample is chosen.
-
-    Raises:
-        ValueError: The method has no scored sample.
+        method: The method to show; if it turned no verdict, its first scored sample is chosen,
+            and if it has none, its first sample.
     """
-    keys = ["query_id", "key_point_number", "repeat"]
-    scored = samples[(samples["method"] == method) & samples["supported"].notna()]
-    if scored.empty:
-        raise ValueError(f"method {method!r} has no scored sample to show")
+    own = samples[samples["method"] == method]
+    scored = own[own["supported"].notna()]
     missed = samples[(samples["method"] == "original") & (samples["supported"] == 0)]
-    turned = scored[scored["supported"] == 1].merge(missed[keys], on=keys)
-    return (scored if turned.empty else turned).iloc[0]
+    turned = scored[scored["supported"] == 1].merge(missed[PAIR], on=PAIR)
+    return next(part for part in (turned, scored, own) if not part.empty).iloc[0]
 
 
 def example_view(sample: pd.Series, examples: Iterable[Example]) -> HTML:
@@ -63,9 +60,10 @@ def example_view(sample: pd.Series, examples: Iterable[Example]) -> HTML:
     Returns:
         HTML with its own style, for JupyterLab, the report and a slide.
     """
+    sample = sample.astype(object).where(sample.notna(), None)  # parquet gives NaN for None
     example = next(e for e in examples if e.query_id == sample["query_id"])
     wanted = set(content_words(sample["key_point"]))
-    before, after = marked_changes(example.target, sample["page"] or "", wanted)
+    before, after = marked_changes(_cut(example.target), _cut(sample["page"] or ""), wanted)
     target = int(sample["target_place"]) + 1
     missing = "abstained" if sample["verdict"] is None else str(sample["verdict"])
     badge = (
@@ -90,13 +88,19 @@ def example_view(sample: pd.Series, examples: Iterable[Example]) -> HTML:
     )
     return HTML(
         f'<style>{_CSS}</style><div class="geo-view">'
-        f"<div><b>Query</b> {html.escape(example.query)}</div>"
-        f"<div><b>Key point</b> {html.escape(sample['key_point'])} {badge} "
+        f'<div dir="auto"><b>Query</b> {html.escape(example.query)}</div>'
+        f'<div dir="auto"><b>Key point</b> {html.escape(sample["key_point"])} {badge} '
         f'<span class="geo-small">{reason}</span></div>'
         f'<div class="geo-columns">{columns}</div>'
         f'<div class="geo-small"><mark>words of the key point</mark> &nbsp; <ins>added</ins> '
         f"&nbsp; <del>removed</del></div></div>"
     )
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _SHOWN_CHARS:
+        return text
+    return f"{text[:_SHOWN_CHARS]}\n[{len(text) - _SHOWN_CHARS:,} more characters are not shown]"
 
 
 def marked_changes(before: str, after: str, wanted: set[str]) -> tuple[str, str]:
@@ -131,7 +135,7 @@ def _highlighted(text: str, wanted: set[str]) -> str:
 
 def _cited(answer: str, wanted: set[str], target: int) -> Iterator[str]:
     last = 0
-    for found in _BRACKET.finditer(answer):
+    for found in BRACKET.finditer(answer):
         numbers = citation_numbers(found.group(1))
         yield _highlighted(answer[last : found.start()], wanted)
         shade = _source_colour(numbers[0] if numbers else 0)

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from geo_utils.citations import parse_answer
+from geo_utils.citations import CitedAnswer, parse_answer
 from geo_utils.text import is_unspaced, sentences, words
 
 Convention = Literal["corrected", "geo", "autogeo"]
@@ -73,9 +73,13 @@ def visibility(answer: str, n_sources: int, convention: Convention = "corrected"
             for block in answer.split("\n\n")
         ]
         return visibility_from_sentences(paragraphs, n_sources, convention)
-    parsed = parse_answer(answer, n_sources).sentences
-    flat = [(words(s.text), s.text, [c + 1 for c in s.citations]) for s in parsed]
-    return visibility_from_sentences([flat], n_sources, convention)
+    return visibility_from_parsed(parse_answer(answer, n_sources), n_sources)
+
+
+def visibility_from_parsed(answer: CitedAnswer, n_sources: int) -> Visibility:
+    """Compute the `corrected` visibility of an answer that is already parsed."""
+    flat = [(words(s.text), s.text, [c + 1 for c in s.citations]) for s in answer.sentences]
+    return visibility_from_sentences([flat], n_sources)
 
 
 def upstream_citations(sentence: str) -> list[int]:

@@ -11,6 +11,11 @@ from geo_utils.corpus import KeyPoint, choose_key_points, load_corpus
 from geo_utils.rows import CorpusError
 
 
+def points(**changes):
+    point = {"point_number": 1, "point_content": "A claim.", "spans": []} | changes
+    return {"ori_keypoint_dict": {"points": [point]}}
+
+
 def load(path, **options):
     return load_corpus("jsonl", path=path, **options)
 
@@ -77,6 +82,12 @@ class TestRows:
             ({"text_list": ["a", "  ", "b"]}, "the target page 1 is empty"),
             ({"text_list": ["a", "x" * 5_000_000, "b"]}, "page 1: 5,000,000 characters; at most"),
             ({"ori_keypoint_dict": {"points": [{"point_number": 1}]}}, "without point_content"),
+            ({"ori_keypoint_dict": {"points": ["a"]}}, "without point_content: 'a'"),
+            ({"ori_keypoint_dict": {"points": {"a": 1}}}, "key points must be a list"),
+            ({"ori_keypoint_dict": "x"}, "ori_keypoint_dict must hold points, not 'x'"),
+            (points(point_number="1"), "point_number='1' must be a whole number"),
+            (points(spans="Zinc"), "spans of point 1 must be a list, not 'Zinc'"),
+            ({"query": "\x00"}, "must be a text"),
         ],
     )
     def test_a_wrong_row_is_named_by_line(self, rows_file, changes, message):
@@ -123,6 +134,15 @@ class TestRows:
         corpus = load(path)
         assert corpus[0].sources == ("AB[0m", "Line\nnext\ttab ", "ok")
         assert "control characters (removed): 2" in str(corpus)
+
+    def test_equal_point_numbers_are_numbered_anew(self, rows_file):
+        twice = [{"point_number": 4, "point_content": text} for text in ("One.", "Two.")]
+        (example,) = load(rows_file(make_row(ori_keypoint_dict={"points": twice})))
+        assert [p.number for p in example.key_points] == [1, 2]
+
+    def test_line_breaks_of_every_kind_separate_words(self, rows_file):
+        row = make_row(text_list=["one\x0ctwo\u2028three\x85four", "b", "c"])
+        assert load(rows_file(row))[0].sources[0] == "one\ntwo\nthree\nfour"
 
     @pytest.mark.parametrize("name", ["smaple", "", "SAMPLE"])
     def test_an_unknown_name_lists_the_known(self, name):

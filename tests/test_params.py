@@ -6,14 +6,12 @@ import pytest
 from conftest import PROJECT
 
 from geo_utils.cells import bound_names, default_parameters
+from geo_utils.methods import METHODS, MODEL_METHODS
+from geo_utils.parameter_errors import ParameterError, read_yaml
 from geo_utils.params import (
-    METHODS,
-    MODEL_METHODS,
     PARAMS,
     BaselineRewritesParams,
     KeyPointPromptParams,
-    ParameterError,
-    read_yaml,
 )
 from geo_utils.rewriters import EDITS
 
@@ -56,7 +54,7 @@ def test_default_yaml_spells_out_every_parameter(name):
         ({"seed": "1e-5"}, "write 1.0e-5"),
         ({"seed": -1}, "seed=-1: input should be greater"),
         ({"limit": 0}, "limit=0: input should be greater"),
-        ({"engine": "ofline"}, "engine='ofline': choose from offline; did you mean 'offline'?"),
+        ({"engine": "ofline"}, "engine='ofline': choose from offline, gemini, openai"),
         ({"corpus": "smaple"}, "corpus='smaple': choose from sample"),
         ({"corpus": "jsonl"}, "corpus_path=None: corpus='jsonl' needs the path"),
         ({"corpus_path": "x.jsonl"}, "corpus_path='x.jsonl': corpus='sample' takes no path"),
@@ -70,8 +68,18 @@ def test_default_yaml_spells_out_every_parameter(name):
             {"methods": ["original", "fluency"]},
             "method 'fluency' needs a model; rewriter='offline'",
         ),
-        ({"methods": ["key_point"]}, "'original' must be among them"),
-        ({"methods": []}, "'original' must be among them"),
+        ({"methods": ["key_point", "paste_key_point"]}, "'original' must be among them"),
+        ({"methods": ["original"]}, "methods=['original']: name a method to compare"),
+        ({"methods": []}, "methods=[]: name a method to compare"),
+        ({"engine": "openai"}, "engine='openai' needs a model id"),
+        ({"engine": "openai", "models": {"engine": "m"}}, "engine='openai' needs an address"),
+        ({"models": {"egine": "m"}}, "choose from engine, judge, rewriter; did you mean 'engine'?"),
+        ({"calls": {"max_concurency": 3}}, "'calls.max_concurency' is no parameter"),
+        ({"calls": {"timeout_s": 0}}, "calls.timeout_s=0: input should be greater than 0"),
+        ({"prices": {"m": {"tokens_in": 1}}}, "prices.m.tokens_out is missing"),
+        ({"judge_mode": "soft"}, "judge_mode='soft': judge='offline' gives no log-probabilities"),
+        ({"max_calls": 0}, "max_calls=0"),
+        ({"dry_run": "yes"}, "dry_run='yes': input should be a valid boolean"),
         ({"methods": ["original", "original"]}, "original named more than once"),
         ({"variant": "../x"}, "variant='../x': string should match"),
         ({"output_root": ""}, "output_root='': string should have at least 1"),

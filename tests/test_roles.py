@@ -5,10 +5,10 @@ from conftest import make_example, run
 
 from geo_utils.citations import parse_answer
 from geo_utils.corpus import KeyPoint, load_corpus
-from geo_utils.engines import Emphasis, ExtractiveEngine, make_engine
-from geo_utils.judges import LexicalJudge, make_judge, roc_auc, support_scores
+from geo_utils.engines import Emphasis, ExtractiveEngine
+from geo_utils.judges import LexicalJudge, roc_auc, support_scores
 from geo_utils.lexical import SUPPORT_THRESHOLD, bm25, coverage
-from geo_utils.rewriters import EDITS, EditRewriter, make_rewriter
+from geo_utils.rewriters import EDITS, EditRewriter
 from geo_utils.text import words
 
 QUERY = "how do tides work?"
@@ -142,13 +142,20 @@ class TestJudge:
             ("Rust does not harm it.", "Rust never harms it [2].", "supported"),
             ("潮水每天上涨两次", "潮水每天上涨两次[1]。", "supported"),
             ("潮水每天上涨两次", "船在港口等待[1]。", "omitted"),
-            ("the of and", "the of and", "omitted"),
+            ("the of and", "the of and", None),
+            ("45 % of adults sleep badly.", "1. Adults: 45 % sleep badly.", "supported"),
+            (
+                "COVID-19 spreads within 2 metres.",
+                "It spreads within 2 metres, COVID-19.",
+                "supported",
+            ),
+            ("In 2019, 12 % left town.", "In 2019, 45 % left town.", "contradicted"),
         ],
     )
     def test_verdicts(self, claim, text, label):
         verdict = run(LexicalJudge().judge(claim, text))
         assert verdict.label == label
-        assert verdict.explanation
+        assert verdict.explanation or verdict.abstention
 
     def test_support_needs_one_place(self):
         scattered = (
@@ -199,6 +206,39 @@ class TestRewriters:
         page = run(EditRewriter().rewrite("key_point", example, POINT)).text
         assert page.startswith("# Tides\n\n**The Moon")
 
+    @pytest.mark.parametrize(
+        ("method", "page", "expected"),
+        [
+            (
+                "keyword_stuffing",
+                "# Tides\n| a | b |\nOne is here. Two is here. Three is.",
+                "# Tides\n| a | b |\nOne is here. Two is here (tides, work). Three is.",
+            ),
+            (
+                "easy_to_understand",
+                "Fish &amp; chips; see https://x.org/component/utilize ok; iPhone stays.",
+                "Fish &amp; chips. See https://x.org/component/utilize ok; iPhone stays.",
+            ),
+            (
+                "repeat_key_point",
+                "One is here. Two is here.",
+                "{}\n\nOne is here. {} Two is here.\n\n{}",
+            ),
+        ],
+    )
+    def test_an_edit_leaves_markup_alone(self, method, page, expected):
+        example = make_example(sources=("a", page, "b"))
+        found = run(EditRewriter().rewrite(method, example, POINT)).text
+        assert found == expected.replace("{}", POINT.content)
+
+    def test_bold_goes_inside_list_items_and_never_into_tables_bold_or_words(self):
+        spans = ("Moon raises bulges here.", "Moon", "Mo")
+        page = "- Moon raises bulges here.\n| Moon | x |\n**The Moon** Monday"
+        example = make_example(sources=("a", page, "b"))
+        point = KeyPoint(1, POINT.content, spans)
+        found = run(EditRewriter().rewrite("key_point", example, point)).text
+        assert "- **Moon raises bulges here.**\n| Moon | x |\n**The Moon** Monday" in found
+
     def test_keyword_stuffing_adds_the_querys_words(self):
         page = run(EditRewriter().rewrite("keyword_stuffing", make_example(), POINT)).text
         assert page.endswith("every 12 hours (tides, work).")
@@ -213,10 +253,3 @@ class TestRewriters:
             ValueError, match=r"'fluency' needs a model; rewriter='offline' has orig"
         ):
             run(EditRewriter().rewrite("fluency", make_example(), POINT))
-
-
-@pytest.mark.parametrize("make", [make_engine, make_judge, make_rewriter])
-def test_an_unknown_role_lists_the_known(make):
-    assert make("offline")
-    with pytest.raises(ValueError, match="is unknown; choose from offline"):
-        make("ofline")

@@ -79,3 +79,8 @@ def test_holm_by_hand():
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
     np.testing.assert_allclose(holm([np.nan, 0.02, 0.5]), [np.nan, 0.04, 0.5])
     assert np.isnan(holm([np.nan])).all()
+
+
+def test_one_query_has_no_test_and_no_crash():
+    found = paired_difference(np.array([1.0, 1.0, np.nan]), np.zeros(3), ["a", "a", "b"])
+    assert found.p_value == 1.0 and found.estimate.mean == 1.0 and found.n_dropped == 1

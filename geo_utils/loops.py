@@ -1,0 +1,31 @@
+"""One event loop for all synchronous doors, so that connections outlive a notebook cell."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_LOOP: asyncio.AbstractEventLoop | None = None
+_LOCK = threading.Lock()
+
+
+def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end from a script, a notebook cell or under a running event loop.
+
+    It runs in a thread of its own, on one loop for the life of the process: clients that are
+    bound to a loop are made once. An interrupt cancels it.
+    """
+    global _LOOP
+    with _LOCK:
+        if _LOOP is None:
+            _LOOP = asyncio.new_event_loop()
+            threading.Thread(target=_LOOP.run_forever, name="geo-utils loop", daemon=True).start()
+    future = asyncio.run_coroutine_threadsafe(coroutine, _LOOP)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise

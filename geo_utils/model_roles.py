@@ -1,0 +1,246 @@
+"""The three roles in their model-backed form, and key points for pages that bring none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from geo_utils.cleaning import clean_rewrite
+from geo_utils.corpus import Example, KeyPoint
+from geo_utils.engines import Answer
+from geo_utils.judges import Verdict
+from geo_utils.methods import MODEL_FREE_METHODS
+from geo_utils.models.base import Completion, ModelError, Request, Sampling
+from geo_utils.prompts import Template, load_rules, load_template
+from geo_utils.rewriters import EditRewriter, Rewrite
+
+ANSWER = Sampling(temperature=0.7, max_tokens=2048)
+PAGE = Sampling(temperature=0.7, max_tokens=8192)
+_VERDICT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "reason": {"type": "string"},
+        "verdict": {"type": "string", "enum": ["supported", "omitted", "contradicted"]},
+    },
+    "required": ["reason", "verdict"],
+}
+_VERDICTS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "verdicts": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"number": {"type": "integer"}} | _VERDICT["properties"],
+                "required": ["number", "reason", "verdict"],
+            },
+        }
+    },
+    "required": ["verdicts"],
+}
+_KEY_POINTS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "key_points": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "content": {"type": "string"},
+                    "quotes": {"type": "array", "items": {"type": "string"}},
+                },
+                "required": ["content", "quotes"],
+            },
+        }
+    },
+    "required": ["key_points"],
+}
+
+
+class Completes(Protocol):
+    """A caller, or a planner in its place."""
+
+    async def complete(self, request: Request) -> Completion:
+        """Answer a request; see `models.caller.Caller`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelEngine:
+    """Engine that lets a model answer from numbered sources.
+
+    Attributes:
+        caller: What it calls.
+        sampling: Temperature and longest answer.
+        prompts: Folder of the user's own templates.
+    """
+
+    caller: Completes
+    sampling: Sampling = ANSWER
+    prompts: Path | None = None
+
+    async def answer(self, query: str, sources: Sequence[str], sample_index: int = 0) -> Answer:
+        """Return one sampled answer, or an abstention with its reason."""
+        numbered = "\n\n".join(
+            f'<source number="{i}">\n{text}\n</source>' for i, text in enumerate(sources, 1)
+        )
+        template = load_template("engine_answer", self.prompts)
+        prompt = template.fill({"query": query, "sources": numbered}, needs=("query", "sources"))
+        request = Request("engine", prompt, template.hash, self.sampling, sample_index=sample_index)
+        try:
+            return Answer((await self.caller.complete(request)).text.strip())
+        except ModelError as error:
+            return Answer("", f"{error.kind}: {error}")
+
+
+@dataclass(frozen=True)
+class ModelJudge:
+    """Judge that lets a model decide; it sees key point and answer, never the page.
+
+    Attributes:
+        caller: What it calls.
+        soft: Ask for one word and take P(yes) / (P(yes) + P(no)) as the score; the label is
+            `supported` from 0.5 on. Needs a server that gives log-probabilities.
+        prompts: Folder of the user's own templates.
+    """
+
+    caller: Completes
+    soft: bool = False
+    prompts: Path | None = None
+
+    async def judge(self, key_point: str, answer: str) -> Verdict:
+        """Return the verdict on one key point, or an abstention with its reason."""
+        name, schema = ("judge_soft", None) if self.soft else ("judge_verdict", _VERDICT)
+        values = {"key_point": key_point, "answer": answer}
+        template = load_template(name, self.prompts)
+        sampling = Sampling(0.0, 1 if self.soft else 512)
+        request = Request(
+            "judge",
+            template.fill(values, needs=values),
+            template.hash,
+            sampling,
+            schema,
+            ("yes", "no") if self.soft else (),
+        )
+        try:
+            found = await self.caller.complete(request)
+        except ModelError as error:
+            return Verdict(None, abstention=f"{error.kind}: {error}")
+        if self.soft:
+            return _soft_verdict(found)
+        return Verdict(found.parsed["verdict"], found.parsed["reason"])
+
+    async def judge_all(self, key_points: Sequence[KeyPoint], answer: str) -> list[Verdict]:
+        """Return the verdicts on all key points of a page by one call.
+
+        A point that the model left out, or judged twice, is an abstention of its own.
+        """
+        listed = "\n".join(f"{i}. {point.content}" for i, point in enumerate(key_points, 1))
+        values = {"key_points": listed, "answer": answer}
+        template = load_template("judge_all_points", self.prompts)
+        sampling = Sampling(0.0, 256 + 96 * len(key_points))
+        prompt = template.fill(values, needs=values)
+        try:
+            found = await self.caller.complete(
+                Request("judge", prompt, template.hash, sampling, _VERDICTS)
+            )
+        except ModelError as error:
+            return [Verdict(None, abstention=f"{error.kind}: {error}") for _ in key_points]
+        verdicts = []
+        for i in range(1, len(key_points) + 1):
+            own = [v for v in found.parsed["verdicts"] if v["number"] == i]
+            verdicts.append(
+                Verdict(own[0]["verdict"], own[0]["reason"])
+                if len(own) == 1
+                else Verdict(None, abstention=f"unparsable: {len(own)} verdicts on point {i}")
+            )
+        return verdicts
+
+
+@dataclass(frozen=True)
+class ModelRewriter:
+    """Rewriter that lets a model rewrite; edits that need no model stay edits.
+
+    Attributes:
+        caller: What it calls.
+        sampling: Temperature and longest page.
+        prompts: Folder of the user's own templates, `rewrite_<method>.md`.
+        rules: JSON file of preference rules for the method `rules`; default, our own.
+    """
+
+    caller: Completes
+    sampling: Sampling = PAGE
+    prompts: Path | None = None
+    rules: Path | None = None
+
+    async def rewrite(
+        self, method: str, example: Example, key_point: KeyPoint, sample_index: int = 0
+    ) -> Rewrite:
+        """Return the rewritten target page, or an abstention with its reason."""
+        if method in MODEL_FREE_METHODS:
+            return await EditRewriter().rewrite(method, example, key_point)
+        template = load_template(f"rewrite_{method}", self.prompts)
+        prompt = template.fill(*self._values(method, example, key_point))
+        request = Request(
+            "rewriter", prompt, template.hash, self.sampling, sample_index=sample_index
+        )
+        try:
+            found = await self.caller.complete(request)
+        except ModelError as error:
+            return Rewrite("", f"{error.kind}: {error}")
+        page, problem = clean_rewrite(found.text, example.target)
+        return Rewrite("", problem) if problem else Rewrite(page)
+
+    def _values(
+        self, method: str, example: Example, key_point: KeyPoint
+    ) -> tuple[Mapping[str, str], tuple[str, ...]]:
+        values = {"page": example.target, "query": example.query}
+        if method == "key_point":
+            return values | {"key_point": key_point.content}, ("page", "key_point")
+        if method == "rules":
+            listed = "\n".join(f"- {rule}" for rule in load_rules(self.rules))
+            return values | {"rules": listed}, ("page", "rules")
+        return values, ("page",)
+
+
+async def extract_key_points(
+    example: Example, caller: Completes, prompts: Path | None = None
+) -> Example:
+    """Return the example with key points that a model read off its target page.
+
+    A point is kept only if a quote of it stands in the page, character for character but for
+    white space; such quotes become its spans. An example that already has points is returned
+    as it is.
+
+    Raises:
+        ModelError: The model could not be had; the corpus would silently shrink.
+    """
+    if example.key_points:
+        return example
+    template: Template = load_template("extract_key_points", prompts)
+    prompt = template.fill({"page": example.target}, needs=("page",))
+    sampling = Sampling(0.0, 4096)
+    found = await caller.complete(
+        Request("extractor", prompt, template.hash, sampling, _KEY_POINTS)
+    )
+    page = " ".join(example.target.split())
+    points: list[KeyPoint] = []
+    for point in found.parsed["key_points"]:
+        quotes = tuple(q for q in point["quotes"] if q.strip() and " ".join(q.split()) in page)
+        if quotes and point["content"].strip():
+            points.append(KeyPoint(len(points) + 1, point["content"].strip(), quotes))
+    return replace(example, key_points=tuple(points))
+
+
+def _soft_verdict(found: Completion) -> Verdict:
+    logprobs = found.logprobs or {}
+    if not logprobs:
+        return Verdict(None, abstention="unparsable: the server gave no log-probabilities")
+    yes, no = (math.exp(logprobs.get(word, -math.inf)) for word in ("yes", "no"))
+    if not yes + no:
+        return Verdict(None, abstention="unparsable: neither yes nor no among the tokens")
+    score = yes / (yes + no)
+    return Verdict("supported" if score >= 0.5 else "omitted", f"P(supported) = {score:.3f}", score)

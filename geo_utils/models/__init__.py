@@ -1,0 +1,1 @@
+"""Language models behind one protocol, and the caller between them and the roles."""

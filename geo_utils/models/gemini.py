@@ -1,0 +1,145 @@
+"""Gemini through google-genai, asynchronous over aiohttp."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import Any
+
+import aiohttp
+from google import genai
+from google.genai import errors, types
+
+from geo_utils.models.base import (
+    Completion,
+    FatalError,
+    Request,
+    TransientError,
+    UnusableError,
+)
+
+DEFAULT_MODEL = "gemini-2.5-flash-lite"
+KEY_NAMES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
+_CUT_OFF = types.FinishReason.MAX_TOKENS
+_FINISHED = (types.FinishReason.STOP, types.FinishReason.FINISH_REASON_UNSPECIFIED, None)
+
+
+class Gemini:
+    """A Gemini model; retries are the caller's, since the SDK ignores Retry-After.
+
+    Attributes:
+        model: Its id.
+    """
+
+    def __init__(
+        self, model: str = DEFAULT_MODEL, base_url: str | None = None, timeout_s: float = 120.0
+    ) -> None:
+        """Make a client; the key is read from the environment and kept nowhere else.
+
+        Raises:
+            FatalError: No key is set.
+        """
+        self.model = model
+        key = next((os.environ[name] for name in KEY_NAMES if os.environ.get(name)), None)
+        if key is None:
+            raise FatalError(f"no Gemini key: set {KEY_NAMES[0]} in the environment")
+        options = types.HttpOptions(base_url=base_url, timeout=int(timeout_s * 1000))
+        self._client = genai.Client(api_key=key, http_options=options)
+
+    async def complete(self, request: Request) -> Completion:
+        """Answer one request; see `LanguageModel`."""
+        config = types.GenerateContentConfig(
+            temperature=request.sampling.temperature,
+            top_p=request.sampling.top_p,
+            max_output_tokens=request.sampling.max_tokens,
+            seed=request.seed,
+            response_mime_type="application/json" if request.schema else None,
+            response_json_schema=request.schema,
+        )
+        started = time.monotonic()
+        try:
+            response = await self._client.aio.models.generate_content(
+                model=self.model, contents=request.prompt, config=config
+            )
+        except errors.APIError as error:
+            if error.code == 404:
+                raise FatalError(await self._unknown_model()) from None
+            raise _translated(error) from None
+        except TimeoutError:
+            raise TransientError("the connection timed out", "timeout") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise TransientError(f"{type(error).__name__}: {error}", "connection") from None
+        except ValueError as error:  # a body that is no JSON
+            raise TransientError(f"unreadable answer: {error}", "unreadable") from None
+        return _completion(response, time.monotonic() - started)
+
+    async def probe(self) -> None:
+        """Ask for the model's card, which costs nothing."""
+        try:
+            await self._client.aio.models.get(model=self.model)
+        except errors.APIError as error:
+            if error.code == 404:
+                raise FatalError(await self._unknown_model()) from None
+            translated = _translated(error)
+            if isinstance(translated, TransientError):
+                return  # busy, not absent: the calls themselves will tell
+            raise FatalError(str(translated)) from None
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise FatalError(
+                f"Gemini cannot be reached ({type(error).__name__}); is there a network?"
+            ) from None
+
+    async def close(self) -> None:
+        """Close the connections of this event loop."""
+        await self._client.aio.aclose()
+
+    async def _unknown_model(self) -> str:
+        try:
+            pages = await self._client.aio.models.list()
+            names = [str(m.name).removeprefix("models/") async for m in pages]
+        except (errors.APIError, aiohttp.ClientError, OSError, ValueError):
+            names = []
+        seen = ", ".join(sorted(n for n in names if "gemini" in n)) or "no list to be had"
+        return f"model {self.model!r} is not served (retired?); this key can see: {seen}"
+
+
+def _completion(response: types.GenerateContentResponse, latency_s: float) -> Completion:
+    blocked = response.prompt_feedback and response.prompt_feedback.block_reason
+    if blocked:
+        raise UnusableError(f"prompt blocked: {blocked.value}", "blocked")
+    if not response.candidates:
+        raise UnusableError("no candidate in the answer", "empty", again=True)
+    reason = response.candidates[0].finish_reason
+    if reason not in (*_FINISHED, _CUT_OFF):
+        raise UnusableError(f"answer blocked: {reason.value if reason else reason}", "blocked")
+    used = response.usage_metadata or types.GenerateContentResponseUsageMetadata()
+    return Completion(
+        text=response.text or "",
+        tokens_in=used.prompt_token_count or 0,
+        tokens_out=(used.candidates_token_count or 0) + (used.thoughts_token_count or 0),
+        tokens_cached=used.cached_content_token_count or 0,
+        finish_reason="length" if reason == _CUT_OFF else "stop",
+        latency_s=latency_s,
+        served_by=response.model_version or "",
+    )
+
+
+def _translated(error: errors.APIError) -> Exception:
+    """Turn an API error into what the caller should do about it; never shows the key."""
+    code, status = error.code, error.status or ""
+    said = str(error.message or status)[:300]
+    if code in (401, 403) or "API key" in said:
+        return FatalError(f"Gemini refuses the key ({code} {status}): {said}")
+    if code == 429 or code in (408, 409) or code >= 500:
+        return TransientError(f"{code} {status}: {said}", str(code), _retry_after_s(error))
+    return UnusableError(f"{code} {status}: {said}", str(code))
+
+
+def _retry_after_s(error: errors.APIError) -> float | None:
+    headers: Any = getattr(error.response, "headers", None) or {}
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*", str(headers.get("Retry-After", "")))
+    if found:
+        return float(found.group(1))
+    found = re.search(r"'retryDelay': '(\d+(?:\.\d+)?)s'", str(error.details))
+    return float(found.group(1)) if found else None

@@ -1,0 +1,81 @@
+"""What an experiment will call and cost, counted before the first call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from geo_utils.corpus import Example
+from geo_utils.evaluate import evaluate
+from geo_utils.models.planner import Planner
+from geo_utils.models.prices import PRICES_AS_OF, Price, price_of
+from geo_utils.params import NotebookParams
+from geo_utils.roles import Roles
+from geo_utils.runs import RunInterrupted
+
+
+def plan_calls(roles: Roles, examples: Iterable[Example], methods: list[str]) -> pd.DataFrame:
+    """Count the calls of an evaluation by running it with guessed answers.
+
+    Args:
+        roles: The run's roles; those without a model call nothing.
+        examples: The corpus.
+        methods: The methods to compare.
+
+    Returns:
+        One row a model-backed role: `model`, `calls` still to make, `held` in the cache,
+        `tokens_in` and `tokens_out` (estimates from lengths), `cost_usd` (NaN if the model's
+        price is unknown). Retries come on top.
+    """
+    params, planned = roles.params, roles.planned()
+    if planned.callers:
+        evaluate(
+            examples, methods, planned.engine, planned.judge, planned.rewriter,
+            repeats=params.repeats, key_points=params.key_points, seed=params.seed,
+            progress=lambda done, total: None,
+        )  # fmt: skip
+    prices = {model: Price(p.tokens_in, p.tokens_out) for model, p in params.prices.items()}
+    rows = []
+    for role, planner in planned.callers.items():
+        assert isinstance(planner, Planner)
+        model = planner.caller.model.model
+        price = price_of(model, prices)
+        tokens = planner.tokens_in[role], planner.tokens_out[role]
+        cost = price.cost(*tokens) if price else float("nan")
+        rows.append((role, model, planner.calls[role], planner.held[role], *tokens, cost))
+    columns = ["role", "model", "calls", "held", "tokens_in", "tokens_out", "cost_usd"]
+    return pd.DataFrame(rows, columns=columns).set_index("role")
+
+
+def plan_text(plan: pd.DataFrame) -> str:
+    """Say a plan in Markdown; an unknown price is said to be unknown, never free."""
+    if plan.empty:
+        return "No model is called: all roles are offline."
+    lines = [
+        f"- **{role}** ({row['model']}): {row['calls']:,} calls, {row['held']:,} already held; "
+        f"about {row['tokens_in']:,} tokens in, {row['tokens_out']:,} out; {_dollars(row)}"
+        for role, row in plan.iterrows()
+    ]
+    known = plan["cost_usd"].fillna(0).sum()
+    unknown = plan.loc[plan["cost_usd"].isna() & (plan["calls"] > 0), "model"].unique()
+    total = f"in all {plan['calls'].sum():,} calls, about {known:.4f} US dollars"
+    if len(unknown):
+        total += f" and what {', '.join(unknown)} costs, which is unknown"
+    return "\n".join([*lines, "", f"{total}; retries come on top (prices as of {PRICES_AS_OF})."])
+
+
+def stop_if_dry_run(params: NotebookParams, plan: pd.DataFrame) -> None:
+    """End a dry run here.
+
+    Raises:
+        RunInterrupted: `dry_run` is set; nothing was spent.
+    """
+    if params.dry_run:
+        raise RunInterrupted(f"dry run, nothing was spent\n{plan_text(plan)}")
+
+
+def _dollars(row: pd.Series) -> str:
+    if pd.isna(row["cost_usd"]):
+        return "price unknown"
+    return f"about {row['cost_usd']:.4f} US dollars"

@@ -1,0 +1,88 @@
+"""Prompt templates: one Markdown file each, loaded by name, hashed, replaceable by a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+_SHIPPED = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt with `$name` in place of what changes (`$$` for a dollar sign).
+
+    Attributes:
+        name: File name without ending.
+        text: The file's text.
+    """
+
+    name: str
+    text: str
+
+    @property
+    def hash(self) -> str:
+        """Hash of the text, part of cache key and manifest."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    def fill(self, values: Mapping[str, str], needs: Iterable[str]) -> str:
+        """Return the prompt; values are put in as they are, byte for byte.
+
+        Args:
+            values: What the role can put in.
+            needs: What the prompt would be pointless without, such as the page.
+
+        Raises:
+            ValueError: The template asks for a value that this role does not have, or leaves
+                a needed one out, which would silently hide it from the model.
+        """
+        template = string.Template(self.text)
+        used = set(template.get_identifiers())
+        if not set(needs) <= used <= set(values) or not template.is_valid():
+            raise ValueError(
+                f"prompt template {self.name!r} uses {_names(used)}; it must use "
+                f"{_names(needs)} and may use {_names(values)} (and $$ for a dollar sign)"
+            )
+        return template.substitute(values)
+
+
+@lru_cache(maxsize=256)
+def load_template(name: str, folder: Path | None = None) -> Template:
+    """Return a template, from the user's folder where that has it, else the shipped one.
+
+    Raises:
+        ValueError: The folder does not exist, or no such template is shipped.
+    """
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"prompts={str(folder)!r}: no such folder")
+    for place in (folder, _SHIPPED):
+        path = place / f"{name}.md" if place else None
+        if path is not None and path.is_file():
+            return Template(name, path.read_text(encoding="utf-8"))
+    known = ", ".join(sorted(p.stem for p in _SHIPPED.glob("*.md")))
+    raise ValueError(f"no prompt template {name!r}; there are {known}")
+
+
+def load_rules(path: Path | None = None) -> list[str]:
+    """Return a list of preference rules: our own, or AutoGEO's (`filtered_rules` of a JSON file).
+
+    Raises:
+        ValueError: The file is missing or holds no such list.
+    """
+    path = path or _SHIPPED / "rules.json"
+    try:
+        rules = json.loads(path.read_text(encoding="utf-8"))["filtered_rules"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"rules file {path}: no list under filtered_rules ({error!r})") from None
+    if not isinstance(rules, list) or not all(isinstance(rule, str) for rule in rules):
+        raise ValueError(f"rules file {path}: filtered_rules must be a list of texts")
+    return rules
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"${name}" for name in sorted(names)) or "nothing"

@@ -1,0 +1,159 @@
+"""The three roles of a run, made from its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from geo_utils.engines import Engine, ExtractiveEngine
+from geo_utils.files import resolve_path
+from geo_utils.judges import Judge, LexicalJudge
+from geo_utils.loops import run_sync
+from geo_utils.model_roles import ANSWER, PAGE, Completes, ModelEngine, ModelJudge, ModelRewriter
+from geo_utils.models.base import LanguageModel
+from geo_utils.models.cache import AnswerCache
+from geo_utils.models.caller import Caller, Policy
+from geo_utils.models.limits import RateLimit
+from geo_utils.models.planner import Planner
+from geo_utils.models.prices import Price
+from geo_utils.models.usage import Usage
+from geo_utils.params import NotebookParams
+from geo_utils.prompts import load_template
+from geo_utils.rewriters import EditRewriter, Rewriter
+from geo_utils.runs import provenance
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What a run is made with.
+
+    Attributes:
+        engine: Answers.
+        judge: Gives verdicts.
+        rewriter: Rewrites.
+        callers: What each model-backed role calls, by role.
+        usage: Counts and budget of the run.
+        params: What they were made from.
+    """
+
+    engine: Engine
+    judge: Judge
+    rewriter: Rewriter
+    callers: Mapping[str, Completes]
+    usage: Usage
+    params: NotebookParams
+
+    def planned(self) -> Roles:
+        """Return roles that count what these would call, and call nothing."""
+        planners = {
+            role: Planner(caller) for role, caller in self.callers.items()
+            if isinstance(caller, Caller)
+        }  # fmt: skip
+        return _roles(self.params, planners, Usage())
+
+    def source(self) -> str:
+        """Say what the figures come from, for captions and the manifest."""
+        return provenance(self.params, self.usage.served_by)
+
+    def caption(self) -> str:
+        """Say under a table or figure what it rests on."""
+        p = self.params
+        return f"Corpus {p.corpus}, {p.repeats} repeats, seed {p.seed}. Source: {self.source()}."
+
+    def template_hashes(self) -> dict[str, str]:
+        """Return the hash of every prompt template in use, for the manifest."""
+        folder = _prompts(self.params)
+        names = {
+            "engine": ["engine_answer"],
+            "judge": ["judge_soft" if self.params.judge_mode == "soft" else "judge_verdict"],
+            "rewriter": [],
+        }
+        return {n: load_template(n, folder).hash for role in self.callers for n in names[role]}
+
+
+def make_roles(params: NotebookParams) -> Roles:
+    """Make the roles and check, before any money is spent, that their models are there.
+
+    Raises:
+        FatalError: A key is missing or refused, a model unknown, a server down.
+        ValueError: A prompt template is missing.
+    """
+    prices = {model: Price(p.tokens_in, p.tokens_out) for model, p in params.prices.items()}
+    usage = Usage(params.max_calls, params.max_cost, prices)
+    options = params.calls
+    policy = Policy(
+        max_concurrency=options.max_concurrency,
+        timeout_s=options.timeout_s,
+        deadline_s=options.deadline_s,
+        max_tries=options.max_tries,
+        max_retries=options.max_retries,
+    )
+    callers: dict[str, Caller] = {}
+    models: dict[tuple[Any, ...], Caller] = {}
+    for role, backend in params.backends.items():
+        if backend == "offline":
+            continue
+        name, servers = params.models.get(role), tuple(params.servers.get(role, ()))
+        key = (backend, name, servers)
+        if key not in models:  # roles on one model share its limits and its breaker
+            folder = resolve_path(params.cache_root)
+            model = make_model(backend, name, servers)
+            limit = RateLimit(
+                folder / "limits" / f"{backend}-{model.model.replace('/', '--')}",
+                options.requests_per_minute,
+                options.tokens_per_minute,
+            )
+            models[key] = Caller(model, AnswerCache(folder), policy, usage, limit)
+            run_sync(model.probe())
+        callers[role] = models[key]
+    return _roles(params, callers, usage)
+
+
+def make_model(backend: str, name: str | None, servers: tuple[str, ...] = ()) -> LanguageModel:
+    """Return a language model; its libraries are imported here and nowhere above.
+
+    Raises:
+        ValueError: Unknown backend.
+        FatalError: It cannot be made.
+    """
+    if backend == "gemini":
+        from geo_utils.models.gemini import DEFAULT_MODEL, Gemini
+
+        return Gemini(name or DEFAULT_MODEL, servers[0] if servers else None)
+    if name is None:
+        raise ValueError(f"backend {backend!r} needs a model id")
+    if backend == "openai":
+        from geo_utils.models.openai_server import OpenAIServer
+
+        return OpenAIServer(name, servers)
+    if backend == "vllm":
+        from geo_utils.models.vllm_local import VllmLocal
+
+        return VllmLocal(name)
+    if backend == "transformers":
+        from geo_utils.models.transformers_local import TransformersLocal
+
+        return TransformersLocal(name)
+    raise ValueError(f"backend {backend!r} is unknown; choose gemini, openai, vllm, transformers")
+
+
+def _roles(params: NotebookParams, callers: Mapping[str, Completes], usage: Usage) -> Roles:
+    prompts = _prompts(params)
+    engine: Engine = ExtractiveEngine(seed=params.seed)
+    judge: Judge = LexicalJudge()
+    rewriter: Rewriter = EditRewriter()
+    if "engine" in callers:
+        sampling = replace(ANSWER, temperature=params.temperature)
+        engine = ModelEngine(callers["engine"], sampling, prompts)
+    if "judge" in callers:
+        judge = ModelJudge(callers["judge"], params.judge_mode == "soft", prompts)
+    if "rewriter" in callers:
+        sampling = replace(PAGE, temperature=params.temperature)
+        rewriter = ModelRewriter(callers["rewriter"], sampling, prompts)
+    return Roles(engine, judge, rewriter, callers, usage, params)
+
+
+def _prompts(params: NotebookParams) -> Path | None:
+    return None if params.prompts is None else resolve_path(params.prompts)
