@@ -31,5 +31,6 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    except OSError:
+        partial.unlink(missing_ok=True)  # half a file, as on a full disk
+        raise

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 
@@ -52,3 +53,21 @@ def make_example(query_id="q1", **changes):
 
 def run(coroutine):
     return asyncio.run(coroutine)
+
+
+@pytest.fixture
+def gemini_server(tmp_path, monkeypatch):
+    """Start Gemini look-alikes; each call with options starts one, ended with the test."""
+    from servers import SimulatedGemini
+
+    monkeypatch.setenv("GEMINI_API_KEY", SECRET)
+    with contextlib.ExitStack() as stack:
+
+        def start(**options):
+            log = tmp_path / f"server-{len(options)}-{len(list(tmp_path.iterdir()))}.jsonl"
+            return stack.enter_context(SimulatedGemini(log, **options))
+
+        yield start
+
+
+SECRET = "AIza-a-secret-that-must-never-show"

@@ -84,6 +84,7 @@ class TestSmoke:
         assert manifest["usage"] == {
             "samples": 30 * 3 * len(manifest["headline"]["methods"]),
             "abstentions": 0,
+            "roles": {},
         }
         for row in manifest["headline"]["methods"].values():
             assert row["ci_low"] <= row["key_point_probability"] <= row["ci_high"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 
@@ -150,6 +150,21 @@ class UnusableError(ModelError):
 
 class FatalError(Exception):
     """No call of this run can succeed: refused key, unknown model. Stops the run."""
+
+
+def usable(completion: Completion, request: Request) -> Completion:
+    """Return a completion with its parsed value.
+
+    Raises:
+        UnusableError: It is cut off, empty, or has not the schema's shape.
+    """
+    if completion.finish_reason == "length" and not request.choices:
+        raise UnusableError(f"cut off: {request.sampling}", "truncated", again=True)
+    if not completion.text.strip() and completion.logprobs is None:
+        raise UnusableError("an empty answer", "empty", again=True)
+    if request.schema is not None:
+        return replace(completion, parsed=parse_json(completion.text, request.schema))
+    return completion
 
 
 def parse_json(text: str, schema: dict[str, Any]) -> Any:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import secrets
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from geo_utils.files import resolve_path, write_atomic
 from geo_utils.models.base import Completion, Request
 
 _POLL_S = 0.02
+_ENDING = ".answers.jsonl"
 # One descriptor a lock file for the life of the process: closing any descriptor of a file drops
 # all of the process's POSIX locks on it.
 _LOCK_FILES: dict[Path, int] = {}
@@ -30,48 +32,66 @@ _LOCK_FILES_GUARD = threading.Lock()
 
 def request_key(model: str, request: Request) -> str:
     """Return the cache key of a request: a hash over all that an answer depends on."""
-    identity = {"model": model} | asdict(request)
+    identity = {"model": model} | _plain(request) | {"attempt": 0}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-class AnswerCache:
-    """Answers by key, one file each, written atomically.
+def _plain(request: Request) -> dict[str, Any]:
+    # Not dataclasses.asdict, which copies deeply and costs as much as the rest of a call.
+    return vars(request) | {"sampling": vars(request.sampling)}
 
-    Several processes may share one folder on one file system. An entry that is torn or of another
-    key is a miss. A folder that cannot be written raises at once, before money is spent.
+
+class AnswerCache:
+    """Answers by key, in append-only segments: one file a writing process, one line an answer.
+
+    Many processes may share one folder of one file system: each appends to a segment of its own
+    and reads all. A process that is killed leaves at most one torn line, at the end of its own
+    segment; a torn line is a miss.
 
     Attributes:
-        folder: Where the answers lie.
+        folder: Where the segments lie.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open a cache folder, made if it is missing.
+        """Open a cache folder, made if it is missing, and index what it holds.
 
         Raises:
-            OSError: The folder cannot be written.
+            OSError: The folder cannot be written; answers would be paid for and lost.
         """
         self.folder = folder
+        self._index: dict[str, tuple[Path, int, int]] = {}
+        self._read_up_to: dict[Path, int] = {}
+        self._segment: tuple[int, Path] | None = None
+        self._torn = False
+        self._lock = threading.RLock()
         try:
-            write_atomic(folder / ".writable", "")
+            folder.mkdir(parents=True, exist_ok=True)
+            _lock_file(folder / ".in-flight")
         except OSError as error:
             raise OSError(
                 f"cache folder {folder} cannot be written ({error.strerror}); answers that cost "
                 "money would be lost. Set cache_root to a folder that can"
             ) from error
+        self.refresh()
 
-    def path(self, key: str) -> Path:
-        """Return where an answer lies."""
-        return self.folder / key[:2] / f"{key}.json"
+    def refresh(self) -> None:
+        """Index what other processes have added."""
+        with self._lock, os.scandir(self.folder) as listing:
+            for entry in listing:
+                if entry.name.endswith(_ENDING):
+                    path = self.folder / entry.name
+                    done = self._read_up_to.get(path, 0)
+                    if entry.stat().st_size > done:
+                        self._read_up_to[path] = done + self._index_lines(path, done)
 
     def get(self, key: str) -> Completion | None:
         """Return the answer of a key, or None."""
-        entry = _read(self.path(key))
-        if entry is None or entry.get("key") != key:
-            return None
-        try:
+        with self._lock:
+            place = self._index.get(key)
+            entry = _read_entry(*place) if place else None
+            if entry is None or "completion" not in entry:
+                return None
             return Completion(**entry["completion"])
-        except (KeyError, TypeError):
-            return None
 
     def put(self, key: str, model: str, request: Request, completion: Completion) -> None:
         """Keep an answer.
@@ -80,15 +100,27 @@ class AnswerCache:
             OSError: It cannot be written, as on a full disk.
         """
         entry = {
-            "key": key,
             "role": request.role,
             "model": model,
             "template": request.template,
+            "sample_index": request.sample_index,
             "created": time.time(),
-            "request": asdict(request),
-            "completion": asdict(completion),
+            "prompt_sha256": hashlib.sha256(request.prompt.encode()).hexdigest(),
+            "completion": vars(completion),
         }
-        write_atomic(self.path(key), json.dumps(entry, ensure_ascii=False))
+        line = f"{key} {json.dumps(entry)}\n".encode()
+        with self._lock:
+            if self._segment is None:
+                self._segment = self._open_segment()
+            descriptor, path = self._segment
+            end = os.fstat(descriptor).st_size
+            line = b"\n" + line if self._torn else line
+            self._torn = True  # until the whole line is there
+            if os.write(descriptor, line) < len(line):
+                raise OSError(errno.ENOSPC, "only a part of the answer could be written")
+            self._torn = False
+            self._read_up_to[path] = end + len(line)
+            self._index[key] = (path, end + line.startswith(b"\n"), len(line.lstrip()))
 
     @contextlib.asynccontextmanager
     async def in_flight(self, key: str) -> AsyncIterator[None]:
@@ -109,15 +141,62 @@ class AnswerCache:
         finally:
             fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, offset)
 
-    def entries(self) -> Iterator[tuple[Path, dict[str, Any] | None]]:
-        """Yield (path, entry) of all answers; the entry is None if it is torn."""
-        for path in self.folder.glob("??/*.json"):
-            yield path, _read(path)
+    def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (key, entry) of all answers, without their torn lines."""
+        for key, place in sorted(self._index.items()):
+            entry = _read_entry(*place)
+            if entry is not None:
+                yield key, entry
+
+    def prune(self, keys: set[str]) -> tuple[int, int]:
+        """Delete answers.
+
+        Returns:
+            Number of answers deleted, and of segments left alone because a process writes to
+            them.
+        """
+        deleted = busy = 0
+        for path in sorted(self._read_up_to):
+            with path.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    busy += 1
+                    continue
+                lines = file.read().splitlines(keepends=True)
+                kept = [line for line in lines if line[:64].decode("ascii", "replace") not in keys]
+                deleted += len(lines) - len(kept)
+                if len(kept) < len(lines):
+                    write_atomic(path, b"".join(kept))
+        return deleted, busy
+
+    def _open_segment(self) -> tuple[int, Path]:
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(4)}{_ENDING}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        path = self.folder / name
+        descriptor = os.open(path, flags, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # tells prune that it is being written to
+        return descriptor, path
+
+    def _index_lines(self, path: Path, start: int) -> int:
+        """Index the whole lines from `start` on and return how many bytes they are."""
+        offset = start
+        with path.open("rb") as file:
+            file.seek(start)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                if len(line) > 66:
+                    self._index[line[:64].decode("ascii", "replace")] = (path, offset, len(line))
+                offset += len(line)
+        return offset - start
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read_entry(path: Path, offset: int, length: int) -> dict[str, Any] | None:
     try:
-        entry = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            file.seek(offset)
+            entry = json.loads(file.read(length)[65:])
     except (OSError, ValueError):
         return None
     return entry if isinstance(entry, dict) else None
@@ -143,25 +222,30 @@ def main() -> None:
     folder = resolve_path(args.root)
     if not folder.is_dir():
         sys.exit(f"{folder}: no such cache folder")
+    cache = AnswerCache(folder)
     counts: Counter[tuple[str, str]] = Counter()
     tokens: Counter[tuple[str, str]] = Counter()
-    for path, entry in AnswerCache(folder).entries():
-        group = ("torn", "") if entry is None else (str(entry["role"]), str(entry["model"]))
+    chosen: set[str] = set()
+    for key, entry in cache.entries():
+        group = str(entry.get("role")), str(entry.get("model"))
         if args.role not in (None, group[0]) or args.model not in (None, group[1]):
             continue
-        age_s = time.time() - path.stat().st_mtime
+        age_s = time.time() - float(entry.get("created", 0))
         if args.older_than_days is not None and age_s < args.older_than_days * 86_400:
             continue
+        used = entry.get("completion", {})
         counts[group] += 1
-        used = (entry or {}).get("completion", {})
         tokens[group] += used.get("tokens_in", 0) + used.get("tokens_out", 0)
-        if args.action == "prune" and args.yes:
-            path.unlink(missing_ok=True)
+        chosen.add(key)
     verb = {"show": "held", "prune": "deleted" if args.yes else "to delete (repeat with --yes)"}
     for group, count in sorted(counts.items()):
         line = f"{group[0]:10} {group[1]:32} {count:8,} answers {tokens[group]:12,} tokens"
         sys.stdout.write(line + "\n")
     sys.stdout.write(f"{sum(counts.values()):,} answers {verb[args.action]} in {folder}\n")
+    if args.action == "prune" and args.yes:
+        _, busy = cache.prune(chosen)
+        if busy:
+            sys.stdout.write(f"{busy} segments are being written to and were left alone\n")
 
 
 if __name__ == "__main__":

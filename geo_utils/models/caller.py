@@ -18,7 +18,7 @@ from geo_utils.models.base import (
     Request,
     TransientError,
     UnusableError,
-    parse_json,
+    usable,
 )
 from geo_utils.models.cache import AnswerCache, request_key
 from geo_utils.models.limits import RateLimit
@@ -47,7 +47,7 @@ class Policy:
     Attributes:
         max_concurrency: Calls in flight at once; 1 makes them one by one.
         timeout_s: Longest wait for one try.
-        deadline_s: Longest time for one call with all its tries and pauses.
+        deadline_s: Longest time for one call, tries and pauses together.
         max_tries: Most tries of one call that fails transiently.
         max_unusable: Most answers of one call that are looked at in vain.
         max_retries: Most retries of the whole run; after them, the first failure is the last.
@@ -168,6 +168,7 @@ class Caller:
             async with self._slots:
                 return await self._try(request, role)
         async with self._cache.in_flight(key):
+            self._cache.refresh()
             held = self._cache.get(key)
             if held is not None:
                 self.usage.count_cached(role, held)
@@ -240,9 +241,10 @@ class Caller:
         failure: str | None = "cancelled"
         try:
             timeout = min(self.policy.timeout_s, self.policy.deadline_s)
-            completion = await asyncio.wait_for(self.model.complete(request), timeout)
+            async with asyncio.timeout(timeout):
+                completion = await self.model.complete(request)
             failure = None
-            return _usable(completion, request)
+            return usable(completion, request)
         except TimeoutError:
             failure = "timeout"
             raise TransientError(f"no answer within {timeout:g} s", "timeout") from None
@@ -283,19 +285,3 @@ class Caller:
                 f"{now - breaker.since:.0f} s, the last one {failure}. All answers so far are "
                 "kept; run again to go on"
             )
-
-
-def _usable(completion: Completion, request: Request) -> Completion:
-    """Return a completion with its parsed value.
-
-    Raises:
-        UnusableError: It is cut off, empty, or has not the schema's shape.
-    """
-    if completion.finish_reason == "length" and not request.choices:
-        longest = request.sampling.max_tokens
-        raise UnusableError(f"cut off at max_tokens={longest}", "truncated", again=True)
-    if not completion.text.strip() and completion.logprobs is None:
-        raise UnusableError("an empty answer", "empty", again=True)
-    if request.schema is not None:
-        return replace(completion, parsed=parse_json(completion.text, request.schema))
-    return completion

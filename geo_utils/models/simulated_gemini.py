@@ -99,7 +99,7 @@ class SimulatedGemini:
         fault = self._draw_fault()
         refused = self._refusal(request, model) or self._limited() or _error_for(fault, self)
         if refused is not None or fault in ("hang", "reset"):
-            self._note(prompt, fault or str(refused and refused.status), refused)
+            self._note(prompt, config, fault or str(refused and refused.status), refused)
             if refused is not None:
                 return refused
             if fault == "hang":
@@ -112,7 +112,8 @@ class SimulatedGemini:
         seed = int.from_bytes(draw.digest()[:4], "big")  # same prompt and seed, same answer
         text = await reply(prompt, config.get("responseJsonSchema"), seed)
         response = _response(model, prompt, text, fault)
-        self._note(prompt, fault or "answered", None)
+        gone = request.transport is None or request.transport.is_closing()
+        self._note(prompt, config, "undelivered" if gone else fault or "answered", None)
         return web.json_response(response)
 
     def _refusal(self, request: web.Request, model: str) -> web.Response | None:
@@ -161,10 +162,17 @@ class SimulatedGemini:
             "or uniform:LOW_S,HIGH_S"
         )
 
-    def _note(self, prompt: str, outcome: str, refused: web.Response | None) -> None:
+    def _note(
+        self, prompt: str, config: dict[str, Any], outcome: str, refused: web.Response | None
+    ) -> None:
         if self._log is not None:
             digest = hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest()
-            entry = {"time": time.time(), "prompt": digest, "outcome": outcome}
+            entry = {
+                "time": time.time(),
+                "prompt": digest,
+                "seed": config.get("seed"),
+                "outcome": outcome,
+            }
             if refused is not None:
                 entry["status"] = refused.status
             self._log.write(json.dumps(entry) + "\n")
@@ -196,7 +204,8 @@ async def reply(prompt: str, schema: dict[str, Any] | None, draw: int) -> str:
     if page:
         point = KeyPoint(1, _part(prompt, "key_point"))
         example = Example("simulated", _part(prompt, "query"), (page,), 0)
-        method = "key_point" if point.content else "easy_to_understand"
+        method = "keyword_stuffing" if example.query else "easy_to_understand"
+        method = "key_point" if point.content else method
         return EDITS[method](example, point)
     if "yes or no" in prompt:
         verdict = await _verdict(_part(prompt, "key_point"), prompt)

@@ -1,0 +1,701 @@
+"""The caller: against a scripted model where timing matters, a real server where faults do."""
+
+import asyncio
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from conftest import run
+
+from geo_utils.models.base import (
+    Completion,
+    FatalError,
+    Request,
+    Sampling,
+    TransientError,
+    UnusableError,
+)
+from geo_utils.models.cache import AnswerCache, request_key
+from geo_utils.models.caller import Caller, Policy, ServiceDown
+from geo_utils.models.gemini import Gemini
+from geo_utils.models.prices import Price
+from geo_utils.models.usage import BudgetReached, Usage
+
+QUICK = Policy(backoff_s=0.01, max_backoff_s=0.02, timeout_s=5, breaker_s=0.2)
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+class Scripted:
+    """A model that does what it is told for each call, in order; then answers."""
+
+    model = "scripted"
+
+    def __init__(self, *script, latency=0.0):
+        self.script, self.latency = list(script), latency
+        self.prompts, self.now, self.most = [], 0, 0
+
+    async def complete(self, request):
+        self.prompts.append(request.prompt)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await asyncio.sleep(self.latency)
+            step = self.script.pop(0) if self.script else None
+            if isinstance(step, Exception):
+                raise step
+            text = step if isinstance(step, str) else f"answer to {request.prompt}"
+            return step if isinstance(step, Completion) else Completion(text, tokens_in=10)
+        finally:
+            self.now -= 1
+
+    async def probe(self):
+        pass
+
+    async def close(self):
+        pass
+
+
+def ask(prompt="a", **options):
+    return Request("engine", prompt, **options)
+
+
+class TestKey:
+    base = ask("a", template="t", sampling=Sampling(0.7, 100))
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            replace(base, prompt="a "),
+            replace(base, role="judge"),
+            replace(base, template="u"),
+            replace(base, sampling=Sampling(0.7, 101)),
+            replace(base, sampling=Sampling(0.71, 100)),
+            replace(base, sample_index=1),
+            replace(base, schema=SCHEMA),
+            replace(base, choices=("yes", "no")),
+        ],
+    )
+    def test_whatever_an_answer_depends_on_is_in_it(self, other):
+        assert request_key("m", other) != request_key("m", self.base)
+
+    def test_the_model_is_and_the_try_is_not(self):
+        assert request_key("n", self.base) != request_key("m", self.base)
+        assert request_key("m", replace(self.base, attempt=2)) == request_key("m", self.base)
+
+
+class TestCache:
+    def test_an_answer_outlives_its_process_and_is_never_asked_again(self, tmp_path):
+        model = Scripted()
+        first = run(Caller(model, AnswerCache(tmp_path)).complete(ask()))
+        usage = Usage()
+        again = run(Caller(model, AnswerCache(tmp_path), usage=usage).complete(ask()))
+        assert again == first and len(model.prompts) == 1
+        assert usage.report()["engine"]["cached"] == 1
+
+    def test_what_another_process_adds_is_seen(self, tmp_path):
+        early, late = AnswerCache(tmp_path), AnswerCache(tmp_path)
+        late.put("k" * 64, "m", ask(), Completion("there"))
+        assert early.get("k" * 64) is None
+        early.refresh()
+        assert early.get("k" * 64).text == "there"
+
+    @pytest.mark.parametrize("cut", [1, 40, 70, 200])
+    def test_a_torn_entry_is_a_miss_and_harms_no_other(self, tmp_path, cut):
+        cache = AnswerCache(tmp_path)
+        for key in "abc":
+            cache.put(key * 64, "m", ask(), Completion(f"answer {key}"))
+        (segment,) = tmp_path.glob("*.answers.jsonl")
+        segment.write_bytes(segment.read_bytes()[:-cut])
+        whole = AnswerCache(tmp_path)
+        assert [whole.get(k * 64) and whole.get(k * 64).text for k in "abc"] == [
+            "answer a",
+            "answer b",
+            None,
+        ]
+
+    @pytest.mark.parametrize("noise", [b"\x00" * 500, b"x" * 64 + b" {not json}\n", b"\xff\n\n"])
+    def test_noise_in_a_segment_is_no_crash(self, tmp_path, noise):
+        (tmp_path / "x.answers.jsonl").write_bytes(noise)
+        cache = AnswerCache(tmp_path)
+        assert cache.get("x" * 64) is None
+        cache.put("y" * 64, "m", ask(), Completion("fine"))
+        assert AnswerCache(tmp_path).get("y" * 64).text == "fine"
+
+    def test_a_folder_that_cannot_be_written_is_refused_before_any_call(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(OSError, match=r"cannot be written .* Set cache_root"):
+            AnswerCache(tmp_path / "file")
+
+    def test_a_full_disk_stops_the_run_but_gives_the_answer_that_was_paid(
+        self, tmp_path, monkeypatch
+    ):
+        model, cache = Scripted(), AnswerCache(tmp_path)
+        caller = Caller(model, cache, QUICK)
+        run(caller.complete(ask("kept")))
+        real = os.write
+        monkeypatch.setattr(os, "write", lambda d, line: real(d, line[: len(line) // 2]))
+        assert run(caller.complete(ask("a"))).text == "answer to a"
+        with pytest.raises(FatalError, match="cannot be written any more"):
+            run(caller.complete(ask("b")))
+        assert model.prompts == ["kept", "a"]
+        monkeypatch.undo()
+        cache.put("z" * 64, "m", ask(), Completion("after the torn one"))
+        later = AnswerCache(tmp_path)
+        assert later.get("z" * 64).text == "after the torn one"
+        assert later.get(request_key("scripted", ask("kept"))).text == "answer to kept"
+        assert later.get(request_key("scripted", ask("a"))) is None
+
+    def test_errors_are_never_kept(self, tmp_path):
+        model = Scripted(UnusableError("no", "blocked"))
+        caller = Caller(model, AnswerCache(tmp_path))
+        with pytest.raises(UnusableError):
+            run(caller.complete(ask()))
+        assert run(caller.complete(ask())).text == "answer to a"
+
+    def test_the_command_shows_and_prunes(self, tmp_path):
+        cache = AnswerCache(tmp_path)
+        cache.put("a" * 64, "m", ask(), Completion("one", tokens_in=5))
+        cache.put("b" * 64, "n", Request("judge", "x"), Completion("two"))
+
+        def command(*arguments):
+            line = [sys.executable, "-m", "geo_utils.models.cache", *arguments, "--root", tmp_path]
+            return subprocess.run(line, capture_output=True, text=True, check=True).stdout
+
+        shown = command("show")
+        assert "engine     m" in shown and "2 answers held" in shown
+        assert "to delete" in command("prune", "--role", "judge")
+        assert "left alone" in command("prune", "--role", "judge", "--yes")  # we write to it
+        descriptor, _ = cache._segment
+        os.close(descriptor)
+        assert "1 answers deleted" in command("prune", "--role", "judge", "--yes")
+        left = AnswerCache(tmp_path)
+        assert left.get("a" * 64).text == "one" and left.get("b" * 64) is None
+
+
+class TestFlights:
+    @pytest.mark.parametrize("cached", [True, False])
+    def test_equal_requests_in_flight_make_one_call(self, tmp_path, cached):
+        model = Scripted(latency=0.05)
+        caller = Caller(model, AnswerCache(tmp_path) if cached else None)
+
+        async def many():
+            return await asyncio.gather(*(caller.complete(ask()) for _ in range(20)))
+
+        assert {c.text for c in run(many())} == {"answer to a"}
+        assert len(model.prompts) == 1
+
+    def test_also_over_event_loops_and_threads(self, tmp_path):
+        model = Scripted(latency=0.2)
+        caller = Caller(model, AnswerCache(tmp_path))
+        found = []
+        threads = [
+            threading.Thread(target=lambda: found.append(run(caller.complete(ask()))))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 4 and len(model.prompts) == 1
+
+    def test_when_the_leader_is_cancelled_a_follower_takes_over(self, tmp_path):
+        model = Scripted(latency=0.1)
+        caller = Caller(model, AnswerCache(tmp_path))
+
+        async def scene():
+            leader = asyncio.create_task(caller.complete(ask()))
+            await asyncio.sleep(0.02)
+            follower = asyncio.create_task(caller.complete(ask()))
+            await asyncio.sleep(0.02)
+            leader.cancel()
+            return await follower
+
+        assert run(scene()).text == "answer to a"
+        assert len(model.prompts) == 2
+
+    def test_an_error_reaches_every_waiter(self, tmp_path):
+        model = Scripted(UnusableError("no", "blocked"), latency=0.05)
+        caller = Caller(model, AnswerCache(tmp_path))
+
+        async def many():
+            calls = (caller.complete(ask()) for _ in range(3))
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        assert [type(e) for e in run(many())] == [UnusableError] * 3
+
+    @pytest.mark.parametrize("places", [1, 5])
+    def test_concurrency_is_bounded_and_used(self, places):
+        model = Scripted(latency=0.01)
+        caller = Caller(model, policy=replace(QUICK, max_concurrency=places))
+
+        async def many():
+            await asyncio.gather(*(caller.complete(ask(str(i))) for i in range(30)))
+
+        run(many())
+        assert model.most == places
+
+    def test_a_cancelled_waiter_keeps_no_place(self):
+        model = Scripted(latency=0.05)
+        caller = Caller(model, policy=replace(QUICK, max_concurrency=1))
+
+        async def scene():
+            tasks = [asyncio.create_task(caller.complete(ask(str(i)))) for i in range(4)]
+            await asyncio.sleep(0.01)
+            tasks[1].cancel()
+            tasks[2].cancel()
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+        kinds = [type(result) for result in run(scene())]
+        assert kinds == [Completion, asyncio.CancelledError, asyncio.CancelledError, Completion]
+
+
+class TestTries:
+    def test_transient_faults_are_tried_again(self):
+        model = Scripted(TransientError("x", "500"), TransientError("x", "reset"))
+        usage = Usage()
+        assert run(Caller(model, policy=QUICK, usage=usage).complete(ask())).text == "answer to a"
+        report = usage.report()["engine"]
+        assert report["failures"] == {"500": 1, "reset": 1}
+        assert (report["calls"], report["answered"], report["retries"]) == (3, 1, 2)
+
+    def test_retry_after_is_waited_for_by_all_calls(self):
+        model = Scripted(TransientError("busy", "429", retry_after_s=0.4))
+        caller = Caller(model, policy=replace(QUICK, max_concurrency=1))
+        started = time.monotonic()
+
+        async def two():
+            await asyncio.gather(caller.complete(ask("a")), caller.complete(ask("b")))
+
+        run(two())
+        assert 0.4 <= time.monotonic() - started < 1.0
+
+    def test_a_hanging_call_costs_at_most_the_deadline(self):
+        model = Scripted(latency=60)
+        policy = replace(QUICK, timeout_s=0.2, deadline_s=0.5)
+        started = time.monotonic()
+        with pytest.raises(TransientError, match=r"no answer within 0\.2 s"):
+            run(Caller(model, policy=policy).complete(ask()))
+        assert time.monotonic() - started < 1.0
+
+    def test_tries_and_the_runs_retries_are_bounded(self):
+        faults = [TransientError("x", "500") for _ in range(50)]
+        model = Scripted(*faults)
+        policy = replace(QUICK, max_tries=4, max_retries=5, breaker_failures=1000)
+        caller = Caller(model, policy=policy)
+        for _ in range(3):
+            with pytest.raises(TransientError):
+                run(caller.complete(ask()))
+        assert len(model.prompts) == 4 + 3 + 1  # 3 retries, then the last 2, then none
+
+    @pytest.mark.parametrize(
+        ("answer", "kind"),
+        [
+            (Completion("", finish_reason="stop"), "empty"),
+            (Completion('{"a": 1', finish_reason="length"), "truncated"),
+            ("no json here", "unparsable"),
+            ('{"a": "one"}', "unparsable"),
+            ('{"b": 1}', "unparsable"),
+            ("[1, 2]", "unparsable"),
+            ('{"a": true}', "unparsable"),
+        ],
+    )
+    def test_unusable_answers_are_tried_thrice_and_then_given_up(self, answer, kind):
+        model = Scripted(answer, answer, answer)
+        usage = Usage()
+        with pytest.raises(UnusableError) as caught:
+            run(Caller(model, policy=QUICK, usage=usage).complete(ask(schema=SCHEMA)))
+        assert caught.value.kind == kind
+        assert usage.report()["engine"]["failures"] == {kind: 3}
+
+    @pytest.mark.parametrize(
+        "answer",
+        ['{"a": 7}', '```json\n{"a": 7}\n```', 'Here it is: {"a": 7} Done.', '{x} {"a": 7}'],
+    )
+    def test_json_is_found_where_it_stands(self, answer):
+        assert run(Caller(Scripted(answer)).complete(ask(schema=SCHEMA))).parsed == {"a": 7}
+
+    def test_a_very_long_answer_is_an_answer(self):
+        text = "word " * 20_000
+        assert run(Caller(Scripted(text)).complete(ask())).text == text
+
+    def test_a_refused_key_stops_all_calls_at_once(self):
+        model = Scripted(FatalError("key refused"))
+        caller = Caller(model, policy=QUICK)
+        for _ in range(3):
+            with pytest.raises(FatalError, match="key refused"):
+                run(caller.complete(ask()))
+        assert len(model.prompts) == 1
+
+    def test_a_service_that_is_down_stops_the_run(self):
+        model = Scripted(*(TransientError("refused", "connection") for _ in range(500)))
+        policy = replace(QUICK, breaker_failures=10, breaker_s=0.05, max_tries=100)
+        caller = Caller(model, policy=policy)
+        with pytest.raises(ServiceDown, match=r"seems to be down: .* failures in a row"):
+            run(caller.complete(ask()))
+        assert 10 <= len(model.prompts) < 30
+        with pytest.raises(ServiceDown):
+            run(caller.complete(ask("b")))
+
+
+class TestBudget:
+    def test_max_calls_ends_the_run_and_keeps_the_answers(self, tmp_path):
+        model = Scripted()
+        caller = Caller(model, AnswerCache(tmp_path), QUICK, Usage(max_calls=3))
+
+        async def many():
+            calls = (caller.complete(ask(str(i))) for i in range(6))
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        results = run(many())
+        assert sum(isinstance(r, BudgetReached) for r in results) == 3
+        assert len(model.prompts) == 3
+        assert len(list(AnswerCache(tmp_path).entries())) == 3
+        assert run(caller.complete(ask("0"))).text == "answer to 0"  # held answers are free
+
+    def test_max_cost_counts_what_is_in_flight(self):
+        usage = Usage(max_cost=1.0, prices={"scripted": Price(100_000, 0)})  # 0.1 $ a token
+        caller = Caller(Scripted(latency=0.02), policy=QUICK, usage=usage)
+
+        async def many():
+            calls = (caller.complete(ask(f"{i}ab")) for i in range(20))
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        answered = [r for r in run(many()) if isinstance(r, Completion)]
+        assert len(answered) == 10  # of 0.1 $ each as estimated
+
+    def test_an_unknown_price_is_never_free(self):
+        caller = Caller(Scripted(), policy=QUICK, usage=Usage(max_cost=1.0))
+        with pytest.raises(BudgetReached, match="the price of 'scripted' is unknown"):
+            run(caller.complete(ask()))
+        assert Usage().role("engine", "scripted") and Usage().report() == {}
+        usage = Usage()
+        run(Caller(Scripted(), usage=usage).complete(ask()))
+        assert usage.report()["engine"]["cost_usd"] is None
+
+
+class TestAgainstAServer:
+    """The unmodified google-genai client against the look-alike."""
+
+    @pytest.mark.parametrize(
+        ("options", "model", "message"),
+        [
+            ({"key": "another"}, "gemini-2.5-flash-lite", "refuses the key"),
+            ({}, "gemini-1.0-pro", "not served .* gemini-2.5-flash, gemini-2.5-flash-lite"),
+        ],
+    )
+    def test_a_wrong_key_and_a_retired_model_stop_before_money_is_spent(
+        self, gemini_server, options, model, message
+    ):
+        server = gemini_server(**options)
+        with pytest.raises(FatalError, match=message):
+            run(Gemini(model, server.url).probe())
+        caller = Caller(Gemini(model, server.url), policy=QUICK)
+        with pytest.raises(FatalError, match=message):
+            run(caller.complete(ask()))
+
+    def test_no_key_and_no_network(self, monkeypatch):
+        monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+        monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
+        with pytest.raises(FatalError, match="set GEMINI_API_KEY"):
+            Gemini()
+        monkeypatch.setenv("GEMINI_API_KEY", "k")
+        with pytest.raises(FatalError, match="cannot be reached"):
+            run(Gemini(base_url="http://127.0.0.1:9").probe())
+
+    @pytest.mark.parametrize(
+        ("faults", "error", "kind"),
+        [
+            ("blocked:1", UnusableError, "blocked"),
+            ("truncated:1", UnusableError, "truncated"),
+            ("empty:1", UnusableError, "empty"),
+            ("429:1", TransientError, "429"),
+            ("500:1", TransientError, "500"),
+            ("reset:1", TransientError, "timeout"),  # the SDK itself connects again, after seconds
+            ("hang:1", TransientError, "timeout"),
+        ],
+    )
+    def test_every_fault_has_its_kind(self, gemini_server, faults, error, kind):
+        server = gemini_server(faults=faults, retry_after=0.05)
+        policy = replace(QUICK, max_tries=2, timeout_s=0.5)
+        with pytest.raises(error) as caught:
+            run(Caller(Gemini(base_url=server.url), policy=policy).complete(ask()))
+        assert caught.value.kind == kind
+
+    def test_retry_after_is_read_from_the_header(self, gemini_server):
+        server = gemini_server(faults="429:1", retry_after=7)
+        with pytest.raises(TransientError) as caught:
+            run(Gemini(base_url=server.url).complete(ask()))
+        assert caught.value.retry_after_s == 7
+        silent = gemini_server(faults="429:1", retry_after=-1)
+        with pytest.raises(TransientError) as caught:
+            run(Gemini(base_url=silent.url).complete(ask()))
+        assert caught.value.retry_after_s is None
+
+    def test_one_event_loop_after_another_and_two_at_once(self, gemini_server):
+        server = gemini_server()
+        model = Gemini(base_url=server.url)
+        caller = Caller(model, policy=QUICK)
+        for i in range(3):
+            run(caller.complete(ask(f"loop {i}")))
+        loop = asyncio.new_event_loop()  # as TRL keeps one in a daemon thread
+        threading.Thread(target=loop.run_forever, daemon=True).start()
+        there = asyncio.run_coroutine_threadsafe(caller.complete(ask("there")), loop)
+        run(caller.complete(ask("here")))
+        assert there.result(timeout=10).served_by.startswith("simulated-")
+        loop.call_soon_threadsafe(loop.stop)
+
+    def test_usage_counts_tokens_latency_and_cost(self, gemini_server):
+        server = gemini_server(latency="constant:0.05")
+        usage = Usage()
+        caller = Caller(Gemini(base_url=server.url), policy=QUICK, usage=usage)
+        run(caller.complete(ask("a" * 400)))
+        row = usage.report()["engine"]
+        assert row["tokens_in"] == 101 and row["tokens_out"] > 0
+        assert 0.05 <= row["latency_p50_s"] < 1
+        assert row["cost_usd"] == pytest.approx((101 * 0.10 + row["tokens_out"] * 0.40) / 1e6)
+        assert usage.served_by == {"simulated-gemini-2.5-flash-lite"}
+
+    def test_64_engine_and_judge_calls_of_a_second_take_two(self, gemini_server):
+        server = gemini_server(latency="constant:1")
+        caller = Caller(Gemini(base_url=server.url), policy=replace(QUICK, max_concurrency=64))
+
+        async def rollout(i):
+            answer = await caller.complete(ask(f"question {i}"))
+            return await caller.complete(Request("judge", f"{i} {answer.text}"))
+
+        async def batch():
+            await caller.complete(ask("warm-up: connection and imports"))
+            started = time.monotonic()
+            await asyncio.gather(*(rollout(i) for i in range(64)))
+            return time.monotonic() - started
+
+        assert run(batch()) <= 2.3
+
+    def test_one_by_one_takes_the_sum(self, gemini_server):
+        server = gemini_server(latency="constant:0.02")
+        caller = Caller(Gemini(base_url=server.url), policy=replace(QUICK, max_concurrency=1))
+
+        async def batch():
+            await asyncio.gather(*(caller.complete(ask(str(i))) for i in range(64)))
+
+        started = time.monotonic()
+        run(batch())
+        assert time.monotonic() - started >= 64 * 0.02
+
+    def test_throughput_is_at_least_seven_tenths_of_the_bare_sdk(self, gemini_server, tmp_path):
+        from google import genai
+        from google.genai import types
+
+        server = gemini_server()
+        n, width = 400, 32
+
+        async def bare():
+            options = types.HttpOptions(base_url=server.url)
+            client = genai.Client(api_key="k", http_options=options)
+            config = types.GenerateContentConfig(temperature=0.7, max_output_tokens=100)
+            places = asyncio.Semaphore(width)
+
+            async def one(i):
+                async with places:
+                    await client.aio.models.generate_content(
+                        model="gemini-2.5-flash-lite", contents=f"bare {i}", config=config
+                    )
+
+            started = time.perf_counter()
+            await asyncio.gather(*(one(i) for i in range(n)))
+            return n / (time.perf_counter() - started)
+
+        async def ours(turn):
+            cache = AnswerCache(tmp_path / f"cache-{turn}")
+            caller = Caller(
+                Gemini(base_url=server.url), cache, replace(QUICK, max_concurrency=width)
+            )
+            started = time.perf_counter()
+            await asyncio.gather(*(caller.complete(ask(f"ours {turn} {i}")) for i in range(n)))
+            return n / (time.perf_counter() - started)
+
+        run(bare()), run(ours("warm-up"))
+        ratios = [run(ours(turn)) / run(bare()) for turn in range(5)]
+        assert sorted(ratios)[2] >= 0.7, ratios
+
+
+WORKER = """
+import asyncio, sys
+from pathlib import Path
+from geo_utils.models.base import Request
+from geo_utils.models.cache import AnswerCache
+from geo_utils.models.caller import Caller
+from geo_utils.models.gemini import Gemini
+from geo_utils.models.limits import RateLimit
+
+url, folder, rpm, prompts = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]
+limit = RateLimit(folder / "limits" / "shared", rpm or None)
+caller = Caller(Gemini(base_url=url), AnswerCache(folder), limit=limit)
+
+async def main():
+    await asyncio.gather(*(caller.complete(Request("engine", p)) for p in prompts))
+
+asyncio.run(main())
+print(caller.usage.report()["engine"]["answered"])
+"""
+
+
+class TestTwoProcesses:
+    def workers(self, server, folder, rpm, *prompts):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(WORKER), server.url, folder, str(rpm), *own],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for own in prompts
+        ]
+        return [int(process.communicate(timeout=120)[0]) for process in processes]
+
+    def test_they_share_answers(self, gemini_server, tmp_path):
+        server = gemini_server(latency="constant:0.1")
+        prompts = [f"prompt {i}" for i in range(40)]
+        found = self.workers(server, tmp_path / "cache", 0, prompts, prompts[::-1])
+        assert sum(found) == 40
+        assert set(server.answered().values()) == {1} and len(server.answered()) == 40
+
+    def test_they_stay_under_one_limit_together(self, gemini_server, tmp_path):
+        server = gemini_server()
+        rpm = 240  # 4 a second; 12 may go at once
+        mine, yours = ([f"{who} {i}" for i in range(20)] for who in ("mine", "yours"))
+        self.workers(server, tmp_path / "cache", rpm, mine, yours)
+        times = sorted(entry["time"] for entry in server.entries())
+        assert len(times) == 40
+        assert times[-1] - times[0] >= (40 - 12) / 4
+        for i, start in enumerate(times):
+            for j in range(i + 1, len(times)):
+                # + 1: the request at the window's start; 0.3 s: what a loaded machine adds
+                assert j - i <= 12 + (times[j] - start + 0.3) * rpm / 60 + 1
+
+
+EVALUATION = """
+import json, sys
+from pathlib import Path
+from geo_utils.corpus import load_corpus
+from geo_utils.evaluate import evaluate
+from geo_utils.model_roles import ModelEngine, ModelJudge
+from geo_utils.models.cache import AnswerCache
+from geo_utils.models.caller import Caller, Policy
+from geo_utils.models.gemini import Gemini
+from geo_utils.rewriters import EditRewriter
+
+url, folder, repeats, timeout, table = sys.argv[1:]
+policy = Policy(timeout_s=float(timeout), backoff_s=0.05, max_backoff_s=0.3)
+caller = Caller(Gemini(base_url=url), AnswerCache(Path(folder)), policy)
+methods = ["original", "paste_key_point", "repeat_key_point"]
+samples = evaluate(load_corpus(), methods, ModelEngine(caller), ModelJudge(caller), EditRewriter(),
+                   repeats=int(repeats))
+samples.to_pickle(table)
+Path(table + ".json").write_text(json.dumps(caller.usage.report()))
+"""
+
+
+def evaluation(server, folder, repeats, timeout, table):
+    return subprocess.Popen(
+        [sys.executable, "-c", EVALUATION, server.url, folder, str(repeats), str(timeout), table],
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def prompts_held(folder):
+    return Counter(entry["prompt_sha256"] for _, entry in AnswerCache(folder).entries())
+
+
+def test_a_thousand_calls_with_faults_end_by_themselves(gemini_server, tmp_path):
+    """Done when 1: every sample is scored or an abstention; answers and server log agree."""
+    import pandas as pd
+
+    faults = "429:0.05,500:0.02,truncated:0.02,blocked:0.01,hang:0.005"
+    server = gemini_server(faults=faults, latency="constant:0.01", retry_after=0.1)
+    table = tmp_path / "samples.pickle"
+    process = evaluation(server, tmp_path / "cache", 6, 1.5, str(table))
+    assert process.wait(timeout=280) == 0
+    samples = pd.read_pickle(table)
+    assert len(samples) == 540
+    scored, lost = samples["supported"].notna(), samples["abstention"].notna()
+    assert (scored ^ lost).all() and 0 < lost.sum() < 40
+    assert lost[lost].index.size == samples.loc[lost, "abstention"].str.len().gt(0).sum()
+    assert samples.loc[lost, "supported"].isna().all()
+    outcomes = server.outcomes()
+    assert sum(outcomes.values()) > 1000
+    assert {"429", "500", "truncated", "blocked", "hang"} <= set(outcomes)
+    assert prompts_held(tmp_path / "cache") == server.answered()
+    usage = json.loads((tmp_path / "samples.pickle.json").read_text())
+    assert sum(row["answered"] for row in usage.values()) == outcomes["answered"]
+
+
+def test_killed_twenty_times_the_table_is_the_same(gemini_server, tmp_path):
+    """Done when 2: kill -9 at random moments, resume; nothing that was held is asked again."""
+    import random
+
+    import pandas as pd
+
+    server = gemini_server(latency="uniform:0.05,0.4")
+    undisturbed, table = str(tmp_path / "undisturbed"), str(tmp_path / "resumed")
+    assert evaluation(server, tmp_path / "other cache", 6, 30, undisturbed).wait(120) == 0
+    server.log.write_text("")
+    draw, kills = random.Random(5), []
+    for _ in range(20):
+        process = evaluation(server, tmp_path / "cache", 6, 30, table)
+        try:
+            process.wait(timeout=2.0 + draw.uniform(0, 0.6))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills.append(time.time())
+            process.wait()
+    assert len(kills) >= 5
+    assert evaluation(server, tmp_path / "cache", 6, 30, table).wait(120) == 0
+    pd.testing.assert_frame_equal(pd.read_pickle(table), pd.read_pickle(undisturbed))
+    seen = {}
+    for entry in server.entries():
+        if entry["outcome"] != "answered":
+            continue
+        first = seen.setdefault((entry["prompt"], entry["seed"]), entry["time"])
+        if first != entry["time"]:  # asked again: only what was under way when the kill came
+            assert any(-0.1 <= kill - first <= 0.5 for kill in kills)
+
+
+def test_a_finished_evaluation_of_a_thousand_samples_runs_again_without_a_call(
+    gemini_server, tmp_path
+):
+    """Done when 4."""
+    import pandas as pd
+
+    server = gemini_server()
+    tables = [str(tmp_path / name) for name in ("first", "second")]
+    assert evaluation(server, tmp_path / "cache", 12, 30, tables[0]).wait(200) == 0
+    asked = len(server.entries())
+    assert len(pd.read_pickle(tables[0])) == 1080
+    started = time.monotonic()
+    assert evaluation(server, tmp_path / "cache", 12, 30, tables[1]).wait(60) == 0
+    assert time.monotonic() - started < 5 + 3  # 3 s for Python and its imports
+    assert len(server.entries()) == asked
+    pd.testing.assert_frame_equal(*map(pd.read_pickle, tables))
+
+
+def test_the_key_shows_nowhere(gemini_server, tmp_path, caplog):
+    from conftest import SECRET
+
+    server = gemini_server(key="another", faults="500:0.5")
+    caller = Caller(Gemini(base_url=server.url), AnswerCache(tmp_path / "cache"), QUICK)
+    with caplog.at_level("DEBUG"), pytest.raises(FatalError) as caught:
+        run(caller.complete(ask()))
+    assert SECRET not in str(caught.value) + caplog.text
+    assert SECRET.encode() not in b"".join(
+        path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
+    )
+    assert hashlib.sha256(SECRET.encode()).hexdigest() not in str(caught.value)
