@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import random
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,12 +18,11 @@ from geo_utils.citations import parse_answer
 from geo_utils.corpus import Example, KeyPoint, KeyPointChoice, choose_key_points
 from geo_utils.engines import Engine
 from geo_utils.judges import Judge
-from geo_utils.loops import run_sync
+from geo_utils.loops import gather_all, run_sync
 from geo_utils.rewriters import Rewrite, Rewriter
 from geo_utils.text import words
 from geo_utils.visibility import FIGURES, visibility_from_parsed
 
-T = TypeVar("T")
 Progress = Callable[[int, int], None]
 
 
@@ -112,19 +110,6 @@ def evaluate(
     show(0, total)
     tasks = gather_all(one(e, p, m) for e, p in pairs for m in methods)
     return pd.DataFrame([row for rows in run_sync(tasks) for row in rows])
-
-
-async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await all coroutines, and only then raise the first exception among them.
-
-    When a run is stopped, calls that are under way still come to their end, and their answers,
-    which are paid for, into the cache.
-    """
-    results = await asyncio.gather(*coroutines, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results  # type: ignore[return-value]
 
 
 async def _sample(

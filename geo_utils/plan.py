@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pandas as pd
 
-from geo_utils.corpus import Example
+from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import evaluate
+from geo_utils.loops import gather_all, run_sync
+from geo_utils.model_roles import extract_key_points
 from geo_utils.models.planner import Planner
 from geo_utils.models.prices import PRICES_AS_OF, Price, price_of
 from geo_utils.params import NotebookParams
@@ -30,6 +33,7 @@ def plan_calls(roles: Roles, examples: Iterable[Example], methods: list[str]) ->
     """
     params, planned = roles.params, roles.planned()
     if planned.callers:
+        examples = run_sync(gather_all(_with_stand_in(example, planned) for example in examples))
         evaluate(
             examples, methods, planned.engine, planned.judge, planned.rewriter,
             repeats=params.repeats, key_points=params.key_points, seed=params.seed,
@@ -37,8 +41,13 @@ def plan_calls(roles: Roles, examples: Iterable[Example], methods: list[str]) ->
         )  # fmt: skip
     prices = {model: Price(p.tokens_in, p.tokens_out) for model, p in params.prices.items()}
     rows = []
-    for role, planner in planned.callers.items():
+    places = [(role, planned.callers[role]) for role in planned.callers]
+    if planned.extractor is not None:
+        places.append(("extractor", planned.extractor))
+    for role, planner in places:
         assert isinstance(planner, Planner)
+        if role == "extractor" and not planner.calls[role] + planner.held[role]:
+            continue
         model = planner.caller.model.model
         price = price_of(model, prices)
         tokens = planner.tokens_in[role], planner.tokens_out[role]
@@ -46,6 +55,17 @@ def plan_calls(roles: Roles, examples: Iterable[Example], methods: list[str]) ->
         rows.append((role, model, planner.calls[role], planner.held[role], *tokens, cost))
     columns = ["role", "model", "calls", "held", "tokens_in", "tokens_out", "cost_usd"]
     return pd.DataFrame(rows, columns=columns).set_index("role")
+
+
+async def _with_stand_in(example: Example, planned: Roles) -> Example:
+    """Return the example with a key point to count with, where a model would have to find one."""
+    if example.key_points or planned.extractor is None:
+        return example
+    found = await extract_key_points(example, planned.extractor)
+    stand_in = KeyPoint(
+        1, "A key point that a model has yet to read off the page, in one sentence."
+    )
+    return found if found.key_points else replace(example, key_points=(stand_in,))
 
 
 def plan_text(plan: pd.DataFrame) -> str:

@@ -7,12 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from geo_utils.corpus import Corpus, Example
 from geo_utils.engines import Engine, ExtractiveEngine
 from geo_utils.files import resolve_path
 from geo_utils.judges import Judge, LexicalJudge
-from geo_utils.loops import run_sync
-from geo_utils.model_roles import ANSWER, PAGE, Completes, ModelEngine, ModelJudge, ModelRewriter
-from geo_utils.models.base import LanguageModel
+from geo_utils.loops import gather_all, run_sync
+from geo_utils.model_roles import (
+    ANSWER,
+    PAGE,
+    Completes,
+    ModelEngine,
+    ModelJudge,
+    ModelRewriter,
+    extract_key_points,
+)
+from geo_utils.models.base import LanguageModel, ModelError
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller, Policy
 from geo_utils.models.limits import RateLimit
@@ -44,6 +53,12 @@ class Roles:
     callers: Mapping[str, Completes]
     usage: Usage
     params: NotebookParams
+
+    @property
+    def extractor(self) -> Completes | None:
+        """What reads key points off pages that bring none: the judge's model, else another's."""
+        found = (self.callers.get(role) for role in ("judge", "rewriter", "engine"))
+        return next((caller for caller in found if caller is not None), None)
 
     def planned(self) -> Roles:
         """Return roles that count what these would call, and call nothing."""
@@ -109,6 +124,36 @@ def make_roles(params: NotebookParams) -> Roles:
             run_sync(model.probe())
         callers[role] = models[key]
     return _roles(params, callers, usage)
+
+
+def with_key_points(corpus: Corpus, roles: Roles) -> Corpus:
+    """Let a model read key points off target pages for which the corpus brings none.
+
+    Args:
+        corpus: Returned as it is if it is complete, if no role has a model, or on a dry run.
+        roles: The run's roles.
+
+    Returns:
+        The corpus with the points found; what could not be had is counted in its notes.
+    """
+    bare = [example for example in corpus if not example.key_points]
+    if not bare or roles.extractor is None or roles.params.dry_run:
+        return corpus
+    prompts, caller = _prompts(roles.params), roles.extractor
+
+    async def one(example: Example) -> Example:
+        try:
+            return await extract_key_points(example, caller, prompts)
+        except ModelError:
+            return example
+
+    async def everything() -> list[Example]:
+        return await gather_all(one(example) for example in corpus)
+
+    examples = tuple(run_sync(everything()))
+    found = sum(bool(e.key_points) for e in examples) - (len(corpus) - len(bare))
+    note = ("pages whose key points a model read off them", found)
+    return replace(corpus, examples=examples, notes=(*corpus.notes, note))
 
 
 def make_model(backend: str, name: str | None, servers: tuple[str, ...] = ()) -> LanguageModel:

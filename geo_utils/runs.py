@@ -9,7 +9,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -230,7 +229,8 @@ def _fail_on_cell_error(run: Run) -> None:
         if error is not None:
             interrupted = isinstance(error, KeyboardInterrupt | RunInterrupted)
             status: Status = "interrupted" if interrupted else "failed"
-            run.end(status, traceback.format_exception_only(error)[-1].strip())
+            reason = str(error) or type(error).__name__
+            run.end(status, reason if interrupted else f"{type(error).__name__}: {reason}")
 
     shell.events.register("post_run_cell", record)
     _HOOK.append(record)

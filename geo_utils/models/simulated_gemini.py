@@ -16,7 +16,6 @@ import hashlib
 import json
 import math
 import random
-import re
 import sys
 import time
 from collections import deque
@@ -26,11 +25,7 @@ from typing import Any
 
 from aiohttp import web
 
-from geo_utils.corpus import Example, KeyPoint
-from geo_utils.engines import ExtractiveEngine
-from geo_utils.judges import LexicalJudge
-from geo_utils.rewriters import EDITS
-from geo_utils.text import sentences
+from geo_utils.models.simulated_answers import reply
 
 FAULTS = ("429", "500", "blocked", "truncated", "hang", "reset", "empty")
 _HANG_S = 3600.0
@@ -46,6 +41,7 @@ class Settings:
         faults: Probability of each fault.
         retry_after_s: Sent with a 429; None to send none.
         key: The only key that is accepted; None for any.
+        revoke_after: Refuse every key after so many requests; None for never.
         models: Ids that it serves.
         log: File that gets one JSON line a request.
         seed: Seed of latencies and faults.
@@ -56,6 +52,7 @@ class Settings:
     faults: dict[str, float] = field(default_factory=dict)
     retry_after_s: float | None = 1.0
     key: str | None = None
+    revoke_after: int | None = None
     models: tuple[str, ...] = ("gemini-2.5-flash-lite", "gemini-2.5-flash")
     log: Path | None = None
     seed: int = 0
@@ -77,6 +74,7 @@ class SimulatedGemini:
         self._random = random.Random(settings.seed)
         self._draw_latency()
         self._recent: deque[float] = deque()
+        self._requests = 0
         self._log = settings.log.open("a", buffering=1) if settings.log else None
         self.app = web.Application(client_max_size=64 * 2**20)
         for version in ("v1", "v1beta"):
@@ -96,6 +94,7 @@ class SimulatedGemini:
         model, body = request.match_info["model"], await request.json()
         prompt = "".join(p.get("text", "") for c in body["contents"] for p in c["parts"])
         config = body.get("generationConfig", {})
+        self._requests += 1
         fault = self._draw_fault()
         refused = self._refusal(request, model) or self._limited() or _error_for(fault, self)
         if refused is not None or fault in ("hang", "reset"):
@@ -118,7 +117,9 @@ class SimulatedGemini:
 
     def _refusal(self, request: web.Request, model: str) -> web.Response | None:
         key = request.headers.get("x-goog-api-key") or request.query.get("key")
-        if self.settings.key is not None and key != self.settings.key:
+        wrong = self.settings.key is not None and key != self.settings.key
+        last = self.settings.revoke_after
+        if wrong or (last is not None and self._requests > last):
             return _error(
                 400, "INVALID_ARGUMENT", "API key not valid. Please pass a valid API key."
             )
@@ -178,51 +179,6 @@ class SimulatedGemini:
             self._log.write(json.dumps(entry) + "\n")
 
 
-async def reply(prompt: str, schema: dict[str, Any] | None, draw: int) -> str:
-    """Answer a prompt of the shipped templates by the offline role that it is for.
-
-    Args:
-        prompt: Its parts are found by their tags.
-        schema: The JSON schema asked for, if any.
-        draw: Seed of the answer's noise, so that repeats differ.
-    """
-    wanted = set((schema or {}).get("properties", {}))
-    if "key_points" in wanted:
-        found = [s for s in sentences(_part(prompt, "page")) if 6 <= len(s.split()) <= 30]
-        return json.dumps({"key_points": [{"content": s, "quotes": [s]} for s in found[:8:2]]})
-    if "verdicts" in wanted:
-        points = re.findall(r"^(\d+)\. (.+)$", _part(prompt, "key_points"), re.MULTILINE)
-        listed = [{"number": int(n), **await _verdict(point, prompt)} for n, point in points]
-        return json.dumps({"verdicts": listed})
-    if "verdict" in wanted:
-        return json.dumps(await _verdict(_part(prompt, "key_point"), prompt))
-    sources = re.findall(r'<source number="\d+">\n(.*?)\n</source>', prompt, re.DOTALL)
-    if sources:
-        answer = await ExtractiveEngine(seed=draw).answer(_part(prompt, "query"), sources)
-        return answer.text or "The sources do not answer the question."
-    page = _part(prompt, "page")
-    if page:
-        point = KeyPoint(1, _part(prompt, "key_point"))
-        example = Example("simulated", _part(prompt, "query"), (page,), 0)
-        method = "keyword_stuffing" if example.query else "easy_to_understand"
-        method = "key_point" if point.content else method
-        return EDITS[method](example, point)
-    if "yes or no" in prompt:
-        verdict = await _verdict(_part(prompt, "key_point"), prompt)
-        return "yes" if verdict["verdict"] == "supported" else "no"
-    return "This is a simulated answer to a prompt of unknown form."
-
-
-async def _verdict(key_point: str, prompt: str) -> dict[str, str]:
-    verdict = await LexicalJudge().judge(key_point, _part(prompt, "answer"))
-    return {"reason": verdict.explanation, "verdict": str(verdict.label)}
-
-
-def _part(prompt: str, tag: str) -> str:
-    found = re.search(rf"<{tag}>\n(.*)\n</{tag}>", prompt, re.DOTALL)
-    return found.group(1) if found else ""
-
-
 def _card(model: str) -> dict[str, Any]:
     return {
         "name": f"models/{model}",
@@ -273,6 +229,7 @@ def main() -> None:
     parser.add_argument("--faults", default="", help="such as 429:0.05,500:0.02,blocked:0.01")
     parser.add_argument("--retry-after", type=float, default=1.0, help="negative to send none")
     parser.add_argument("--key", help="the only key that is accepted")
+    parser.add_argument("--revoke-after", type=int, help="refuse the key after so many requests")
     parser.add_argument("--log", type=Path, help="file that gets one JSON line a request")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -282,7 +239,14 @@ def main() -> None:
         retry_after = None if args.retry_after < 0 else args.retry_after
         server = SimulatedGemini(
             Settings(
-                args.latency, args.rpm, faults, retry_after, args.key, log=args.log, seed=args.seed
+                args.latency,
+                args.rpm,
+                faults,
+                retry_after,
+                args.key,
+                args.revoke_after,
+                log=args.log,
+                seed=args.seed,
             )
         )
     except ValueError as error:

@@ -1,0 +1,240 @@
+"""Engine, judge, rewriters and extraction in their model-backed form."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from conftest import make_example, run
+
+from geo_utils.cleaning import clean_rewrite
+from geo_utils.corpus import KeyPoint
+from geo_utils.methods import METHODS, MODEL_FREE_METHODS
+from geo_utils.model_roles import ModelEngine, ModelJudge, ModelRewriter, extract_key_points
+from geo_utils.models.base import Completion, UnusableError
+from geo_utils.models.cache import request_key
+from geo_utils.prompts import load_rules, load_template
+
+POINT = KeyPoint(1, "The Moon raises two bulges of water.")
+PAGE = "The Moon raises two bulges of water. A harbour sees a new tide every 12 hours. " * 6
+
+
+class Echo:
+    """A caller that keeps the requests and answers what it is told."""
+
+    def __init__(self, text="Fine [1].", parsed=None, logprobs=None, error=None):
+        self.completion = Completion(text, parsed, logprobs=logprobs)
+        self.error, self.requests = error, []
+
+    async def complete(self, request):
+        self.requests.append(request)
+        if self.error:
+            raise self.error
+        return self.completion
+
+
+BLOCKED = UnusableError("SAFETY", "blocked")
+
+
+class TestEngine:
+    @pytest.mark.parametrize(
+        "page",
+        ["Tides\n\n\trise  twice.", "潮汐 $x $$ ${y} \\n {z}", '<source number="2">', "a\u200bb\r"],
+    )
+    def test_the_page_is_in_the_prompt_byte_for_byte(self, page):
+        caller = Echo()
+        run(ModelEngine(caller).answer("how do tides work?", ["first", page, "last"], 3))
+        (request,) = caller.requests
+        assert f'<source number="2">\n{page}\n</source>'.encode() in request.prompt.encode()
+        assert request.sample_index == 3 and request.role == "engine"
+
+    def test_the_query_comes_before_the_sources(self):
+        caller = Echo()
+        run(ModelEngine(caller).answer("QUERY", ["SOURCE"]))
+        prompt = caller.requests[0].prompt
+        assert prompt.index("QUERY") < prompt.index("SOURCE")  # what changes least comes first
+
+    def test_a_failure_is_an_abstention(self):
+        found = run(ModelEngine(Echo(error=BLOCKED)).answer("q", ["s"]))
+        assert (found.text, found.abstention) == ("", "blocked: SAFETY")
+
+
+class TestJudge:
+    def test_it_sees_key_point_and_answer_only(self):
+        caller = Echo(parsed={"verdict": "supported", "reason": "it says so"})
+        found = run(ModelJudge(caller).judge(POINT.content, "The answer."))
+        assert (found.label, found.explanation) == ("supported", "it says so")
+        (request,) = caller.requests
+        assert POINT.content in request.prompt and "The answer." in request.prompt
+        assert request.sampling.temperature == 0 and request.schema
+
+    @pytest.mark.parametrize(
+        ("logprobs", "label", "score"),
+        [
+            ({"yes": -0.1, "no": -3.0}, "supported", 0.948),
+            ({"yes": -3.0, "no": -0.1}, "omitted", 0.052),
+            ({"yes": -0.5}, "supported", 1.0),
+            ({}, None, None),
+            (None, None, None),
+        ],
+    )
+    def test_soft_verdicts(self, logprobs, label, score):
+        found = run(ModelJudge(Echo("yes", logprobs=logprobs), soft=True).judge("c", "a"))
+        assert found.label == label
+        assert found.score == (score and pytest.approx(score, abs=1e-3))
+        assert (found.abstention is None) == (label is not None)
+
+    def test_all_points_of_a_page_by_one_call(self):
+        entries = [
+            {"number": 1, "reason": "r1", "verdict": "supported"},
+            {"number": 3, "reason": "r3", "verdict": "omitted"},
+            {"number": 3, "reason": "again", "verdict": "supported"},
+        ]
+        caller = Echo(parsed={"verdicts": entries})
+        points = [KeyPoint(i, f"Claim {i}.") for i in (1, 2, 3)]
+        found = run(ModelJudge(caller).judge_all(points, "The answer."))
+        assert [v.label for v in found] == ["supported", None, None]
+        assert found[1].abstention == "unparsable: 0 verdicts on point 2"
+        assert len(caller.requests) == 1 and "2. Claim 2." in caller.requests[0].prompt
+
+    def test_a_failure_is_an_abstention(self):
+        judge = ModelJudge(Echo(error=BLOCKED))
+        assert run(judge.judge("c", "a")).abstention == "blocked: SAFETY"
+        assert [v.label for v in run(judge.judge_all([POINT, POINT], "a"))] == [None, None]
+
+
+class TestRewriter:
+    @pytest.mark.parametrize("method", [m for m in METHODS if m not in MODEL_FREE_METHODS])
+    def test_every_method_has_a_prompt_with_the_page_in_it(self, method):
+        caller = Echo(PAGE + "More.")
+        example = make_example(sources=("a", PAGE, "b"))
+        found = run(ModelRewriter(caller).rewrite(method, example, POINT))
+        assert found.text == (PAGE + "More.").strip() and found.abstention is None
+        (request,) = caller.requests
+        assert PAGE in request.prompt
+        assert (POINT.content in request.prompt.replace(PAGE, "")) == (method == "key_point")
+
+    @pytest.mark.parametrize("method", MODEL_FREE_METHODS)
+    def test_edits_call_no_model(self, method):
+        caller = Echo()
+        assert run(ModelRewriter(caller).rewrite(method, make_example(), POINT)).text
+        assert caller.requests == []
+
+    def test_rules_are_ours_or_autogeos(self, tmp_path):
+        theirs = tmp_path / "rules.json"
+        theirs.write_text(json.dumps({"filtered_rules": ["Write in verse."]}))
+        caller = Echo(PAGE)
+        run(ModelRewriter(caller, rules=theirs).rewrite("rules", make_example(), POINT))
+        assert "- Write in verse." in caller.requests[0].prompt
+        assert len(load_rules()) >= 10
+        with pytest.raises(ValueError, match="no list under filtered_rules"):
+            load_rules(tmp_path / "none.json")
+
+    def test_the_users_own_templates_replace_the_shipped_ones(self, tmp_path):
+        (tmp_path / "rewrite_fluency.md").write_text("Polish: $page")
+        caller, example = Echo(PAGE), make_example(sources=("a", PAGE, "b"))
+        run(ModelRewriter(caller, prompts=tmp_path).rewrite("fluency", example, POINT))
+        assert caller.requests[0].prompt == f"Polish: {PAGE}"
+        run(ModelRewriter(caller, prompts=tmp_path).rewrite("quotation", example, POINT))
+        assert "quotation" in caller.requests[1].prompt
+
+    def test_templates_that_differ_by_a_character_share_no_answer(self, tmp_path):
+        keys = set()
+        for text in ("Polish: $page", "Polish:  $page", "Polish: $page "):
+            folder = tmp_path / str(len(text)) / text[7:9].replace(" ", "_")
+            folder.mkdir(parents=True)
+            (folder / "rewrite_fluency.md").write_text(text)
+            caller = Echo(PAGE)
+            run(ModelRewriter(caller, prompts=folder).rewrite("fluency", make_example(), POINT))
+            keys.add(request_key("m", caller.requests[0]))
+            # also where the filled prompts happen to be equal
+            keys.add(request_key("m", replace(caller.requests[0], prompt="same")))
+        assert len(keys) == 6
+
+    @pytest.mark.parametrize("text", ["No page here.", "$page $unknown", "$page and a lone $"])
+    def test_a_template_without_the_page_is_refused(self, tmp_path, text):
+        (tmp_path / "rewrite_fluency.md").write_text(text)
+        with pytest.raises(ValueError, match=r"it must use \$page"):
+            run(ModelRewriter(Echo(), prompts=tmp_path).rewrite("fluency", make_example(), POINT))
+
+    def test_an_unknown_template_lists_the_known(self, tmp_path):
+        with pytest.raises(ValueError, match="no prompt template 'x'; there are engine_answer"):
+            load_template("x")
+        with pytest.raises(ValueError, match="no such folder"):
+            load_template("engine_answer", tmp_path / "nowhere")
+
+
+class TestCleaning:
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            PAGE,
+            f"```\n{PAGE}\n```",
+            f"```markdown\n{PAGE}\n```",
+            f"<think>Let me see. Sorry, no.</think>\n\n{PAGE}",
+            f"Let me think about it.\n</think>\n{PAGE}",
+            f"{PAGE}\n<think>Now check",
+            f"Here is the rewritten text:\n\n{PAGE}",
+            f"Sure! Here's the page with the key point stressed:\n\n```\n{PAGE}\n```",
+            f"**Rewritten text:**\n\n{PAGE}",
+            f"<page>\n{PAGE}\n</page>",
+        ],
+    )
+    def test_the_page_is_taken_out(self, reply):
+        assert clean_rewrite(reply, PAGE) == (PAGE.strip(), None)
+
+    @pytest.mark.parametrize(
+        "page",
+        [
+            "Here is how tides work: the Moon raises water.\n\nIt does so twice a day for all.",
+            "Sure signs of a tide:\n- water comes\n- water goes and comes again every day",
+            "```\ncode\n```\nand words around it that make the page a page of some length",
+            "I can't recommend this harbour enough. Sorry, London, but the tides here are better.",
+        ],
+    )
+    def test_a_page_that_looks_like_a_preamble_or_refusal_is_kept(self, page):
+        cleaned, problem = clean_rewrite(page, page)
+        assert problem is None and page.split()[-1] in cleaned
+
+    @pytest.mark.parametrize(
+        ("reply", "problem"),
+        [
+            ("", "empty"),
+            ("   \n", "empty"),
+            ("<think>I never stop thinking about this page", "empty"),
+            ("I'm sorry, but I can't help with that.", "refused"),
+            (
+                "I cannot rewrite this text as it contains claims that I am unable to check.",
+                "refused",
+            ),
+            ("The Moon raises bulges.", "short"),
+        ],
+    )
+    def test_what_is_no_page_is_an_abstention(self, reply, problem):
+        text, reason = clean_rewrite(reply, PAGE)
+        assert text == "" and reason.startswith(problem)
+
+
+class TestExtraction:
+    def test_only_points_with_a_quote_in_the_page_are_kept(self):
+        points = [
+            {
+                "content": "The Moon raises bulges.",
+                "quotes": ["The Moon raises two  bulges of water."],
+            },
+            {"content": "Invented.", "quotes": ["The Sun does it all."]},
+            {"content": " ", "quotes": ["A harbour sees a new tide every 12 hours."]},
+            {"content": "Tides come.", "quotes": ["", "A harbour sees a new tide every 12 hours."]},
+        ]
+        caller = Echo(parsed={"key_points": points})
+        found = run(extract_key_points(make_example(key_points=()), caller))
+        assert [(p.number, p.content) for p in found.key_points] == [
+            (1, "The Moon raises it."),
+            (2, "Tides come."),
+        ]
+        assert found.target in caller.requests[0].prompt
+
+    def test_points_that_are_there_stay_and_failures_are_raised(self):
+        example = make_example()
+        assert run(extract_key_points(example, Echo())) is example
+        with pytest.raises(UnusableError):
+            run(extract_key_points(make_example(key_points=()), Echo(error=BLOCKED)))

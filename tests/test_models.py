@@ -1,0 +1,263 @@
+"""The backends other than Gemini, against real models and servers."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from aiohttp import web
+from conftest import run
+from servers import free_port, wait_until_up
+from tiny_model import make_tiny_model
+
+from geo_utils.model_roles import ModelEngine, ModelJudge
+from geo_utils.models.base import FatalError, Request, Sampling, TransientError, UnusableError
+from geo_utils.models.caller import Caller, Policy
+from geo_utils.models.openai_server import OpenAIServer
+from geo_utils.models.transformers_local import TransformersLocal
+from geo_utils.models.vllm_local import VllmLocal
+
+SHORT = Sampling(0.0, 12)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def ask(prompt="the tide", **options):
+    return Request("engine", prompt, **({"sampling": SHORT} | options))
+
+
+class TestTransformersLocal:
+    def test_a_batch_gives_what_single_calls_give(self, tiny_model):
+        model = TransformersLocal(str(tiny_model), device="cpu")
+        prompts = ["the tide", "a", "a longer prompt that needs no padding at all"]
+
+        async def together():
+            return await asyncio.gather(*(model.complete(ask(p)) for p in prompts))
+
+        batch = run(together())
+        single = [run(model.complete(ask(p))) for p in prompts]
+        assert [c.text for c in batch] == [c.text for c in single]
+        assert [c.tokens_in for c in batch] == [c.tokens_in for c in single]
+        assert all(0 < c.tokens_out <= 12 for c in batch)
+        assert {c.finish_reason for c in batch} <= {"stop", "length"}
+        run(model.close())
+
+    def test_choices_get_probabilities(self, tiny_model):
+        model = TransformersLocal(str(tiny_model), device="cpu")
+        found = run(model.complete(ask(choices=("yes", "no"))))
+        assert set(found.logprobs) == {"yes", "no"}
+        assert all(value < 0 for value in found.logprobs.values())
+        verdict = run(ModelJudge(Caller(model), soft=True).judge("A claim.", "An answer."))
+        assert verdict.label in ("supported", "omitted") and 0 <= verdict.score <= 1
+        run(model.close())
+
+    def test_different_sampling_goes_into_different_batches(self, tiny_model):
+        model = TransformersLocal(str(tiny_model), device="cpu")
+
+        async def mixed():
+            calls = (model.complete(ask(sampling=Sampling(0.0, n))) for n in (2, 5, 2, 5))
+            return await asyncio.gather(*calls)
+
+        assert [c.tokens_out <= n for c, n in zip(run(mixed()), (2, 5, 2, 5), strict=True)]
+        run(model.close())
+
+    def test_a_missing_model_is_fatal(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(FatalError, match="cannot be loaded"):
+            run(TransformersLocal(str(tmp_path / "nowhere")).complete(ask()))
+
+
+def test_vllm_that_is_not_installed_says_how_to_get_it():
+    pytest.importorskip("torch")
+    try:
+        import vllm  # noqa: F401
+    except ImportError:
+        with pytest.raises(FatalError, match=r"pip install -e '\.\[gpu\]'"):
+            run(VllmLocal("any").probe())
+
+
+@pytest.fixture(scope="module")
+def transformers_serve(tiny_model, tmp_path_factory):
+    """`transformers serve`: a real OpenAI-compatible server with a real (random) model."""
+    port = free_port()
+    home = tmp_path_factory.mktemp("hub")
+    (home / "hub").mkdir()
+    process = subprocess.Popen(
+        [
+            os.path.join(os.path.dirname(sys.executable), "transformers"),
+            "serve", str(tiny_model), "--device", "cpu", "--port", str(port),
+        ],
+        env=os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_until_up(f"http://127.0.0.1:{port}/health", process, 90)
+    yield f"http://127.0.0.1:{port}/v1"
+    process.kill()
+    process.wait()
+
+
+class TestTransformersServe:
+    def test_it_serves_engine_and_judge(self, transformers_serve, tiny_model):
+        model = OpenAIServer(str(tiny_model), [transformers_serve])
+        caller = Caller(model, policy=Policy(max_tries=1, max_unusable=1))
+        engine = ModelEngine(caller, Sampling(0.7, 24))
+        answer = run(engine.answer("how do tides work?", ["The Moon does it.", "The Sun helps."]))
+        # random weights rarely end a sentence: an answer, or an abstention that says why not
+        assert answer.text or "truncated" in answer.abstention
+        verdict = run(ModelJudge(caller).judge("The Moon does it.", "The Moon does it [1]."))
+        assert verdict.label is None and "truncated" in verdict.abstention
+        report = caller.usage.report()
+        assert report["engine"]["tokens_in"] > 50 and report["judge"]["tokens_out"] > 0
+
+    def test_one_loop_after_another_and_from_trls_own(self, transformers_serve, tiny_model):
+        caller = Caller(OpenAIServer(str(tiny_model), [transformers_serve]))
+
+        async def two():
+            calls = (caller.complete(ask(p, choices=())) for p in ("a b", "c d"))
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        for _ in range(3):
+            assert not [e for e in run(two()) if "closed" in str(e)]
+        loop = asyncio.new_event_loop()
+        threading.Thread(target=loop.run_forever, daemon=True).start()
+        there = asyncio.run_coroutine_threadsafe(two(), loop).result(60)
+        assert not [e for e in there if "closed" in str(e)]
+        loop.call_soon_threadsafe(loop.stop)
+
+
+class Replica:
+    """A small OpenAI-compatible server on loopback whose answers a test sets."""
+
+    def __init__(self, reply=None, status=200, headers=None, models=("m",)):
+        self.reply, self.status, self.headers = reply or {}, status, headers or {}
+        self.models, self.bodies = models, []
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+
+    async def chat(self, request):
+        self.bodies.append(await request.json())
+        choice = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": "fine"},
+        } | self.reply
+        body = {
+            "id": "1", "object": "chat.completion", "created": 1, "model": "m",
+            "choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 2,
+            "total_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}},
+        }  # fmt: skip
+        if self.status != 200:
+            body = {"error": {"message": "no", "code": self.status}}
+        return web.json_response(body, status=self.status, headers=self.headers)
+
+    async def list(self, request):
+        data = [{"id": m, "object": "model", "created": 1, "owned_by": "x"} for m in self.models]
+        return web.json_response({"object": "list", "data": data})
+
+    async def __aenter__(self):
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_get("/v1/models", self.list)
+        self.runner = web.AppRunner(app)
+        await self.runner.setup()
+        await web.TCPSite(self.runner, "127.0.0.1", self.port).start()
+        return self
+
+    async def __aexit__(self, *_):
+        await self.runner.cleanup()
+
+
+def served(replica, request=None):
+    async def scene():
+        async with replica:
+            model = OpenAIServer("m", [replica.url])
+            try:
+                return await model.complete(request or ask())
+            finally:
+                await model.close()
+
+    return run(scene())
+
+
+class TestOpenAIServer:
+    def test_usage_and_text(self):
+        found = served(Replica())
+        assert (found.text, found.tokens_in, found.tokens_out, found.tokens_cached) == (
+            "fine", 7, 2, 4,
+        )  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("status", "headers", "error", "message"),
+        [
+            (401, {}, FatalError, "key is refused"),
+            (403, {}, FatalError, "key is refused"),
+            (404, {}, FatalError, "not served"),
+            (400, {}, UnusableError, "400"),
+            (429, {"Retry-After": "3"}, TransientError, "429"),
+            (500, {}, TransientError, "500"),
+            (503, {}, TransientError, "503"),
+        ],
+    )
+    def test_what_a_status_means(self, status, headers, error, message):
+        with pytest.raises(error, match=message) as caught:
+            served(Replica(status=status, headers=headers))
+        if status == 429:
+            assert caught.value.retry_after_s == 3
+
+    def test_a_filtered_answer_is_blocked(self):
+        with pytest.raises(UnusableError, match="blocked"):
+            served(Replica({"finish_reason": "content_filter"}))
+
+    def test_structured_output_is_asked_for_in_the_servers_fields(self):
+        replica = Replica({"message": {"role": "assistant", "content": '{"a": 1}'}})
+        schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+        served(replica, ask(schema=schema))
+        assert replica.bodies[0]["response_format"]["json_schema"]["schema"] == schema
+
+    def test_choices_bring_their_log_probabilities(self):
+        top = [{"token": t, "logprob": p, "bytes": None} for t, p in ((" Yes", -0.2), ("no", -1.8))]
+        content = [{"token": " Yes", "logprob": -0.2, "bytes": None, "top_logprobs": top}]
+        replica = Replica({"logprobs": {"content": content, "refusal": None}})
+        found = served(replica, ask(choices=("yes", "no")))
+        assert found.logprobs == {"yes": -0.2, "no": -1.8}
+        body = replica.bodies[0]
+        assert body["structured_outputs"] == {"choice": ["yes", "no"]}
+        assert body["max_tokens"] == 1 and body["logprobs"] is True
+
+    def test_replicas_share_the_calls_and_a_dead_one_is_left_out(self):
+        async def scene():
+            async with Replica() as left:
+                async with Replica() as right:
+                    model = OpenAIServer("m", [left.url, right.url])
+                    caller = Caller(model, policy=Policy(backoff_s=0.01))
+                    for i in range(10):
+                        await caller.complete(ask(f"both {i}"))
+                    shared = len(left.bodies), len(right.bodies)
+                for i in range(10):
+                    await caller.complete(ask(f"one {i}"))
+                failures = caller.usage.report()["engine"]["failures"]
+                await model.close()
+                return shared, len(left.bodies), failures
+
+        shared, left, failures = run(scene())
+        assert shared == (5, 5) and left == 15
+        assert sum(failures.values()) == 1  # one call met the dead replica, no second did
+
+    def test_probing_names_what_is_wrong(self):
+        async def scene(replica, model, urls=None):
+            async with replica:
+                await OpenAIServer(model, urls or [replica.url]).probe()
+
+        run(scene(Replica(), "m"))
+        with pytest.raises(FatalError, match="does not serve 'other' but m"):
+            run(scene(Replica(), "other"))
+        with pytest.raises(FatalError, match=r"no server answers .* is it up"):
+            run(scene(Replica(), "m", ["http://127.0.0.1:9/v1"]))
+        with pytest.raises(FatalError, match="needs base_urls"):
+            OpenAIServer("m", [])
