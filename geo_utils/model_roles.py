@@ -167,14 +167,12 @@ class ModelRewriter:
     Attributes:
         caller: What it calls.
         sampling: Temperature and longest page.
-        prompts: Folder of the user's own templates, `rewrite_<method>.md`.
-        rules: JSON file of preference rules for the method `rules`; default, our own.
+        prompts: Folder of the user's own templates, `rewrite_<method>.md`, and `rules.json`.
     """
 
     caller: Completes
     sampling: Sampling = PAGE
     prompts: Path | None = None
-    rules: Path | None = None
 
     async def rewrite(
         self, method: str, example: Example, key_point: KeyPoint, sample_index: int = 0
@@ -201,7 +199,7 @@ class ModelRewriter:
         if method == "key_point":
             return values | {"key_point": key_point.content}, ("page", "key_point")
         if method == "rules":
-            listed = "\n".join(f"- {rule}" for rule in load_rules(self.rules))
+            listed = "\n".join(f"- {rule}" for rule in load_rules(self.prompts))
             return values | {"rules": listed}, ("page", "rules")
         return values, ("page",)
 

@@ -274,6 +274,7 @@ class KeyPointPromptParams(NotebookParams):
         return self
 
 
+Experiment = BaselineRewritesParams | KeyPointPromptParams
 PARAMS: dict[str, type[NotebookParams]] = {
     model.notebook: model for model in (BaselineRewritesParams, KeyPointPromptParams)
 }

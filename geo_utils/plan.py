@@ -13,7 +13,7 @@ from geo_utils.loops import gather_all, run_sync
 from geo_utils.model_roles import extract_key_points
 from geo_utils.models.planner import Planner
 from geo_utils.models.prices import PRICES_AS_OF, Price, price_of
-from geo_utils.params import NotebookParams
+from geo_utils.params import Experiment
 from geo_utils.roles import Roles
 from geo_utils.runs import RunInterrupted
 
@@ -85,7 +85,7 @@ def plan_text(plan: pd.DataFrame) -> str:
     return "\n".join([*lines, "", f"{total}; retries come on top (prices as of {PRICES_AS_OF})."])
 
 
-def stop_if_dry_run(params: NotebookParams, plan: pd.DataFrame) -> None:
+def stop_if_dry_run(params: Experiment, plan: pd.DataFrame) -> None:
     """End a dry run here.
 
     Raises:

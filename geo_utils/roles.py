@@ -12,6 +12,7 @@ from geo_utils.engines import Engine, ExtractiveEngine
 from geo_utils.files import resolve_path
 from geo_utils.judges import Judge, LexicalJudge
 from geo_utils.loops import gather_all, run_sync
+from geo_utils.methods import MODEL_FREE_METHODS
 from geo_utils.model_roles import (
     ANSWER,
     PAGE,
@@ -28,7 +29,7 @@ from geo_utils.models.limits import RateLimit
 from geo_utils.models.planner import Planner
 from geo_utils.models.prices import Price
 from geo_utils.models.usage import Usage
-from geo_utils.params import NotebookParams
+from geo_utils.params import Experiment
 from geo_utils.prompts import load_template
 from geo_utils.rewriters import EditRewriter, Rewriter
 from geo_utils.runs import provenance
@@ -52,7 +53,7 @@ class Roles:
     rewriter: Rewriter
     callers: Mapping[str, Completes]
     usage: Usage
-    params: NotebookParams
+    params: Experiment
 
     @property
     def extractor(self) -> Completes | None:
@@ -83,12 +84,14 @@ class Roles:
         names = {
             "engine": ["engine_answer"],
             "judge": ["judge_soft" if self.params.judge_mode == "soft" else "judge_verdict"],
-            "rewriter": [],
+            "rewriter": [
+                f"rewrite_{m}" for m in self.params.methods if m not in MODEL_FREE_METHODS
+            ],
         }
         return {n: load_template(n, folder).hash for role in self.callers for n in names[role]}
 
 
-def make_roles(params: NotebookParams) -> Roles:
+def make_roles(params: Experiment) -> Roles:
     """Make the roles and check, before any money is spent, that their models are there.
 
     Raises:
@@ -184,7 +187,7 @@ def make_model(backend: str, name: str | None, servers: tuple[str, ...] = ()) ->
     raise ValueError(f"backend {backend!r} is unknown; choose gemini, openai, vllm, transformers")
 
 
-def _roles(params: NotebookParams, callers: Mapping[str, Completes], usage: Usage) -> Roles:
+def _roles(params: Experiment, callers: Mapping[str, Completes], usage: Usage) -> Roles:
     prompts = _prompts(params)
     engine: Engine = ExtractiveEngine(seed=params.seed)
     judge: Judge = LexicalJudge()
@@ -200,5 +203,5 @@ def _roles(params: NotebookParams, callers: Mapping[str, Completes], usage: Usag
     return Roles(engine, judge, rewriter, callers, usage, params)
 
 
-def _prompts(params: NotebookParams) -> Path | None:
+def _prompts(params: Experiment) -> Path | None:
     return None if params.prompts is None else resolve_path(params.prompts)

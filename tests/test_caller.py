@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import struct
 import subprocess
 import sys
 import textwrap
@@ -26,6 +27,7 @@ from geo_utils.models.base import (
 from geo_utils.models.cache import AnswerCache, request_key
 from geo_utils.models.caller import Caller, Policy, ServiceDown
 from geo_utils.models.gemini import Gemini
+from geo_utils.models.limits import RateLimit
 from geo_utils.models.prices import Price
 from geo_utils.models.usage import BudgetReached, Usage
 
@@ -546,6 +548,33 @@ async def main():
 asyncio.run(main())
 print(caller.usage.report()["engine"]["answered"])
 """
+
+
+class TestRateLimit:
+    def test_tokens_bind_as_requests_do(self, tmp_path):
+        limit = RateLimit(tmp_path / "limit", tokens_per_minute=60_000)  # 950 a second, 3 s burst
+
+        async def book(n):
+            await asyncio.gather(*(limit.wait(500) for _ in range(n)))
+
+        started = time.monotonic()
+        run(book(6))
+        assert time.monotonic() - started < 0.5  # 3,000 tokens: the burst
+        run(book(2))
+        assert 0.7 <= time.monotonic() - started < 2.0
+
+    def test_what_was_not_used_is_given_back(self, tmp_path):
+        limit = RateLimit(tmp_path / "limit", tokens_per_minute=60_000)
+        run(limit.wait(30_000))
+        limit.correct(-30_000)
+        started = time.monotonic()
+        run(limit.wait(500))
+        assert time.monotonic() - started < 0.2
+
+    def test_a_clock_from_the_future_does_not_block_for_ever(self, tmp_path):
+        path = tmp_path / "limit"
+        path.write_bytes(struct.pack("dd", time.time() + 1e9, time.time() + 1e9))
+        assert RateLimit(path, 60)._book(1.0, 0.0) <= 3601
 
 
 class TestTwoProcesses:

@@ -3,9 +3,13 @@
 import json
 
 import pytest
-from conftest import SECRET, make_row
+from conftest import PROJECT, SECRET, make_row
 from test_headless import NB02, NB03, command, only_run
 
+from geo_utils.cells import default_parameters
+from geo_utils.models.base import FatalError
+from geo_utils.params import BaselineRewritesParams
+from geo_utils.roles import make_roles
 from geo_utils.runs import Run
 
 METHODS = "[original, fluency]"
@@ -49,7 +53,11 @@ def test_a_new_users_path(gemini_server, tmp_path):
     assert usage["engine"]["cost_usd"] > 0 and usage["engine"]["latency_p95_s"] > 0
     assert "SIMULATED" in run.manifest["provenance"]
     assert "SIMULATED" in (run.folder / "report.html").read_text()
-    assert set(run.manifest["templates"]) == {"engine_answer", "judge_verdict"}
+    assert set(run.manifest["templates"]) == {
+        "engine_answer",
+        "judge_verdict",
+        "rewrite_fluency",
+    }
 
     asked = len(server.entries())
     other = run_on(server, tmp_path, ("limit", "10"), ("variant", "other"), judge="offline")
@@ -79,27 +87,33 @@ def test_a_budget_ends_the_run_as_interrupted_and_more_resumes_it(gemini_server,
     assert len(seen) == len(server.entries())  # nothing was asked twice
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"key": "another"}, "Gemini refuses the key"),
-        ({"revoke_after": 10}, "Gemini refuses the key"),
-    ],
-)
-def test_a_refused_or_revoked_key_fails_the_run(gemini_server, tmp_path, options, message):
-    done = run_on(gemini_server(**options), tmp_path, ("limit", "5"))
-    assert done.returncode == 1 and message in done.stderr
+def test_a_key_that_is_revoked_fails_the_run(gemini_server, tmp_path):
+    done = run_on(gemini_server(revoke_after=10), tmp_path, ("limit", "5"))
+    assert done.returncode == 1 and "Gemini refuses the key" in done.stderr
     assert only_run(tmp_path, NB02).manifest["status"] == "failed"
     assert SECRET not in done.stderr
 
 
-def test_no_key_says_so(tmp_path, gemini_server, monkeypatch):
-    server = gemini_server()
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [(None, "no Gemini key: set GEMINI_API_KEY"), ("wrong", "Gemini refuses the key")],
+)
+def test_no_key_and_a_wrong_key_are_found_before_a_call(
+    gemini_server, tmp_path, monkeypatch, key, message
+):
+    server = gemini_server(key=SECRET)
     monkeypatch.delenv("GEMINI_API_KEY")
     monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
-    done = run_on(server, tmp_path)
-    assert done.returncode == 1
-    assert "no Gemini key: set GEMINI_API_KEY in the environment" in done.stderr
+    if key:
+        monkeypatch.setenv("GEMINI_API_KEY", key)
+    values = default_parameters(PROJECT / "notebooks" / f"{NB02}.ipynb") | {
+        "engine": "gemini",
+        "servers": {"engine": [server.url]},
+        "cache_root": str(tmp_path / "cache"),
+    }
+    with pytest.raises(FatalError, match=message):
+        make_roles(BaselineRewritesParams.check(values))
+    assert server.entries() == []
 
 
 def test_pages_without_key_points_get_them_from_a_model(gemini_server, tmp_path):

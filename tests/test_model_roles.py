@@ -120,14 +120,14 @@ class TestRewriter:
         assert caller.requests == []
 
     def test_rules_are_ours_or_autogeos(self, tmp_path):
-        theirs = tmp_path / "rules.json"
-        theirs.write_text(json.dumps({"filtered_rules": ["Write in verse."]}))
+        (tmp_path / "rules.json").write_text(json.dumps({"filtered_rules": ["Write in verse."]}))
         caller = Echo(PAGE)
-        run(ModelRewriter(caller, rules=theirs).rewrite("rules", make_example(), POINT))
+        run(ModelRewriter(caller, prompts=tmp_path).rewrite("rules", make_example(), POINT))
         assert "- Write in verse." in caller.requests[0].prompt
         assert len(load_rules()) >= 10
+        (tmp_path / "rules.json").write_text("[]")
         with pytest.raises(ValueError, match="no list under filtered_rules"):
-            load_rules(tmp_path / "none.json")
+            load_rules(tmp_path)
 
     def test_the_users_own_templates_replace_the_shipped_ones(self, tmp_path):
         (tmp_path / "rewrite_fluency.md").write_text("Polish: $page")
@@ -228,7 +228,7 @@ class TestExtraction:
         caller = Echo(parsed={"key_points": points})
         found = run(extract_key_points(make_example(key_points=()), caller))
         assert [(p.number, p.content) for p in found.key_points] == [
-            (1, "The Moon raises it."),
+            (1, "The Moon raises bulges."),
             (2, "Tides come."),
         ]
         assert found.target in caller.requests[0].prompt

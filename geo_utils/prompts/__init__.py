@@ -68,13 +68,16 @@ def load_template(name: str, folder: Path | None = None) -> Template:
     raise ValueError(f"no prompt template {name!r}; there are {known}")
 
 
-def load_rules(path: Path | None = None) -> list[str]:
-    """Return a list of preference rules: our own, or AutoGEO's (`filtered_rules` of a JSON file).
+def load_rules(folder: Path | None = None) -> list[str]:
+    """Return the preference rules: `rules.json` of the user's folder, else our own.
+
+    The file is a JSON object with a list under `filtered_rules`, as AutoGEO writes them.
 
     Raises:
-        ValueError: The file is missing or holds no such list.
+        ValueError: The file holds no such list.
     """
-    path = path or _SHIPPED / "rules.json"
+    own = folder / "rules.json" if folder else None
+    path = own if own is not None and own.is_file() else _SHIPPED / "rules.json"
     try:
         rules = json.loads(path.read_text(encoding="utf-8"))["filtered_rules"]
     except (OSError, ValueError, KeyError, TypeError) as error:
