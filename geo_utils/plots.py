@@ -146,7 +146,8 @@ def _intervals(
 def _finish(figure: Figure, axes: Axes, title: str, summary: pd.DataFrame, source: str) -> None:
     sns.despine(figure, left=True)
     axes.grid(axis="x", alpha=0.3)
-    figure.suptitle("\n".join(textwrap.wrap(title, 80)), x=0.01, ha="left", fontweight="bold")
+    claim = "\n".join(textwrap.wrap(title, 88))
+    figure.suptitle(claim, x=0.01, ha="left", fontweight="bold", fontsize=17)
     queries, samples = count_range(summary["n_examples"]), count_range(summary["n_samples"])
     n = f"n = {queries} queries, {samples} samples"
     missing = f"{int(summary['abstentions'].sum())} abstentions in all"

@@ -44,7 +44,9 @@ class Planner:
             self.calls[request.role] += 1
             self.tokens_in[request.role] += estimated_tokens(request)
             self.tokens_out[request.role] += tokens_out
+        # Each guess is another text, so that what is asked about it is another request.
         text = request.prompt if request.role == "rewriter" else "x" * CHARS_PER_TOKEN * tokens_out
+        text = f"{key[:12]} {text}"
         if request.choices:
             return Completion(text, logprobs=dict.fromkeys(request.choices, -0.7))
         parsed = {"verdict": "omitted", "reason": "", "verdicts": [], "key_points": []}
