@@ -19,7 +19,7 @@ from geo_utils.corpus import Example, KeyPoint, KeyPointChoice, choose_key_point
 from geo_utils.engines import Engine
 from geo_utils.judges import Judge
 from geo_utils.loops import gather_all, run_sync
-from geo_utils.rewriters import Rewrite, Rewriter
+from geo_utils.rewriters import EditRewriter, Rewrite, Rewriter
 from geo_utils.text import words
 from geo_utils.visibility import FIGURES, visibility_from_parsed
 
@@ -58,9 +58,9 @@ def evaluate(
     methods: Sequence[str],
     engine: Engine,
     judge: Judge,
-    rewriter: Rewriter,
-    *,
     repeats: int = 1,
+    *,
+    rewriter: Rewriter | None = None,
     key_points: KeyPointChoice = "one",
     seed: int = 0,
     progress: Progress | None = None,
@@ -72,8 +72,8 @@ def evaluate(
         methods: Names of rewriting methods.
         engine: Answers.
         judge: Gives verdicts.
-        rewriter: Rewrites the target page.
         repeats: Sampled answers a page.
+        rewriter: Rewrites the target page; default, the offline edits.
         key_points: Which key points, as `corpus.choose_key_points`.
         seed: Seed of key points and places.
         progress: Called with (samples done, samples in all); default, a line that counts.
@@ -95,12 +95,12 @@ def evaluate(
             f"no example has a key point to choose (key_points={key_points!r}); use a corpus "
             "that brings key points"
         )
-    show = progress or Counter("samples")
+    show, rewrite_by = progress or Counter("samples"), rewriter or EditRewriter()
     total, done = len(pairs) * len(methods) * repeats, 0
 
     async def one(example: Example, point: KeyPoint, method: str) -> list[dict[str, Any]]:
         nonlocal done
-        rewrite = await rewriter.rewrite(method, example, point)
+        rewrite = await rewrite_by.rewrite(method, example, point)
         sample = partial(_sample, example, point, method, rewrite, engine, judge, seed)
         rows = await gather_all(sample(repeat) for repeat in range(repeats))
         done += repeats

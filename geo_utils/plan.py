@@ -35,8 +35,8 @@ def plan_calls(roles: Roles, examples: Iterable[Example], methods: list[str]) ->
     if planned.callers:
         examples = run_sync(gather_all(_with_stand_in(example, planned) for example in examples))
         evaluate(
-            examples, methods, planned.engine, planned.judge, planned.rewriter,
-            repeats=params.repeats, key_points=params.key_points, seed=params.seed,
+            examples, methods, planned.engine, planned.judge, params.repeats,
+            rewriter=planned.rewriter, key_points=params.key_points, seed=params.seed,
             progress=lambda done, total: None,
         )  # fmt: skip
     prices = {model: Price(p.tokens_in, p.tokens_out) for model, p in params.prices.items()}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +48,10 @@ class Visibility:
     position: NDArray[np.float64]
     pawc: NDArray[np.float64]
     uncited: bool
+
+    def __iter__(self) -> Iterator[NDArray[np.float64]]:
+        """Yield word, position and PAWC, so that they can be unpacked."""
+        return iter((self.word, self.position, self.pawc))
 
 
 def visibility(answer: str, n_sources: int, convention: Convention = "corrected") -> Visibility:

@@ -619,14 +619,12 @@ from geo_utils.model_roles import ModelEngine, ModelJudge
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller, Policy
 from geo_utils.models.gemini import Gemini
-from geo_utils.rewriters import EditRewriter
 
 url, folder, repeats, timeout, table = sys.argv[1:]
 policy = Policy(timeout_s=float(timeout), backoff_s=0.05, max_backoff_s=0.3)
 caller = Caller(Gemini(base_url=url), AnswerCache(Path(folder)), policy)
 methods = ["original", "paste_key_point", "repeat_key_point"]
-samples = evaluate(load_corpus(), methods, ModelEngine(caller), ModelJudge(caller), EditRewriter(),
-                   repeats=int(repeats))
+samples = evaluate(load_corpus(), methods, ModelEngine(caller), ModelJudge(caller), int(repeats))
 samples.to_pickle(table)
 Path(table + ".json").write_text(json.dumps(caller.usage.report()))
 """

@@ -82,9 +82,9 @@ def test_corrected_shares_sum_to_one_or_nothing(paragraphs, n):
 )
 def test_corrected_by_hand(answer, word, position, pawc):
     found = visibility(answer, 2)
-    for figure, expected in (("word", word), ("position", position), ("pawc", pawc)):
+    for figures, expected in zip(found, (word, position, pawc), strict=True):
         if expected is not None:
-            np.testing.assert_allclose(getattr(found, figure), expected, atol=1e-12)
+            np.testing.assert_allclose(figures, expected, atol=1e-12)
 
 
 def test_conventions_differ_where_they_should():
