@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
+from geo_utils.models.base import strip_thoughts
 from geo_utils.text import words
 
-_THINKING = re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
 _CLOSED_LATE = re.compile(r"^.*?</(?:think|thinking|thought|reasoning)>", re.DOTALL | re.IGNORECASE)
-_OPEN = re.compile(r"<(?:think|thinking|thought|reasoning)>.*", re.DOTALL | re.IGNORECASE)
+_TAIL = re.compile(r"\n\s*<(?:think|thinking|thought|reasoning)>.*$", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"</?(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 _FENCE = re.compile(r"^```[\w-]*[ \t]*\n(.*?)\n?```[ \t]*$", re.DOTALL)
 _TAGS = re.compile(r"^\s*<(page|text|rewritten_text|rewrite)>\s*\n?(.*?)\n?\s*</\1>\s*$", re.DOTALL)
 _PREAMBLE = re.compile(
@@ -37,13 +38,18 @@ def clean_rewrite(reply: str, page: str) -> tuple[str, str | None]:
         The page and None, or an empty text and the reason why the reply holds none: `empty`,
         `refused`, or `short` (under a fifth of the page's words).
     """
-    text = _THINKING.sub("", reply)
-    text = _OPEN.sub("", _CLOSED_LATE.sub("", text)).strip()
-    for _ in range(2):  # a preamble before a fence, or inside one
-        text = _PREAMBLE.sub("", text).strip()
-        for wrapped in (_FENCE.match(text), _TAGS.match(text)):
-            if wrapped:
-                text = wrapped.groups()[-1].strip()
+    text = reply.strip()
+    if not _TAG.search(page):  # a page about such tags keeps them
+        text = strip_thoughts(_TAIL.sub("", text))
+        text = _CLOSED_LATE.sub("", text).strip()
+    preamble = _PREAMBLE.match(text)
+    if preamble and not page.lstrip().startswith(preamble.group().strip()):
+        text = text[preamble.end() :].strip()
+    for wrapping in (_FENCE, _TAGS):
+        found = wrapping.match(text)
+        inner = found.groups()[-1] if found else ""
+        if found and "\n```" not in f"\n{inner}" and not page.lstrip().startswith("```"):
+            text = inner.strip()
     if not text:
         return "", "empty: the reply holds no page"
     n, needed = len(words(text)), SHORTEST * len(words(page))

@@ -13,7 +13,7 @@ from geo_utils.corpus import Example, KeyPoint
 from geo_utils.engines import Answer
 from geo_utils.judges import Verdict
 from geo_utils.methods import MODEL_FREE_METHODS
-from geo_utils.models.base import Completion, ModelError, Request, Sampling
+from geo_utils.models.base import Completion, ModelError, Request, Sampling, strip_thoughts
 from geo_utils.prompts import Template, load_rules, load_template
 from geo_utils.rewriters import EditRewriter, Rewrite
 
@@ -91,9 +91,10 @@ class ModelEngine:
         prompt = template.fill({"query": query, "sources": numbered}, needs=("query", "sources"))
         request = Request("engine", prompt, template.hash, self.sampling, sample_index=sample_index)
         try:
-            return Answer((await self.caller.complete(request)).text.strip())
+            text = strip_thoughts((await self.caller.complete(request)).text)
         except ModelError as error:
             return Answer("", f"{error.kind}: {error}")
+        return Answer(text) if text else Answer("", "empty: nothing but thoughts")
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ async def _with_stand_in(example: Example, planned: Roles) -> Example:
     """Return the example with a key point to count with, where a model would have to find one."""
     if example.key_points or planned.extractor is None:
         return example
-    found = await extract_key_points(example, planned.extractor)
+    found = await extract_key_points(example, planned.extractor, planned.prompts)
     stand_in = KeyPoint(
         1, "A key point that a model has yet to read off the page, in one sentence."
     )

@@ -61,6 +61,11 @@ class Roles:
         found = (self.callers.get(role) for role in ("judge", "rewriter", "engine"))
         return next((caller for caller in found if caller is not None), None)
 
+    @property
+    def prompts(self) -> Path | None:
+        """The folder of the user's own templates."""
+        return _prompts(self.params)
+
     def planned(self) -> Roles:
         """Return roles that count what these would call, and call nothing."""
         planners = {

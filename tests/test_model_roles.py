@@ -53,6 +53,11 @@ class TestEngine:
         prompt = caller.requests[0].prompt
         assert prompt.index("QUERY") < prompt.index("SOURCE")  # what changes least comes first
 
+    def test_thoughts_are_no_part_of_the_answer(self):
+        thought = "<think>Source 2 looks good [2]</think>The Moon does it [1]."
+        assert run(ModelEngine(Echo(thought)).answer("q", ["s"])).text == "The Moon does it [1]."
+        assert run(ModelEngine(Echo("<think>for ever")).answer("q", ["s"])).abstention
+
     def test_a_failure_is_an_abstention(self):
         found = run(ModelEngine(Echo(error=BLOCKED)).answer("q", ["s"]))
         assert (found.text, found.abstention) == ("", "blocked: SAFETY")
@@ -177,6 +182,7 @@ class TestCleaning:
             f"Sure! Here's the page with the key point stressed:\n\n```\n{PAGE}\n```",
             f"**Rewritten text:**\n\n{PAGE}",
             f"<page>\n{PAGE}\n</page>",
+            f"Here is the rewritten text:\n\n<page>\n{PAGE}\n</page>",
         ],
     )
     def test_the_page_is_taken_out(self, reply):
@@ -188,6 +194,9 @@ class TestCleaning:
             "Here is how tides work: the Moon raises water.\n\nIt does so twice a day for all.",
             "Sure signs of a tide:\n- water comes\n- water goes and comes again every day",
             "```\ncode\n```\nand words around it that make the page a page of some length",
+            "Here are the 10 best laptops of this year:\n\n- one that is light\n- one that lasts",
+            "```\nfirst\n```\nwords between two blocks of code on this page\n```\nlast\n```",
+            "Models write <think> before they answer, and </think> where the thought ends, often.",
             "I can't recommend this harbour enough. Sorry, London, but the tides here are better.",
         ],
     )

@@ -249,6 +249,24 @@ class TestOpenAIServer:
         assert shared == (5, 5) and left == 15
         assert sum(failures.values()) == 1  # one call met the dead replica, no second did
 
+    def test_a_replica_that_hangs_is_left_out_after_one_timeout(self):
+        class Hanging(Replica):
+            async def chat(self, request):
+                self.bodies.append(None)
+                await asyncio.sleep(60)
+
+        async def scene():
+            async with Hanging() as stuck, Replica() as well:
+                model = OpenAIServer("m", [stuck.url, well.url])
+                policy = Policy(timeout_s=0.3, backoff_s=0.01, max_concurrency=1)
+                caller = Caller(model, policy=policy)
+                for i in range(6):
+                    await caller.complete(ask(str(i)))
+                await model.close()
+                return len(stuck.bodies), len(well.bodies)
+
+        assert run(scene()) == (1, 6)
+
     def test_probing_names_what_is_wrong(self):
         async def scene(replica, model, urls=None):
             async with replica:

@@ -13,13 +13,12 @@ from conftest import PROJECT
 
 FLOORS = [
     {"files", "cells", "methods", "loops", "parameter_errors", "params", "runs"},
-    {"text", "lexical", "rows", "corpus", "citations", "visibility", "statistics", "prompts"}
-    | {"cleaning"},
+    {"text", "lexical", "rows", "corpus", "citations", "visibility", "statistics", "prompts"},
     {"models"}
     | {f"models.{name}" for name in ("base", "batching", "cache", "caller", "gemini", "limits")}
     | {f"models.{name}" for name in ("openai_server", "planner", "prices", "slots", "usage")}
     | {f"models.{name}" for name in ("transformers_local", "vllm_local")},
-    {"engines", "judges", "rewriters", "model_roles"},
+    {"engines", "judges", "rewriters", "model_roles", "cleaning"},
     {"evaluate", "summary", "roles", "plan"},
     set(),  # training
     # The look-alike is a program that answers through the roles; nothing imports it.

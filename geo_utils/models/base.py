@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+
+_THOUGHTS = re.compile(
+    r"^\s*<(think|thinking|thought|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE
+)
+_OPEN_THOUGHTS = re.compile(r"^\s*<(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -84,10 +91,12 @@ class LanguageModel(Protocol):
     """Anything that completes prompts.
 
     Attributes:
-        model: Its id, part of the cache key.
+        model: Its id, by which it is priced.
+        cache_id: Its id in cache keys: as `model`, but another one for a stand-in's address.
     """
 
     model: str
+    cache_id: str
 
     async def complete(self, request: Request) -> Completion:
         """Answer one request.
@@ -160,11 +169,27 @@ def usable(completion: Completion, request: Request) -> Completion:
     """
     if completion.finish_reason == "length" and not request.choices:
         raise UnusableError(f"cut off: {request.sampling}", "truncated", again=True)
+    if request.choices and not completion.logprobs:
+        raise UnusableError("the server gave no log-probabilities", "no_logprobs", again=True)
     if not completion.text.strip() and completion.logprobs is None:
         raise UnusableError("an empty answer", "empty", again=True)
     if request.schema is not None:
         return replace(completion, parsed=parse_json(completion.text, request.schema))
     return completion
+
+
+def strip_thoughts(text: str) -> str:
+    """Return an answer without the thinking block that it opens with, also an unclosed one."""
+    bare = _THOUGHTS.sub("", text, count=1)
+    return "" if _OPEN_THOUGHTS.match(bare) else bare.strip()
+
+
+def redacted(text: str, longest: int = 300) -> str:
+    """Return a service's message without the keys of the environment, which some echo."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and name.upper().endswith(("_KEY", "_TOKEN", "_SECRET")):
+            text = text.replace(value, f"[{name}]")
+    return text[:longest]
 
 
 def parse_json(text: str, schema: dict[str, Any]) -> Any:
@@ -181,14 +206,14 @@ def parse_json(text: str, schema: dict[str, Any]) -> Any:
     Raises:
         UnusableError: None has.
     """
-    bare = re.sub(r"^\s*```(?:json)?\s*|\s*```\s*$", "", text.strip())
-    candidates = [bare, *(bare[m.start() :] for m in re.finditer(r"[\[{]", bare[:20_000]))]
+    bare = re.sub(r"^\s*```(?:json)?\s*|\s*```\s*$", "", strip_thoughts(text))
+    starts = itertools.islice((m.start() for m in re.finditer(r"[\[{]", bare)), 50)
     decoder = json.JSONDecoder()
     problem = "no JSON"
-    for candidate in candidates[:50]:
+    for start in starts:
         try:
-            value, _ = decoder.raw_decode(candidate)
-        except ValueError:
+            value, _ = decoder.raw_decode(bare, start)
+        except (ValueError, RecursionError):
             continue
         wrong = _mismatch(value, schema)
         if wrong is None:

@@ -58,11 +58,12 @@ class AnswerCache:
         Raises:
             OSError: The folder cannot be written; answers would be paid for and lost.
         """
-        self.folder = folder
+        self.folder = folder = folder.resolve()
         self._index: dict[str, tuple[Path, int, int]] = {}
         self._read_up_to: dict[Path, int] = {}
+        self._inodes: dict[Path, int] = {}
         self._segment: tuple[int, Path] | None = None
-        self._torn = False
+        self._torn, self._owner = False, os.getpid()
         self._lock = threading.RLock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -80,15 +81,19 @@ class AnswerCache:
             for entry in listing:
                 if entry.name.endswith(_ENDING):
                     path = self.folder / entry.name
-                    done = self._read_up_to.get(path, 0)
-                    if entry.stat().st_size > done:
+                    status, done = entry.stat(), self._read_up_to.get(path, 0)
+                    if self._inodes.setdefault(path, status.st_ino) != status.st_ino:
+                        # Pruned meanwhile: the lines stand elsewhere in another file.
+                        self._index = {k: p for k, p in self._index.items() if p[0] != path}
+                        self._inodes[path], done = status.st_ino, 0
+                    if status.st_size > done:
                         self._read_up_to[path] = done + self._index_lines(path, done)
 
     def get(self, key: str) -> Completion | None:
         """Return the answer of a key, or None."""
         with self._lock:
             place = self._index.get(key)
-            entry = _read_entry(*place) if place else None
+            entry = _read_entry(key, *place) if place else None
             if entry is None or "completion" not in entry:
                 return None
             return Completion(**entry["completion"])
@@ -105,13 +110,13 @@ class AnswerCache:
             "template": request.template,
             "sample_index": request.sample_index,
             "created": time.time(),
-            "prompt_sha256": hashlib.sha256(request.prompt.encode()).hexdigest(),
+            "prompt_sha256": _sha256(request.prompt),
             "completion": vars(completion),
         }
         line = f"{key} {json.dumps(entry)}\n".encode()
         with self._lock:
-            if self._segment is None:
-                self._segment = self._open_segment()
+            if self._segment is None or self._owner != os.getpid():  # also after a fork
+                self._segment, self._owner, self._torn = self._open_segment(), os.getpid(), False
             descriptor, path = self._segment
             end = os.fstat(descriptor).st_size
             line = b"\n" + line if self._torn else line
@@ -144,7 +149,7 @@ class AnswerCache:
     def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (key, entry) of all answers, without their torn lines."""
         for key, place in sorted(self._index.items()):
-            entry = _read_entry(*place)
+            entry = _read_entry(key, *place)
             if entry is not None:
                 yield key, entry
 
@@ -176,6 +181,7 @@ class AnswerCache:
         path = self.folder / name
         descriptor = os.open(path, flags, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # tells prune that it is being written to
+        self._inodes[path] = os.fstat(descriptor).st_ino
         return descriptor, path
 
     def _index_lines(self, path: Path, start: int) -> int:
@@ -192,14 +198,21 @@ class AnswerCache:
         return offset - start
 
 
-def _read_entry(path: Path, offset: int, length: int) -> dict[str, Any] | None:
+def _read_entry(key: str, path: Path, offset: int, length: int) -> dict[str, Any] | None:
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            entry = json.loads(file.read(length)[65:])
+            line = file.read(length)
+        if line[:65] != f"{key} ".encode():
+            return None  # the file was pruned and has other lines there
+        entry = json.loads(line[65:])
     except (OSError, ValueError):
         return None
     return entry if isinstance(entry, dict) else None
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _lock_file(path: Path) -> int:

@@ -23,7 +23,7 @@ from geo_utils.models.base import (
 from geo_utils.models.cache import AnswerCache, request_key
 from geo_utils.models.limits import RateLimit
 from geo_utils.models.slots import Slots
-from geo_utils.models.usage import RoleUsage, Usage, estimated_tokens
+from geo_utils.models.usage import BudgetReached, RoleUsage, Usage, estimated_tokens
 from geo_utils.runs import RunInterrupted
 
 log = logging.getLogger(__name__)
@@ -124,6 +124,7 @@ class Caller:
                 leads = flight is None
                 if flight is None:
                     flight = _FLIGHTS[self._scope, key] = concurrent.futures.Future()
+                    flight.set_running_or_notify_cancel()  # so that no follower can cancel it
             if leads:
                 return await self._lead(flight, key, request, role)
             try:
@@ -136,7 +137,7 @@ class Caller:
 
     def peek(self, request: Request) -> tuple[str, Completion | None]:
         """Return a request's cache key and the answer that is held for it, if one is."""
-        key = request_key(self.model.model, request)
+        key = request_key(self.model.cache_id, request)
         return key, self._cache.get(key) if self._cache else None
 
     async def _lead(
@@ -146,7 +147,6 @@ class Caller:
         request: Request,
         role: RoleUsage,
     ) -> Completion:
-        flight.set_running_or_notify_cancel()  # from here on no follower can cancel it
         outcome: Completion | BaseException = _GivenUp()
         try:
             outcome = await self._ask_once(key, request, role)
@@ -198,7 +198,8 @@ class Caller:
             await self._turn(request)
             started = time.monotonic()
             try:
-                return await self._send(replace(request, attempt=unusable), role)
+                left_s = max(self.policy.deadline_s - spent_s, 0.01)
+                return await self._send(replace(request, attempt=unusable), role, left_s)
             except FatalError as error:
                 self._breaker.stopped = error
                 raise
@@ -228,19 +229,25 @@ class Caller:
         if self._breaker.stopped is not None:
             raise self._breaker.stopped
         while (pause := self._breaker.not_before - time.monotonic()) > 0:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(min(pause, 1.0))
+            if self._breaker.stopped is not None:
+                raise self._breaker.stopped
         if self._limit is not None:
-            await self._limit.wait(estimated_tokens(request) + request.sampling.max_tokens // 2)
+            await self._limit.wait(estimated_tokens(request) + request.sampling.max_tokens)
         if self._breaker.stopped is not None:
             raise self._breaker.stopped
 
-    async def _send(self, request: Request, role: RoleUsage) -> Completion:
+    async def _send(self, request: Request, role: RoleUsage, left_s: float) -> Completion:
         """Send one try and book what became of it."""
-        reserved = self.usage.reserve(self.model.model, request)
+        try:
+            reserved = self.usage.reserve(self.model.model, request)
+        except BudgetReached as error:
+            self._breaker.stopped = error
+            raise
         completion: Completion | None = None
         failure: str | None = "cancelled"
         try:
-            timeout = min(self.policy.timeout_s, self.policy.deadline_s)
+            timeout = min(self.policy.timeout_s, left_s)
             async with asyncio.timeout(timeout):
                 completion = await self.model.complete(request)
             failure = None
@@ -253,9 +260,9 @@ class Caller:
             raise
         finally:
             self.usage.settle(role, reserved, completion, failure)
-            self._watch(failure, completion is not None)
+            self._watch(failure, completion is not None or failure == "blocked")
             if self._limit is not None:
-                guessed = estimated_tokens(request) + request.sampling.max_tokens // 2
+                guessed = estimated_tokens(request) + request.sampling.max_tokens
                 used = completion.tokens_in + completion.tokens_out if completion else 0
                 self._limit.correct(used - guessed)
 
@@ -265,7 +272,12 @@ class Caller:
         pause: float = longest * random.uniform(0.5, 1.0)
         if error.retry_after_s is not None:
             pause = max(error.retry_after_s, pause if error.kind != "429" else 0.0)
-            if error.kind == "429":
+            if error.retry_after_s > self.policy.deadline_s:
+                self._breaker.stopped = ServiceDown(
+                    f"{self.model.model} asks to wait {error.retry_after_s:.0f} s (a daily quota?)."
+                    " All answers so far are kept; run again to go on"
+                )
+            elif error.kind == "429":
                 until = time.monotonic() + error.retry_after_s
                 self._breaker.not_before = max(self._breaker.not_before, until)
         return pause

@@ -17,6 +17,7 @@ from geo_utils.models.base import (
     Request,
     TransientError,
     UnusableError,
+    redacted,
 )
 
 DEFAULT_MODEL = "gemini-2.5-flash-lite"
@@ -30,6 +31,7 @@ class Gemini:
 
     Attributes:
         model: Its id.
+        cache_id: The id in cache keys; a service at another address is another model.
     """
 
     def __init__(
@@ -41,10 +43,16 @@ class Gemini:
             FatalError: No key is set.
         """
         self.model = model
+        address = base_url or os.environ.get("GOOGLE_GEMINI_BASE_URL")
+        self.cache_id = f"{model} at another address" if address else model
         key = next((os.environ[name] for name in KEY_NAMES if os.environ.get(name)), None)
         if key is None:
             raise FatalError(f"no Gemini key: set {KEY_NAMES[0]} in the environment")
-        options = types.HttpOptions(base_url=base_url, timeout=int(timeout_s * 1000))
+        options = types.HttpOptions(
+            base_url=base_url,
+            timeout=int(timeout_s * 1000),
+            retry_options=types.HttpRetryOptions(attempts=1),  # else it sends twice, uncounted
+        )
         self._client = genai.Client(api_key=key, http_options=options)
 
     async def complete(self, request: Request) -> Completion:
@@ -69,7 +77,9 @@ class Gemini:
         except TimeoutError:
             raise TransientError("the connection timed out", "timeout") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise TransientError(f"{type(error).__name__}: {error}", "connection") from None
+            raise TransientError(
+                redacted(f"{type(error).__name__}: {error}"), "connection"
+            ) from None
         except ValueError as error:  # a body that is no JSON
             raise TransientError(f"unreadable answer: {error}", "unreadable") from None
         return _completion(response, time.monotonic() - started)
@@ -128,7 +138,7 @@ def _completion(response: types.GenerateContentResponse, latency_s: float) -> Co
 def _translated(error: errors.APIError) -> Exception:
     """Turn an API error into what the caller should do about it; never shows the key."""
     code, status = error.code, error.status or ""
-    said = str(error.message or status)[:300]
+    said = redacted(str(error.message or status))
     if code in (401, 403) or "API key" in said:
         return FatalError(f"Gemini refuses the key ({code} {status}): {said}")
     if code == 429 or code in (408, 409) or code >= 500:

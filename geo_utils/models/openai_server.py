@@ -19,6 +19,7 @@ from geo_utils.models.base import (
     Request,
     TransientError,
     UnusableError,
+    redacted,
 )
 
 _REST_S = 20.0  # how long a replica that failed is left out
@@ -41,7 +42,8 @@ class OpenAIServer:
         if not base_urls:
             raise FatalError("an OpenAI-compatible server needs base_urls, such as "
                              "['http://127.0.0.1:8000/v1']")  # fmt: skip
-        self.model, self.base_urls = model, [url.rstrip("/") for url in base_urls]
+        self.model = self.cache_id = model
+        self.base_urls = [url.rstrip("/") for url in base_urls]
         self._timeout_s = timeout_s
         self._in_flight = dict.fromkeys(self.base_urls, 0)
         self._resting = dict.fromkeys(self.base_urls, 0.0)
@@ -66,6 +68,9 @@ class OpenAIServer:
                 max_tokens=1 if request.choices else request.sampling.max_tokens,
                 **_structure(request),
             )
+        except asyncio.CancelledError:  # also the caller's timeout: it may be hanging
+            self._resting[url] = time.monotonic() + _REST_S
+            raise
         except openai.APIConnectionError as error:
             self._resting[url] = time.monotonic() + _REST_S
             kind = "timeout" if isinstance(error, openai.APITimeoutError) else "connection"
@@ -86,7 +91,7 @@ class OpenAIServer:
             try:
                 names = [m.id async for m in self._client(url).models.list()]
             except openai.AuthenticationError as error:
-                raise FatalError(f"{url} refuses the key: {error.message}") from None
+                raise FatalError(redacted(f"{url} refuses the key: {error.message}")) from None
             except openai.APIError as error:
                 self._resting[url] = time.monotonic() + _REST_S
                 wrong.append(f"{url}: {type(error).__name__}")
@@ -122,7 +127,10 @@ class OpenAIServer:
         return clients[url]
 
     def _translated(self, error: openai.APIStatusError, url: str) -> Exception:
-        code, said = error.status_code, f"{url}: {error.status_code} {str(error.message)[:300]}"
+        code = error.status_code
+        said = redacted(f"{url}: {code} {error.message}")
+        if code >= 500:
+            self._resting[url] = time.monotonic() + _REST_S
         if code in (401, 403):
             return FatalError(f"the key is refused: {said}")
         if code == 404:

@@ -25,7 +25,7 @@ class TransformersLocal:
             max_batch: Most prompts generated together.
             device: Such as `cuda:1`; default, the first GPU, else the CPU.
         """
-        self.model = model
+        self.model = self.cache_id = model
         self._device = device
         self._loaded: tuple[Any, Any] | None = None
         self._batcher = Batcher(self._generate, max_batch)

@@ -77,9 +77,9 @@ class Usage:
             BudgetReached: The call would go over a limit.
         """
         price = price_of(model, self._prices)
-        # An answer is rarely as long as allowed: half of that keeps room without wasting budget.
-        tokens_out = request.sampling.max_tokens // 2
-        cost = price.cost(estimated_tokens(request), tokens_out) if price else 0.0
+        # The longest answer allowed; what it does not use is given back when it is there.
+        longest = request.sampling.max_tokens
+        cost = price.cost(estimated_tokens(request), longest) if price else 0.0
         with self._lock:
             if self.max_calls is not None and self._calls >= self.max_calls:
                 raise BudgetReached(

@@ -25,7 +25,7 @@ class VllmLocal:
             max_batch: Most prompts handed over at once.
             **options: Of `vllm.LLM`, such as `gpu_memory_utilization`.
         """
-        self.model = model
+        self.model = self.cache_id = model
         self._options = options
         self._llm: Any = None
         self._batcher = Batcher(self._generate, max_batch)

@@ -7,7 +7,6 @@ import json
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 _SHIPPED = Path(__file__).resolve().parent
@@ -51,7 +50,6 @@ class Template:
         return template.substitute(values)
 
 
-@lru_cache(maxsize=256)
 def load_template(name: str, folder: Path | None = None) -> Template:
     """Return a template, from the user's folder where that has it, else the shipped one.
 
