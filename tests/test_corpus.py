@@ -163,7 +163,8 @@ class TestRows:
 
 class TestHub:
     def test_a_saved_dataset(self, tmp_path):
-        datasets = pytest.importorskip("datasets")
+        import datasets
+
         datasets.Dataset.from_list([make_row(), make_row("q2")]).save_to_disk(tmp_path / "saved")
         corpus = load(tmp_path / "saved")
         assert [e.query_id for e in corpus] == ["q1", "q2"]
