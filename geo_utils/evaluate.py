@@ -17,6 +17,7 @@ import pandas as pd
 from geo_utils.citations import parse_answer
 from geo_utils.corpus import Example, KeyPoint, KeyPointChoice, choose_key_points
 from geo_utils.engines import Engine
+from geo_utils.fidelity import fidelity
 from geo_utils.judges import Judge
 from geo_utils.loops import gather_all, run_sync
 from geo_utils.rewriters import EditRewriter, Rewrite, Rewriter
@@ -24,6 +25,7 @@ from geo_utils.text import words
 from geo_utils.visibility import FIGURES, visibility_from_parsed
 
 Progress = Callable[[int, int], None]
+Clock = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,9 @@ def evaluate(
 
     Returns:
         One row per example x key point x method x repeat, in that order: ids, key point, source
-        order, page and its hashes, answer, verdict, explanation, the target's visibility
-        (`word`, `position`, `pawc`), lengths in words, and the reason of an abstention.
+        order, page and its hashes, its lexical fidelity (`kept`, `grounded`), answer, verdict with
+        `score` and explanation, the target's visibility (`word`, `position`, `pawc`), lengths in
+        words, and the reason of an abstention.
         `supported` is 1.0, 0.0 or NaN; a sample that could not be scored is never 0.
 
     Raises:
@@ -129,17 +132,52 @@ async def _sample(
         "method": method,
         "repeat": repeat,
         "page": page,
-        "page_words": np.nan if page is None else float(len(words(page))),
+        **({} if page is None else _page_figures(example, point, page)),
         "abstention": rewrite.abstention and f"rewriter: {rewrite.abstention}",
     }
     if page is None:
         return row
+    return row | await score_page(example, point, page, engine, judge, seed, repeat)
+
+
+async def score_page(
+    example: Example,
+    point: KeyPoint,
+    page: str,
+    engine: Engine,
+    judge: Judge | None,
+    seed: int,
+    repeat: int,
+    clock: Clock | None = None,
+) -> dict[str, Any]:
+    """Score one page in the target's place: the one scorer of evaluation and rewards.
+
+    Args:
+        example: Brings query and other sources.
+        point: The key point under study.
+        page: What stands in the target's place.
+        engine: Answers.
+        judge: Gives the verdict; None leaves it out, where only visibility is wanted.
+        seed: Seed of the target's place.
+        repeat: Which sampled answer.
+        clock: Told `engine` or `judge` and the seconds it took.
+
+    Returns:
+        `answer`, its lengths and citations, the target's visibility, `verdict`, `supported`,
+        `score` (strength of support, NaN where the judge has none) and `explanation`; or
+        `abstention` with its reason and what was had before it.
+    """
+    placement = draw_placement(example, seed)
+    sources = placement.sources(example, page)
+    started = time.monotonic()
     answer = await engine.answer(example.query, sources, sample_index=repeat)
+    if clock:
+        clock("engine", time.monotonic() - started)
     if answer.abstention:
-        return row | {"abstention": f"engine: {answer.abstention}"}
+        return {"abstention": f"engine: {answer.abstention}"}
     parsed = parse_answer(answer.text, len(sources))
     seen = visibility_from_parsed(parsed, len(sources))
-    row |= {name: float(getattr(seen, name)[placement.place]) for name in FIGURES}
+    row: dict[str, Any] = {name: float(getattr(seen, name)[placement.place]) for name in FIGURES}
     row |= {
         "answer": answer.text,
         "answer_words": float(len(words(answer.text))),
@@ -147,13 +185,28 @@ async def _sample(
         "citations_out_of_range": float(len(parsed.out_of_range)),
         "citations_unparsed": float(len(parsed.unparsed)),
     }
+    if judge is None:
+        return row
+    started = time.monotonic()
     verdict = await judge.judge(point.content, answer.text)
+    if clock:
+        clock("judge", time.monotonic() - started)
     if verdict.label is None:
         return row | {"abstention": f"judge: {verdict.abstention or 'gave no verdict'}"}
     return row | {
         "verdict": verdict.label,
         "supported": float(verdict.label == "supported"),
+        "score": np.nan if verdict.score is None else verdict.score,
         "explanation": verdict.explanation,
+    }
+
+
+def _page_figures(example: Example, point: KeyPoint, page: str) -> dict[str, float]:
+    true = fidelity(example.target, page, [point.content])
+    return {
+        "page_words": float(len(words(page))),
+        "kept": true.kept,
+        "grounded": true.grounded,
     }
 
 
@@ -176,6 +229,7 @@ def _empty_row(
         "answer": None,
         "verdict": None,
         "supported": np.nan,
+        "score": np.nan,
         "explanation": "",
         **dict.fromkeys(FIGURES, np.nan),
         "uncited": None,
@@ -183,6 +237,8 @@ def _empty_row(
         "citations_unparsed": np.nan,
         "original_words": len(words(example.target)),
         "page_words": np.nan,
+        "kept": np.nan,
+        "grounded": np.nan,
         "answer_words": np.nan,
         "abstention": None,
     }

@@ -1,4 +1,6 @@
-"""The names of the rewriting methods."""
+"""The names of the rewriting methods, and trained policies as methods."""
+
+from pathlib import Path
 
 # Methods that only edit the page, under any rewriter.
 MODEL_FREE_METHODS = ("original", "paste_key_point", "repeat_key_point")
@@ -13,5 +15,30 @@ MODEL_METHODS = (
     "quotation",
     "statistics",
     "rules",
+    "arrange_key_point",
 )
 METHODS = (*MODEL_FREE_METHODS, *OFFLINE_METHODS, *MODEL_METHODS)
+
+
+def is_policy(method: str) -> bool:
+    """Tell whether a method is the folder of a trained policy."""
+    return "/" in method
+
+
+def policy_problem(folder: Path) -> str | None:
+    """Say why a folder holds no policy that could be loaded, or None."""
+    if not folder.is_dir():
+        return f"policy {str(folder)!r}: no such folder; name a checkpoint of notebook 04"
+    adapter = [name for name in _ADAPTERS if (folder / name).is_file()]
+    if adapter and not (folder / "adapter_config.json").is_file():
+        return (
+            f"policy {str(folder)!r}: {adapter[0]} without adapter_config.json; copy the whole "
+            "checkpoint folder"
+        )
+    if not adapter and not (folder / "config.json").is_file():
+        inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        return f"policy {str(folder)!r}: neither an adapter nor a model; it holds {inside}"
+    return None
+
+
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")

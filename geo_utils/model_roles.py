@@ -1,24 +1,20 @@
-"""The three roles in their model-backed form, and key points for pages that bring none."""
+"""Engine and judge in their model-backed form, and key points for pages that bring none."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from geo_utils.cleaning import clean_rewrite
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.engines import Answer
 from geo_utils.judges import Verdict
-from geo_utils.methods import MODEL_FREE_METHODS
 from geo_utils.models.base import Completion, ModelError, Request, Sampling, strip_thoughts
-from geo_utils.prompts import Template, load_rules, load_template
-from geo_utils.rewriters import EditRewriter, Rewrite
+from geo_utils.prompts import Template, load_template
 
 ANSWER = Sampling(temperature=0.7, max_tokens=2048)
-PAGE = Sampling(temperature=0.7, max_tokens=8192)
 _VERDICT: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -159,50 +155,6 @@ class ModelJudge:
                 else Verdict(None, abstention=f"unparsable: {len(own)} verdicts on point {i}")
             )
         return verdicts
-
-
-@dataclass(frozen=True)
-class ModelRewriter:
-    """Rewriter that lets a model rewrite; edits that need no model stay edits.
-
-    Attributes:
-        caller: What it calls.
-        sampling: Temperature and longest page.
-        prompts: Folder of the user's own templates, `rewrite_<method>.md`, and `rules.json`.
-    """
-
-    caller: Completes
-    sampling: Sampling = PAGE
-    prompts: Path | None = None
-
-    async def rewrite(
-        self, method: str, example: Example, key_point: KeyPoint, sample_index: int = 0
-    ) -> Rewrite:
-        """Return the rewritten target page, or an abstention with its reason."""
-        if method in MODEL_FREE_METHODS:
-            return await EditRewriter().rewrite(method, example, key_point)
-        template = load_template(f"rewrite_{method}", self.prompts)
-        prompt = template.fill(*self._values(method, example, key_point))
-        request = Request(
-            "rewriter", prompt, template.hash, self.sampling, sample_index=sample_index
-        )
-        try:
-            found = await self.caller.complete(request)
-        except ModelError as error:
-            return Rewrite("", f"{error.kind}: {error}")
-        page, problem = clean_rewrite(found.text, example.target)
-        return Rewrite("", problem) if problem else Rewrite(page)
-
-    def _values(
-        self, method: str, example: Example, key_point: KeyPoint
-    ) -> tuple[Mapping[str, str], tuple[str, ...]]:
-        values = {"page": example.target, "query": example.query}
-        if method == "key_point":
-            return values | {"key_point": key_point.content}, ("page", "key_point")
-        if method == "rules":
-            listed = "\n".join(f"- {rule}" for rule in load_rules(self.prompts))
-            return values | {"rules": listed}, ("page", "rules")
-        return values, ("page",)
 
 
 async def extract_key_points(

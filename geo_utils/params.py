@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import (
@@ -16,9 +16,17 @@ from pydantic import (
     model_validator,
 )
 
+from geo_utils.call_options import CallOptions
 from geo_utils.cells import bound_names
 from geo_utils.files import resolve_path
-from geo_utils.methods import METHODS, MODEL_FREE_METHODS, MODEL_METHODS, OFFLINE_METHODS
+from geo_utils.methods import (
+    METHODS,
+    MODEL_FREE_METHODS,
+    MODEL_METHODS,
+    OFFLINE_METHODS,
+    is_policy,
+    policy_problem,
+)
 from geo_utils.parameter_errors import ParameterError, nearest, problem_line
 
 Backend = Literal["offline", "gemini", "openai", "vllm", "transformers"]
@@ -26,31 +34,8 @@ Role = Literal["engine", "judge", "rewriter"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
-class CallOptions(BaseModel):
-    """How models are called; see `models.caller.Policy` and `models.limits.RateLimit`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_concurrency: Annotated[int, Field(ge=1, le=4096)] = 32
-    timeout_s: Annotated[float, Field(gt=0)] = 90.0
-    deadline_s: Annotated[float, Field(gt=0)] = 300.0
-    max_tries: Annotated[int, Field(ge=1)] = 8
-    max_retries: Annotated[int, Field(ge=0)] = 5_000
-    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
-    tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
-
-
-class PriceOptions(BaseModel):
-    """US dollars per million tokens of prompt and answer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tokens_in: Annotated[float, Field(ge=0)]
-    tokens_out: Annotated[float, Field(ge=0)]
-
-
-class NotebookParams(BaseModel):
-    """Parameters that every evaluation notebook has.
+class RunParams(BaseModel):
+    """Parameters that every notebook that runs roles has.
 
     Attributes:
         variant: Name of this set of parameters; a folder of the outputs.
@@ -59,22 +44,16 @@ class NotebookParams(BaseModel):
         corpus_path: File or folder of the corpus, where it needs one; relative as output_root.
         split: Split of a Hub dataset.
         limit: How many queries, drawn from the seed; none for all.
-        key_points: `one` a page drawn from the seed, `all`, or one that is `exclusive` to it.
         engine: What answers.
         judge: What gives verdicts.
-        rewriter: What rewrites.
-        repeats: Sampled answers a page.
         seed: Seed of every draw.
         models: Model id by role, where it is not the backend's default.
         servers: Addresses by role: for `openai` those of the server and its replicas, each ending
             in `/v1`; for `gemini` one that stands in for the service.
-        temperature: Of engine and rewriter.
+        temperature: Of whatever answers or rewrites.
         judge_mode: `verdict` with a reason, or `soft`: P(supported) by log-probabilities.
         prompts: Folder of templates that replace the shipped ones.
         calls: How models are called.
-        max_calls: Most requests that the run may send.
-        max_cost: Most US dollars that the run may spend.
-        prices: Prices by model id, over the shipped table.
         cache_root: Folder of the answers, shared by runs.
         dry_run: Stop before the first call, with calls, tokens and cost counted.
     """
@@ -88,11 +67,8 @@ class NotebookParams(BaseModel):
     corpus_path: str | None
     split: Name
     limit: Annotated[int, Field(ge=1)] | None
-    key_points: Literal["one", "all", "exclusive"]
     engine: Backend
     judge: Backend
-    rewriter: Backend
-    repeats: Annotated[int, Field(ge=1, le=1000)]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     models: dict[Role, str]
     servers: dict[Role, list[str]]
@@ -100,13 +76,24 @@ class NotebookParams(BaseModel):
     judge_mode: Literal["verdict", "soft"]
     prompts: str | None
     calls: Annotated[CallOptions, Field(strict=False)]
-    max_calls: Annotated[int, Field(ge=1)] | None
-    max_cost: Annotated[float, Field(gt=0)] | None
-    prices: Annotated[dict[str, PriceOptions], Field(strict=False)]
     cache_root: Annotated[str, Field(min_length=1)]
     dry_run: bool
 
     _passed: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    if TYPE_CHECKING:  # fields of some notebooks, made from other fields in the rest
+
+        @property
+        def methods(self) -> list[str]:
+            """The methods to compare, `original` among them."""
+
+        @property
+        def repeats(self) -> int:
+            """Sampled answers a page."""
+
+        @property
+        def key_points(self) -> Literal["one", "all", "exclusive"]:
+            """Which key points of a page."""
 
     @property
     def passed(self) -> dict[str, Any]:
@@ -123,7 +110,7 @@ class NotebookParams(BaseModel):
     @property
     def backends(self) -> dict[Role, str]:
         """The backend of each role."""
-        return {"engine": self.engine, "judge": self.judge, "rewriter": self.rewriter}
+        return {"engine": self.engine, "judge": self.judge}
 
     @property
     def corpus_options(self) -> dict[str, Any]:
@@ -199,9 +186,29 @@ class NotebookParams(BaseModel):
             )
         return self
 
-    def _check_methods(self, methods: Iterable[str]) -> None:
+
+class EvaluationParams(RunParams):
+    """Parameters that every evaluation notebook has.
+
+    Attributes:
+        key_points: `one` a page drawn from the seed, `all`, or one that is `exclusive` to it.
+        rewriter: What rewrites.
+        repeats: Sampled answers a page.
+    """
+
+    key_points: Literal["one", "all", "exclusive"]
+    rewriter: Backend
+    repeats: Annotated[int, Field(ge=1, le=1000)]
+
+    @property
+    def backends(self) -> dict[Role, str]:
+        """The backend of each role."""
+        return super().backends | {"rewriter": self.rewriter}
+
+    @model_validator(mode="after")
+    def _check_methods(self) -> Self:
         """Refuse methods that the rewriter cannot do, and a comparison without its reference."""
-        methods = list(methods)
+        methods = self.methods
         if repeated := sorted({name for name in methods if methods.count(name) > 1}):
             raise ValueError(f"methods: {', '.join(repeated)} named more than once")
         if len(methods) < 2:
@@ -218,13 +225,14 @@ class NotebookParams(BaseModel):
                         f"method {name!r} needs a model; rewriter='offline' has "
                         f"{', '.join((*MODEL_FREE_METHODS, *OFFLINE_METHODS))}"
                     )
+        return self
 
 
-class BaselineRewritesParams(NotebookParams):
+class BaselineRewritesParams(EvaluationParams):
     """Parameters of notebook 02.
 
     Attributes:
-        methods: Methods to compare, `original` among them.
+        methods: Methods to compare, `original` among them; also the folder of a trained policy.
     """
 
     notebook: ClassVar[str] = "02_baseline_rewrites"
@@ -235,13 +243,8 @@ class BaselineRewritesParams(NotebookParams):
     def _known(cls, methods: list[str]) -> list[str]:
         return [_method(name) for name in methods]
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        self._check_methods(self.methods)
-        return self
 
-
-class KeyPointPromptParams(NotebookParams):
+class KeyPointPromptParams(EvaluationParams):
     """Parameters of notebook 03.
 
     Attributes:
@@ -268,20 +271,12 @@ class KeyPointPromptParams(NotebookParams):
     def _known_one(cls, method: str) -> str:
         return _method(method)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        self._check_methods(self.methods)
-        return self
-
-
-Experiment = BaselineRewritesParams | KeyPointPromptParams
-PARAMS: dict[str, type[NotebookParams]] = {
-    model.notebook: model for model in (BaselineRewritesParams, KeyPointPromptParams)
-}
-
 
 def _method(name: str) -> str:
-    if name not in METHODS:
+    if is_policy(name):
+        if problem := policy_problem(resolve_path(name)):
+            raise ValueError(problem)
+    elif name not in METHODS:
         raise ValueError(
             f"unknown method {name!r}{nearest(name, METHODS)} Choose from {', '.join(METHODS)}"
         )

@@ -10,21 +10,27 @@ import pandas as pd
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import evaluate
 from geo_utils.loops import gather_all, run_sync
+from geo_utils.methods import is_policy
+from geo_utils.model_rewriters import NamedRewriters
 from geo_utils.model_roles import extract_key_points
 from geo_utils.models.planner import Planner
 from geo_utils.models.prices import PRICES_AS_OF, Price, price_of
-from geo_utils.params import Experiment
+from geo_utils.params import RunParams
+from geo_utils.rewriters import Unchanged
 from geo_utils.roles import Roles
 from geo_utils.runs import RunInterrupted
 
 
-def plan_calls(roles: Roles, examples: Iterable[Example], methods: list[str]) -> pd.DataFrame:
+def plan_calls(
+    roles: Roles, examples: Iterable[Example], methods: list[str], repeats: int | None = None
+) -> pd.DataFrame:
     """Count the calls of an evaluation by running it with guessed answers.
 
     Args:
         roles: The run's roles; those without a model call nothing.
         examples: The corpus.
-        methods: The methods to compare.
+        methods: The methods to compare; a policy's pages are taken to be as long as the original.
+        repeats: Sampled answers a page, if not the run's.
 
     Returns:
         One row a model-backed role: `model`, `calls` still to make, `held` in the cache,
@@ -32,14 +38,16 @@ def plan_calls(roles: Roles, examples: Iterable[Example], methods: list[str]) ->
         price is unknown). Retries come on top.
     """
     params, planned = roles.params, roles.planned()
+    policies = [method for method in methods if is_policy(method)]
     if planned.callers:
         examples = run_sync(gather_all(_with_stand_in(example, planned) for example in examples))
+        rewriter = NamedRewriters(planned.rewriter, dict.fromkeys(policies, Unchanged()))
         evaluate(
-            examples, methods, planned.engine, planned.judge, params.repeats,
-            rewriter=planned.rewriter, key_points=params.key_points, seed=params.seed,
+            examples, methods, planned.engine, planned.judge, repeats or params.repeats,
+            rewriter=rewriter, key_points=params.key_points, seed=params.seed,
             progress=lambda done, total: None,
         )  # fmt: skip
-    prices = {model: Price(p.tokens_in, p.tokens_out) for model, p in params.prices.items()}
+    prices = {model: Price(p.tokens_in, p.tokens_out) for model, p in params.calls.prices.items()}
     rows = []
     places = [(role, planned.callers[role]) for role in planned.callers]
     if planned.extractor is not None:
@@ -85,7 +93,7 @@ def plan_text(plan: pd.DataFrame) -> str:
     return "\n".join([*lines, "", f"{total}; retries come on top (prices as of {PRICES_AS_OF})."])
 
 
-def stop_if_dry_run(params: Experiment, plan: pd.DataFrame) -> None:
+def stop_if_dry_run(params: RunParams, plan: pd.DataFrame) -> None:
     """End a dry run here.
 
     Raises:

@@ -24,7 +24,10 @@ EARLIER_STUDY = {
 _COLOURS: dict[str, str] = dict(
     zip(METHODS, sns.color_palette("husl", len(METHODS)).as_hex(), strict=True)
 )
-_COLOURS |= {"original": "#555555", "key_point": "#c1272d"}
+_COLOURS |= {
+    "original": "#555555", "key_point": "#c1272d",
+    "policy/before": "#8a8ac0", "policy/after": "#1f4e9c",
+}  # fmt: skip
 
 
 def colour(method: str) -> str:

@@ -54,6 +54,15 @@ class EditRewriter:
         return Rewrite(EDITS[method](example, key_point))
 
 
+@dataclass(frozen=True)
+class Unchanged:
+    """Stands for any rewriter whose pages are as long as the original, to count calls with."""
+
+    async def rewrite(self, method: str, example: Example, key_point: KeyPoint) -> Rewrite:
+        """Return the page as it is."""
+        return Rewrite(example.target)
+
+
 def original(example: Example, key_point: KeyPoint) -> str:
     """Return the page as it is."""
     return example.target

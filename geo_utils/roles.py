@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,9 @@ from geo_utils.engines import Engine, ExtractiveEngine
 from geo_utils.files import resolve_path
 from geo_utils.judges import Judge, LexicalJudge
 from geo_utils.loops import gather_all, run_sync
-from geo_utils.methods import MODEL_FREE_METHODS
-from geo_utils.model_roles import (
-    ANSWER,
-    PAGE,
-    Completes,
-    ModelEngine,
-    ModelJudge,
-    ModelRewriter,
-    extract_key_points,
-)
+from geo_utils.methods import MODEL_FREE_METHODS, is_policy
+from geo_utils.model_rewriters import PAGE, ModelRewriter, NamedRewriters
+from geo_utils.model_roles import ANSWER, Completes, ModelEngine, ModelJudge, extract_key_points
 from geo_utils.models.base import LanguageModel, ModelError
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller, Policy
@@ -29,7 +22,8 @@ from geo_utils.models.limits import RateLimit
 from geo_utils.models.planner import Planner
 from geo_utils.models.prices import Price
 from geo_utils.models.usage import Usage
-from geo_utils.params import Experiment
+from geo_utils.params import RunParams
+from geo_utils.policies import policy_rewriter
 from geo_utils.prompts import load_template
 from geo_utils.rewriters import EditRewriter, Rewriter
 from geo_utils.runs import provenance
@@ -46,6 +40,7 @@ class Roles:
         callers: What each model-backed role calls, by role.
         usage: Counts and budget of the run.
         params: What they were made from.
+        models: The callers by backend, model and servers.
     """
 
     engine: Engine
@@ -53,7 +48,8 @@ class Roles:
     rewriter: Rewriter
     callers: Mapping[str, Completes]
     usage: Usage
-    params: Experiment
+    params: RunParams
+    models: dict[tuple[Any, ...], Caller] = field(default_factory=dict)
 
     @property
     def extractor(self) -> Completes | None:
@@ -64,7 +60,7 @@ class Roles:
     @property
     def prompts(self) -> Path | None:
         """The folder of the user's own templates."""
-        return _prompts(self.params)
+        return prompts_folder(self.params)
 
     def planned(self) -> Roles:
         """Return roles that count what these would call, and call nothing."""
@@ -72,7 +68,7 @@ class Roles:
             role: Planner(caller) for role, caller in self.callers.items()
             if isinstance(caller, Caller)
         }  # fmt: skip
-        return _roles(self.params, planners, Usage())
+        return _roles(self.params, planners, Usage(), {})
 
     def source(self) -> str:
         """Say what the figures come from, for captions and the manifest."""
@@ -85,53 +81,77 @@ class Roles:
 
     def template_hashes(self) -> dict[str, str]:
         """Return the hash of every prompt template in use, for the manifest."""
-        folder = _prompts(self.params)
+        folder = prompts_folder(self.params)
         names = {
             "engine": ["engine_answer"],
             "judge": ["judge_soft" if self.params.judge_mode == "soft" else "judge_verdict"],
             "rewriter": [
-                f"rewrite_{m}" for m in self.params.methods if m not in MODEL_FREE_METHODS
+                f"rewrite_{m}"
+                for m in self.params.methods
+                if m not in MODEL_FREE_METHODS and not is_policy(m)
             ],
         }
         return {n: load_template(n, folder).hash for role in self.callers for n in names[role]}
 
 
-def make_roles(params: Experiment) -> Roles:
+def make_roles(params: RunParams, like: Roles | None = None) -> Roles:
     """Make the roles and check, before any money is spent, that their models are there.
+
+    Args:
+        params: Name backends, models and servers by role; methods that are folders are policies.
+        like: Roles whose models, where they are the same, and whose budget are shared.
 
     Raises:
         FatalError: A key is missing or refused, a model unknown, a server down.
         ValueError: A prompt template is missing.
     """
-    prices = {model: Price(p.tokens_in, p.tokens_out) for model, p in params.prices.items()}
-    usage = Usage(params.max_calls, params.max_cost, prices)
-    options = params.calls
-    policy = Policy(
-        max_concurrency=options.max_concurrency,
-        timeout_s=options.timeout_s,
-        deadline_s=options.deadline_s,
-        max_tries=options.max_tries,
-        max_retries=options.max_retries,
-    )
+    prices = {model: Price(p.tokens_in, p.tokens_out) for model, p in params.calls.prices.items()}
+    usage = like.usage if like else Usage(params.calls.max_calls, params.calls.max_cost, prices)
     callers: dict[str, Caller] = {}
-    models: dict[tuple[Any, ...], Caller] = {}
+    models = like.models if like else {}
     for role, backend in params.backends.items():
-        if backend == "offline":
+        if backend.startswith("offline"):
             continue
         name, servers = params.models.get(role), tuple(params.servers.get(role, ()))
         key = (backend, name, servers)
         if key not in models:  # roles on one model share its limits and its breaker
-            folder = resolve_path(params.cache_root)
             model = make_model(backend, name, servers)
-            limit = RateLimit(
-                folder / "limits" / f"{backend}-{model.model.replace('/', '--')}",
-                options.requests_per_minute,
-                options.tokens_per_minute,
-            )
-            models[key] = Caller(model, AnswerCache(folder), policy, usage, limit)
+            models[key] = make_caller(model, params, usage, backend)
             run_sync(model.probe())
         callers[role] = models[key]
-    return _roles(params, callers, usage)
+    policies = {
+        method: policy_rewriter(str(resolve_path(method)), lambda m: make_caller(m, params, usage))
+        for method in params.methods
+        if is_policy(method)
+    }
+    return _roles(params, callers, usage, policies, models)
+
+
+def make_caller(
+    model: LanguageModel, params: RunParams, usage: Usage, backend: str | None = None
+) -> Caller:
+    """Return a caller of a model, as the run's parameters want it.
+
+    Args:
+        model: What it calls.
+        params: Bring cache folder and call options.
+        usage: Counts and budget.
+        backend: Names the rate limit that processes share; None for a local model, without one.
+    """
+    options, folder = params.calls, resolve_path(params.cache_root)
+    policy = Policy(
+        max_concurrency=options.max_concurrency if backend else 4096,
+        timeout_s=options.timeout_s if backend else 86_400.0,
+        deadline_s=options.deadline_s if backend else 86_400.0,
+        max_tries=options.max_tries,
+        max_retries=options.max_retries,
+    )
+    limit = backend and RateLimit(
+        folder / "limits" / f"{backend}-{model.model.replace('/', '--')}",
+        options.requests_per_minute,
+        options.tokens_per_minute,
+    )
+    return Caller(model, AnswerCache(folder), policy, usage, limit or None)
 
 
 def with_key_points(corpus: Corpus, roles: Roles) -> Corpus:
@@ -147,7 +167,7 @@ def with_key_points(corpus: Corpus, roles: Roles) -> Corpus:
     bare = [example for example in corpus if not example.key_points]
     if not bare or roles.extractor is None or roles.params.dry_run:
         return corpus
-    prompts, caller = _prompts(roles.params), roles.extractor
+    prompts, caller = prompts_folder(roles.params), roles.extractor
 
     async def one(example: Example) -> Example:
         try:
@@ -192,10 +212,17 @@ def make_model(backend: str, name: str | None, servers: tuple[str, ...] = ()) ->
     raise ValueError(f"backend {backend!r} is unknown; choose gemini, openai, vllm, transformers")
 
 
-def _roles(params: Experiment, callers: Mapping[str, Completes], usage: Usage) -> Roles:
-    prompts = _prompts(params)
+def _roles(
+    params: RunParams,
+    callers: Mapping[str, Completes],
+    usage: Usage,
+    policies: Mapping[str, Rewriter],
+    models: dict[tuple[Any, ...], Caller] | None = None,
+) -> Roles:
+    prompts = prompts_folder(params)
     engine: Engine = ExtractiveEngine(seed=params.seed)
-    judge: Judge = LexicalJudge()
+    strict = params.backends["judge"] == "offline_strict"
+    judge: Judge = LexicalJudge(0.7, 1) if strict else LexicalJudge()
     rewriter: Rewriter = EditRewriter()
     if "engine" in callers:
         sampling = replace(ANSWER, temperature=params.temperature)
@@ -205,8 +232,10 @@ def _roles(params: Experiment, callers: Mapping[str, Completes], usage: Usage) -
     if "rewriter" in callers:
         sampling = replace(PAGE, temperature=params.temperature)
         rewriter = ModelRewriter(callers["rewriter"], sampling, prompts)
-    return Roles(engine, judge, rewriter, callers, usage, params)
+    rewriter = NamedRewriters(rewriter, policies) if policies else rewriter
+    return Roles(engine, judge, rewriter, callers, usage, params, models or {})
 
 
-def _prompts(params: Experiment) -> Path | None:
+def prompts_folder(params: RunParams) -> Path | None:
+    """Return the folder of the user's own templates."""
     return None if params.prompts is None else resolve_path(params.prompts)

@@ -18,10 +18,10 @@ from typing import IO, Any
 import nbformat
 import yaml
 
-from geo_utils.cells import default_parameters
 from geo_utils.files import project_root, resolve_path
-from geo_utils.parameter_errors import ParameterError, nearest, read_yaml
-from geo_utils.params import PARAMS, NotebookParams
+from geo_utils.notebooks import PARAMS, read_parameters
+from geo_utils.parameter_errors import ParameterError
+from geo_utils.params import RunParams
 from geo_utils.runs import Run, locate_run
 
 GRACE_S = 20.0
@@ -43,18 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("params", help="name of a file in params/<notebook>/, or a path to one")
     parser.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
-        help="set one parameter; the value is read as YAML",
+        help="set one parameter, or NAME.ENTRY of a mapping; the value is read as YAML",
     )  # fmt: skip
     args = parser.parse_args(argv)
     try:
-        notebook, values, params = _parameters(args.notebook, args.params, args.overrides)
+        notebook, values, params = read_parameters(args.notebook, args.params, args.overrides)
     except ParameterError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return execute(notebook, values, params)
 
 
-def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> int:
+def execute(notebook: str, values: dict[str, Any], params: RunParams) -> int:
     """Execute a notebook with checked parameters in its run folder.
 
     Papermill runs in a process group of its own, so that a signal to this process can save what
@@ -99,28 +99,6 @@ def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> in
     return 0 if status == "finished" or rehearsed else 1
 
 
-def _parameters(
-    notebook: str, file: str, overrides: Sequence[tuple[str, str]]
-) -> tuple[str, dict[str, Any], NotebookParams]:
-    name = notebook.removeprefix("notebooks/").removesuffix(".ipynb")
-    if name not in PARAMS:
-        raise ParameterError(
-            f"unknown notebook {notebook!r}{nearest(name, PARAMS)} Choose from {', '.join(PARAMS)}"
-        )
-    path = Path(file)
-    if path.suffix not in (".yaml", ".yml"):
-        path = project_root() / "params" / name / f"{file}.yaml"
-    passed = read_yaml(path)
-    for key, text in overrides:
-        try:
-            passed[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ParameterError(f"-p {key}: {text!r} is not YAML: {error}") from None
-    model = PARAMS[name]
-    defaults = default_parameters(project_root() / "notebooks" / f"{name}.ipynb")
-    return name, passed, model.check(defaults | passed, passed)
-
-
 @contextlib.contextmanager
 def _signals_remembered() -> Iterator[list[signal.Signals]]:
     """Collect SIGINT, SIGTERM and SIGHUP instead of dying of them.
@@ -142,7 +120,7 @@ def _signals_remembered() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def _lock(params: NotebookParams, run: Run) -> IO[str]:
+def _lock(params: RunParams, run: Run) -> IO[str]:
     """Hold the run against a second process with the same parameters.
 
     Raises:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from geo_utils.files import project_root, resolve_path, write_atomic
-from geo_utils.params import NotebookParams
+from geo_utils.params import RunParams
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ _PACKAGES = """geo-utils numpy pandas pyarrow scipy statsmodels nupunkt PyStemme
 seaborn matplotlib papermill nbconvert torch transformers trl peft accelerate datasets vllm
 google-genai openai""".split()  # noqa: SIM905
 # Parameters that change where, how fast or how far a run goes, but not what it finds.
-_NO_IDENTITY = {"output_root", "cache_root", "servers", "calls", "max_calls", "max_cost", "prices"}
+_NO_IDENTITY = {"output_root", "cache_root", "servers", "calls"}
 _HOOK: list[Callable[[Any], None]] = []
 _SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT",
           "SLURM_JOB_PARTITION", "SLURMD_NODENAME")  # fmt: skip
@@ -108,7 +108,7 @@ class RunInterrupted(RuntimeError):
     """Ends a run that can be resumed: a budget is spent, a service is down, a rehearsal is over."""
 
 
-def start_run(notebook: str, params: NotebookParams) -> Run:
+def start_run(notebook: str, params: RunParams) -> Run:
     """Open the run of these parameters and write its manifest as `started`.
 
     The same parameters resume the same run: the newest one of theirs that has not finished, or
@@ -162,7 +162,7 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
     return run
 
 
-def locate_run(notebook: str, params: NotebookParams) -> Run:
+def locate_run(notebook: str, params: RunParams) -> Run:
     """Return the run that these parameters start or resume; nothing is written."""
     parent = resolve_path(params.output_root) / notebook / params.variant
     digest = _parameters_hash(params)
@@ -175,15 +175,17 @@ def locate_run(notebook: str, params: NotebookParams) -> Run:
     return Run(parent / f"{now:%Y%m%d-%H%M%S}{now.microsecond // 1000:03d}-{digest[:8]}")
 
 
-def provenance(params: NotebookParams, served_by: Iterable[str] = ()) -> str:
+def provenance(params: RunParams, served_by: Iterable[str] = ()) -> str:
     """Say what the figures of a run come from, for captions and the manifest.
 
     Args:
         params: The run's parameters.
         served_by: What the models called themselves; a stand-in's name starts with `simulated`.
     """
-    if set(params.backends.values()) == {"offline"}:
-        return "offline roles: extractive engine, lexical judge, edit-based rewriters; no model"
+    if all(backend.startswith("offline") for backend in params.backends.values()):
+        strict = " (strict)" if params.backends["judge"] == "offline_strict" else ""
+        rewriters = "edit-based rewriters; no model" if params.notebook[:2] != "04" else "edits"
+        return f"offline roles: extractive engine, lexical judge{strict}, {rewriters}"
     parts = [
         f"{role} {backend}" + (f" {params.models[role]}" if role in params.models else "")
         for role, backend in params.backends.items()
@@ -205,7 +207,7 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def _parameters_hash(params: NotebookParams) -> str:
+def _parameters_hash(params: RunParams) -> str:
     values = params.model_dump(exclude=_NO_IDENTITY)
     if params.corpus_path is not None:  # an edited file is another experiment
         values["corpus_file"] = _file_hash(resolve_path(params.corpus_path))

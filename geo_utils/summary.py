@@ -26,7 +26,8 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
     Returns:
         Indexed by method, in the order of the samples: `key_point_probability` with `ci_low` and
         `ci_high`, `n_examples`, `n_samples`, `abstentions`, mean `word`, `position`, `pawc`
-        over `n_answers`, each with `_low` and `_high`, `page_words`; against the reference
+        over `n_answers`, `kept` and `grounded` (fidelity of the pages), each with `_low` and
+        `_high`, `page_words`; against the reference
         `difference`, `difference_low`, `difference_high`, `p_value`, `p_holm` (over the methods),
         `pairs_dropped`, and `clear`: whether the adjusted p-value is below 0.05.
     """
@@ -51,6 +52,9 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
             share = cluster_mean(part[name].to_numpy(float), clusters, seed)
             row |= {name: share.mean, f"{name}_low": share.low, f"{name}_high": share.high}
         row["page_words"] = float(part["page_words"].mean())
+        for name in ("kept", "grounded"):
+            share = cluster_mean(part[name].to_numpy(float), clusters, seed)
+            row |= {name: share.mean, f"{name}_low": share.low, f"{name}_high": share.high}
         if method != reference and reference in methods:
             against = paired_difference(
                 wide[method].to_numpy(float), wide[reference].to_numpy(float), queries, seed

@@ -9,6 +9,8 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from geo_utils.corpus import Corpus, Example, KeyPoint
+from geo_utils.methods import is_policy
+from geo_utils.statistics import PairedDifference
 
 _STYLE: list[Any] = [
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: .6em"},
@@ -17,9 +19,20 @@ _STYLE: list[Any] = [
 ]
 
 
+_LABELS = {
+    "key_point": "key-point rewrite",
+    "policy/before": "policy before training",
+    "policy/after": "trained policy",
+}
+
+
 def label(method: str) -> str:
     """Return a method's name as figures and tables write it."""
-    return "key-point rewrite" if method == "key_point" else method.replace("_", " ")
+    if method in _LABELS:
+        return _LABELS[method]
+    if is_policy(method):
+        return f"policy {'/'.join(method.split('/')[-2:])}"
+    return method.replace("_", " ")
 
 
 def with_interval(mean: float, low: float, high: float, signed: bool = False) -> str:
@@ -72,6 +85,19 @@ def visibility_table(summary: pd.DataFrame, caption: str) -> Styler:
     table["n answers"] = summary["n_answers"]
     marked = [label(str(summary["pawc"].idxmax()))] if summary["pawc"].notna().any() else []
     return _styled(table.rename(index=label).rename_axis(None), marked, caption)
+
+
+def page_table(summary: pd.DataFrame, caption: str) -> Styler:
+    """Lay out length and lexical fidelity of the rewritten pages by method."""
+    table = pd.DataFrame(
+        {
+            "words in page": summary["page_words"].map("{:.0f}".format),
+            "of the original kept": _column(summary, "kept", "kept"),
+            "of the page grounded in it": _column(summary, "grounded", "grounded"),
+            "n samples": summary["n_samples"],
+        }
+    )
+    return _styled(table.rename(index=label).rename_axis(None), [], caption)
 
 
 def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
@@ -139,6 +165,39 @@ def findings(summary: pd.DataFrame, source: str) -> str:
         f"permutation over queries, Holm over methods. Source: {source}."
     )
     return "\n".join([*lines, "", counted])
+
+
+def training_findings(summary: pd.DataFrame, gain: PairedDifference, source: str) -> str:
+    """Say in Markdown what training gained on held-out queries, and what it is worth.
+
+    Args:
+        summary: As `summary.summarise` returns it, the policies among its methods.
+        gain: As `comparison.gain` returns it for the key point.
+        source: Where the figures come from.
+    """
+    found = gain.estimate
+    change = with_interval(found.mean, found.low, found.high, signed=True)
+    clear = gain.p_value < 0.05 and not pd.isna(found.low)
+    verb = "raised" if found.mean > 0 else "lowered"
+    claim = f"**clearly {verb}**" if clear else "did **not clearly** change"
+    after, prompt = summary.loc["policy/after"], summary.drop(index=["policy/before"])
+    others = prompt["key_point_probability"].drop(index="policy/after")
+    best, strongest = str(others.idxmax()), float(others.max())
+    return "\n".join(
+        [
+            f"- Training {claim} the key-point probability on held-out queries: {change}, "
+            f"p = {gain.p_value:.4f}, {found.n_clusters} queries, {found.n_samples} pairs, "
+            f"{gain.n_dropped} pairs dropped for abstentions.",
+            f"- The trained policy stands at {after['key_point_probability']:.3f}, "
+            f"{after['key_point_probability'] - strongest:+.3f} beside the best other method "
+            f"({label(best)}, {strongest:.3f}; not tested here).",
+            f"- Its pages have {after['page_words']:.0f} words (original "
+            f"{summary['page_words']['original']:.0f}) and keep {after['kept']:.1%} of the "
+            f"original; {after['grounded']:.1%} of them is grounded in it or is the key point.",
+            "",
+            f"Source: {source}.",
+        ]
+    )
 
 
 def _finding(summary: pd.DataFrame, method: str) -> str:

@@ -20,11 +20,12 @@ _SHOWN_CHARS = 20_000
 _TOKEN = re.compile(r"\s+|\w+|[^\w\s]")
 _SOURCE_COLOURS = ("#1b6ca8", "#b4540a", "#2e7d32", "#8e44ad", "#8a6d00", "#00838f", "#ad1457")
 _VERDICT_COLOURS = {"supported": "#2e7d32", "omitted": "#777777", "contradicted": "#c1272d"}
-_CSS = """
+CSS = """
 .geo-view{font:15px/1.45 system-ui,sans-serif;color:#222;text-align:left;max-width:1240px}
 .geo-view .geo-columns{display:grid;grid-template-columns:1fr 1fr 1fr;gap:14px}
 .geo-view .geo-box{border:1px solid #ccc;border-radius:6px;padding:8px 12px;overflow:auto;
 max-height:400px;text-align:start;white-space:pre-wrap;overflow-wrap:anywhere}
+.geo-view .geo-low{max-height:220px}
 .geo-view h4{margin:.4em 0 .3em;font-size:15px}
 .geo-view mark{background:#ffe58a;color:inherit;padding:0 1px}
 .geo-view ins{background:#d9f2dc;text-decoration:none}
@@ -87,7 +88,7 @@ def example_view(sample: pd.Series, examples: Iterable[Example]) -> HTML:
         for title, body in boxes
     )
     return HTML(
-        f'<style>{_CSS}</style><div class="geo-view">'
+        f'<style>{CSS}</style><div class="geo-view">'
         f'<div dir="auto"><b>Query</b> {html.escape(example.query)}</div>'
         f'<div dir="auto"><b>Key point</b> {html.escape(sample["key_point"])} {badge} '
         f'<span class="geo-small">{reason}</span></div>'

@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 from conftest import PROJECT, make_row
 
+from geo_utils import run as run_module
+from geo_utils.parameter_errors import read_yaml
 from geo_utils.runs import Run
 
 NB02, NB03 = "02_baseline_rewrites", "03_key_point_prompt"
@@ -166,6 +168,16 @@ def test_pages_load_without_a_network_and_without_console_errors(finished, page,
     assert not re.search(r"@import|url\([\"']?(?:https?:)?//", markup)
 
 
+@pytest.mark.parametrize("file", ["gemini", "smoke"])
+def test_a_dotted_name_sets_one_entry_and_keeps_the_others(monkeypatch, file):
+    seen = {}
+    monkeypatch.setattr(run_module, "execute", lambda _, values, params: seen.update(values) or 0)
+    entries = ("-p", "calls.max_cost", "5", "-p", "calls.max_tries", "3")
+    assert run_module.main([NB02, file, *entries]) == 0
+    before = read_yaml(PROJECT / "params" / NB02 / f"{file}.yaml").get("calls", {})
+    assert seen["calls"] == before | {"max_cost": 5, "max_tries": 3}
+
+
 class TestBadParameters:
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -175,6 +187,9 @@ class TestBadParameters:
             ((NB02, "smoke", "-p", "methods", "[original, fluency]"), "'fluency' needs a model"),
             ((NB02, "smok"), "no parameter file"),
             ((NB02, "smoke", "-p", "methods", "[original"), "is not YAML"),
+            ((NB02, "smoke", "-p", "repeats.x", "3"), "-p repeats.x: 'repeats' is no mapping"),
+            ((NB02, "smoke", "-p", "cals.x", "3"), "'cals' is no mapping; did you mean 'calls'?"),
+            ((NB02, "smoke", "-p", "calls.max_cost", "0"), "calls.max_cost=0: input should be"),
             (("02_baseline", "smoke"), "did you mean '02_baseline_rewrites'?"),
         ],
     )

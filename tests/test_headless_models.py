@@ -74,7 +74,7 @@ def test_a_new_users_path(gemini_server, tmp_path):
 
 def test_a_budget_ends_the_run_as_interrupted_and_more_resumes_it(gemini_server, tmp_path):
     server = gemini_server()
-    short = run_on(server, tmp_path, ("limit", "5"), ("max_calls", "20"))
+    short = run_on(server, tmp_path, ("limit", "5"), ("calls.max_calls", "20"))
     assert short.returncode == 1
     run = only_run(tmp_path, NB02)
     assert run.manifest["status"] == "interrupted"

@@ -9,7 +9,8 @@ from conftest import make_example, run
 from geo_utils.cleaning import clean_rewrite
 from geo_utils.corpus import KeyPoint
 from geo_utils.methods import METHODS, MODEL_FREE_METHODS
-from geo_utils.model_roles import ModelEngine, ModelJudge, ModelRewriter, extract_key_points
+from geo_utils.model_rewriters import ModelRewriter
+from geo_utils.model_roles import ModelEngine, ModelJudge, extract_key_points
 from geo_utils.models.base import Completion, UnusableError
 from geo_utils.models.cache import request_key
 from geo_utils.prompts import load_rules, load_template

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from geo_utils.models.base import Completion, FatalError, Request
 from geo_utils.models.batching import Batcher
+from geo_utils.models.weights import weights_id
+
+# Transformers makes weights on the meta device while it loads, for all threads of the process.
+_LOADING = threading.Lock()
 
 
 class TransformersLocal:
@@ -21,11 +27,13 @@ class TransformersLocal:
         """Name the model; it is loaded by `probe` or the first call.
 
         Args:
-            model: Folder or Hub id of a causal language model with a chat template.
+            model: Folder or Hub id of a causal language model with a chat template, or the folder
+                of an adapter, which brings its base with it.
             max_batch: Most prompts generated together.
             device: Such as `cuda:1`; default, the first GPU, else the CPU.
         """
-        self.model = self.cache_id = model
+        self.model = model
+        self.cache_id = weights_id(model)
         self._device = device
         self._loaded: tuple[Any, Any] | None = None
         self._batcher = Batcher(self._generate, max_batch)
@@ -52,8 +60,9 @@ class TransformersLocal:
             dtype = torch.float32 if device == "cpu" else torch.bfloat16
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.model, padding_side="left")
-                model: Any = AutoModelForCausalLM.from_pretrained(self.model, dtype=dtype)
-                model.to(device)
+                with _LOADING:
+                    model: Any = AutoModelForCausalLM.from_pretrained(self.model, dtype=dtype)
+                    model.to(device)
             except (OSError, ValueError) as error:
                 raise FatalError(f"model {self.model!r} cannot be loaded: {error}") from None
             if tokenizer.pad_token is None:
@@ -62,7 +71,10 @@ class TransformersLocal:
         return self._loaded
 
     def _generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Answer a batch with shared sampling; prompts are padded on the left."""
+        """Answer a batch with shared sampling; prompts are padded on the left.
+
+        The draw is seeded by the batch's requests, so that the same batch gives the same text.
+        """
         import torch
 
         tokenizer, model = self._load()
@@ -83,7 +95,8 @@ class TransformersLocal:
             return self._choose(requests, batch, started)
         sampled = first.sampling.temperature > 0
         drawn = {"temperature": first.sampling.temperature, "top_p": first.sampling.top_p}
-        with torch.inference_mode():
+        with torch.random.fork_rng(), torch.inference_mode():
+            torch.manual_seed(_seed(requests))
             tokens = model.generate(
                 **batch,
                 max_new_tokens=first.sampling.max_tokens,
@@ -135,3 +148,8 @@ class TransformersLocal:
                 )
             )
         return completions
+
+
+def _seed(requests: Sequence[Request]) -> int:
+    said = "\0".join(f"{request.seed} {request.prompt}" for request in requests)
+    return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=7).digest(), "big")

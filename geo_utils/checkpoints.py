@@ -1,0 +1,122 @@
+"""Checkpoints that can be trusted: complete, of this very policy, on a base that stays frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from geo_utils.parameter_errors import ParameterError
+
+_STATE = "trainer_state.json"
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint of a training, or None.
+
+    The trainer writes `trainer_state.json` last: a checkpoint whose state is missing or torn was
+    cut short, and the one before it counts.
+    """
+
+    def step(path: Path) -> int:
+        digits = path.name.rpartition("-")[2]
+        return int(digits) if digits.isdecimal() else -1
+
+    found = sorted(folder.glob("checkpoint-*"), key=step, reverse=True)
+    return next((path for path in found if checkpoint_step(path) is not None), None)
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """Return the step that a checkpoint was saved after; None if it is not complete."""
+    try:
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        return int(state["global_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_adapter(folder: Path, base: str, lora: dict[str, Any]) -> None:
+    """Refuse a checkpoint that this training could not go on from.
+
+    Args:
+        folder: The checkpoint.
+        base: Model that the training starts from.
+        lora: The training's LoraConfig fields.
+
+    Raises:
+        ParameterError: No complete checkpoint, another base, or another rank.
+    """
+    name = f"resume_from_checkpoint={str(folder)!r}"
+    if not folder.is_dir():
+        raise ParameterError(f"{name}: no such folder")
+    if checkpoint_step(folder) is None:
+        raise ParameterError(
+            f"{name}: {_STATE} is missing or torn; name an earlier checkpoint, or leave it out to "
+            "go on from the newest complete one"
+        )
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise ParameterError(f"{name}: an adapter without adapter_config.json; copy it whole")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    found = str(config.get("base_model_name_or_path"))
+    if Path(found).name != Path(base).name:
+        raise ParameterError(
+            f"{name}: trained on {found!r}, not on model_name_or_path={base!r}; name that model"
+        )
+    if config.get("r") != lora["r"]:
+        raise ParameterError(
+            f"{name}: its LoRA rank is r={config.get('r')}, not {lora['r']}; set "
+            f"lora_options: {{r: {config.get('r')}}}"
+        )
+
+
+def base_checksum(model: Any) -> str:
+    """Return a hash of all weights that training must not change."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if not weight.requires_grad:
+            digest.update(name.encode())
+            plain = weight.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
+            digest.update(plain.numpy().data)
+    return digest.hexdigest()
+
+
+def keep_base_exact(trainer: Any) -> None:
+    """Let every weight sync leave the frozen base bit for bit as it was.
+
+    TRL merges the adapter into the base to send it to vLLM and subtracts it again, which rounds:
+    in bfloat16 the base drifts. Here the base is copied before a sync and put back after it, at
+    the price of one more copy of the adapted weights while the sync lasts.
+    """
+    engine = getattr(trainer, "vllm_generation", None)
+    if engine is None:
+        return
+    sync: Callable[[], None] = engine.sync_weights
+
+    def exact_sync() -> None:
+        with _restored(trainer.accelerator.unwrap_model(trainer.model)):
+            sync()
+
+    engine.sync_weights = exact_sync
+
+
+@contextmanager
+def _restored(model: Any) -> Iterator[None]:
+    import torch
+
+    kept = [
+        (weight, weight.detach().clone())
+        for name, weight in model.named_parameters()
+        if ".base_layer." in name and not weight.requires_grad
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, before in kept:
+                weight.copy_(before)

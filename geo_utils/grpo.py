@@ -1,0 +1,272 @@
+"""GRPO: trains a policy to rewrite pages for their key points; one recipe is one run."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from geo_utils.checkpoints import base_checksum, checkpoint_step, keep_base_exact, newest_complete
+from geo_utils.cold_start import demonstrations, train_cold
+from geo_utils.corpus import Corpus, load_corpus
+from geo_utils.files import project_root, resolve_path, write_atomic
+from geo_utils.model_rewriters import RewriteTask
+from geo_utils.models.base import FatalError
+from geo_utils.notebooks import read_parameters
+from geo_utils.parameter_errors import ParameterError
+from geo_utils.policies import CARD, PolicyCard, load_tokenizer, policy_rewriter
+from geo_utils.preflight import check_machine
+from geo_utils.roles import Roles, make_caller, make_roles, prompts_folder
+from geo_utils.runs import Run, RunInterrupted
+from geo_utils.scoring import Rewards
+from geo_utils.small_policy import make_small_policy
+from geo_utils.training_data import Split, fitter, prefiltered, prompt_rows, split_queries
+from geo_utils.training_log import (
+    Draw,
+    Interrupts,
+    TrainingLog,
+    restore_random_state,
+    rewind,
+    timed_phases,
+)
+from geo_utils.training_params import GrpoParams
+
+
+def policy_card(params: GrpoParams) -> PolicyCard:
+    """Return the card of the policy that these parameters train."""
+    folder = prompts_folder(params)
+    return PolicyCard(
+        method=params.method,
+        prompts=None if folder is None else str(folder),
+        template=RewriteTask(params.method, folder).template.hash,
+        max_prompt_tokens=params.data.max_prompt_tokens,
+        max_completion_length=params.grpo["max_completion_length"],
+        temperature=params.grpo.get("temperature", 1.0),
+    )
+
+
+def prepare_policy(params: GrpoParams, roles: Roles, examples: Corpus, folder: Path) -> str:
+    """Return the policy that the reinforcement starts from, made where the recipe asks for it.
+
+    Args:
+        params: Name the model, or a small one to make, and the cold start.
+        roles: For demonstrations that are rewrites.
+        examples: The corpus; demonstrations come from its training queries.
+        folder: Gets the model that a cold start leaves; one that is complete is used again.
+
+    Returns:
+        Folder or Hub id.
+    """
+    cold, local = params.cold_start, resolve_path(params.model_name_or_path)
+    base = str(local) if (local / "config.json").is_file() else params.model_name_or_path
+    if not cold.steps:
+        return base
+    if (folder / CARD).is_file():
+        return str(folder)
+    split, card = split_queries(examples, params), policy_card(params)
+    if cold.small_model:
+        texts = [page for example, _ in split.train for page in example.sources]
+        prompts = [card.task.prompt(example, point) for example, point in split.train]
+        base = str(make_small_policy(folder / "random", texts + prompts, cold.small_model,
+                                     params.seed))  # fmt: skip
+    fit = fitter(card.task, load_tokenizer(base), params.data.max_prompt_tokens)
+    shown = demonstrations(split.train, card.task, fit, cold, roles, params.seed)
+    train_cold(base, shown, cold, folder, params.lora, _machine_settings(params))
+    card.write(folder)  # last: a folder with its card is complete
+    return str(folder)
+
+
+def train(
+    params: GrpoParams, run: Run, roles: Roles, examples: Corpus, base: str,
+    draw: Draw | None = None,
+) -> Path:  # fmt: skip
+    """Train the policy, going on from the run's newest complete checkpoint.
+
+    Metrics and rollouts are appended to the run folder as they come. SIGINT, SIGTERM and SIGUSR1
+    save a checkpoint and end the run as interrupted; so do a budget that is spent and a service
+    that is down.
+
+    Args:
+        params: The recipe.
+        run: Its run.
+        roles: Engine and judge of the reward.
+        examples: The corpus.
+        base: The policy to start from, as `prepare_policy` returns it.
+        draw: Shows the metrics so far, in a notebook.
+
+    Returns:
+        The folder of the trained adapter, usable as a method in notebooks 02 and 03.
+
+    Raises:
+        RunInterrupted: Stopped early, saved; run again to go on.
+    """
+    folder = run.folder / "checkpoints"
+    final = folder / "final"
+    if (final / CARD).is_file():
+        return final
+    card = policy_card(params)
+    split = training_split(params, roles, examples, base)
+    fit = fitter(card.task, load_tokenizer(base), params.data.max_prompt_tokens)
+    asked = params.grpo.get("resume_from_checkpoint")
+    resumed = newest_complete(folder) or (resolve_path(str(asked)) if asked else None)
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        rewind(run.folder / name, (checkpoint_step(resumed) or 0) if resumed else 0)
+    interrupts = Interrupts()
+    log = TrainingLog(run.folder, card, interrupts, draw)
+    rewards = Rewards(examples, card.task, roles.engine, roles.judge, params.reward, params.seed,
+                      log.on_scored)  # fmt: skip
+    with interrupts.listening(), timed_phases(log.phases):
+        trainer = make_trainer(params, base, prompt_rows(split, card.task, fit), rewards, folder,
+                               log)  # fmt: skip
+        before = base_checksum(trainer.model)
+        try:
+            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+            interrupts.release()
+        except (RunInterrupted, FatalError, KeyboardInterrupt):
+            save_now(trainer, log)
+            raise
+    after = base_checksum(trainer.model)
+    run.update(base_checksum={"before": before, "after": after})
+    if before != after:
+        raise RuntimeError("the frozen base changed in training: the adapter fits no base")
+    trainer.save_model(str(final))
+    card.write(final)  # last: a folder with its card is complete
+    del trainer
+    gc.collect()
+    return final
+
+
+def training_split(params: GrpoParams, roles: Roles, examples: Corpus, base: str) -> Split:
+    """Return the split, its training pairs filtered by trial rewrites where the recipe asks."""
+    split = split_queries(examples, params)
+    if params.data.prefilter is None:
+        return split
+    card = policy_card(params)
+    trial = policy_rewriter(base, lambda m: make_caller(m, params, roles.usage), card)
+    return prefiltered(split, trial, roles, params)
+
+
+def make_trainer(
+    params: GrpoParams, base: str, rows: list[dict[str, Any]], rewards: Rewards, folder: Path,
+    log: TrainingLog,
+) -> Any:  # fmt: skip
+    """Return TRL's trainer for a recipe."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    class Trainer(GRPOTrainer):
+        def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+            log.interrupts.hold()
+            super()._save_checkpoint(*args, **kwargs)
+
+    trainer = Trainer(
+        model=base,
+        reward_funcs=rewards.functions,  # type: ignore[arg-type]
+        args=grpo_config(params, folder),
+        train_dataset=Dataset.from_list(rows),
+        peft_config=LoraConfig(**params.lora, task_type="CAUSAL_LM"),
+        callbacks=[log],
+    )
+    keep_base_exact(trainer)
+    return trainer
+
+
+def grpo_config(params: GrpoParams, folder: Path) -> Any:
+    """Return TRL's GRPOConfig: the recipe's fields over what machine and run decide.
+
+    Raises:
+        ParameterError: TRL refuses a value.
+    """
+    from trl.trainer.grpo_config import GRPOConfig
+
+    settings: dict[str, Any] = {
+        "chat_template_kwargs": {"enable_thinking": False},
+        "reward_weights": params.reward.weights,
+        "disable_tqdm": True,
+        "log_completions": False,
+        "model_init_kwargs": {"dtype": "float32" if params.grpo.get("use_cpu") else "bfloat16"},
+        **_machine_settings(params),
+        **params.grpo,
+        "output_dir": str(folder),
+        "seed": params.seed,
+    }
+    settings.pop("resume_from_checkpoint", None)
+    try:
+        return GRPOConfig(**settings)
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"grpo_options: {error}") from None
+
+
+def save_now(trainer: Any, log: TrainingLog) -> None:
+    """Save the state after the last whole step, wherever in the next one the training stands."""
+    step = trainer.state.global_step
+    done = Path(trainer.args.output_dir) / f"checkpoint-{step}"
+    if not step or log.random_state is None or checkpoint_step(done) == step:
+        return
+    restore_random_state(log.random_state)
+    trainer._save_checkpoint(trainer.model, trial=None)
+    log.on_save(trainer.args, trainer.state, trainer.control)
+
+
+def _machine_settings(params: GrpoParams) -> dict[str, Any]:
+    on_cpu = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    return {"seed": params.seed, **(on_cpu if params.grpo.get("use_cpu") else {})}
+
+
+def prepare(recipe: str) -> tuple[Path, str]:
+    """Write what `trl grpo --config RECIPE` needs: prompts, and a policy where one is made.
+
+    Args:
+        recipe: Name in `params/04_grpo/`, or path.
+
+    Returns:
+        The folder of the prompts (`data.dataset_name`) and the policy.
+
+    Raises:
+        ParameterError: The recipe names no `dataset_name`.
+    """
+    _, values, params = read_parameters(GrpoParams.notebook, recipe)
+    assert isinstance(params, GrpoParams)
+    if params.data.dataset_name is None:
+        raise ParameterError("data.dataset_name: name the folder where `trl grpo` finds prompts")
+    check_machine(params)
+    roles, examples = make_roles(params), load_corpus(**params.corpus_options)
+    folder = resolve_path(params.data.dataset_name)
+    base = prepare_policy(params, roles, examples, resolve_path(params.model_name_or_path))
+    card = policy_card(params)
+    resolved = folder / "recipe.yaml"
+    write_atomic(resolved, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    fit = fitter(card.task, load_tokenizer(base), params.data.max_prompt_tokens)
+    rows = prompt_rows(training_split(params, roles, examples, base), card.task, fit,
+                       str(resolved))  # fmt: skip
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomic(folder / "train.jsonl", lines)
+    return folder, base
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare a recipe for TRL's own command line."""
+    parser = argparse.ArgumentParser(prog="python -m geo_utils.grpo")
+    parser.add_argument("command", choices=["prepare"])
+    parser.add_argument("recipe", help="name of a file in params/04_grpo/, or a path to one")
+    args = parser.parse_args(argv)
+    try:
+        folder, base = prepare(args.recipe)
+    except (ParameterError, ValueError, FatalError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    root = project_root()
+    shown = folder.relative_to(root) if folder.is_relative_to(root) else folder
+    print(f"prompts: {shown}/train.jsonl\npolicy: {base}")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

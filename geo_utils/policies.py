@@ -1,0 +1,134 @@
+"""A trained policy as a rewriter, and the card in its folder that says how it was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from geo_utils.corpus import Example, KeyPoint
+from geo_utils.files import write_atomic
+from geo_utils.methods import policy_problem
+from geo_utils.model_rewriters import PolicyRewriter, RewriteTask, fitting_units
+from geo_utils.model_roles import Completes
+from geo_utils.models.base import FatalError, LanguageModel, Sampling
+
+CARD = "policy.json"
+
+
+@dataclass(frozen=True)
+class PolicyCard:
+    """How a policy was trained and has to be asked.
+
+    Attributes:
+        method: The task's method.
+        prompts: Folder of the user's own templates, or None.
+        template: Hash of the prompt template it was trained with.
+        max_prompt_tokens: Longest prompt.
+        max_completion_length: Longest completion in tokens.
+        temperature: Of its completions.
+    """
+
+    method: str = "key_point"
+    prompts: str | None = None
+    template: str = ""
+    max_prompt_tokens: int = 4096
+    max_completion_length: int = 4096
+    temperature: float = 0.7
+
+    @property
+    def task(self) -> RewriteTask:
+        """What the policy does."""
+        return RewriteTask(self.method, None if self.prompts is None else Path(self.prompts))
+
+    def write(self, folder: Path) -> None:
+        """Write the card into a policy's folder."""
+        write_atomic(folder / CARD, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def read_card(folder: Path) -> PolicyCard:
+    """Return a policy's card; a folder without one is asked with the key-point prompt.
+
+    Raises:
+        FatalError: The card is unreadable, or its template has changed since the training.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        return PolicyCard()
+    try:
+        card = PolicyCard(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise FatalError(f"{path}: no policy card ({error})") from None
+    if card.template and card.task.template.hash != card.template:
+        raise FatalError(
+            f"policy {folder}: it was trained with another wording of the prompt "
+            f"{card.task.template.name!r}; put that template back, or train again"
+        )
+    return card
+
+
+def policy_rewriter(
+    name: str,
+    calls: Callable[[LanguageModel], Completes],
+    card: PolicyCard | None = None,
+    max_batch: int = 64,
+) -> PolicyRewriter:
+    """Return a policy as a rewriter; its weights are loaded by the first call.
+
+    Args:
+        name: Folder of a checkpoint (adapter) or of a whole model; with a card also a Hub id.
+        calls: Wraps the model in a caller.
+        card: How to ask it; default, the card in its folder.
+        max_batch: Most pages written together.
+
+    Raises:
+        FatalError: The folder holds no policy.
+    """
+    from geo_utils.models.transformers_local import TransformersLocal
+
+    if card is None:
+        if problem := policy_problem(Path(name)):
+            raise FatalError(problem)
+        card = read_card(Path(name))
+    task, longest = card.task, card.max_prompt_tokens
+    model = TransformersLocal(name, max_batch)
+    sampling = Sampling(card.temperature, card.max_completion_length)
+
+    def fit(example: Example, key_point: KeyPoint) -> int | None:
+        count = prompt_counter(load_tokenizer(name))
+        return fitting_units(task, example, key_point, longest, count)
+
+    return PolicyRewriter(calls(model), task, fit, sampling)
+
+
+@lru_cache(maxsize=8)
+def load_tokenizer(name: str) -> Any:
+    """Return a model's tokenizer.
+
+    Raises:
+        FatalError: It cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise FatalError(f"tokenizer of {name!r} cannot be loaded: {error}") from None
+
+
+def prompt_counter(tokenizer: Any) -> Callable[[str], int]:
+    """Return a function that counts a prompt's tokens, chat template included."""
+
+    def count(prompt: str) -> int:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return count

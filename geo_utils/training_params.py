@@ -1,0 +1,237 @@
+"""Parameters of notebook 04: a recipe whose TRL settings keep TRL's names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from geo_utils.methods import METHODS, MODEL_METHODS
+from geo_utils.parameter_errors import ParameterError, nearest
+from geo_utils.params import Role, RunParams
+from geo_utils.training_options import ColdStart, DataOptions, FinalEvaluation, RewardOptions
+from geo_utils.trl_fields import field_names
+
+# Fields of TRL's other dataclasses that a recipe may hold, and where they belong here.
+_ELSEWHERE = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout",
+              "lora_target_modules": "target_modules", "use_rslora": "use_rslora",
+              "use_dora": "use_dora"}  # fmt: skip
+_LOADING = ("dtype", "attn_implementation")
+GRPO_DEFAULTS: dict[str, Any] = {
+    "max_steps": 200, "num_generations": 8, "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1, "learning_rate": 1e-5, "max_completion_length": 1024,
+    "save_steps": 25, "save_total_limit": 2, "logging_steps": 1, "report_to": "none",
+}  # fmt: skip
+LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+
+
+class GrpoParams(RunParams):
+    """Parameters of notebook 04.
+
+    Any field of TRL's GRPOConfig may also be given at the top level under its own name, LoRA's
+    as `lora_r` and so on; they are folded into `grpo_options` and `lora_options`. In a file for
+    `trl grpo --config` this project's own parameters stand under `env: GEO_UTILS:`. `temperature`
+    is the engine's; the policy's is `grpo_options: {temperature: ...}`.
+
+    Attributes:
+        method: What the policy is asked to do: `key_point` (write the page anew) or
+            `arrange_key_point` (put its sentences in order), or any other prompt.
+        model_name_or_path: The policy before training.
+        reward: What is rewarded.
+        data: Prompts and their split.
+        evaluation: The comparison at the end.
+        cold_start: Supervised fine-tuning before.
+        grpo_options: Fields of GRPOConfig.
+        lora_options: Fields of LoraConfig.
+    """
+
+    notebook: ClassVar[str] = "04_grpo"
+    method: str
+    model_name_or_path: Annotated[str, Field(min_length=1)]
+    reward: Annotated[RewardOptions, Field(strict=False)]
+    data: Annotated[DataOptions, Field(strict=False)]
+    evaluation: Annotated[FinalEvaluation, Field(strict=False)]
+    cold_start: Annotated[ColdStart, Field(strict=False)]
+    grpo_options: dict[str, Any]
+    lora_options: dict[str, Any]
+
+    @property
+    def backends(self) -> dict[Role, str]:
+        """The backend of each role in the comparison's terms."""
+        return {"engine": self.engine, "judge": self.judge, "rewriter": self.evaluation.rewriter}
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that the policy is compared with."""
+        return self.evaluation.methods
+
+    @property
+    def repeats(self) -> int:
+        """Sampled answers a page in the comparison."""
+        return self.evaluation.repeats
+
+    @property
+    def key_points(self) -> Literal["one", "all", "exclusive"]:
+        """Which key points of a held-out page the comparison is about."""
+        return self.evaluation.key_points
+
+    def for_evaluation(self) -> Self:
+        """Return the parameters with the comparison's judge, models and servers."""
+        final = self.evaluation
+        changed = {
+            "judge": final.judge,
+            "judge_mode": final.judge_mode,
+            "models": self.models | final.models,
+            "servers": self.servers | final.servers,
+        }
+        return self.model_copy(update=changed)
+
+    @property
+    def policy_source(self) -> str:
+        """Say what the policy is, for captions."""
+        small = self.cold_start.small_model
+        if small is None:
+            return f"policy {self.model_name_or_path}"
+        return (
+            f"policy: a Qwen3 of hidden size {small.hidden_size} made on the spot from random "
+            "weights, no language model"
+        )
+
+    @property
+    def grpo(self) -> dict[str, Any]:
+        """The fields of GRPOConfig that are set."""
+        return GRPO_DEFAULTS | self.grpo_options
+
+    @property
+    def rollouts(self) -> int:
+        """How many completions the whole training draws."""
+        grpo = self.grpo
+        steps = grpo["gradient_accumulation_steps"]
+        per_generation = grpo.get("steps_per_generation") or steps
+        size = grpo.get("generation_batch_size") or (
+            grpo["per_device_train_batch_size"] * per_generation
+        )
+        reused = per_generation * grpo.get("num_iterations", 1)
+        return int(-(-grpo["max_steps"] * steps // reused) * size)
+
+    @property
+    def lora(self) -> dict[str, Any]:
+        """The fields of LoraConfig that are set."""
+        return LORA_DEFAULTS | self.lora_options
+
+    @property
+    def generation(self) -> str:
+        """How the policy generates: `transformers`, `colocate` or `server`."""
+        vllm = self.grpo.get("use_vllm")
+        return str(self.grpo.get("vllm_mode", "colocate")) if vllm else "transformers"
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any], passed: Iterable[str] = ()) -> Self:
+        """Make parameters from plain values; see `RunParams.check` and the class."""
+        passed = list(passed)
+        folded = _folded(dict(values), passed)
+        params = super().check(folded)
+        params._passed = {name: values[name] for name in passed}
+        return params
+
+    @field_validator("method")
+    @classmethod
+    def _a_prompt(cls, method: str) -> str:
+        prompts = [name for name in METHODS if name in MODEL_METHODS or name == "key_point"]
+        if method not in prompts:
+            raise ValueError(
+                f"{method!r} is no prompt that a policy can learn"
+                f"{nearest(method, prompts)} Choose from {', '.join(prompts)}"
+            )
+        return method
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        for kind, options in (("grpo", self.grpo_options), ("lora", self.lora_options)):
+            known = field_names(kind)
+            for name in options:
+                if known and name not in known:
+                    config = "GRPOConfig" if kind == "grpo" else "LoraConfig"
+                    raise ValueError(
+                        f"{kind}_options: {name!r} is no field of {config}{nearest(name, known)}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _check_group(self) -> Self:
+        grpo = self.grpo
+        group, batch = grpo["num_generations"], grpo["per_device_train_batch_size"]
+        per_generation = grpo.get("steps_per_generation") or grpo["gradient_accumulation_steps"]
+        size = grpo.get("generation_batch_size") or batch * per_generation
+        if group < 2:
+            raise ValueError(
+                f"num_generations={group}: a group needs at least 2 completions to compare"
+            )
+        if size % group:
+            raise ValueError(
+                f"per_device_train_batch_size={batch} x {per_generation} steps = {size} "
+                f"completions do not divide into groups of num_generations={group}; choose a "
+                f"multiple, such as {-(-size // group) * group}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_cold_start(self) -> Self:
+        cold = self.cold_start
+        if cold.steps and cold.pairs == "rewrites" and self.method == "arrange_key_point":
+            raise ValueError(
+                "cold_start.pairs='rewrites' are whole pages, which method='arrange_key_point' "
+                "does not write; choose pairs: edits"
+            )
+        if cold.small_model and not cold.steps:
+            raise ValueError(
+                "cold_start.steps=0: a small_model of random weights has to learn to write first"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_judges(self) -> Self:
+        final = self.evaluation
+        ours = (self.judge, self.judge_mode, self.models.get("judge"))
+        theirs = (final.judge, final.judge_mode, final.models.get("judge", ours[2]))
+        if ours == theirs and "key_point" in self.reward.funcs:
+            raise ValueError(
+                f"evaluation.judge={final.judge!r} is the judge that trained the policy: name "
+                "another, or another judge_mode or models.judge"
+            )
+        if "original" not in final.methods:
+            raise ValueError(f"evaluation.methods={final.methods!r}: 'original' must be among them")
+        return self
+
+
+def _folded(values: dict[str, Any], passed: list[str]) -> dict[str, Any]:
+    """Put TRL's names where they belong, and this project's own out of a TRL recipe's `env`."""
+    env = values.pop("env", None) or {}
+    own = env.get("GEO_UTILS") if isinstance(env, dict) else None
+    if own is not None and not isinstance(own, dict):
+        raise ParameterError(f"env: GEO_UTILS={own!r} must map this project's parameters")
+    values |= {name: value for name, value in (own or {}).items() if name not in passed}
+    groups = ("grpo_options", "lora_options", "reward", "data")
+    if not all(isinstance(values.get(name), dict) for name in groups):
+        return values  # its type is refused by name
+    grpo, lora, reward, data = (dict(values[name]) for name in groups)
+    known = field_names("grpo")
+    for name in [name for name in values if name not in GrpoParams.model_fields]:
+        if name == "use_peft":
+            if values.pop(name) is not True:
+                raise ParameterError("use_peft: only true; the policy is trained as an adapter")
+        elif name == "reward_funcs":
+            reward["funcs"] = values.pop(name)
+        elif name == "reward_weights":
+            reward["weights"] = values.pop(name)
+        elif name == "dataset_name":
+            data["dataset_name"] = values.pop(name)
+        elif name in _ELSEWHERE:
+            lora[_ELSEWHERE[name]] = values.pop(name)
+        elif name in _LOADING:
+            loading = grpo.get("model_init_kwargs") or {}
+            grpo["model_init_kwargs"] = loading | {name: values.pop(name)}
+        elif name in known:
+            grpo[name] = values.pop(name)
+    return values | dict(zip(groups, (grpo, lora, reward, data), strict=True))
