@@ -10,7 +10,9 @@ from geo_utils.text import sentences
 MOST_MENTIONS = 2
 _NO_PROSE = re.compile(r"\s*(?:#|\||```|---|===)")
 _ITEM = re.compile(r"\s*(?:[-*+]\s+|\d+[.)]\s+)")
-_MARK = re.compile(r"(\*\*)?\[(K|\d{1,4})\](\*\*)?")
+# Stress needs both pairs of stars: in [1]**[2]** the first pair belongs to the second mark.
+_MARK = re.compile(r"(\*\*)?\[(K|\d{1,4})\](?(1)\*\*)")
+_AROUND = " \t\r\n,*"
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def arrange(
     units = page_units(page)
     known = len(units) if shown is None else min(shown, len(units))
     marks = list(_MARK.finditer(reply))
-    if _MARK.sub("", reply).strip(" \t\r\n,") or not marks:
+    if _MARK.sub("", reply).strip(_AROUND) or not marks:
         return "", f"unparsable: no arrangement in {reply[:80]!r}"
     order: list[tuple[int | None, bool]] = []  # unit's index (None: key point), stressed
     for mark in marks:
@@ -87,7 +89,7 @@ def arrange(
         said = sum(other == index for other, _ in order)
         exists = index is None or 0 <= index < known
         if exists and said < (MOST_MENTIONS if index is None else 1):
-            order.append((index, bool(mark[1] and mark[3])))
+            order.append((index, bool(mark[1])))
     named = {index for index, _ in order}
     order += [(i, False) for i in range(len(units)) if i not in named]
     return _joined(page, units, key_point, order), None
@@ -99,7 +101,7 @@ def is_tidy(reply: str, known: int) -> bool:
     numbers = [mark for mark in marks if mark != "K"]
     exist = all(1 <= int(number) <= known for number in numbers)
     once = len(set(numbers)) == len(numbers) and marks.count("K") <= MOST_MENTIONS
-    return exist and once and not _MARK.sub("", reply).strip(" \t\r\n,*")
+    return exist and once and not _MARK.sub("", reply).strip(_AROUND)
 
 
 def _joined(
@@ -108,14 +110,15 @@ def _joined(
     """Write the units in order; neighbours of the old page keep what stood between them."""
     title = page[: units[0].start].strip() if units else page.strip()
     pieces = [title] if title else []
-    before: int | None = None
+    before: int | None = -1  # the title
+    end = len(page[: units[0].start].rstrip()) if units else 0
     for index, stressed in order:
         if index is None:
             text = f"**{key_point}**" if stressed else key_point
         else:
             text = units[index].in_bold() if stressed else units[index].text
         follows = index is not None and before is not None and index == before + 1
-        gap = page[units[before].end : units[index].start] if follows else "\n\n"  # type: ignore[index]
+        gap = page[end : units[index].start] if follows else "\n\n"  # type: ignore[index]
         pieces.append((gap if pieces else "") + text)
-        before = index
+        before, end = index, 0 if index is None else units[index].end
     return "".join(pieces) + "\n"

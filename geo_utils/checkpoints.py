@@ -60,7 +60,10 @@ def check_adapter(folder: Path, base: str, lora: dict[str, Any]) -> None:
     path = folder / "adapter_config.json"
     if not path.is_file():
         raise ParameterError(f"{name}: an adapter without adapter_config.json; copy it whole")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise ParameterError(f"{name}: adapter_config.json is torn; copy it whole") from None
     found = str(config.get("base_model_name_or_path"))
     if Path(found).name != Path(base).name:
         raise ParameterError(
@@ -69,7 +72,7 @@ def check_adapter(folder: Path, base: str, lora: dict[str, Any]) -> None:
     if config.get("r") != lora["r"]:
         raise ParameterError(
             f"{name}: its LoRA rank is r={config.get('r')}, not {lora['r']}; set "
-            f"lora_options: {{r: {config.get('r')}}}"
+            f"lora_r: {config.get('r')}"
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +16,26 @@ import yaml
 
 from geo_utils.arrangement import page_units
 from geo_utils.checkpoints import newest_complete
-from geo_utils.corpus import Example, KeyPoint
+from geo_utils.corpus import Corpus, Example, KeyPoint, load_corpus
 from geo_utils.evaluate import score_page
 from geo_utils.files import write_atomic
 from geo_utils.loops import gather_all, run_sync
 from geo_utils.model_rewriters import ModelRewriter, RewriteTask
+from geo_utils.models.base import FatalError
+from geo_utils.notebooks import read_parameters
+from geo_utils.parameter_errors import ParameterError
 from geo_utils.policies import load_tokenizer
+from geo_utils.preflight import machine_settings
 from geo_utils.rewriters import EDITS
-from geo_utils.roles import Roles
+from geo_utils.roles import Roles, make_roles
+from geo_utils.small_policy import make_small_policy
+from geo_utils.training_data import base_model, fitter, policy_card, split_queries
 from geo_utils.training_options import ColdStart
+from geo_utils.training_params import GrpoParams
 
 Pairs = Sequence[tuple[Example, KeyPoint]]
 Fit = Callable[[Example, KeyPoint], int | None]
+LONGEST = 32768  # tokens; LLaMA-Factory cuts what is longer
 
 
 @dataclass(frozen=True)
@@ -65,35 +75,34 @@ def demonstrations(
     Raises:
         ValueError: Not one demonstration could be had.
     """
-    if options.pairs == "edits":
+    fitting = [(e, p) for e, p in pairs if page_units(e.target)[: fit(e, p)]]
+    found: list[Demonstration | None] = []
+    if options.pairs == "rewrites":
+        asked = (_best_rewrite(e, p, task, fit, options.best_of, roles) for e, p in fitting)
+        found = run_sync(gather_all(asked))
+    elif fitting:
         draw = random.Random(f"{seed}|cold start")
-        found = [
-            _edit(*draw.choice(list(pairs)), task, fit, draw)
-            for _ in range(options.steps * options.batch_size)
-        ]
-    else:
-        found = run_sync(
-            gather_all(_best_rewrite(e, p, task, fit, options.best_of, roles) for e, p in pairs)
-        )
+        count = options.steps * options.batch_size
+        found = [_edit(*draw.choice(fitting), task, fit, draw) for _ in range(count)]
     kept = [shown for shown in found if shown is not None]
     if not kept:
         raise ValueError(
-            "cold_start: no rewrite of any training page carries its key point; use "
-            "pairs: edits, or a larger best_of"
+            "cold_start: no page fits the prompt (data.max_prompt_tokens), or no rewrite of any "
+            "carries its key point; use pairs: edits, or a larger best_of"
         )
     return kept
 
 
 def _edit(
     example: Example, key_point: KeyPoint, task: RewriteTask, fit: Fit, draw: random.Random
-) -> Demonstration | None:
+) -> Demonstration:
     """Return a random edit: valid, but no better than chance at carrying the key point."""
     shown = fit(example, key_point)
+    units = page_units(example.target)[:shown]
     prompt = task.prompt(example, key_point, shown)
     if task.method != "arrange_key_point":
         edit = draw.choice(("original", "key_point", "paste_key_point", "repeat_key_point"))
-        units = page_units(example.target)[:shown]
-        head = example.target[: units[-1].end] if shown and units else example.target
+        head = example.target[: units[-1].end] if shown else example.target
         sources = tuple(
             head if i == example.target_id else page for i, page in enumerate(example.sources)
         )
@@ -101,8 +110,7 @@ def _edit(
             example.query_id, example.query, sources, example.target_id, example.key_points
         )
         return Demonstration(prompt, EDITS[edit](cut, key_point))
-    n = len(page_units(example.target)[:shown])
-    marks = [f"[{i}]" for i in range(1, n + 1)]
+    marks = [f"[{i}]" for i in range(1, len(units) + 1)]
     marks = [f"**{mark}**" if draw.random() < 0.15 else mark for mark in marks]
     for _ in range(draw.choices((0, 1, 2), (0.55, 0.35, 0.1))[0]):
         mark = "**[K]**" if draw.random() < 0.3 else "[K]"
@@ -185,23 +193,40 @@ def train_cold(
     return folder
 
 
+def base_and_demonstrations(
+    params: GrpoParams, roles: Roles, examples: Corpus, folder: Path
+) -> tuple[str, list[Demonstration]]:
+    """Return the model that a recipe's cold start trains, and what it is shown.
+
+    Args:
+        params: The recipe.
+        roles: For demonstrations that are rewrites.
+        examples: The corpus; demonstrations come from its training queries.
+        folder: Gets the small model, under `random/`, where the recipe asks for one.
+    """
+    cold, base = params.cold_start, base_model(params)
+    train, task = split_queries(examples, params).train, policy_card(params).task
+    if cold.small_model:
+        texts = [page for example, _ in train for page in example.sources]
+        texts += [task.prompt(example, point) for example, point in train]
+        base = str(make_small_policy(folder / "random", texts, cold.small_model, params.seed))
+    fit = fitter(task, load_tokenizer(base), params.data.max_prompt_tokens)
+    return base, demonstrations(train, task, fit, cold, roles, params.seed)
+
+
 def export_llamafactory(
     shown: Iterable[Demonstration], folder: Path, base: str, options: ColdStart,
-    lora: dict[str, Any], template: str = "qwen3_nothink",
+    lora: dict[str, Any], settings: dict[str, Any],
 ) -> Path:  # fmt: skip
     """Write the demonstrations as a LLaMA-Factory dataset with a recipe to train on it.
-
-    Run it in LLaMA-Factory's own environment, which pins older libraries:
-    `llamafactory-cli train FOLDER/sft.yaml`. The adapter that it leaves loads with PEFT and can
-    be merged into the base (`llamafactory-cli export`) to start notebook 04 from.
 
     Args:
         shown: Demonstrations.
         folder: Gets `dataset_info.json`, `demonstrations.json` and `sft.yaml`.
-        base: Model id or folder.
+        base: Model id or folder, of the Qwen3 family; for another, change the recipe's template.
         options: Steps, batch and learning rate.
         lora: Fields of LoraConfig.
-        template: LLaMA-Factory's name of the chat template.
+        settings: Fields of TrainingArguments that depend on machine and seed.
 
     Returns:
         The recipe's path.
@@ -219,15 +244,52 @@ def export_llamafactory(
         }
     }
     write_atomic(folder / "dataset_info.json", json.dumps(info, indent=1))
-    recipe = {
+    targets = lora["target_modules"]
+    names = targets if isinstance(targets, str) else ",".join(targets)
+    # A model that can think has to be trained after the empty thought that its prompts end with.
+    thinks = "enable_thinking" in str(load_tokenizer(base).chat_template)
+    recipe: dict[str, Any] = {
         "model_name_or_path": base, "stage": "sft", "do_train": True, "finetuning_type": "lora",
-        "lora_target": "all", "lora_rank": lora["r"], "lora_alpha": lora["lora_alpha"],
-        "template": template, "dataset_dir": str(folder), "dataset": "key_points",
-        "cutoff_len": 8192, "output_dir": str(folder / "adapter"),
-        "overwrite_output_dir": True, "max_steps": options.steps,
-        "per_device_train_batch_size": options.batch_size,
+        "lora_target": "all" if names == "all-linear" else names, "lora_rank": lora["r"],
+        "lora_alpha": lora["lora_alpha"],
+        **{name: lora[name] for name in ("lora_dropout", "use_rslora", "use_dora") if name in lora},
+        "template": "qwen3" if thinks else "qwen3_nothink", "enable_thinking": False,
+        "dataset_dir": str(folder.resolve()), "dataset": "key_points", "cutoff_len": LONGEST,
+        "output_dir": str(folder.resolve() / "adapter"), "overwrite_output_dir": True,
+        "max_steps": options.steps, "per_device_train_batch_size": options.batch_size,
         "learning_rate": options.learning_rate, "lr_scheduler_type": "cosine",
-        "report_to": "none", "logging_steps": 1,
+        "warmup_steps": max(options.steps // 10, 1), "report_to": "none", "logging_steps": 1,
+        "bf16": True, **settings,
     }  # fmt: skip
     write_atomic(folder / "sft.yaml", yaml.safe_dump(recipe, sort_keys=False))
     return folder / "sft.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export a recipe's cold start for LLaMA-Factory."""
+    parser = argparse.ArgumentParser(prog="python -m geo_utils.cold_start")
+    parser.add_argument("command", choices=["export"])
+    parser.add_argument("recipe", help="name of a file in params/04_grpo/, or a path to one")
+    parser.add_argument("folder", type=Path, help="gets the data set, the recipe and the adapter")
+    args = parser.parse_args(argv)
+    try:
+        _, _, params = read_parameters(GrpoParams.notebook, args.recipe)
+        assert isinstance(params, GrpoParams)
+        if not params.cold_start.steps:
+            raise ParameterError("cold_start.steps=0: the recipe has no cold start to export")
+        folder, roles = args.folder.resolve(), make_roles(params)
+        examples = load_corpus(**params.corpus_options)
+        base, shown = base_and_demonstrations(params, roles, examples, folder)
+        recipe = export_llamafactory(
+            shown, folder, base, params.cold_start, params.lora, machine_settings(params)
+        )
+        policy_card(params).write(folder / "adapter")  # so that it is asked as it was trained
+    except (ParameterError, ValueError, FatalError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    print(f"{len(shown)} demonstrations: {recipe}\nllamafactory-cli train {recipe}")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

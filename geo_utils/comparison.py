@@ -9,7 +9,6 @@ import pandas as pd
 
 from geo_utils.corpus import Example
 from geo_utils.evaluate import evaluate
-from geo_utils.grpo import policy_card
 from geo_utils.loops import run_sync
 from geo_utils.model_rewriters import NamedRewriters
 from geo_utils.models.base import LanguageModel
@@ -19,7 +18,7 @@ from geo_utils.policies import policy_rewriter
 from geo_utils.roles import Roles, make_caller
 from geo_utils.statistics import PairedDifference, paired_difference
 from geo_utils.summary import PAIR
-from geo_utils.training_data import Split
+from geo_utils.training_data import Split, policy_card
 from geo_utils.training_params import GrpoParams
 
 BEFORE, AFTER = "policy/before", "policy/after"

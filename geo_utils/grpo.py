@@ -13,20 +13,26 @@ from typing import Any
 import yaml
 
 from geo_utils.checkpoints import base_checksum, checkpoint_step, keep_base_exact, newest_complete
-from geo_utils.cold_start import demonstrations, train_cold
+from geo_utils.cold_start import base_and_demonstrations, train_cold
 from geo_utils.corpus import Corpus, load_corpus
 from geo_utils.files import project_root, resolve_path, write_atomic
-from geo_utils.model_rewriters import RewriteTask
 from geo_utils.models.base import FatalError
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.policies import CARD, PolicyCard, load_tokenizer, policy_rewriter
-from geo_utils.preflight import check_machine
-from geo_utils.roles import Roles, make_caller, make_roles, prompts_folder
+from geo_utils.policies import CARD, load_tokenizer, policy_rewriter
+from geo_utils.preflight import check_machine, machine_settings
+from geo_utils.roles import Roles, make_caller, make_roles
 from geo_utils.runs import Run, RunInterrupted
 from geo_utils.scoring import Rewards
-from geo_utils.small_policy import make_small_policy
-from geo_utils.training_data import Split, fitter, prefiltered, prompt_rows, split_queries
+from geo_utils.training_data import (
+    Split,
+    base_model,
+    fitter,
+    policy_card,
+    prefiltered,
+    prompt_rows,
+    split_queries,
+)
 from geo_utils.training_log import (
     Draw,
     Interrupts,
@@ -36,19 +42,6 @@ from geo_utils.training_log import (
     timed_phases,
 )
 from geo_utils.training_params import GrpoParams
-
-
-def policy_card(params: GrpoParams) -> PolicyCard:
-    """Return the card of the policy that these parameters train."""
-    folder = prompts_folder(params)
-    return PolicyCard(
-        method=params.method,
-        prompts=None if folder is None else str(folder),
-        template=RewriteTask(params.method, folder).template.hash,
-        max_prompt_tokens=params.data.max_prompt_tokens,
-        max_completion_length=params.grpo["max_completion_length"],
-        temperature=params.grpo.get("temperature", 1.0),
-    )
 
 
 def prepare_policy(params: GrpoParams, roles: Roles, examples: Corpus, folder: Path) -> str:
@@ -63,22 +56,13 @@ def prepare_policy(params: GrpoParams, roles: Roles, examples: Corpus, folder: P
     Returns:
         Folder or Hub id.
     """
-    cold, local = params.cold_start, resolve_path(params.model_name_or_path)
-    base = str(local) if (local / "config.json").is_file() else params.model_name_or_path
-    if not cold.steps:
-        return base
+    if not params.cold_start.steps:
+        return base_model(params)
     if (folder / CARD).is_file():
         return str(folder)
-    split, card = split_queries(examples, params), policy_card(params)
-    if cold.small_model:
-        texts = [page for example, _ in split.train for page in example.sources]
-        prompts = [card.task.prompt(example, point) for example, point in split.train]
-        base = str(make_small_policy(folder / "random", texts + prompts, cold.small_model,
-                                     params.seed))  # fmt: skip
-    fit = fitter(card.task, load_tokenizer(base), params.data.max_prompt_tokens)
-    shown = demonstrations(split.train, card.task, fit, cold, roles, params.seed)
-    train_cold(base, shown, cold, folder, params.lora, _machine_settings(params))
-    card.write(folder)  # last: a folder with its card is complete
+    base, shown = base_and_demonstrations(params, roles, examples, folder)
+    train_cold(base, shown, params.cold_start, folder, params.lora, machine_settings(params))
+    policy_card(params).write(folder)  # last: a folder with its card is complete
     return str(folder)
 
 
@@ -186,14 +170,15 @@ def grpo_config(params: GrpoParams, folder: Path) -> Any:
     """
     from trl.trainer.grpo_config import GRPOConfig
 
+    loading = {"dtype": "float32" if params.grpo.get("use_cpu") else "bfloat16"}
     settings: dict[str, Any] = {
         "chat_template_kwargs": {"enable_thinking": False},
         "reward_weights": params.reward.weights,
         "disable_tqdm": True,
         "log_completions": False,
-        "model_init_kwargs": {"dtype": "float32" if params.grpo.get("use_cpu") else "bfloat16"},
-        **_machine_settings(params),
+        **machine_settings(params),
         **params.grpo,
+        "model_init_kwargs": loading | (params.grpo.get("model_init_kwargs") or {}),
         "output_dir": str(folder),
         "seed": params.seed,
     }
@@ -213,11 +198,6 @@ def save_now(trainer: Any, log: TrainingLog) -> None:
     restore_random_state(log.random_state)
     trainer._save_checkpoint(trainer.model, trial=None)
     log.on_save(trainer.args, trainer.state, trainer.control)
-
-
-def _machine_settings(params: GrpoParams) -> dict[str, Any]:
-    on_cpu = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
-    return {"seed": params.seed, **(on_cpu if params.grpo.get("use_cpu") else {})}
 
 
 def prepare(recipe: str) -> tuple[Path, str]:

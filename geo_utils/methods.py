@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from geo_utils.files import resolve_path
+from geo_utils.parameter_errors import nearest
+
 # Methods that only edit the page, under any rewriter.
 MODEL_FREE_METHODS = ("original", "paste_key_point", "repeat_key_point")
 # Methods that the offline rewriter has an edit for; with a model they are prompts.
@@ -39,6 +42,38 @@ def policy_problem(folder: Path) -> str | None:
         inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         return f"policy {str(folder)!r}: neither an adapter nor a model; it holds {inside}"
     return None
+
+
+def check_methods(methods: list[str], rewriter: str) -> None:
+    """Refuse methods that are named twice or that the rewriter cannot do.
+
+    Raises:
+        ValueError: Which, and what it can do.
+    """
+    if repeated := sorted({name for name in methods if methods.count(name) > 1}):
+        raise ValueError(f"methods: {', '.join(repeated)} named more than once")
+    for name in methods:
+        if rewriter == "offline" and name in MODEL_METHODS:
+            raise ValueError(
+                f"method {name!r} needs a model; rewriter='offline' has "
+                f"{', '.join((*MODEL_FREE_METHODS, *OFFLINE_METHODS))}"
+            )
+
+
+def known_method(name: str) -> str:
+    """Return a method's name.
+
+    Raises:
+        ValueError: It is unknown, or the folder of no policy.
+    """
+    if is_policy(name):
+        if problem := policy_problem(resolve_path(name)):
+            raise ValueError(problem)
+    elif name not in METHODS:
+        raise ValueError(
+            f"unknown method {name!r}{nearest(name, METHODS)} Choose from {', '.join(METHODS)}"
+        )
+    return name
 
 
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")

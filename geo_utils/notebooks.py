@@ -45,7 +45,8 @@ def read_parameters(
     if path.suffix not in (".yaml", ".yml"):
         path = project_root() / "params" / name / f"{file}.yaml"
     passed = read_yaml(path)
-    own = (passed.get("env") or {}).get("GEO_UTILS")  # of a recipe that TRL reads as well
+    env = passed.get("env")  # of a recipe that TRL reads as well
+    own = env.get("GEO_UTILS") if isinstance(env, dict) else None
     if isinstance(own, dict):
         passed = own | {name: value for name, value in passed.items() if name != "env"}
     defaults = default_parameters(project_root() / "notebooks" / f"{name}.ipynb")

@@ -38,15 +38,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else "."
 
 
-def problem_line(fields: Iterable[str], detail: Mapping[str, Any]) -> str:
-    """Put one pydantic error into one line: parameter, value, what is allowed."""
+def problem_line(fields: Iterable[str], detail: Mapping[str, Any], also: Iterable[str] = ()) -> str:
+    """Put one pydantic error into one line: parameter, value, what is allowed.
+
+    Args:
+        fields: The parameters' names.
+        detail: The error.
+        also: Further names that may have been meant.
+    """
     place, value = detail["loc"], detail["input"]
     name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
     message = detail["msg"].removeprefix("Value error, ")
     fields = sorted(fields)
     if detail["type"] == "extra_forbidden":
         known = "" if len(place) > 1 else f" Known are {', '.join(fields)}"
-        return f"{name!r} is no parameter{nearest(name, fields)}{known}"
+        return f"{name!r} is no parameter{nearest(name, [*fields, *also])}{known}"
     if detail["type"] == "missing":
         where = " from the parameters cell" if len(place) == 1 else ""
         return f"{name} is missing{where}"

@@ -19,18 +19,12 @@ from pydantic import (
 from geo_utils.call_options import CallOptions
 from geo_utils.cells import bound_names
 from geo_utils.files import resolve_path
-from geo_utils.methods import (
-    METHODS,
-    MODEL_FREE_METHODS,
-    MODEL_METHODS,
-    OFFLINE_METHODS,
-    is_policy,
-    policy_problem,
-)
-from geo_utils.parameter_errors import ParameterError, nearest, problem_line
+from geo_utils.methods import check_methods, known_method
+from geo_utils.parameter_errors import ParameterError, problem_line
 
 Backend = Literal["offline", "gemini", "openai", "vllm", "transformers"]
 Role = Literal["engine", "judge", "rewriter"]
+_NO_ID_NEEDED = ("offline", "offline_strict", "gemini")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
@@ -135,10 +129,16 @@ class RunParams(BaseModel):
         try:
             params = cls(**values)
         except ValidationError as error:
-            problems = [problem_line(cls.model_fields, dict(detail)) for detail in error.errors()]
+            also = cls._aliases()
+            problems = [problem_line(cls.model_fields, dict(d), also) for d in error.errors()]
             raise ParameterError(f"{cls.notebook}: " + "\n".join(problems)) from None
         params._passed = {name: values[name] for name in passed}
         return params
+
+    @classmethod
+    def _aliases(cls) -> Iterable[str]:
+        """Return the names that `check` takes beside the fields'."""
+        return ()
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
@@ -169,7 +169,7 @@ class RunParams(BaseModel):
     @model_validator(mode="after")
     def _check_models(self) -> Self:
         for role, backend in self.backends.items():
-            if backend not in ("offline", "gemini") and role not in self.models:
+            if backend not in _NO_ID_NEEDED and role not in self.models:
                 raise ValueError(
                     f"models={self.models!r}: {role}={backend!r} needs a model id, such as "
                     f"models={{{role!r}: 'Qwen/Qwen2.5-7B-Instruct'}}"
@@ -179,7 +179,7 @@ class RunParams(BaseModel):
                     f"servers={self.servers!r}: {role}='openai' needs an address, such as "
                     f"servers={{{role!r}: ['http://127.0.0.1:8000/v1']}}"
                 )
-        if self.judge_mode == "soft" and self.judge in ("offline", "gemini"):
+        if self.judge_mode == "soft" and self.judge in _NO_ID_NEEDED:
             raise ValueError(
                 f"judge_mode='soft': judge={self.judge!r} gives no log-probabilities; choose "
                 "from openai, vllm, transformers, or judge_mode='verdict'"
@@ -209,8 +209,6 @@ class EvaluationParams(RunParams):
     def _check_methods(self) -> Self:
         """Refuse methods that the rewriter cannot do, and a comparison without its reference."""
         methods = self.methods
-        if repeated := sorted({name for name in methods if methods.count(name) > 1}):
-            raise ValueError(f"methods: {', '.join(repeated)} named more than once")
         if len(methods) < 2:
             raise ValueError(f"methods={methods!r}: name a method to compare with 'original'")
         if "original" not in methods:
@@ -218,13 +216,7 @@ class EvaluationParams(RunParams):
                 f"methods={methods!r}: 'original' must be among them, as every paired "
                 "difference is taken to it"
             )
-        if self.rewriter == "offline":
-            for name in methods:
-                if name in MODEL_METHODS:
-                    raise ValueError(
-                        f"method {name!r} needs a model; rewriter='offline' has "
-                        f"{', '.join((*MODEL_FREE_METHODS, *OFFLINE_METHODS))}"
-                    )
+        check_methods(methods, self.rewriter)
         return self
 
 
@@ -241,7 +233,7 @@ class BaselineRewritesParams(EvaluationParams):
     @field_validator("methods")
     @classmethod
     def _known(cls, methods: list[str]) -> list[str]:
-        return [_method(name) for name in methods]
+        return [known_method(name) for name in methods]
 
 
 class KeyPointPromptParams(EvaluationParams):
@@ -264,20 +256,9 @@ class KeyPointPromptParams(EvaluationParams):
     @field_validator("baseline_methods")
     @classmethod
     def _known(cls, methods: list[str]) -> list[str]:
-        return [_method(name) for name in methods]
+        return [known_method(name) for name in methods]
 
     @field_validator("method")
     @classmethod
     def _known_one(cls, method: str) -> str:
-        return _method(method)
-
-
-def _method(name: str) -> str:
-    if is_policy(name):
-        if problem := policy_problem(resolve_path(name)):
-            raise ValueError(problem)
-    elif name not in METHODS:
-        raise ValueError(
-            f"unknown method {name!r}{nearest(name, METHODS)} Choose from {', '.join(METHODS)}"
-        )
-    return name
+        return known_method(method)

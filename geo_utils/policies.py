@@ -62,10 +62,14 @@ def read_card(folder: Path) -> PolicyCard:
         card = PolicyCard(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise FatalError(f"{path}: no policy card ({error})") from None
-    if card.template and card.task.template.hash != card.template:
+    try:
+        template = card.task.template
+    except ValueError as error:
+        raise FatalError(f"{path}: the prompt of the training is gone ({error})") from None
+    if card.template and template.hash != card.template:
         raise FatalError(
             f"policy {folder}: it was trained with another wording of the prompt "
-            f"{card.task.template.name!r}; put that template back, or train again"
+            f"{template.name!r}; put that template back, or train again"
         )
     return card
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
-import urllib.error
 import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from geo_utils.checkpoints import check_adapter
 from geo_utils.files import resolve_path
@@ -26,6 +28,10 @@ def check_machine(params: GrpoParams) -> None:
         raise ParameterError(
             "use_vllm=True: vllm is not installed; pip install -e '.[gpu]', or set use_vllm: false"
         )
+    if params.cold_start.small_model:
+        import torch
+
+        torch.set_num_threads(1)  # its matrices are too small to share: threads would only wait
     if not grpo.get("use_cpu"):
         import torch
 
@@ -58,15 +64,16 @@ def check_server(params: GrpoParams) -> None:
     grpo, name = params.grpo, params.model_name_or_path
     host, port = grpo.get("vllm_server_host", "0.0.0.0"), grpo.get("vllm_server_port", 8000)
     url = str(grpo.get("vllm_server_base_url") or f"http://{host}:{port}").rstrip("/")
+    given = urlsplit(url).netloc.rpartition(":")[2]
     start = (
-        f"VLLM_SERVER_DEV_MODE=1 vllm serve {name} --port {url.rpartition(':')[2]} "
+        f"VLLM_SERVER_DEV_MODE=1 vllm serve {name} --port {given if given.isdecimal() else 8000} "
         '--weight-transfer-config \'{"backend":"nccl"}\' --logprobs-mode processed_logprobs '
         "--max-logprobs -1 --enable-scale-out"
     )
     try:
         with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as answer:
             served = [row["id"] for row in json.load(answer)["data"]]
-    except (OSError, urllib.error.URLError, ValueError, KeyError, TypeError) as error:
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         raise ParameterError(
             f"vllm_mode='server': no vLLM server answers at {url} ({error}); start it on a GPU of "
             f"its own:\n  {start}"
@@ -76,3 +83,9 @@ def check_server(params: GrpoParams) -> None:
             f"vllm_mode='server': {url} serves {', '.join(served)}, not model_name_or_path="
             f"{name!r}; start one that does:\n  {start}"
         )
+
+
+def machine_settings(params: GrpoParams) -> dict[str, Any]:
+    """Return the fields of TrainingArguments that depend on machine and seed."""
+    on_cpu = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    return {"seed": params.seed, **(on_cpu if params.grpo.get("use_cpu") else {})}

@@ -37,18 +37,23 @@ def chosen_rollouts(rollouts: Sequence[dict[str, Any]]) -> dict[str, dict[str, A
     return chosen | ({"abstained": lost[-1]} if lost else {})
 
 
-def rollout_page(rollouts: Sequence[dict[str, Any]], examples: Iterable[Example]) -> HTML:
+def rollout_page(
+    rollouts: Sequence[dict[str, Any]], examples: Iterable[Example], *kinds: str
+) -> HTML:
     """Show chosen rollouts: the reply, the page it makes with its changes, answer and rewards.
 
     Args:
         rollouts: Rows of rollouts.jsonl.
         examples: The corpus.
+        kinds: Which of `chosen_rollouts`, such as `early`; two fit a slide.
     """
     by_id = {example.query_id: example for example in examples}
+    chosen = chosen_rollouts(rollouts)
     parts = [
-        _section(_TITLES[kind], row, by_id[row["query_id"]])
-        for kind, row in chosen_rollouts(rollouts).items()
-    ]
+        _section(_TITLES[kind], chosen[kind], by_id[chosen[kind]["query_id"]])
+        for kind in kinds
+        if kind in chosen
+    ] or [f"<p>None of these: {html.escape(', '.join(kinds))}.</p>"]
     return HTML(f'<style>{CSS}</style><div class="geo-view">{"".join(parts)}</div>')
 
 

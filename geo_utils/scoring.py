@@ -58,7 +58,7 @@ class Rewards:
             judge: Gives verdicts.
             options: Components and settings.
             seed: Seed of the target's place.
-            on_scored: Told the trainer's step and the batch after each batch.
+            on_scored: Told the step being made, from 1, and the batch after each batch.
         """
         self.examples = {example.query_id: example for example in examples}
         self.task, self.engine, self.judge = task, engine, judge
@@ -93,7 +93,7 @@ class Rewards:
         """Score a batch: all engine and judge calls at once, within the deadline.
 
         Args:
-            step: The trainer's, for the log.
+            step: The one being made, for the log.
             completions: Texts, or conversations of one message each.
             query_id: The example of each completion.
             key_point_number: Its key point.
@@ -251,8 +251,10 @@ class Rewards:
     def _function(self, name: str) -> Callable[..., Awaitable[Values]]:
         async def component(completions: Sequence[Any], **columns: Any) -> Values:
             if self._batch is None or self._batch[0] is not completions:
-                step = getattr(columns.get("trainer_state"), "global_step", 0)
-                task = asyncio.ensure_future(self.score(step, completions=completions, **columns))
+                done = getattr(columns.get("trainer_state"), "global_step", -1)
+                task = asyncio.ensure_future(
+                    self.score(done + 1, completions=completions, **columns)
+                )
                 self._batch = completions, task
             return [rollout.rewards.get(name) for rollout in await self._batch[1]]
 

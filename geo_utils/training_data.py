@@ -10,10 +10,11 @@ from typing import Any
 
 from geo_utils.corpus import Corpus, Example, KeyPoint, choose_key_points
 from geo_utils.evaluate import score_page
+from geo_utils.files import resolve_path
 from geo_utils.loops import gather_all, run_sync
 from geo_utils.model_rewriters import PolicyRewriter, RewriteTask, fitting_units
-from geo_utils.policies import prompt_counter
-from geo_utils.roles import Roles
+from geo_utils.policies import PolicyCard, prompt_counter
+from geo_utils.roles import Roles, prompts_folder
 from geo_utils.training_params import GrpoParams
 
 Pairs = list[tuple[Example, KeyPoint]]
@@ -40,6 +41,25 @@ class Split:
         parts = [f"{len(self.train)} prompts of {queries} queries to train on"]
         parts += [f"{count} left out: {why}" for why, count in self.left_out]
         return "; ".join([*parts, f"{len(self.held_out)} queries held out"])
+
+
+def base_model(params: GrpoParams) -> str:
+    """Return the folder or Hub id of the model that the recipe names."""
+    local = resolve_path(params.model_name_or_path)
+    return str(local) if (local / "config.json").is_file() else params.model_name_or_path
+
+
+def policy_card(params: GrpoParams) -> PolicyCard:
+    """Return the card of the policy that these parameters train."""
+    folder = prompts_folder(params)
+    return PolicyCard(
+        method=params.method,
+        prompts=None if folder is None else str(folder),
+        template=RewriteTask(params.method, folder).template.hash,
+        max_prompt_tokens=params.data.max_prompt_tokens,
+        max_completion_length=params.grpo["max_completion_length"],
+        temperature=params.grpo.get("temperature", 1.0),
+    )
 
 
 def split_queries(examples: Corpus, params: GrpoParams) -> Split:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from geo_utils.methods import known_method
 from geo_utils.parameter_errors import nearest
 from geo_utils.params import Backend, Role
 
@@ -113,6 +114,11 @@ class FinalEvaluation(_Options):
     methods: list[str] = ["original", "key_point"]
     repeats: Annotated[int, Field(ge=1)] = 3
     key_points: Literal["one", "all", "exclusive"] = "all"
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, methods: list[str]) -> list[str]:
+        return [known_method(name) for name in methods]
 
 
 class SmallModel(_Options):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from geo_utils.methods import METHODS, MODEL_METHODS
+from geo_utils.methods import METHODS, MODEL_METHODS, check_methods
 from geo_utils.parameter_errors import ParameterError, nearest
 from geo_utils.params import Role, RunParams
 from geo_utils.training_options import ColdStart, DataOptions, FinalEvaluation, RewardOptions
@@ -18,6 +19,10 @@ _ELSEWHERE = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_d
               "lora_target_modules": "target_modules", "use_rslora": "use_rslora",
               "use_dora": "use_dora"}  # fmt: skip
 _LOADING = ("dtype", "attn_implementation")
+_COUNTS = ("max_steps", "num_generations", "per_device_train_batch_size",
+           "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size",
+           "num_iterations")  # fmt: skip
+_EXPONENT = re.compile(r"[+-]?\d+(?:\.\d*)?[eE][+-]?\d+")  # what YAML 1.1 may read as text
 GRPO_DEFAULTS: dict[str, Any] = {
     "max_steps": 200, "num_generations": 8, "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1, "learning_rate": 1e-5, "max_completion_length": 1024,
@@ -107,12 +112,11 @@ class GrpoParams(RunParams):
     def rollouts(self) -> int:
         """How many completions the whole training draws."""
         grpo = self.grpo
-        steps = grpo["gradient_accumulation_steps"]
-        per_generation = grpo.get("steps_per_generation") or steps
+        steps, batch = grpo["gradient_accumulation_steps"], grpo["per_device_train_batch_size"]
         size = grpo.get("generation_batch_size") or (
-            grpo["per_device_train_batch_size"] * per_generation
+            batch * (grpo.get("steps_per_generation") or steps)
         )
-        reused = per_generation * grpo.get("num_iterations", 1)
+        reused = size // batch * (grpo.get("num_iterations") or 1)
         return int(-(-grpo["max_steps"] * steps // reused) * size)
 
     @property
@@ -135,6 +139,10 @@ class GrpoParams(RunParams):
         params._passed = {name: values[name] for name in passed}
         return params
 
+    @classmethod
+    def _aliases(cls) -> Iterable[str]:
+        return (*_places(), *_LOADING, "use_peft")
+
     @field_validator("method")
     @classmethod
     def _a_prompt(cls, method: str) -> str:
@@ -156,17 +164,36 @@ class GrpoParams(RunParams):
                     raise ValueError(
                         f"{kind}_options: {name!r} is no field of {config}{nearest(name, known)}"
                     )
+                if isinstance(options[name], str) and _EXPONENT.fullmatch(options[name]):
+                    raise ValueError(
+                        f"{name}={options[name]!r}: a number is needed, and YAML reads "
+                        f"{options[name]} as text: write 1.0e-5"
+                    )
         return self
 
     @model_validator(mode="after")
     def _check_group(self) -> Self:
         grpo = self.grpo
+        for name in _COUNTS:
+            value = grpo.get(name)
+            unset = value is None and name not in GRPO_DEFAULTS
+            if not unset and (type(value) is not int or value < 1):
+                raise ValueError(f"{name}={value!r}: a whole number of at least 1 is needed")
+        if grpo.get("steps_per_generation") and grpo.get("generation_batch_size"):
+            raise ValueError(
+                "steps_per_generation and generation_batch_size say the same: name one of them"
+            )
         group, batch = grpo["num_generations"], grpo["per_device_train_batch_size"]
         per_generation = grpo.get("steps_per_generation") or grpo["gradient_accumulation_steps"]
         size = grpo.get("generation_batch_size") or batch * per_generation
         if group < 2:
             raise ValueError(
                 f"num_generations={group}: a group needs at least 2 completions to compare"
+            )
+        if size % batch:
+            raise ValueError(
+                f"generation_batch_size={size} must be a multiple of "
+                f"per_device_train_batch_size={batch}"
             )
         if size % group:
             raise ValueError(
@@ -202,6 +229,11 @@ class GrpoParams(RunParams):
             )
         if "original" not in final.methods:
             raise ValueError(f"evaluation.methods={final.methods!r}: 'original' must be among them")
+        try:
+            check_methods(final.methods, final.rewriter)
+            self.for_evaluation()._check_models()  # type: ignore[operator]
+        except ValueError as error:
+            raise ValueError(f"evaluation: {error}") from None
         return self
 
 
@@ -212,26 +244,37 @@ def _folded(values: dict[str, Any], passed: list[str]) -> dict[str, Any]:
     if own is not None and not isinstance(own, dict):
         raise ParameterError(f"env: GEO_UTILS={own!r} must map this project's parameters")
     values |= {name: value for name, value in (own or {}).items() if name not in passed}
-    groups = ("grpo_options", "lora_options", "reward", "data")
-    if not all(isinstance(values.get(name), dict) for name in groups):
-        return values  # its type is refused by name
-    grpo, lora, reward, data = (dict(values[name]) for name in groups)
-    known = field_names("grpo")
-    for name in [name for name in values if name not in GrpoParams.model_fields]:
+    names = ("grpo_options", "lora_options", "reward", "data")
+    if not all(isinstance(values.get(name), dict) for name in names):  # which is refused by name
+        return {name: value for name, value in values.items() if name in GrpoParams.model_fields}
+    groups = {name: dict(values[name]) for name in names}
+    places = _places()
+    others = [name for name in values if name not in GrpoParams.model_fields]
+    for name in sorted(others, key=lambda name: name in _LOADING):  # after model_init_kwargs
         if name == "use_peft":
             if values.pop(name) is not True:
                 raise ParameterError("use_peft: only true; the policy is trained as an adapter")
-        elif name == "reward_funcs":
-            reward["funcs"] = values.pop(name)
-        elif name == "reward_weights":
-            reward["weights"] = values.pop(name)
-        elif name == "dataset_name":
-            data["dataset_name"] = values.pop(name)
-        elif name in _ELSEWHERE:
-            lora[_ELSEWHERE[name]] = values.pop(name)
         elif name in _LOADING:
-            loading = grpo.get("model_init_kwargs") or {}
-            grpo["model_init_kwargs"] = loading | {name: values.pop(name)}
-        elif name in known:
-            grpo[name] = values.pop(name)
-    return values | dict(zip(groups, (grpo, lora, reward, data), strict=True))
+            loading = groups["grpo_options"].get("model_init_kwargs") or {}
+            groups["grpo_options"]["model_init_kwargs"] = loading | {name: values.pop(name)}
+        elif name in places:
+            group, entry = places[name]
+            value, other = values.pop(name), groups[group].get(entry)
+            if other not in (None, value, ["key_point"]):  # the last: reward.funcs' default
+                raise ParameterError(
+                    f"{name}={value!r} and {group}.{entry}={other!r} are one setting, given "
+                    f"twice; name only {name}"
+                )
+            groups[group][entry] = value
+    return values | groups
+
+
+def _places() -> dict[str, tuple[str, str]]:
+    """Return TRL's names, each with the group and the entry that it stands for."""
+    return {
+        **{name: ("grpo_options", name) for name in field_names("grpo")},
+        **{name: ("lora_options", entry) for name, entry in _ELSEWHERE.items()},
+        "reward_funcs": ("reward", "funcs"),
+        "reward_weights": ("reward", "weights"),
+        "dataset_name": ("data", "dataset_name"),
+    }

@@ -1,0 +1,139 @@
+"""Training: it survives kills and signals, moves nothing without scores, and is a method after."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import PROJECT
+from train_many import SMALL, once
+
+from geo_utils.engines import Answer
+from geo_utils.notebooks import read_parameters
+from geo_utils.runs import Run
+from geo_utils.training_log import read_jsonl, rewind
+
+TESTS = Path(__file__).parent
+QUIET = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def train_many(root, what, *changes):
+    done = subprocess.run(
+        [sys.executable, TESTS / "train_many.py", root, what, *changes],
+        capture_output=True, text=True, timeout=400, env=QUIET,
+    )  # fmt: skip
+    logs = "".join(p.read_text()[-1500:] for p in Path(root).glob("*.log"))
+    assert done.returncode == 0, done.stderr[-2000:] + logs
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("undisturbed")
+    found = train_many(root, "undisturbed")
+    assert found["code"] == 0 and "final" in found["checkpoints"]
+    return found | {"root": root}
+
+
+def test_the_undisturbed_run_is_worth_comparing_with(undisturbed):
+    rewards = [reward for _, reward, _ in undisturbed["rewards"]]
+    assert [step for step, _, _ in undisturbed["rewards"]] == list(range(1, 17))
+    assert len(set(rewards)) == 16  # nothing is compared that could not differ
+
+
+def test_kills_cost_nothing_but_the_work_in_flight(undisturbed, tmp_path):
+    kills = int(os.environ.get("GEO_UTILS_KILLS", "6"))
+    found = train_many(tmp_path, f"kill{kills}")
+    assert found["code"] == 0
+    assert found["rewards"] == undisturbed["rewards"]
+    assert found["rollouts"] == undisturbed["rollouts"]
+    assert any(torn for _, torn in found["moments"]), "no kill hit a checkpoint being written"
+
+
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_at_once_and_the_rest_is_the_same(undisturbed, tmp_path, signal):
+    found = train_many(tmp_path, signal)
+    between = found["between"]
+    assert between["code"] == 4 and between["seconds"] < 30  # ended as interrupted, saved
+    steps = [step for step, _, _ in between["rewards"]]
+    assert f"checkpoint-{steps[-1]}" in between["checkpoints"] and steps[-1] < 16
+    assert found["code"] == 0
+    assert found["rewards"] == undisturbed["rewards"]
+    assert found["rollouts"] == undisturbed["rollouts"]
+
+
+def test_the_base_is_frozen_and_the_adapter_is_not(undisturbed):
+    (folder,) = undisturbed["root"].glob("04_grpo/smoke/2*")
+    checksums = Run(folder).manifest["base_checksum"]
+    assert checksums["before"] == checksums["after"]
+    from safetensors.torch import load_file
+
+    adapter = load_file(folder / "checkpoints/final/adapter_model.safetensors")
+    assert any(weight.abs().max() > 0 for name, weight in adapter.items() if "lora_B" in name)
+
+
+def test_a_prompt_whose_group_abstains_moves_nothing(undisturbed, tmp_path, monkeypatch):
+    """Every answer is missing: the steps go on, and the adapter stays where it began."""
+
+    class Nothing:
+        async def answer(self, query, sources, sample_index=0):
+            return Answer("", "503: down")
+
+    monkeypatch.setattr("geo_utils.roles.ExtractiveEngine", lambda seed: Nothing())
+    monkeypatch.setitem(SMALL, "max_steps", "3")
+    (folder,) = undisturbed["root"].glob("04_grpo/smoke/2*")
+    target = tmp_path / "warm"
+    shutil.copytree(folder / "policy", target)
+    monkeypatch.setattr("train_many.prepare_policy", lambda *_: str(target))
+    run, final = once(tmp_path, {})
+    from safetensors.torch import load_file
+
+    adapter = load_file(final / "adapter_model.safetensors")
+    assert all(weight.abs().max() == 0 for name, weight in adapter.items() if "lora_B" in name)
+    rows = read_jsonl(run.folder / "metrics.jsonl")
+    assert [row["reward/abstained"] for row in rows] == [1.0, 1.0, 1.0]
+    assert all(row["reward"] is None for row in rows)
+    kinds = {row["kind"] for row in read_jsonl(run.folder / "rollouts.jsonl")}
+    assert kinds == {"abstained"}
+
+
+def test_a_log_is_rewound_to_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    rewind(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_the_same_recipe_runs_under_trl_grpo(tmp_path):
+    recipe = yaml.safe_load((PROJECT / "params/04_grpo/smoke.yaml").read_text())
+    own = recipe["env"]["GEO_UTILS"]
+    own |= {"limit": 8, "cache_root": str(tmp_path / "cache")}
+    own["cold_start"] |= {"steps": 6, "small_model": {"hidden_size": 32, "vocabulary": 400}}
+    own["data"] |= {"max_prompt_tokens": 220}
+    recipe |= {
+        "model_name_or_path": str(tmp_path / "policy"), "dataset_name": str(tmp_path / "prompts"),
+        "output_dir": str(tmp_path / "out"), "max_steps": 3, "per_device_train_batch_size": 8,
+        "num_generations": 4, "save_strategy": "no",
+    }  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert read_parameters("04_grpo", str(path))[2].grpo["max_steps"] == 3
+    prepared = subprocess.run(
+        [sys.executable, "-m", "geo_utils.grpo", "prepare", path],
+        capture_output=True, text=True, timeout=200, env=QUIET, cwd=PROJECT,
+    )  # fmt: skip
+    assert prepared.returncode == 0, prepared.stderr[-2000:]
+    trl = Path(sys.executable).parent / "trl"
+    done = subprocess.run(
+        [trl, "grpo", "--config", path],
+        capture_output=True, text=True, timeout=300, cwd=PROJECT,
+        env=QUIET | {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "rewards/key_point/mean" in done.stdout and "rewards/format/mean" in done.stdout
+    assert "reward/engine_seconds" in done.stdout
+    assert (tmp_path / "out/adapter_config.json").is_file()

@@ -1,0 +1,165 @@
+"""Trains a small policy in forked children that are killed; run by test_training.
+
+    python train_many.py OUTPUT_ROOT WHAT [NAME=VALUE ...]
+
+The heavy imports are paid for once. Prints one JSON object.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import transformers
+
+from geo_utils.corpus import load_corpus
+from geo_utils.grpo import prepare_policy, train
+from geo_utils.notebooks import read_parameters
+from geo_utils.preflight import check_machine
+from geo_utils.roles import make_roles
+from geo_utils.runs import RunInterrupted, start_run
+from geo_utils.training_log import read_jsonl
+
+SMALL = {
+    "limit": "8",
+    "cold_start.batch_size": "16",
+    "cold_start.steps": "60",
+    "cold_start.small_model": "{hidden_size: 48, vocabulary: 400}",
+    "data.max_prompt_tokens": "220",
+    "max_steps": "16",
+    "per_device_train_batch_size": "8",
+    "num_generations": "4",
+    "save_steps": "1",
+    "reward_funcs": "[key_point, negative_length]",
+    "reward_weights": "[1.0, 0.01]",
+    "save_total_limit": "3",
+}
+
+
+def run_of(root, changes):
+    overrides = list((SMALL | changes | {"output_root": str(root)}).items())
+    params = read_parameters("04_grpo", "smoke", overrides)[2]
+    check_machine(params)
+    return params, start_run("04_grpo", params)
+
+
+def once(root, changes):
+    """Prepare and train; in this process."""
+    params, run = run_of(root, changes)
+    roles, examples = make_roles(params), load_corpus(**params.corpus_options)
+    base = prepare_policy(params, roles, examples, run.folder / "policy")
+    return run, train(params, run, roles, examples, base)
+
+
+def child(root, changes):
+    """Train in a forked child; return its process id."""
+    pid = os.fork()
+    if pid == 0:
+        code = 3
+        try:
+            sys.stderr = (Path(root) / f"{os.getpid()}.log").open("w")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            once(root, changes)
+            code = 0
+        except RunInterrupted as error:
+            sys.stderr.write(f"interrupted: {error}\n")
+            code = 4
+        except BaseException:
+            import traceback
+
+            traceback.print_exc(file=sys.stderr)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return pid
+
+
+def ended(pid, limit_s):
+    """Wait for a child; its exit code, or None if it has to be killed after `limit_s`."""
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def figures(root):
+    (folder,) = Path(root).glob("04_grpo/smoke/2*")
+    rows = read_jsonl(folder / "metrics.jsonl")
+    rollouts = read_jsonl(folder / "rollouts.jsonl")
+    return {
+        "rewards": [(row["step"], row["reward"], row["loss"]) for row in rows],
+        "rollouts": [(row["step"], row["kind"], row["reply"]) for row in rollouts],
+        "checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir()),
+    }
+
+
+def in_writing(root):
+    """Tell whether a checkpoint is being written: its folder is there, its state is not."""
+    return any(
+        not (path / "trainer_state.json").exists()
+        for path in Path(root).glob("04_grpo/smoke/2*/checkpoints/checkpoint-*")
+    )
+
+
+def killed(root, kills, changes):
+    """Kill the training at moments of two kinds, then let it end."""
+    draw, moments = random.Random(7), []
+    for number in range(kills):
+        pid = child(root, changes)
+        if number % 2:  # while a checkpoint is written
+            until = time.monotonic() + 60
+            while not in_writing(root) and time.monotonic() < until:
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    break
+        else:
+            time.sleep(draw.uniform(0.2, 2.2))
+        try:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+        torn = in_writing(root)
+        steps = (
+            [row[0] for row in figures(root)["rewards"]]
+            if list(Path(root).glob("04_grpo/smoke/2*/metrics.jsonl"))
+            else []
+        )
+        moments.append((len(steps), torn))
+    return {"moments": moments, "code": ended(child(root, changes), 120)} | figures(root)
+
+
+def signalled(root, number, changes):
+    """Send a signal in the middle of the training, wait for the save, then let it end."""
+    pid = child(root, changes)
+    until = time.monotonic() + 60
+    while not list(Path(root).glob("04_grpo/smoke/2*/checkpoints/checkpoint-2")):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    time.sleep(0.15)
+    started = time.monotonic()
+    os.kill(pid, number)
+    code = ended(pid, 30)
+    between = figures(root) | {"code": code, "seconds": time.monotonic() - started}
+    return {"between": between, "code": ended(child(root, changes), 120)} | figures(root)
+
+
+if __name__ == "__main__":
+    transformers.utils.logging.disable_progress_bar()
+    folder, what, *rest = sys.argv[1:]
+    given = dict(part.split("=", 1) for part in rest)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if what == "undisturbed":
+        found = {"code": ended(child(folder, given), 240)} | figures(folder)
+    elif what.startswith("kill"):
+        found = killed(folder, int(what.removeprefix("kill")), given)
+    else:
+        found = signalled(folder, signal.Signals[what], given)
+    print(json.dumps(found))
