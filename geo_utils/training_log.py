@@ -146,8 +146,8 @@ class TrainingLog(TrainerCallback):
         """Write the figures of the steps since the last log."""
         if not logs or "reward" not in logs:
             return
-        numbers = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
-        clean = {k: (None if np.isnan(v) else v) for k, v in numbers.items()}
+        numbers = {k: v for k, v in logs.items() if v is None or isinstance(v, int | float)}
+        clean = {k: None if v is None or np.isnan(v) else float(v) for k, v in numbers.items()}
         phases = {name: round(seconds, 4) for name, seconds in self.phases.items()}
         row = {"step": state.global_step, **clean, "phases": phases}
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:

@@ -28,13 +28,13 @@ def reward_figure(metrics: Sequence[dict[str, Any]], source: str) -> Figure:
         source: Where the figures come from.
     """
     rows = pd.DataFrame(metrics).set_index("step")
+    rows["reward"] = rows["reward"].astype(float)
     span = max(len(rows) // 10, 1)
-    first, last = rows["reward"].iloc[:span], rows["reward"].iloc[-span:]
-    verb = "rose" if last.mean() > first.mean() else "fell"
-    title = (
-        f"The training reward {verb} from {first.mean():.2f} (first {span} steps) to "
-        f"{last.mean():.2f} (last {span})"
-    )
+    first, last = rows["reward"].iloc[:span].mean(), rows["reward"].iloc[-span:].mean()
+    verb = "rose" if last > first else "fell"
+    title = f"The training reward {verb} from {first:.2f} (first {span} steps) to {last:.2f} (last)"
+    if np.isnan(first) or np.isnan(last):
+        title = "The training reward is missing where no completion could be scored"
     sns.set_theme(style="white", font_scale=1.45)
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(12, 6.4), sharex=True, layout="constrained", height_ratios=(3, 1)

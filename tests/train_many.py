@@ -162,4 +162,4 @@ if __name__ == "__main__":
         found = killed(folder, int(what.removeprefix("kill")), given)
     else:
         found = signalled(folder, signal.Signals[what], given)
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found) + "\n")
