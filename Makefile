@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 .PHONY: demo test lab lint setup lock clean
 .DEFAULT_GOAL := demo
 
-demo: setup ## the experiment, offline: notebooks 02 and 03 on the shipped sample
+demo: setup ## the experiment, offline: notebooks 02, 03 and 04 on the shipped sample
 	$(BIN)/python -m geo_utils.run 02_baseline_rewrites smoke
 	$(BIN)/python -m geo_utils.run 03_key_point_prompt smoke
+	$(BIN)/python -m geo_utils.run 04_grpo smoke
 
-test: setup ## all tests: no network, no GPU
-	$(BIN)/python -m pytest
+test: setup ## all tests: no network, no GPU; those that measure time run by themselves
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 lab: setup ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=.

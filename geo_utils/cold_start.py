@@ -30,6 +30,7 @@ from geo_utils.rewriters import EDITS
 from geo_utils.roles import Roles, make_roles
 from geo_utils.small_policy import make_small_policy
 from geo_utils.training_data import base_model, fitter, policy_card, split_queries
+from geo_utils.training_log import hush
 from geo_utils.training_options import ColdStart
 from geo_utils.training_params import GrpoParams
 
@@ -184,6 +185,7 @@ def train_cold(
         train_dataset=Dataset.from_list([demo.messages() for demo in shown]),
         peft_config=None if options.small_model else LoraConfig(**lora, task_type="CAUSAL_LM"),
     )
+    hush(trainer)
     checkpoint = newest_complete(folder / "sft")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model = trainer.accelerator.unwrap_model(trainer.model)

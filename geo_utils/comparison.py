@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,7 +18,7 @@ from geo_utils.plan import plan_calls
 from geo_utils.policies import policy_rewriter
 from geo_utils.roles import Roles, make_caller
 from geo_utils.statistics import PairedDifference, paired_difference
-from geo_utils.summary import PAIR
+from geo_utils.summary import PAIR, headline
 from geo_utils.training_data import Split, policy_card
 from geo_utils.training_params import GrpoParams
 
@@ -73,6 +74,14 @@ def gain(samples: pd.DataFrame, figure: str = "supported", seed: int = 0) -> Pai
     return paired_difference(
         wide[AFTER].to_numpy(float), wide[BEFORE].to_numpy(float), queries, seed
     )
+
+
+def training_headline(summary: pd.DataFrame, found: PairedDifference) -> dict[str, Any]:
+    """Return the numbers that the manifest records: those by method, and the gain."""
+    change = found.estimate
+    values = {"mean": change.mean, "low": change.low, "high": change.high, "p": found.p_value}
+    clean = {name: None if pd.isna(value) else float(value) for name, value in values.items()}
+    return headline(summary) | {"gain": clean | {"n_queries": change.n_clusters}}
 
 
 def plan_training(params: GrpoParams, roles: Roles, final: Roles, split: Split) -> pd.DataFrame:

@@ -37,6 +37,7 @@ from geo_utils.training_log import (
     Draw,
     Interrupts,
     TrainingLog,
+    hush,
     restore_random_state,
     rewind,
     timed_phases,
@@ -56,6 +57,7 @@ def prepare_policy(params: GrpoParams, roles: Roles, examples: Corpus, folder: P
     Returns:
         Folder or Hub id.
     """
+    hush()
     if not params.cold_start.steps:
         return base_model(params)
     if (folder / CARD).is_file():
@@ -158,6 +160,7 @@ def make_trainer(
         peft_config=LoraConfig(**params.lora, task_type="CAUSAL_LM"),
         callbacks=[log],
     )
+    hush(trainer)
     keep_base_exact(trainer)
     return trainer
 

@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,12 +16,15 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-from transformers import TrainerCallback
 
 from geo_utils.files import write_atomic
 from geo_utils.policies import PolicyCard
 from geo_utils.rollouts import Rollout
 from geo_utils.runs import RunInterrupted
+
+with warnings.catch_warnings():  # it looks for widgets that a report could not show
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    from transformers import TrainerCallback
 
 # TRL's timers, as the figures name them.
 PHASES = {
@@ -31,6 +35,18 @@ PHASES = {
     "compute_loss": "loss forward",
 }
 Draw = Callable[[list[dict[str, Any]]], Any]
+
+
+def hush(trainer: Any = None) -> None:
+    """Stop progress bars, and a trainer's line a step: a report would hold thousands of them."""
+    import datasets
+    from transformers import PrinterCallback
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    if trainer is not None:
+        trainer.remove_callback(PrinterCallback)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ from geo_utils.models.limits import RateLimit
 from geo_utils.models.prices import Price
 from geo_utils.models.usage import BudgetReached, Usage
 
+pytestmark = pytest.mark.alone
 QUICK = Policy(backoff_s=0.01, max_backoff_s=0.02, timeout_s=5, breaker_s=0.2)
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 

@@ -244,6 +244,7 @@ class TestFailures:
         assert {"reward/seconds", "reward/engine_seconds", "reward/judge_seconds"} <= set(told)
 
 
+@pytest.mark.alone
 def test_64_completions_of_1_s_engine_and_1_s_judge_take_2_s(gemini_server):
     server = gemini_server(latency="constant:1")
     caller = Caller(Gemini("gemini-2.5-flash-lite", server.url), policy=Policy(max_concurrency=64))

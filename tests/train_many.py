@@ -26,8 +26,8 @@ from geo_utils.training_log import read_jsonl
 SMALL = {
     "limit": "8",
     "cold_start.batch_size": "16",
-    "cold_start.steps": "60",
-    "cold_start.small_model": "{hidden_size: 48, vocabulary: 400}",
+    "cold_start.steps": "80",
+    "cold_start.small_model": "{hidden_size: 48, vocabulary: 900}",
     "data.max_prompt_tokens": "220",
     "max_steps": "16",
     "per_device_train_batch_size": "8",

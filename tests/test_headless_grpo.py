@@ -1,0 +1,136 @@
+"""Notebook 04 as a user runs it, and the policy that it leaves as a method of notebook 02."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from conftest import PROJECT
+from test_headless import only_run, run_notebook
+from train_many import SMALL
+
+from geo_utils.comparison import AFTER, BEFORE, gain, training_headline
+from geo_utils.methods import is_policy
+from geo_utils.summary import summarise
+from geo_utils.training_log import read_jsonl
+
+NB04 = "04_grpo"
+TINY = [*SMALL.items(), ("evaluation.repeats", "1"), ("evaluation.key_points", "one")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("grpo")
+    done = run_notebook(NB04, "smoke", root, *TINY)
+    assert done.returncode == 0, done.stderr
+    return done, only_run(root, NB04)
+
+
+def test_the_run_folder_holds_what_it_promises(finished):
+    done, run = finished
+    manifest = run.manifest
+    assert manifest["status"] == "finished" and AFTER in manifest["headline"]["methods"]
+    assert {"mean", "low", "high", "p", "n_queries"} == set(manifest["headline"]["gain"])
+    assert "random weights" in manifest["provenance"] and "strict" in manifest["provenance"]
+    checksums = manifest["base_checksum"]
+    assert checksums["before"] == checksums["after"]
+    assert [row["step"] for row in read_jsonl(run.folder / "metrics.jsonl")] == list(range(1, 17))
+    samples = pd.read_parquet(run.folder / "samples.parquet")
+    assert list(dict.fromkeys(samples["method"])) == ["original", "key_point", BEFORE, AFTER]
+    for name in ("reward", "phases", "gain", "key_point_probability", "visibility"):
+        assert (run.folder / "figures" / f"{name}.png").is_file()
+    assert "policy/after" in done.stderr and "random weights" in done.stderr
+
+
+def test_report_and_slides_are_short_and_say_what_was_trained(finished):
+    _, run = finished
+    report = (run.folder / "report.html").read_text()
+    assert "random weights" in report and "Rollouts to read" in report
+    assert "'grad_norm'" not in report and "it/s]" not in report  # no line a step, no bars
+    assert "IProgress" not in report
+    assert (run.folder / "notebook.ipynb").stat().st_size < 1_500_000
+    assert "Rollouts to read" in (run.folder / "slides.html").read_text()
+
+
+def test_training_and_comparison_share_no_query(finished):
+    _, run = finished
+    trained = {row["query_id"] for row in read_jsonl(run.folder / "rollouts.jsonl")}
+    tested = set(pd.read_parquet(run.folder / "samples.parquet")["query_id"])
+    assert trained and tested and not trained & tested
+
+
+def test_a_checkpoint_is_a_method_of_notebook_02(finished, tmp_path):
+    _, run = finished
+    adapter, whole = run.folder / "checkpoints/final", run.folder / "policy"
+    newest = max((run.folder / "checkpoints").glob("checkpoint-*"))
+    methods = ["original", str(adapter), str(whole), str(newest)]
+    shared = (("methods", json.dumps(methods)), ("limit", "3"), ("repeats", "1"),
+              ("cache_root", tmp_path / "cache"))  # fmt: skip
+    done = run_notebook("02_baseline_rewrites", "smoke", tmp_path, *shared)
+    assert done.returncode == 0, done.stderr
+    first = only_run(tmp_path, "02_baseline_rewrites")
+    samples = pd.read_parquet(first.folder / "samples.parquet")
+    assert set(samples["method"]) == set(methods)
+    written = samples[samples["method"].map(is_policy)]
+    assert written["page"].notna().any(), set(written["abstention"])
+    again = run_notebook("02_baseline_rewrites", "smoke", tmp_path, *shared, ("variant", "again"))
+    assert again.returncode == 0, again.stderr
+    second = pd.read_parquet(next(tmp_path.glob("02*/again/*/samples.parquet")))
+    pd.testing.assert_frame_equal(samples, second)  # from the cache, to the letter
+
+
+def test_a_terminated_run_is_resumed_where_it_was(finished, tmp_path):
+    _, undisturbed = finished
+    extra = [str(part) for pair in TINY for part in ("-p", *pair)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "geo_utils.run", NB04, "smoke", "-p", "output_root", str(tmp_path),
+         *extra],
+        cwd=PROJECT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("04_grpo/smoke/2*/checkpoints/checkpoint-2")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    run = only_run(tmp_path, NB04)
+    assert run.manifest["status"] == "interrupted"
+    assert len(read_jsonl(run.folder / "metrics.jsonl")) < 16
+    done = run_notebook(NB04, "smoke", tmp_path, *TINY)
+    assert done.returncode == 0, done.stderr
+    assert run.manifest["status"] == "finished" and len(run.manifest["attempts"]) == 2
+    rewards = [
+        [row["reward"] for row in read_jsonl(r.folder / "metrics.jsonl")]
+        for r in (run, undisturbed)
+    ]
+    assert rewards[0] == rewards[1]
+
+
+def test_a_recipe_for_a_gpu_is_refused_here(tmp_path):
+    done = run_notebook(NB04, "default", tmp_path)
+    assert done.returncode == 1 and "this recipe needs a GPU" in done.stderr
+
+
+def test_a_dry_run_counts_reward_and_comparison(tmp_path, gemini_server):
+    server = gemini_server()
+    done = run_notebook(
+        NB04, "smoke", tmp_path, *TINY, ("engine", "gemini"), ("dry_run", "true"),
+        ("servers", json.dumps({"engine": [server.url]})), ("cache_root", tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    reason = only_run(tmp_path, NB04).manifest["reason"]
+    assert "reward's engine" in reason and "256 calls" in reason  # 16 steps x 8 x 2 answers
+    assert not server.answered()
+
+
+def test_a_gain_without_pairs_is_none_and_not_a_number(finished):
+    _, run = finished
+    samples = pd.read_parquet(run.folder / "samples.parquet")
+    samples.loc[samples["method"] == BEFORE, "supported"] = float("nan")
+    found = training_headline(summarise(samples), gain(samples))
+    assert found["gain"]["mean"] is None and found["gain"]["n_queries"] == 0
+    json.dumps(found, allow_nan=False)
