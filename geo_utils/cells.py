@@ -7,8 +7,6 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 _PLAIN = (str, int, float, bool, type(None), list, tuple, dict)
 _INJECTED = "# Parameters"  # the comment that opens Papermill's injected cell
 
@@ -61,6 +59,8 @@ def default_parameters(notebook: Path) -> dict[str, Any]:
     Raises:
         ValueError: No cell is tagged `parameters`, or one of its values is no plain literal.
     """
+    import nbformat  # a second, which no caller of models should pay for
+
     for cell in nbformat.read(notebook, as_version=4).cells:
         if "parameters" in cell.metadata.get("tags", ()):
             return {name: ast.literal_eval(v) for name, v in assignments(cell.source).items()}

@@ -24,12 +24,12 @@ from geo_utils.model_rewriters import ModelRewriter, RewriteTask
 from geo_utils.models.base import FatalError
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.policies import load_tokenizer
+from geo_utils.policies import fitter, load_tokenizer
 from geo_utils.preflight import machine_settings
 from geo_utils.rewriters import EDITS
 from geo_utils.roles import Roles, make_roles
 from geo_utils.small_policy import make_small_policy
-from geo_utils.training_data import base_model, fitter, policy_card, split_queries
+from geo_utils.training_data import base_model, policy_card, split_queries
 from geo_utils.training_log import hush
 from geo_utils.training_options import ColdStart
 from geo_utils.training_params import GrpoParams
@@ -207,13 +207,13 @@ def base_and_demonstrations(
         folder: Gets the small model, under `random/`, where the recipe asks for one.
     """
     cold, base = params.cold_start, base_model(params)
-    train, task = split_queries(examples, params).train, policy_card(params).task
+    train, card = split_queries(examples, params).train, policy_card(params)
     if cold.small_model:
         texts = [page for example, _ in train for page in example.sources]
-        texts += [task.prompt(example, point) for example, point in train]
+        texts += [card.task.prompt(example, point) for example, point in train]
         base = str(make_small_policy(folder / "random", texts, cold.small_model, params.seed))
-    fit = fitter(task, load_tokenizer(base), params.data.max_prompt_tokens)
-    return base, demonstrations(train, task, fit, cold, roles, params.seed)
+    fit = fitter(card, load_tokenizer(base))
+    return base, demonstrations(train, card.task, fit, cold, roles, params.seed)
 
 
 def export_llamafactory(

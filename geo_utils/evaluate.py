@@ -85,7 +85,8 @@ def evaluate(
         order, page and its hashes, its lexical fidelity (`kept`, `grounded`), answer, verdict with
         `score` and explanation, the target's visibility (`word`, `position`, `pawc`), lengths in
         words, and the reason of an abstention.
-        `supported` is 1.0, 0.0 or NaN; a sample that could not be scored is never 0.
+        `supported` is 1.0, 0.0 or NaN; a sample that could not be scored is never 0. A policy
+        that wrote no page has failed, as in its training: verdict `no page`, all figures 0.
 
     Raises:
         ValueError: No example has a key point, or repeats is below 1.
@@ -135,6 +136,9 @@ async def _sample(
         **({} if page is None else _page_figures(example, point, page)),
         "abstention": rewrite.abstention and f"rewriter: {rewrite.abstention}",
     }
+    if rewrite.own_failure:
+        reason = {"verdict": "no page", "explanation": rewrite.abstention, "abstention": None}
+        return row | reason | {"supported": 0.0} | dict.fromkeys(FIGURES, 0.0)
     if page is None:
         return row
     return row | await score_page(example, point, page, engine, judge, seed, repeat)

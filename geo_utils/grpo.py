@@ -15,19 +15,20 @@ import yaml
 from geo_utils.checkpoints import base_checksum, checkpoint_step, keep_base_exact, newest_complete
 from geo_utils.cold_start import base_and_demonstrations, train_cold
 from geo_utils.corpus import Corpus, load_corpus
-from geo_utils.files import project_root, resolve_path, write_atomic
-from geo_utils.models.base import FatalError
+from geo_utils.files import resolve_path, write_atomic
+from geo_utils.loops import run_sync
+from geo_utils.models.base import FatalError, LanguageModel
+from geo_utils.models.caller import Caller
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.policies import CARD, load_tokenizer, policy_rewriter
+from geo_utils.policies import fitter, load_tokenizer, policy_rewriter, same_card
 from geo_utils.preflight import check_machine, machine_settings
 from geo_utils.roles import Roles, make_caller, make_roles
-from geo_utils.runs import Run, RunInterrupted
+from geo_utils.runs import Run
 from geo_utils.scoring import Rewards
 from geo_utils.training_data import (
     Split,
     base_model,
-    fitter,
     policy_card,
     prefiltered,
     prompt_rows,
@@ -60,7 +61,7 @@ def prepare_policy(params: GrpoParams, roles: Roles, examples: Corpus, folder: P
     hush()
     if not params.cold_start.steps:
         return base_model(params)
-    if (folder / CARD).is_file():
+    if same_card(folder, policy_card(params)):
         return str(folder)
     base, shown = base_and_demonstrations(params, roles, examples, folder)
     train_cold(base, shown, params.cold_start, folder, params.lora, machine_settings(params))
@@ -94,27 +95,28 @@ def train(
     """
     folder = run.folder / "checkpoints"
     final = folder / "final"
-    if (final / CARD).is_file():
-        return final
     card = policy_card(params)
-    split = training_split(params, roles, examples, base)
-    fit = fitter(card.task, load_tokenizer(base), params.data.max_prompt_tokens)
+    if same_card(final, card):
+        return final
+    rows = training_rows(params, roles, examples, base)
     asked = params.grpo.get("resume_from_checkpoint")
     resumed = newest_complete(folder) or (resolve_path(str(asked)) if asked else None)
+    if resumed is not None:
+        same_card(resumed, card)
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         rewind(run.folder / name, (checkpoint_step(resumed) or 0) if resumed else 0)
     interrupts = Interrupts()
-    log = TrainingLog(run.folder, card, interrupts, draw)
+    log = TrainingLog(run.folder, card, interrupts, draw, params.steps_a_generation)
     rewards = Rewards(examples, card.task, roles.engine, roles.judge, params.reward, params.seed,
                       log.on_scored)  # fmt: skip
     with interrupts.listening(), timed_phases(log.phases):
-        trainer = make_trainer(params, base, prompt_rows(split, card.task, fit), rewards, folder,
-                               log)  # fmt: skip
+        trainer = make_trainer(params, base, rows, rewards, folder, log)
         before = base_checksum(trainer.model)
         try:
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
             interrupts.release()
-        except (RunInterrupted, FatalError, KeyboardInterrupt):
+        except BaseException:
+            rewards.on_scored = None  # what is still under way belongs to no log
             save_now(trainer, log)
             raise
     after = base_checksum(trainer.model)
@@ -124,8 +126,29 @@ def train(
     trainer.save_model(str(final))
     card.write(final)  # last: a folder with its card is complete
     del trainer
-    gc.collect()
+    free_memory()
     return final
+
+
+def training_rows(
+    params: GrpoParams, roles: Roles, examples: Corpus, base: str, recipe: str = ""
+) -> list[dict[str, Any]]:
+    """Return the prompts to train on, as `training_data.prompt_rows` makes them.
+
+    Raises:
+        ParameterError: They are fewer than one batch, and TRL would train nothing.
+    """
+    card = policy_card(params)
+    split = training_split(params, roles, examples, base)
+    rows = prompt_rows(split, card.task, fitter(card, load_tokenizer(base)), recipe)
+    needed = params.prompts_a_generation
+    if len(rows) < needed:
+        raise ParameterError(
+            f"{len(rows)} prompts are fewer than the {needed} of one batch: nothing would be "
+            "trained; lower per_device_train_batch_size or gradient_accumulation_steps, or use "
+            "more queries or a wider prefilter"
+        )
+    return rows
 
 
 def training_split(params: GrpoParams, roles: Roles, examples: Corpus, base: str) -> Split:
@@ -133,9 +156,27 @@ def training_split(params: GrpoParams, roles: Roles, examples: Corpus, base: str
     split = split_queries(examples, params)
     if params.data.prefilter is None:
         return split
-    card = policy_card(params)
-    trial = policy_rewriter(base, lambda m: make_caller(m, params, roles.usage), card)
-    return prefiltered(split, trial, roles, params)
+    loaded = []
+
+    def calls(model: LanguageModel) -> Caller:
+        loaded.append(model)
+        return make_caller(model, params, roles.usage)
+
+    trial = policy_rewriter(base, calls, policy_card(params))
+    try:
+        return prefiltered(split, trial, roles, params)
+    finally:  # training needs its place on the GPU
+        for model in loaded:
+            run_sync(model.close())
+        free_memory()
+
+
+def free_memory() -> None:
+    """Give the memory of what is no longer used back to the GPU."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def make_trainer(
@@ -185,6 +226,8 @@ def grpo_config(params: GrpoParams, folder: Path) -> Any:
         "output_dir": str(folder),
         "seed": params.seed,
     }
+    block = params.steps_a_generation  # only after the last of them can a training go on
+    settings["save_steps"] = -(-settings["save_steps"] // block) * block
     settings.pop("resume_from_checkpoint", None)
     try:
         return GRPOConfig(**settings)
@@ -193,10 +236,16 @@ def grpo_config(params: GrpoParams, folder: Path) -> Any:
 
 
 def save_now(trainer: Any, log: TrainingLog) -> None:
-    """Save the state after the last whole step, wherever in the next one the training stands."""
+    """Save the state after the last whole step, wherever in the next one the training stands.
+
+    Not while the weights are half changed, nor between the steps that share one generation: a
+    training that goes on from there would generate anew.
+    """
     step = trainer.state.global_step
     done = Path(trainer.args.output_dir) / f"checkpoint-{step}"
     if not step or log.random_state is None or checkpoint_step(done) == step:
+        return
+    if log.changing or step % log.block:
         return
     restore_random_state(log.random_state)
     trainer._save_checkpoint(trainer.model, trial=None)
@@ -218,17 +267,14 @@ def prepare(recipe: str) -> tuple[Path, str]:
     _, values, params = read_parameters(GrpoParams.notebook, recipe)
     assert isinstance(params, GrpoParams)
     if params.data.dataset_name is None:
-        raise ParameterError("data.dataset_name: name the folder where `trl grpo` finds prompts")
+        raise ParameterError("data.dataset_name: name a folder for the prompts")
     check_machine(params)
     roles, examples = make_roles(params), load_corpus(**params.corpus_options)
     folder = resolve_path(params.data.dataset_name)
     base = prepare_policy(params, roles, examples, resolve_path(params.model_name_or_path))
-    card = policy_card(params)
     resolved = folder / "recipe.yaml"
     write_atomic(resolved, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    fit = fitter(card.task, load_tokenizer(base), params.data.max_prompt_tokens)
-    rows = prompt_rows(training_split(params, roles, examples, base), card.task, fit,
-                       str(resolved))  # fmt: skip
+    rows = training_rows(params, roles, examples, base, str(resolved))
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomic(folder / "train.jsonl", lines)
     return folder, base
@@ -245,9 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ParameterError, ValueError, FatalError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    root = project_root()
-    shown = folder.relative_to(root) if folder.is_relative_to(root) else folder
-    print(f"prompts: {shown}/train.jsonl\npolicy: {base}")  # noqa: T201
+    print(f"prompts: {folder}/train.jsonl\npolicy: {base}")  # noqa: T201
     return 0
 
 

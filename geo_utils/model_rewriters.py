@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from geo_utils.arrangement import arrange, numbered, page_units
@@ -95,7 +95,12 @@ class ModelRewriter:
         if method in MODEL_FREE_METHODS:
             return await EditRewriter().rewrite(method, example, key_point)
         task = RewriteTask(method, self.prompts)
-        return await _ask(self.caller, task, example, key_point, None, self.sampling, sample_index)
+        request = _request(task, example, key_point, None, self.sampling, sample_index)
+        try:
+            found = await self.caller.complete(request)
+        except ModelError as error:
+            return Rewrite("", f"{error.kind}: {error}")
+        return task.page(found.text, example, key_point)
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,13 @@ class PolicyRewriter:
         shown = self.fit(example, key_point)
         if shown == 0:
             return Rewrite("", "short: no sentence of the page fits the policy's prompt")
-        return await _ask(
-            self.caller, self.task, example, key_point, shown, self.sampling, sample_index
-        )
+        request = _request(self.task, example, key_point, shown, self.sampling, sample_index)
+        try:
+            found = await self.caller.complete(replace(request, as_is=True))
+        except ModelError as error:
+            return Rewrite("", f"{error.kind}: {error}")
+        made = self.task.page(found.text, example, key_point, shown)
+        return replace(made, own_failure=bool(made.abstention))
 
 
 @dataclass(frozen=True)
@@ -149,6 +158,7 @@ def fitting_units(
     key_point: KeyPoint,
     max_tokens: int,
     count: Callable[[str], int],
+    max_reply: int | None = None,
 ) -> int | None:
     """Return how many of the page's units leave the prompt within a budget of tokens.
 
@@ -158,33 +168,33 @@ def fitting_units(
         key_point: What the rewrite is for.
         max_tokens: Budget, instructions and chat template included.
         count: Counts a prompt's tokens, chat template included.
+        max_reply: Longest reply; one that writes the page anew needs room for what it is shown,
+            and a quarter more.
 
     Returns:
         The number of units; None if the whole page fits; 0 if not even one sentence does.
     """
-    if count(task.prompt(example, key_point)) <= max_tokens:
+    units = page_units(example.target)
+    writes = task.method != "arrange_key_point" and max_reply is not None
+
+    def fits(shown: int | None) -> bool:
+        head = example.target if shown is None else example.target[: units[shown - 1].end]
+        if writes and 1.25 * count(head) > (max_reply or 0):
+            return False
+        return count(task.prompt(example, key_point, shown)) <= max_tokens
+
+    if fits(None):
         return None
-    low, high = 0, len(page_units(example.target))
+    low, high = 0, len(units)
     while low < high - 1:
         middle = (low + high) // 2
-        fits = count(task.prompt(example, key_point, middle)) <= max_tokens
-        low, high = (middle, high) if fits else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
-async def _ask(
-    caller: Completes,
-    task: RewriteTask,
-    example: Example,
-    key_point: KeyPoint,
-    shown: int | None,
-    sampling: Sampling,
-    sample_index: int,
-) -> Rewrite:
+def _request(
+    task: RewriteTask, example: Example, key_point: KeyPoint, shown: int | None,
+    sampling: Sampling, sample_index: int,
+) -> Request:  # fmt: skip
     prompt = task.prompt(example, key_point, shown)
-    request = Request("rewriter", prompt, task.template.hash, sampling, sample_index=sample_index)
-    try:
-        found = await caller.complete(request)
-    except ModelError as error:
-        return Rewrite("", f"{error.kind}: {error}")
-    return task.page(found.text, example, key_point, shown)
+    return Request("rewriter", prompt, task.template.hash, sampling, sample_index=sample_index)

@@ -30,6 +30,7 @@ class PolicyCard:
         max_prompt_tokens: Longest prompt.
         max_completion_length: Longest completion in tokens.
         temperature: Of its completions.
+        top_p: Likewise.
     """
 
     method: str = "key_point"
@@ -38,6 +39,7 @@ class PolicyCard:
     max_prompt_tokens: int = 4096
     max_completion_length: int = 4096
     temperature: float = 0.7
+    top_p: float = 1.0
 
     @property
     def task(self) -> RewriteTask:
@@ -97,15 +99,42 @@ def policy_rewriter(
         if problem := policy_problem(Path(name)):
             raise FatalError(problem)
         card = read_card(Path(name))
-    task, longest = card.task, card.max_prompt_tokens
     model = TransformersLocal(name, max_batch)
-    sampling = Sampling(card.temperature, card.max_completion_length)
+    sampling = Sampling(card.temperature, card.max_completion_length, card.top_p)
 
     def fit(example: Example, key_point: KeyPoint) -> int | None:
-        count = prompt_counter(load_tokenizer(name))
-        return fitting_units(task, example, key_point, longest, count)
+        return fitter(card, load_tokenizer(name))(example, key_point)
 
-    return PolicyRewriter(calls(model), task, fit, sampling)
+    return PolicyRewriter(calls(model), card.task, fit, sampling)
+
+
+def fitter(card: PolicyCard, tokenizer: Any) -> Callable[[Example, KeyPoint], int | None]:
+    """Return the function that says how many units of a page a policy is shown."""
+    task, count = card.task, prompt_counter(tokenizer)
+
+    def fit(example: Example, key_point: KeyPoint) -> int | None:
+        longest = card.max_prompt_tokens, count, card.max_completion_length
+        return fitting_units(task, example, key_point, *longest)
+
+    return fit
+
+
+def same_card(folder: Path, card: PolicyCard) -> bool:
+    """Tell whether a folder holds a finished policy, and refuse one that was made otherwise.
+
+    Raises:
+        FatalError: Its card differs: another prompt, length or temperature.
+    """
+    if not (folder / CARD).is_file():
+        return False
+    found = read_card(folder)
+    differ = [name for name, value in asdict(card).items() if getattr(found, name) != value]
+    if differ:
+        raise FatalError(
+            f"policy {folder} was made with other settings ({', '.join(differ)} differ); delete "
+            "the folder to make it again, or set another variant"
+        )
+    return True
 
 
 @lru_cache(maxsize=8)

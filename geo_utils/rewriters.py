@@ -19,10 +19,13 @@ class Rewrite:
     Attributes:
         text: The whole page. Empty on an abstention.
         abstention: Reason for a missing rewrite.
+        own_failure: Whether that is the rewriter's own doing and counts as a failure: a policy
+            that wrote no page, as opposed to a service that could not be had.
     """
 
     text: str
     abstention: str | None = None
+    own_failure: bool = False
 
 
 class Rewriter(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -39,13 +40,27 @@ class Rollout:
     verdict: str | None = None
 
 
-def shuffled_pages(batch: Sequence[Rollout]) -> list[str | None]:
-    """Return for each rollout the page of another query's rollout: the placebo."""
-    pages: list[str | None] = []
-    for i, rollout in enumerate(batch):
-        others = (batch[(i + j) % len(batch)] for j in range(1, len(batch)))
-        other = next((o for o in others if o.example.query_id != rollout.example.query_id), None)
-        if other is None:
-            raise ValueError("placebo: a batch needs completions for at least two queries")
-        pages.append(other.page)
-    return pages
+def shuffled(batch: Sequence[Rollout]) -> list[Rollout]:
+    """Return for each rollout one of another query, the placebo's donor.
+
+    The k-th rollout of a query gets the k-th of the next query, so that a group's rewards still
+    vary, but by what other completions say.
+
+    Raises:
+        ValueError: The batch is for one query only.
+    """
+    by_query: dict[str, list[Rollout]] = {}
+    for rollout in batch:
+        by_query.setdefault(rollout.example.query_id, []).append(rollout)
+    if len(by_query) < 2:
+        raise ValueError("placebo: a batch needs completions for at least two queries")
+    ids = list(by_query)
+    following = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
+    seen: Counter[str] = Counter()
+    donors = []
+    for rollout in batch:
+        own = rollout.example.query_id
+        others = by_query[following[own]]
+        donors.append(others[seen[own] % len(others)])
+        seen[own] += 1
+    return donors

@@ -20,7 +20,7 @@ from geo_utils.judges import Judge
 from geo_utils.lint import new_instructions
 from geo_utils.loops import gather_all, run_sync
 from geo_utils.model_rewriters import RewriteTask
-from geo_utils.rollouts import Rollout, shuffled_pages
+from geo_utils.rollouts import Rollout, shuffled
 from geo_utils.runs import RunInterrupted
 from geo_utils.text import words
 from geo_utils.training_options import RewardOptions
@@ -66,6 +66,7 @@ class Rewards:
         self.functions = [self._function(name) for name in options.funcs]
         self._originals: dict[tuple[str, int], asyncio.Task[dict[str, Any]]] = {}
         self._batch: tuple[Any, asyncio.Task[list[Rollout]]] | None = None
+        self._calls: set[asyncio.Task[dict[str, Any]]] = set()
         self._lost = 0
 
     def by_hand(self, reply: str, query_id: str, number: int | None = None) -> Rollout:
@@ -81,7 +82,7 @@ class Rewards:
         found = Rollout(example, points[0], reply, len(words(reply)))
         self._read(found, None)
         run_sync(
-            self._score(found, found.page, monotonic() + self.options.deadline_s, defaultdict(list))
+            self._score(found, found, monotonic() + self.options.deadline_s, defaultdict(list))
         )
         return found
 
@@ -113,12 +114,12 @@ class Rewards:
             tokens = len(completion_ids[i]) if completion_ids is not None else len(words(reply))
             batch.append(Rollout(example, point, reply, tokens))
             self._read(batch[-1], None if shown[i] < 0 else shown[i])
-        pages = shuffled_pages(batch) if self.options.placebo else [r.page for r in batch]
+        donors = shuffled(batch) if self.options.placebo else batch
         clock: Clock = defaultdict(list)
         until = started + self.options.deadline_s
         await gather_all(
-            self._score(rollout, page, until, clock)
-            for rollout, page in zip(batch, pages, strict=True)
+            self._score(rollout, donor, until, clock)
+            for rollout, donor in zip(batch, donors, strict=True)
         )
         lost = Counter(r.abstention for r in batch if r.abstention)
         if log_metric:
@@ -138,10 +139,13 @@ class Rewards:
         rollout.problem = rewrite.abstention
         rollout.page = None if rewrite.abstention else rewrite.text
 
-    async def _score(self, rollout: Rollout, page: str | None, until: float, clock: Clock) -> None:
-        """Fill in a rollout's rewards, or why there are none."""
-        values = self._free(rollout, page)
+    async def _score(self, rollout: Rollout, donor: Rollout, until: float, clock: Clock) -> None:
+        """Fill in a rollout's rewards, or why there are none, by what the donor wrote: itself."""
+        page, values = donor.page, self._free(rollout, donor)
         wanted = _ANSWERED & set(self.options.funcs)
+        if "visibility" in wanted:  # asked for beside the rewrite, not after it
+            for repeat in range(self.options.repeats):
+                self._original(rollout, repeat, clock)
         if wanted and page is None and "visibility" in wanted:
             rows = [_NO_PAGE] * self.options.repeats
         elif wanted and page is not None:
@@ -155,7 +159,7 @@ class Rewards:
             found = [s for row in rows if not math.isnan(s := self._support(row))]
             values["key_point"] = fmean(found) if found else None
         if "visibility" in wanted:
-            values["visibility"] = await self._gain(rollout, rows, until, clock)
+            values["visibility"] = await self._gain(rollout, rows, clock)
         told = next((row for row in rows if row.get("answer")), {})
         rollout.answer, rollout.verdict = told.get("answer"), told.get("verdict")
         if any(value is None for value in values.values()):
@@ -164,10 +168,10 @@ class Rewards:
         else:
             rollout.rewards = {name: float(values[name] or 0.0) for name in self.options.funcs}
 
-    def _free(self, rollout: Rollout, page: str | None) -> dict[str, float | None]:
+    def _free(self, rollout: Rollout, donor: Rollout) -> dict[str, float | None]:
         """Return the components that cost no call."""
-        original = rollout.example.target
-        values: dict[str, float | None] = {"negative_length": -float(rollout.tokens)}
+        original, page = rollout.example.target, donor.page
+        values: dict[str, float | None] = {"negative_length": -float(donor.tokens)}
         if page is None:
             rest = ("fidelity", "length_budget", "no_instructions", "format")
             return _only(values | dict.fromkeys(rest, 0.0), self.options.funcs)
@@ -177,7 +181,7 @@ class Rewards:
         over = len(words(page)) / max(len(words(original)), 1) - 1 - slack
         values["length_budget"] = min(max(1 - over / max(slack, 0.1), 0.0), 1.0)
         values["no_instructions"] = float(not new_instructions(original, page))
-        values["format"] = 1.0 if self._is_plain(rollout, page) else 0.5
+        values["format"] = 1.0 if self._is_plain(donor, page) else 0.5
         return _only(values, self.options.funcs)
 
     def _is_plain(self, rollout: Rollout, page: str) -> bool:
@@ -191,43 +195,57 @@ class Rewards:
 
     async def _row(self, example: Example, point: KeyPoint, page: str, repeat: int,
                    until: float, clock: Clock, judged: bool = True) -> dict[str, Any]:  # fmt: skip
-        """Return the evaluation's row on one answer, or an abstention at the deadline."""
+        """Return the evaluation's row on one answer, or an abstention at the deadline.
 
-        def tell(role: str, seconds: float) -> None:
-            clock[role].append(seconds)
-
+        The deadline ends the wait and not the call, whose answer is paid for: it comes into the
+        budget and the cache when it comes.
+        """
         judge = self.judge if judged and "key_point" in self.options.funcs else None
+        call = asyncio.ensure_future(
+            score_page(example, point, page, self.engine, judge, self.seed, repeat,
+                       lambda role, seconds: clock[role].append(seconds))
+        )  # fmt: skip
+        self._calls.add(call)
+        call.add_done_callback(self._over)
         try:
             async with asyncio.timeout(max(until - monotonic(), 0.0)):
-                return await score_page(
-                    example, point, page, self.engine, judge, self.seed, repeat, tell
-                )
+                return await asyncio.shield(call)
         except TimeoutError:
             return {"abstention": f"deadline: no answer within {self.options.deadline_s:g} s"}
+
+    def _over(self, call: asyncio.Task[dict[str, Any]]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # one that nobody waits for any more is no news
 
     def _support(self, row: Mapping[str, Any]) -> float:
         supported = float(row.get("supported", math.nan))
         score = float(row.get("score", math.nan))
         return supported if math.isnan(score) or not self.options.soft else score
 
-    async def _gain(self, rollout: Rollout, rows: Sequence[Mapping[str, Any]], until: float,
-                    clock: Clock) -> float | None:  # fmt: skip
+    def _original(self, rollout: Rollout, repeat: int, clock: Clock) -> asyncio.Task[Any]:
+        """Return the answer to the original page, asked for once a query and repeat."""
+        example, key = rollout.example, (rollout.example.query_id, repeat)
+        if key not in self._originals:
+            until = monotonic() + self.options.deadline_s
+            self._originals[key] = asyncio.ensure_future(
+                self._row(example, rollout.key_point, example.target, repeat, until, clock,
+                          judged=False)
+            )  # fmt: skip
+        return self._originals[key]
+
+    async def _gain(
+        self, rollout: Rollout, rows: Sequence[Mapping[str, Any]], clock: Clock
+    ) -> float | None:
         """Return the mean gain in visibility over the original page's answers of the same repeats.
 
-        The original is answered once a query and repeat; one that could not be had is asked for
-        again by the next batch.
+        An original that could not be had is asked for again by the next batch.
         """
-        gains, example = [], rollout.example
+        gains = []
         for repeat, row in enumerate(rows):
-            key = (example.query_id, repeat)
-            if key not in self._originals:
-                self._originals[key] = asyncio.ensure_future(
-                    self._row(example, rollout.key_point, example.target, repeat, until, clock,
-                              judged=False)
-                )  # fmt: skip
-            before = await asyncio.shield(self._originals[key])
+            before = await asyncio.shield(self._original(rollout, repeat, clock))
             if before.get("pawc") is None:
-                self._originals.pop(key, None)
+                self._originals.pop((rollout.example.query_id, repeat), None)
             elif row.get("pawc") is not None:
                 gains.append(self._figure(row) - self._figure(before))
         return fmean(gains) if gains else None

@@ -105,7 +105,7 @@ def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
     verdicts = samples["verdict"].fillna("abstained")
     counts = pd.crosstab(samples["method"], verdicts).reindex(
         index=list(dict.fromkeys(samples["method"])),
-        columns=["supported", "omitted", "contradicted", "abstained"],
+        columns=["supported", "omitted", "contradicted", "no page", "abstained"],
         fill_value=0,
     )
     counts["uncited answers"] = samples["uncited"].eq(True).groupby(samples["method"]).sum()

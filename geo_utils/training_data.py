@@ -12,8 +12,8 @@ from geo_utils.corpus import Corpus, Example, KeyPoint, choose_key_points
 from geo_utils.evaluate import score_page
 from geo_utils.files import resolve_path
 from geo_utils.loops import gather_all, run_sync
-from geo_utils.model_rewriters import PolicyRewriter, RewriteTask, fitting_units
-from geo_utils.policies import PolicyCard, prompt_counter
+from geo_utils.model_rewriters import PolicyRewriter, RewriteTask
+from geo_utils.policies import PolicyCard
 from geo_utils.roles import Roles, prompts_folder
 from geo_utils.training_params import GrpoParams
 
@@ -59,6 +59,7 @@ def policy_card(params: GrpoParams) -> PolicyCard:
         max_prompt_tokens=params.data.max_prompt_tokens,
         max_completion_length=params.grpo["max_completion_length"],
         temperature=params.grpo.get("temperature", 1.0),
+        top_p=params.grpo.get("top_p", 1.0),
     )
 
 
@@ -83,18 +84,6 @@ def split_queries(examples: Corpus, params: GrpoParams) -> Split:
         )
     train = choose_key_points(with_points[n:], params.data.key_points, params.seed)
     return Split(train, tuple(with_points[:n]))
-
-
-def fitter(
-    task: RewriteTask, tokenizer: Any, max_tokens: int
-) -> Callable[[Example, KeyPoint], int | None]:
-    """Return the function that says how many units of a page fit the prompt."""
-    count = prompt_counter(tokenizer)
-
-    def fit(example: Example, key_point: KeyPoint) -> int | None:
-        return fitting_units(task, example, key_point, max_tokens, count)
-
-    return fit
 
 
 def prompt_rows(split: Split, task: RewriteTask, fit: Callable[..., int | None],

@@ -121,7 +121,12 @@ class TrainingLog(TrainerCallback):
     """Writes metrics.jsonl and rollouts.jsonl, keeps the step's random state, draws the figure."""
 
     def __init__(
-        self, folder: Path, card: PolicyCard, interrupts: Interrupts, draw: Draw | None = None
+        self,
+        folder: Path,
+        card: PolicyCard,
+        interrupts: Interrupts,
+        draw: Draw | None = None,
+        block: int = 1,
     ) -> None:
         """Log into a run folder.
 
@@ -130,7 +135,9 @@ class TrainingLog(TrainerCallback):
             card: Put into every checkpoint.
             interrupts: Told when the weights are half changed.
             draw: Shows the rows so far, in a notebook.
+            block: Steps that share one generation; a training stops after the last of them.
         """
+        self.block, self.changing = block, False
         self.folder, self.card, self.interrupts, self.draw = folder, card, interrupts, draw
         self.phases: defaultdict[str, float] = defaultdict(float)
         self.random_state: tuple[Any, ...] | None = None
@@ -139,12 +146,14 @@ class TrainingLog(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Let signals through, now that the step before is logged, and start the clock."""
-        self.interrupts.release()
+        if state.global_step % self.block == 0:
+            self.interrupts.release()
         self._started = time.monotonic()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Let signals wait while the weights change."""
         self.interrupts.hold()
+        self.changing = True
         self._optimizing = time.monotonic()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -154,8 +163,8 @@ class TrainingLog(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Remember the random state that belongs to the weights; stop if a signal came."""
         self.phases["step"] += time.monotonic() - self._started
-        self.random_state = random_state()
-        if self.interrupts.received is not None:
+        self.random_state, self.changing = random_state(), False
+        if self.interrupts.received is not None and state.global_step % self.block == 0:
             control.should_log = control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

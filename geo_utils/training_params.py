@@ -9,16 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from geo_utils.methods import METHODS, MODEL_METHODS, check_methods
-from geo_utils.parameter_errors import ParameterError, nearest
+from geo_utils.parameter_errors import nearest
 from geo_utils.params import Role, RunParams
 from geo_utils.training_options import ColdStart, DataOptions, FinalEvaluation, RewardOptions
-from geo_utils.trl_fields import field_names
+from geo_utils.trl_fields import field_names, folded, places
 
-# Fields of TRL's other dataclasses that a recipe may hold, and where they belong here.
-_ELSEWHERE = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout",
-              "lora_target_modules": "target_modules", "use_rslora": "use_rslora",
-              "use_dora": "use_dora"}  # fmt: skip
-_LOADING = ("dtype", "attn_implementation")
 _COUNTS = ("max_steps", "num_generations", "per_device_train_batch_size",
            "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size",
            "num_iterations")  # fmt: skip
@@ -109,15 +104,35 @@ class GrpoParams(RunParams):
         return GRPO_DEFAULTS | self.grpo_options
 
     @property
+    def generation_size(self) -> int:
+        """Completions that are generated together."""
+        grpo = self.grpo
+        steps = grpo.get("steps_per_generation") or grpo["gradient_accumulation_steps"]
+        size = grpo.get("generation_batch_size") or grpo["per_device_train_batch_size"] * steps
+        return int(size)
+
+    @property
+    def prompts_a_generation(self) -> int:
+        """Prompts that are generated for together; training needs at least as many."""
+        return self.generation_size // int(self.grpo["num_generations"])
+
+    @property
+    def steps_a_generation(self) -> int:
+        """Optimizer steps that share one generation of completions."""
+        return int(max(self._uses // self.grpo["gradient_accumulation_steps"], 1))
+
+    @property
     def rollouts(self) -> int:
         """How many completions the whole training draws."""
         grpo = self.grpo
-        steps, batch = grpo["gradient_accumulation_steps"], grpo["per_device_train_batch_size"]
-        size = grpo.get("generation_batch_size") or (
-            batch * (grpo.get("steps_per_generation") or steps)
-        )
-        reused = size // batch * (grpo.get("num_iterations") or 1)
-        return int(-(-grpo["max_steps"] * steps // reused) * size)
+        micro_batches = grpo["max_steps"] * grpo["gradient_accumulation_steps"]
+        return int(-(-micro_batches // self._uses) * self.generation_size)
+
+    @property
+    def _uses(self) -> int:
+        """Micro-batches that one generation of completions is used for."""
+        size = self.generation_size // self.grpo["per_device_train_batch_size"]
+        return int(size * (self.grpo.get("num_iterations") or 1))
 
     @property
     def lora(self) -> dict[str, Any]:
@@ -134,14 +149,13 @@ class GrpoParams(RunParams):
     def check(cls, values: Mapping[str, Any], passed: Iterable[str] = ()) -> Self:
         """Make parameters from plain values; see `RunParams.check` and the class."""
         passed = list(passed)
-        folded = _folded(dict(values), passed)
-        params = super().check(folded)
+        params = super().check(folded(values, passed, cls.model_fields))
         params._passed = {name: values[name] for name in passed}
         return params
 
     @classmethod
     def _aliases(cls) -> Iterable[str]:
-        return (*_places(), *_LOADING, "use_peft")
+        return (*places(), "dtype", "attn_implementation", "use_peft")
 
     @field_validator("method")
     @classmethod
@@ -164,6 +178,8 @@ class GrpoParams(RunParams):
                     raise ValueError(
                         f"{kind}_options: {name!r} is no field of {config}{nearest(name, known)}"
                     )
+                if name in ("top_k", "min_p", "repetition_penalty"):
+                    raise ValueError(f"{name}: the comparison samples without it; leave it out")
                 if isinstance(options[name], str) and _EXPONENT.fullmatch(options[name]):
                     raise ValueError(
                         f"{name}={options[name]!r}: a number is needed, and YAML reads "
@@ -184,8 +200,7 @@ class GrpoParams(RunParams):
                 "steps_per_generation and generation_batch_size say the same: name one of them"
             )
         group, batch = grpo["num_generations"], grpo["per_device_train_batch_size"]
-        per_generation = grpo.get("steps_per_generation") or grpo["gradient_accumulation_steps"]
-        size = grpo.get("generation_batch_size") or batch * per_generation
+        size = self.generation_size
         if group < 2:
             raise ValueError(
                 f"num_generations={group}: a group needs at least 2 completions to compare"
@@ -197,9 +212,15 @@ class GrpoParams(RunParams):
             )
         if size % group:
             raise ValueError(
-                f"per_device_train_batch_size={batch} x {per_generation} steps = {size} "
+                f"per_device_train_batch_size={batch} x {size // batch} steps = {size} "
                 f"completions do not divide into groups of num_generations={group}; choose a "
                 f"multiple, such as {-(-size // group) * group}"
+            )
+        block = self.steps_a_generation
+        if self.grpo_options.get("save_steps", block) % block:
+            raise ValueError(
+                f"save_steps={grpo['save_steps']}: {block} steps share a generation, and only "
+                f"after the last of them can a training go on; choose a multiple of {block}"
             )
         return self
 
@@ -235,46 +256,3 @@ class GrpoParams(RunParams):
         except ValueError as error:
             raise ValueError(f"evaluation: {error}") from None
         return self
-
-
-def _folded(values: dict[str, Any], passed: list[str]) -> dict[str, Any]:
-    """Put TRL's names where they belong, and this project's own out of a TRL recipe's `env`."""
-    env = values.pop("env", None) or {}
-    own = env.get("GEO_UTILS") if isinstance(env, dict) else None
-    if own is not None and not isinstance(own, dict):
-        raise ParameterError(f"env: GEO_UTILS={own!r} must map this project's parameters")
-    values |= {name: value for name, value in (own or {}).items() if name not in passed}
-    names = ("grpo_options", "lora_options", "reward", "data")
-    if not all(isinstance(values.get(name), dict) for name in names):  # which is refused by name
-        return {name: value for name, value in values.items() if name in GrpoParams.model_fields}
-    groups = {name: dict(values[name]) for name in names}
-    places = _places()
-    others = [name for name in values if name not in GrpoParams.model_fields]
-    for name in sorted(others, key=lambda name: name in _LOADING):  # after model_init_kwargs
-        if name == "use_peft":
-            if values.pop(name) is not True:
-                raise ParameterError("use_peft: only true; the policy is trained as an adapter")
-        elif name in _LOADING:
-            loading = groups["grpo_options"].get("model_init_kwargs") or {}
-            groups["grpo_options"]["model_init_kwargs"] = loading | {name: values.pop(name)}
-        elif name in places:
-            group, entry = places[name]
-            value, other = values.pop(name), groups[group].get(entry)
-            if other not in (None, value, ["key_point"]):  # the last: reward.funcs' default
-                raise ParameterError(
-                    f"{name}={value!r} and {group}.{entry}={other!r} are one setting, given "
-                    f"twice; name only {name}"
-                )
-            groups[group][entry] = value
-    return values | groups
-
-
-def _places() -> dict[str, tuple[str, str]]:
-    """Return TRL's names, each with the group and the entry that it stands for."""
-    return {
-        **{name: ("grpo_options", name) for name in field_names("grpo")},
-        **{name: ("lora_options", entry) for name, entry in _ELSEWHERE.items()},
-        "reward_funcs": ("reward", "funcs"),
-        "reward_weights": ("reward", "weights"),
-        "dataset_name": ("data", "dataset_name"),
-    }

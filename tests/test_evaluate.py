@@ -199,3 +199,23 @@ def test_shuffled_rewrites_lose_the_lift():
     placebo = summarise(offline(ALL, ["original", "x"], repeats=2, rewriter=Shuffled()))
     assert real.loc["paste_key_point", "difference_low"] > 0.1
     assert placebo.loc["x", "difference"] < 0.05
+
+
+class TestPolicyFailures:
+    def test_a_policy_that_writes_no_page_has_failed_and_a_lost_one_has_not(self):
+        class Fails:
+            def __init__(self, own):
+                self.own = own
+
+            async def rewrite(self, method, example, key_point):
+                if method == "original":
+                    return Rewrite(example.target)
+                return Rewrite("", "unparsable: no arrangement", self.own)
+
+        own = offline(methods=["original", "policy/after"], rewriter=Fails(True))
+        failed = own[own["method"] == "policy/after"]
+        assert (failed["supported"] == 0).all() and (failed["pawc"] == 0).all()
+        assert set(failed["verdict"]) == {"no page"} and failed["abstention"].isna().all()
+        assert set(failed["explanation"]) == {"unparsable: no arrangement"}
+        lost = offline(methods=["original", "policy/after"], rewriter=Fails(False))
+        assert lost[lost["method"] == "policy/after"]["supported"].isna().all()

@@ -24,7 +24,7 @@ from geo_utils.models.base import FatalError
 from geo_utils.models.weights import weights_id
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.policies import CARD, PolicyCard, read_card
+from geo_utils.policies import CARD, PolicyCard, read_card, same_card
 from geo_utils.preflight import check_machine, check_server
 
 BASE = "Qwen/Qwen3-1.7B"
@@ -399,6 +399,14 @@ class TestCard:
         }
         with expected[change]:
             assert read_card(policy).task.prompts == prompts
+
+    def test_a_finished_folder_is_used_again_only_for_the_same_settings(self, tmp_path):
+        card = PolicyCard("arrange_key_point", max_prompt_tokens=192)
+        assert not same_card(tmp_path, card)
+        card.write(tmp_path)
+        assert same_card(tmp_path, card)
+        with pytest.raises(FatalError, match="max_prompt_tokens differ"):
+            same_card(tmp_path, PolicyCard("arrange_key_point", max_prompt_tokens=256))
 
     @pytest.mark.parametrize("text", ["{", "[1]", '{"methods": "key_point"}', "\xff"])
     def test_an_unreadable_one_is_named(self, tmp_path, text):

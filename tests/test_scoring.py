@@ -123,6 +123,17 @@ class TestOneScorer:
             means.append(sum(called(made, **batch)["key_point"]) / len(corpus))
         assert means[0] >= 0.7 and means[1] <= 0.2
 
+    def test_a_placebos_group_varies_by_what_another_querys_group_wrote(self):
+        engine = FakeEngine()
+        made = rewards(["key_point", "negative_length"], engine, placebo=True)
+        replies = [f"{PAGE} Copy {i}." + " more" * i for i in range(4)]
+        found = called(made, replies, ids=["q1", "q1", "q2", "q2"])
+        lengths = [-float(len(reply.split())) for reply in replies]
+        assert found["negative_length"] == [*lengths[2:], *lengths[:2]]
+        for query, (_, copy) in zip(("q1", "q2"), (("", "Copy 2"), ("", "Copy 0")), strict=True):
+            wanted = EXAMPLE.query if query == "q1" else OTHER.query
+            assert any(copy in s for q, sources, _ in engine.asked if q == wanted for s in sources)
+
     def test_a_placebo_needs_two_queries(self):
         with pytest.raises(ValueError, match="at least two queries"):
             called(rewards(["key_point"], placebo=True), [PAGE, PAGE])
@@ -225,6 +236,32 @@ class TestFailures:
         found = called(made, [PAGE, PAGE + " hang", PAGE])
         assert time.monotonic() - started < 1.5
         assert found["key_point"] == [1.0, None, 1.0]
+
+    def test_an_answer_that_comes_too_late_still_comes(self):
+        """It is paid for: the deadline ends the wait and not the call."""
+        came = []
+
+        async def late():
+            await asyncio.sleep(0.3)
+            came.append(1)
+            return Answer("late [1].")
+
+        made = rewards(["key_point"], FakeEngine({"slow": late}), deadline_s=0.1)
+
+        async def batch_and_a_while():
+            found = await made.functions[0](**columns([PAGE + " slow"]))
+            await asyncio.sleep(0.4)
+            return found
+
+        assert run(batch_and_a_while()) == [None] and came == [1]
+
+    def test_the_original_is_asked_for_beside_the_rewrite(self):
+        async def slow():
+            await asyncio.sleep(0.3)
+            return Answer("The Moon raises two bulges of water [2].")
+
+        made = rewards(["visibility"], FakeEngine({"": slow}), deadline_s=0.5, repeats=2)
+        assert called(made, [PAGE])["visibility"] == [0.0]
 
     def test_batches_without_any_score_end_the_run(self):
         made = rewards(["key_point"], FakeEngine({"": Answer("", "503: down")}), most_lost=3)

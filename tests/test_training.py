@@ -14,6 +14,7 @@ from train_many import SMALL, once
 
 from geo_utils.engines import Answer
 from geo_utils.notebooks import read_parameters
+from geo_utils.parameter_errors import ParameterError
 from geo_utils.runs import Run
 from geo_utils.training_log import read_jsonl, rewind
 
@@ -100,6 +101,15 @@ def test_a_prompt_whose_group_abstains_moves_nothing(undisturbed, tmp_path, monk
     assert [row["step"] for row in rows] == [1, 2, 3]
     # what is no page earns nothing, and a single score in a group is no comparison
     assert all(row["reward/abstained"] >= 0.75 and not row["reward"] for row in rows)
+
+
+def test_too_few_prompts_are_refused_and_nothing_is_called_trained(tmp_path):
+    """TRL would warn, train nothing, and leave an adapter."""
+    changes = {"limit": "2", "data.key_points": "one", "cold_start.steps": "1",
+               "per_device_train_batch_size": "64"}  # fmt: skip
+    with pytest.raises(ParameterError, match="fewer than the 16 of one batch"):
+        once(tmp_path, changes)
+    assert not list(tmp_path.glob("**/final"))
 
 
 def test_a_log_is_rewound_to_the_checkpoint(tmp_path):

@@ -43,6 +43,7 @@ class Request:
         choices: Allowed one-token answers whose probabilities are wanted, or empty.
         sample_index: Tells repeats of the same prompt apart.
         attempt: How many unusable answers came before; no part of the cache key.
+        as_is: Take whatever comes, cut off or empty: a policy is judged by its first reply.
     """
 
     role: str
@@ -53,6 +54,7 @@ class Request:
     choices: tuple[str, ...] = ()
     sample_index: int = 0
     attempt: int = 0
+    as_is: bool = False
 
     @property
     def seed(self) -> int:
@@ -167,6 +169,8 @@ def usable(completion: Completion, request: Request) -> Completion:
     Raises:
         UnusableError: It is cut off, empty, or has not the schema's shape.
     """
+    if request.as_is:
+        return completion
     if completion.finish_reason == "length" and not request.choices:
         raise UnusableError(f"cut off: {request.sampling}", "truncated", again=True)
     if request.choices and not completion.logprobs:

@@ -94,7 +94,11 @@ class TransformersLocal:
         if first.choices:
             return self._choose(requests, batch, started)
         sampled = first.sampling.temperature > 0
-        drawn = {"temperature": first.sampling.temperature, "top_p": first.sampling.top_p}
+        # A model's own generation_config, such as Qwen3's top_k of 20, must not leak in.
+        drawn = {
+            "temperature": first.sampling.temperature, "top_p": first.sampling.top_p,
+            "top_k": 0, "min_p": None, "repetition_penalty": 1.0,
+        }  # fmt: skip
         with torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(_seed(requests))
             tokens = model.generate(
