@@ -180,6 +180,11 @@ class GrpoParams(RunParams):
                     )
                 if name in ("top_k", "min_p", "repetition_penalty"):
                     raise ValueError(f"{name}: the comparison samples without it; leave it out")
+                if options[name] in ("batch", "normalize_then_sum"):
+                    raise ValueError(
+                        f"{name}={options[name]!r} compares completions of different prompts; "
+                        "rewards are normalised within a group, or not at all"
+                    )
                 if isinstance(options[name], str) and _EXPONENT.fullmatch(options[name]):
                     raise ValueError(
                         f"{name}={options[name]!r}: a number is needed, and YAML reads "

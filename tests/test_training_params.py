@@ -176,6 +176,9 @@ class TestOverrides:
             {},
             "'learning_rte' is no parameter; did you mean 'learning_rate'?",
         ),
+        ({"top_k": 20}, {}, "top_k: the comparison samples without it"),
+        ({"scale_rewards": "batch"}, {}, "scale_rewards='batch' compares completions of different"),
+        ({"save_steps": 3, "steps_per_generation": 4}, {}, "save_steps=3: 4 steps share"),
         ({"lora_alfa": 1}, {}, "'lora_alfa' is no parameter; did you mean 'lora_alpha'?"),
         (
             {"grpo_options": {"learning_rte": 1e-5}},
