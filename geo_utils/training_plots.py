@@ -43,7 +43,8 @@ def reward_figure(metrics: Sequence[dict[str, Any]], source: str) -> Figure:
     smooth = rows["reward"].rolling(span, min_periods=1, center=True).mean()
     top.plot(rows.index, rows["reward"], ".", color="#9db4d6", markersize=7)
     top.plot(smooth.index, smooth, color="#1f4e9c", linewidth=3, label="reward, weighted")
-    names = [str(column) for column in rows]
+    # The negative length is in tokens and would press all others flat.
+    names = [str(column) for column in rows if column != "rewards/negative_length/mean"]
     parts = [c for c in names if c.startswith("rewards/") and c.endswith("/mean")]
     for column, shade in zip(parts if len(parts) > 1 else [], sns.color_palette("dark"),
                              strict=False):  # fmt: skip
