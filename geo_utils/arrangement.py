@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from geo_utils.text import sentences
 
 MOST_MENTIONS = 2
-_NO_PROSE = re.compile(r"\s*(?:#|\||```|---|===)")
+NO_PROSE = re.compile(r"\s*(?:#|\||```|---|===)")
 _ITEM = re.compile(r"\s*(?:[-*+]\s+|\d+[.)]\s+)")
 # Stress needs both pairs of stars: in [1]**[2]** the first pair belongs to the second mark.
 _MARK = re.compile(r"(\*\*)?\[(K|\d{1,4})\](?(1)\*\*)")
@@ -31,7 +31,7 @@ class Unit:
 
     def in_bold(self) -> str:
         """Return the text in bold, where that breaks neither a table nor other bold."""
-        if _NO_PROSE.match(self.text) or "**" in self.text:
+        if NO_PROSE.match(self.text) or "**" in self.text:
             return self.text
         item = _ITEM.match(self.text)
         lead = item.end() if item else 0
@@ -44,7 +44,7 @@ def page_units(page: str) -> list[Unit]:
     for line in re.finditer(r"[^\n]*\S[^\n]*", page):
         if not found and line.group().startswith("# ") and not page[: line.start()].strip():
             continue
-        prose = not _NO_PROSE.match(line.group())
+        prose = not NO_PROSE.match(line.group())
         last = line.start()
         for part in sentences(line.group()) if prose else [line.group().strip()]:
             start = page.find(part, last, line.end())

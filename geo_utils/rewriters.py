@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from geo_utils.arrangement import NO_PROSE
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.lexical import coverage
 from geo_utils.text import STOPWORDS, sentences, words
@@ -76,7 +77,7 @@ def keyword_stuffing(example: Example, key_point: KeyPoint) -> str:
     distinct = dict.fromkeys(w for w in words(example.query) if w.lower() not in STOPWORDS)
     if not distinct:
         return example.target
-    prose = [line for line in example.target.splitlines() if not _NO_PROSE.match(line)]
+    prose = [line for line in example.target.splitlines() if not NO_PROSE.match(line)]
     pieces, last = [], 0
     for _, end in _locate(example.target, sentences("\n".join(prose)))[1::3]:
         stop = end - (example.target[end - 1] in ".!?")
@@ -136,7 +137,7 @@ def _carriers(page: str, key_point: KeyPoint) -> list[tuple[int, int]]:
     """
     places = [(page.find(span), len(span)) for span in key_point.spans if span in page]
     if not places:
-        split = [s for s in sentences(page) if not _NO_PROSE.match(s)]
+        split = [s for s in sentences(page) if not NO_PROSE.match(s)]
         found = coverage(key_point.content, split)
         places = [(s, e - s) for s, e in _locate(page, split[found.start : found.end])]
     marked = bytearray(len(page))
@@ -178,7 +179,6 @@ def _as_sentence(claim: str) -> str:
     return claim if claim.endswith((".", "!", "?", "。")) else f"{claim}."
 
 
-_NO_PROSE = re.compile(r"\s*(?:#|\||```|---|===)")
 _LINE_MARK = re.compile(r"\s*(?:[-*+]\s+|\d+[.)]\s+|#+\s+)")
 # Not after an entity such as &amp; and not before a name such as iPhone.
 _SEMICOLON = re.compile(r"(?<!&\w{2})(?<!&\w{3})(?<!&\w{4});[ \t]+([a-z])(?![A-Z])")
