@@ -9,6 +9,7 @@ killed, the starter finds what is left by a mark in its environment.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import selectors
@@ -47,13 +48,14 @@ class Supervised:
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         held, self._pipe = os.pipe()
-        self._mark = f"{_MARK}={uuid.uuid4().hex}"
+        mark = uuid.uuid4().hex
+        self._mark = f"{_MARK}={mark}"
         out: IO[bytes] = log.open("wb")
         with out:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", str(Path(__file__).resolve()), str(held), *command],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-                env=dict([*os.environ.items(), *(env or {}).items(), self._mark.split("=")]),
+                env={**os.environ, **(env or {}), _MARK: mark},
                 pass_fds=[held], start_new_session=True,
             )  # fmt: skip
         os.close(held)
@@ -162,10 +164,8 @@ def _reap(but: int) -> None:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _marked(mark: bytes) -> list[int]:

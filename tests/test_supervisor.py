@@ -1,4 +1,4 @@
-"""Nothing that was started is left: success, failure, an interrupt, kill -9 of whoever started it."""
+"""Nothing that was started is left: success, failure, interrupt, kill -9 of the starter."""
 
 import os
 import signal
