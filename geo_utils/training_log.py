@@ -173,7 +173,7 @@ class TrainingLog(TrainerCallback):
         spent = {"phases": {**self.clock.phases, "step": self._step_s}}
         spent |= {"background": dict(self.clock.background)} if self.clock.background else {}
         rounded = {k: {n: round(t, 4) for n, t in v.items()} for k, v in spent.items()}
-        row = {"step": state.global_step, **clean, **rounded}
+        row = {"step": state.global_step, "at": round(time.time(), 3), **clean, **rounded}
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self._rows.append(row)

@@ -25,7 +25,8 @@ FLOORS = [
     {"evaluate", "summary", "policies", "roles", "plan", "rollouts", "scoring", "rewards"}
     | {"call_clock", "free_rewards"},
     {"checkpoints", "preflight", "small_policy", "cold_start", "training_data", "training_log"}
-    | {"grpo", "comparison", "phases", "streaming", "overlapped_trainer"},
+    | {"grpo", "comparison", "phases", "streaming", "overlapped_trainer"}
+    | {"random_weights", "gpus", "servers", "efficiency_recipes", "measure", "efficiency"},
     # The look-alike is a program that answers through the roles; nothing imports it.
     {"tables", "plots", "training_plots", "view", "rollout_view", "report", "run"}
     | {"models.simulated_gemini", "models.simulated_answers"},
