@@ -28,28 +28,13 @@ _NO_ID_NEEDED = ("offline", "offline_strict", "gemini")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
-class RunParams(BaseModel):
-    """Parameters that every notebook that runs roles has.
+class NotebookParams(BaseModel):
+    """Parameters that every notebook has.
 
     Attributes:
         variant: Name of this set of parameters; a folder of the outputs.
         output_root: Folder of the runs; a relative path is taken from the project's root.
-        corpus: Which corpus, as `corpus.load_corpus` names them.
-        corpus_path: File or folder of the corpus, where it needs one; relative as output_root.
-        split: Split of a Hub dataset.
-        limit: How many queries, drawn from the seed; none for all.
-        engine: What answers.
-        judge: What gives verdicts.
         seed: Seed of every draw.
-        models: Model id by role, where it is not the backend's default.
-        servers: Addresses by role: for `openai` those of the server and its replicas, each ending
-            in `/v1`; for `gemini` one that stands in for the service.
-        temperature: Of whatever answers or rewrites.
-        judge_mode: `verdict` with a reason, or `soft`: P(supported) by log-probabilities.
-        prompts: Folder of templates that replace the shipped ones.
-        calls: How models are called.
-        cache_root: Folder of the answers, shared by runs.
-        dry_run: Stop before the first call, with calls, tokens and cost counted.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -57,37 +42,9 @@ class RunParams(BaseModel):
 
     variant: Name
     output_root: Annotated[str, Field(min_length=1)]
-    corpus: Literal["sample", "jsonl", "researchy-geo", "e-commerce", "geo-bench"]
-    corpus_path: str | None
-    split: Name
-    limit: Annotated[int, Field(ge=1)] | None
-    engine: Backend
-    judge: Backend
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    models: dict[Role, str]
-    servers: dict[Role, list[str]]
-    temperature: Annotated[float, Field(ge=0, le=2)]
-    judge_mode: Literal["verdict", "soft"]
-    prompts: str | None
-    calls: Annotated[CallOptions, Field(strict=False)]
-    cache_root: Annotated[str, Field(min_length=1)]
-    dry_run: bool
 
     _passed: dict[str, Any] = PrivateAttr(default_factory=dict)
-
-    if TYPE_CHECKING:  # fields of some notebooks, made from other fields in the rest
-
-        @property
-        def methods(self) -> list[str]:
-            """The methods to compare, `original` among them."""
-
-        @property
-        def repeats(self) -> int:
-            """Sampled answers a page."""
-
-        @property
-        def key_points(self) -> Literal["one", "all", "exclusive"]:
-            """Which key points of a page."""
 
     @property
     def passed(self) -> dict[str, Any]:
@@ -103,17 +60,8 @@ class RunParams(BaseModel):
 
     @property
     def backends(self) -> dict[Role, str]:
-        """The backend of each role."""
-        return {"engine": self.engine, "judge": self.judge}
-
-    @property
-    def corpus_options(self) -> dict[str, Any]:
-        """The arguments of `corpus.load_corpus` that these parameters ask for."""
-        path = None if self.corpus_path is None else resolve_path(self.corpus_path)
-        return {
-            "name": self.corpus, "path": path, "split": self.split,
-            "limit": self.limit, "seed": self.seed,
-        }  # fmt: skip
+        """The backend of each role; none in a notebook that asks nothing itself."""
+        return {}
 
     @classmethod
     def check(cls, values: Mapping[str, Any], passed: Iterable[str] = ()) -> Self:
@@ -154,6 +102,71 @@ class RunParams(BaseModel):
         known = {name: namespace[name] for name in cls.model_fields if name in namespace}
         values = known | {name: namespace[name] for name in bound if name in namespace}
         return cls.check(values, injected)
+
+
+class RunParams(NotebookParams):
+    """Parameters that every notebook that runs roles has.
+
+    Attributes:
+        corpus: Which corpus, as `corpus.load_corpus` names them.
+        corpus_path: File or folder of the corpus, where it needs one; relative as output_root.
+        split: Split of a Hub dataset.
+        limit: How many queries, drawn from the seed; none for all.
+        engine: What answers.
+        judge: What gives verdicts.
+        models: Model id by role, where it is not the backend's default.
+        servers: Addresses by role: for `openai` those of the server and its replicas, each ending
+            in `/v1`; for `gemini` one that stands in for the service.
+        temperature: Of whatever answers or rewrites.
+        judge_mode: `verdict` with a reason, or `soft`: P(supported) by log-probabilities.
+        prompts: Folder of templates that replace the shipped ones.
+        calls: How models are called.
+        cache_root: Folder of the answers, shared by runs.
+        dry_run: Stop before the first call, with calls, tokens and cost counted.
+    """
+
+    corpus: Literal["sample", "jsonl", "researchy-geo", "e-commerce", "geo-bench"]
+    corpus_path: str | None
+    split: Name
+    limit: Annotated[int, Field(ge=1)] | None
+    engine: Backend
+    judge: Backend
+    models: dict[Role, str]
+    servers: dict[Role, list[str]]
+    temperature: Annotated[float, Field(ge=0, le=2)]
+    judge_mode: Literal["verdict", "soft"]
+    prompts: str | None
+    calls: Annotated[CallOptions, Field(strict=False)]
+    cache_root: Annotated[str, Field(min_length=1)]
+    dry_run: bool
+
+    if TYPE_CHECKING:  # fields of some notebooks, made from other fields in the rest
+
+        @property
+        def methods(self) -> list[str]:
+            """The methods to compare, `original` among them."""
+
+        @property
+        def repeats(self) -> int:
+            """Sampled answers a page."""
+
+        @property
+        def key_points(self) -> Literal["one", "all", "exclusive"]:
+            """Which key points of a page."""
+
+    @property
+    def backends(self) -> dict[Role, str]:
+        """The backend of each role."""
+        return {"engine": self.engine, "judge": self.judge}
+
+    @property
+    def corpus_options(self) -> dict[str, Any]:
+        """The arguments of `corpus.load_corpus` that these parameters ask for."""
+        path = None if self.corpus_path is None else resolve_path(self.corpus_path)
+        return {
+            "name": self.corpus, "path": path, "split": self.split,
+            "limit": self.limit, "seed": self.seed,
+        }  # fmt: skip
 
     @model_validator(mode="after")
     def _check_corpus(self) -> Self:

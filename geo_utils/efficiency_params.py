@@ -1,0 +1,164 @@
+"""Parameters of notebook 01: settings to measure, and what they are measured with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from geo_utils.parameter_errors import nearest
+from geo_utils.params import Name, NotebookParams
+
+Place = Literal["trainer", "policy", "engine"]
+RANDOM_SHAPES = ("small", "Qwen3-1.7B", "Qwen2.5-7B")
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Setting(_Options):
+    """One placement of policy and reward.
+
+    Attributes:
+        group: Settings that are compared with each other.
+        policy: How the policy generates; see `GrpoParams.generation`.
+        reward: What answers: nothing, Gemini (or its look-alike), or the engine model on a vLLM
+            server, by vLLM in the trainer's process, or by Transformers there.
+        schedule: When rewards are worked out; see `RewardOptions.schedule`.
+        parallel: Whether Gemini is asked for a whole batch at once, or one by one.
+        gpus: The GPU that each role holds, by index; on one GPU, they share it.
+        recipe: Fields of GRPOConfig over the run's.
+        completions: Completions a step, where not the run's.
+        new_tokens: Tokens of each, likewise.
+        reward_latency_s: Seconds of engine and judge together, likewise.
+    """
+
+    group: Annotated[str, Field(min_length=1)]
+    policy: Literal["transformers", "colocate", "server"]
+    reward: Literal["negative_length", "gemini", "qwen_server", "qwen_vllm", "qwen_transformers"]
+    schedule: Literal["stock", "fused", "early", "ahead"] = "stock"
+    parallel: bool = True
+    gpus: dict[Place, Annotated[int, Field(ge=0)]] = {"trainer": 0}
+    recipe: dict[str, Any] = {}
+    completions: Annotated[int, Field(ge=2)] | None = None
+    new_tokens: Annotated[int, Field(ge=1)] | None = None
+    reward_latency_s: Annotated[float, Field(ge=0)] | None = None
+
+    @property
+    def gpus_wanted(self) -> int:
+        """How many GPUs the setting holds."""
+        return len(set(self.gpus.values()))
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether a batch is trained on with the very weights that generated it."""
+        return self.schedule != "ahead"
+
+    @model_validator(mode="after")
+    def _check_places(self) -> Self:
+        needed: list[Place] = ["trainer"]
+        needed += ["policy"] if self.policy == "server" else []
+        needed += ["engine"] if self.reward.startswith("qwen") else []
+        if sorted(self.gpus) != sorted(needed):
+            raise ValueError(
+                f"gpus={dict(self.gpus)!r}: policy={self.policy!r} with reward={self.reward!r} "
+                f"places {', '.join(needed)}; give each a GPU"
+            )
+        return self
+
+
+class CapacityOptions(_Options):
+    """What there is to run experiments on; see `capacity.plan`.
+
+    Attributes:
+        gpus: GPUs of one user.
+        requests_per_minute: The API's limit, for all experiments together; None for none.
+        tokens_per_minute: Likewise.
+        calls_a_rollout: Requests of engine and judge.
+        tokens_a_rollout: Tokens of both, in and out.
+        price_per_1000_rollouts: US dollars; None where it is not known.
+        budget: US dollars; None for no limit.
+        steps: Steps of one experiment.
+        experiments: Of the sweep.
+    """
+
+    gpus: Annotated[int, Field(ge=1)] = 24
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = 4_000.0
+    tokens_per_minute: Annotated[float, Field(gt=0)] | None = 4_000_000.0
+    calls_a_rollout: Annotated[float, Field(gt=0)] = 2.0
+    tokens_a_rollout: Annotated[float, Field(gt=0)] = 7_000.0
+    price_per_1000_rollouts: Annotated[float, Field(ge=0)] | None = None
+    budget: Annotated[float, Field(gt=0)] | None = None
+    steps: Annotated[int, Field(ge=1)] = 500
+    experiments: Annotated[int, Field(ge=1)] = 24
+
+
+class EfficiencyParams(NotebookParams):
+    """Parameters of notebook 01.
+
+    Attributes:
+        recorded: Folders of rows measured before, which are shown beside this run's.
+        settings: What to measure, by name.
+        only: Names of the settings to measure now; none for all.
+        repeats: Measurements of each setting, interleaved.
+        warmup_steps: Steps at the start that do not count.
+        steps: Steps that do.
+        completions: Completions a step.
+        new_tokens: Tokens of each completion.
+        natural_lengths: Let completions end where they end, up to `new_tokens`.
+        prompt_tokens: Longest prompt.
+        reward_latency_s: Seconds of engine and judge together, of the simulated Gemini.
+        latency_sigma: Its spread: 0 for constant, else the sigma of a lognormal distribution.
+        gemini: `auto` asks the real service where a key is set; `simulated` never.
+        policy_model: Folder or Hub id; `small` for one made on the spot.
+        engine_model: Folder or Hub id.
+        random_weights: Models to make with random weights of their true shape.
+        share_gpus: Let roles share a GPU where there are fewer than a setting wants.
+        timeout_s: Longest time for one measurement, start included.
+        recipe: Fields of GRPOConfig for all settings.
+        capacity: What the planner counts with.
+    """
+
+    notebook: ClassVar[str] = "01_efficiency"
+    recorded: list[str]
+    settings: Annotated[dict[Name, Setting], Field(strict=False)]
+    only: list[str]
+    repeats: Annotated[int, Field(ge=1)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=2)]
+    completions: Annotated[int, Field(ge=2)]
+    new_tokens: Annotated[int, Field(ge=1)]
+    natural_lengths: bool
+    prompt_tokens: Annotated[int, Field(ge=16)]
+    reward_latency_s: Annotated[float, Field(ge=0)]
+    latency_sigma: Annotated[float, Field(ge=0)]
+    gemini: Literal["auto", "simulated"]
+    policy_model: Annotated[str, Field(min_length=1)]
+    engine_model: Annotated[str, Field(min_length=1)]
+    random_weights: list[str]
+    share_gpus: bool
+    timeout_s: Annotated[float, Field(gt=0)]
+    recipe: dict[str, Any]
+    capacity: Annotated[CapacityOptions, Field(strict=False)]
+
+    @property
+    def chosen(self) -> dict[str, Setting]:
+        """The settings to measure now."""
+        return {n: s for n, s in self.settings.items() if not self.only or n in self.only}
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for name in self.only:
+            if name not in self.settings:
+                raise ValueError(
+                    f"only={self.only!r}: {name!r} is no setting{nearest(name, self.settings)} "
+                    f"Choose from {', '.join(self.settings)}"
+                )
+        for name in self.random_weights:
+            if name not in RANDOM_SHAPES:
+                raise ValueError(
+                    f"random_weights={self.random_weights!r}: the shape of {name!r} is not known"
+                    f"{nearest(name, RANDOM_SHAPES)} Choose from {', '.join(RANDOM_SHAPES)}"
+                )
+        return self
