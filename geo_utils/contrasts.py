@@ -1,4 +1,4 @@
-"""Settings beside each other: one by one or in parallel, latency hidden or not, with and without."""
+"""Settings beside each other: asked one by one or in parallel, latency hidden or not."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def contrast(result: Measurement, against: Measurement) -> Contrast:
 
 
 def one_by_one(results: Sequence[Measurement]) -> list[Contrast]:
-    """Divide each result that asks one by one by the one that differs only in asking in parallel."""
+    """Divide each result that asks one by one by the same that asks in parallel."""
     found = []
     for slow in results:
         if slow.measured and slow.reward == "gemini" and not slow.parallel:
