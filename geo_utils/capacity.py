@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,9 @@ import pandas as pd
 
 from geo_utils.bounds import predicted_step
 from geo_utils.efficiency_params import CapacityOptions
-from geo_utils.measurements import Measurement
+from geo_utils.measurements import Measurement, of_work, works
+
+SAME = 1.05  # steps of two measurements of one setting may differ by so much
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,13 @@ class Plan:
         step_s: Seconds a step of one experiment that has everything to itself; longer than
             measured where the API's limit is below what it asks for.
         at_once: Experiments at a time that do not slow each other down; 0 where one does not fit.
+            One that the API's limit slows down even alone is 1.
         binds: What keeps it from more: `GPUs`, `requests` or `tokens`.
         slowed: Whether one experiment alone is slowed down by the API's limit.
         hours: Of one experiment.
-        per_day: Experiments a day.
-        sweep_hours: Of the sweep.
+        per_day: Experiments a day, with as many side by side as the GPUs hold; where the API's
+            limit slows them down, what it lets through.
+        sweep_hours: Of the sweep, with as many side by side as finish it soonest.
         gpu_hours: Of one experiment.
         cost: US dollars of one experiment's API calls; 0 without an API, None if not known.
         affordable: Whether the budget covers the sweep; None if the cost is not known.
@@ -72,16 +77,15 @@ def plan_setting(
         rate = rollouts * 60 / step_s
         room |= {name: limit / (rate * each) for name, (limit, each) in needs.items() if limit}
     api = min((share for name, share in room.items() if name != "GPUs"), default=math.inf)
-    step_s = step_s / min(api, 1.0)
     binds = min(room, key=lambda name: _whole(room[name]))
-    at_once = _whole(min(room["GPUs"], max(api, 1.0)))
-    hours = options.steps * step_s / 3600
-    rounds = math.ceil(options.experiments / at_once) if at_once else math.inf
+    held, hours = _whole(room["GPUs"]), options.steps * step_s / 3600
+    slowed = hours / min(api, 1.0)
     cost = _cost(row, options)
     return Plan(
-        setting=row.setting, gpus=gpus, step_s=step_s, at_once=at_once, binds=binds,
-        slowed=api < 1, hours=hours, per_day=at_once * 24 / hours, sweep_hours=rounds * hours,
-        gpu_hours=hours * gpus, cost=cost, affordable=_affordable(cost, options),
+        setting=row.setting, gpus=gpus, step_s=step_s / min(api, 1.0),
+        at_once=min(held, max(_whole(api), 1)), binds=binds, slowed=api < 1, hours=slowed,
+        per_day=min(held, api) * 24 / hours, sweep_hours=_sweep_hours(hours, held, api, options),
+        gpu_hours=slowed * gpus, cost=cost, affordable=_affordable(cost, options),
     )  # fmt: skip
 
 
@@ -93,6 +97,20 @@ def uses_api(row: Measurement) -> bool:
 def rewarded(rows: Sequence[Measurement]) -> list[Measurement]:
     """Leave out rows whose reward asks no engine: they are for comparison, not to be chosen."""
     return [row for row in rows if row.measured and row.reward != "negative_length"]
+
+
+def planned_work(results: Sequence[Measurement]) -> list[Measurement]:
+    """Return what a plan compares: settings with an engine, of the work most were measured at.
+
+    A setting that was measured at several latencies stands with its longest.
+    """
+    main = next(iter(works(rewarded(results), 1)), None)
+    rows: dict[str, Measurement] = {}
+    for row in rewarded(of_work(results, main)):
+        before = rows.get(row.setting)
+        if before is None or (row.reward_latency_s or 0) > (before.reward_latency_s or 0):
+            rows[row.setting] = row
+    return list(rows.values())
 
 
 def plan(
@@ -128,7 +146,7 @@ def over_latency(
 
     Returns:
         A row a latency and setting: `at`, `setting`, `hours`, `sweep_hours`, `urgent` and
-        `sweep`, whether it wins.
+        `sweep`, whether it wins. A winner stays one until it is beaten by more than `SAME`.
     """
     return _frame({at: plan(rows, options, at) for at in latencies})
 
@@ -166,8 +184,11 @@ def changes(frame: pd.DataFrame, goal: str) -> list[tuple[float, str]]:
 
 def _frame(plans: dict[float, list[Plan]]) -> pd.DataFrame:
     rows = []
+    first: Plan | None = None
+    most: Plan | None = None
     for at, each in plans.items():
-        first, most = urgent(each), sweep(each)
+        first = _stays(first, urgent(each), each, "hours")
+        most = _stays(most, sweep(each), each, "sweep_hours")
         rows += [
             {"at": at, "setting": p.setting, "hours": p.hours, "sweep_hours": p.sweep_hours,
              "urgent": p is first, "sweep": p is most} for p in each
@@ -175,11 +196,32 @@ def _frame(plans: dict[float, list[Plan]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["at", "setting", "hours", "sweep_hours", "urgent", "sweep"])
 
 
+def _stays(
+    before: Plan | None, best: Plan | None, plans: Sequence[Plan], hours: str
+) -> Plan | None:
+    """Return the winner so far where nothing beats it by more than what repeats differ by."""
+    if before is None or best is None:
+        return best
+    now = next(p for p in plans if p.setting == before.setting)
+    near: float = getattr(now, hours) / getattr(best, hours)
+    return now if near <= SAME and now.at_once and now.affordable is not False else best
+
+
 def _fitting(plans: Sequence[Plan]) -> list[Plan]:
     return [p for p in plans if p.at_once > 0]
 
 
+def _sweep_hours(hours: float, held: int, api: float, options: CapacityOptions) -> float:
+    """Try every number of experiments side by side; more than the API carries slow each other."""
+    rounds = (
+        math.ceil(options.experiments / k) * hours * max(1.0, k / api) for k in range(1, held + 1)
+    )
+    return min(rounds, default=math.inf)
+
+
 def _whole(share: float) -> int:
+    if math.isinf(share):
+        return sys.maxsize
     return math.floor(share + 1e-9)  # a quotient that is just short of a whole number
 
 

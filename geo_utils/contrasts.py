@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from geo_utils.efficiency_params import Setting
 from geo_utils.measurements import Condition, Measurement
 
 
@@ -68,12 +67,18 @@ def one_by_one(results: Sequence[Measurement]) -> list[Contrast]:
 
 
 def against_no_latency(results: Sequence[Measurement]) -> list[Contrast]:
-    """Divide each result with a stated latency by the same with a reward that asks nothing."""
+    """Divide each result with a stated latency by the same with a reward that asks nothing.
+
+    Where the latter has nothing to begin early, `fused` stands for `early`.
+    """
     found = []
     for result in results:
         if result.measured and result.reward == "gemini" and result.reward_latency_s:
             free = [r for r in results if r.reward == "negative_length" and _alike(result, r)]
-            base = _closest(result, [r for r in free if r.schedule == result.schedule])
+            alike = [r for r in free if r.schedule == result.schedule]
+            if not alike and result.schedule == "early":
+                alike = [r for r in free if r.schedule == "fused"]
+            base = _closest(result, alike)
             found += [contrast(result, base)] if base else []
     return found
 
@@ -90,22 +95,19 @@ def against_stock(results: Sequence[Measurement]) -> list[Contrast]:
     return found
 
 
-def ablation(
-    results: Sequence[Measurement], settings: Iterable[str] | dict[str, Setting]
-) -> list[Contrast]:
-    """Divide the results of an ablation by those of its first setting, work by work.
+def ablation(results: Sequence[Measurement], settings: Iterable[str]) -> list[Contrast]:
+    """Divide the results of an ablation by the first of them, work by work.
 
     Args:
         results: Put together by `pooled`.
-        settings: Names in the order of the file; the first is what the others are changes of.
+        settings: In the order of the file: the first of a work is what the others change.
     """
     names = list(settings)
     measured = {(r.setting, r.work): r for r in results if r.measured and r.setting in names}
     found = []
     for work in dict.fromkeys(work for _, work in measured):
-        base = measured.get((names[0], work)) if names else None
         here = [measured[name, work] for name in names if (name, work) in measured]
-        found += [contrast(result, base) for result in here] if base else []
+        found += [contrast(result, here[0]) for result in here]
     return found
 
 

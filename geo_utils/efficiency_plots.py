@@ -6,28 +6,32 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from geo_utils.bounds import bounds, predicted_step, reward_floor
-from geo_utils.capacity import changes, over_latency, over_limits, rewarded
+from geo_utils.capacity import changes, over_latency, over_limits, planned_work
 from geo_utils.efficiency_params import CapacityOptions
 from geo_utils.efficiency_tables import (
     SLIDE_ROWS,
     count,
+    main_rows,
     named,
     plan_basis,
     seconds,
     source,
     work_name,
 )
-from geo_utils.measurements import PHASES, Measurement, of_work, works
+from geo_utils.measurements import PHASES, Measurement, compared, of_work, works
 from geo_utils.training_plots import finished
 
 LATENCIES = tuple(float(s) for s in np.linspace(0, 20, 81))
 FACTORS = tuple(float(f) for f in np.geomspace(1 / 16, 16, 65))
+CUT = 8  # bars that are so many times the shortest are cut
 _PHASE_COLOURS = dict(zip(PHASES, (
     "#7a5195", "#1f4e9c", "#c1272d", "#e0a030", "#3b8f6e", "#63b38f", "#a8d5ba", "#bbbbbb",
     "#dddddd",
@@ -38,14 +42,18 @@ _LINES = ("-", "--", "-.", ":")
 def step_figure(results: Sequence[Measurement]) -> Figure:
     """Stack the phases of a step for each setting, the bound of its schedule marked.
 
-    One panel for each amount of work, two at most; the fastest settings of each.
+    One panel for each amount of work, two at most. A bar that is much longer than the others is
+    cut.
     """
-    shown = {work: _fastest(of_work(results, work)) for work in works(results)}
+    shown = {
+        work: compared(of_work(results, work), most)
+        for work, most in zip(works(results), (SLIDE_ROWS, 8), strict=False)
+    }
     if not shown:
         return _nothing()
     first = next(iter(shown.values()))
     best, slow = first[0], first[-1]
-    title = f"{named(best.setting).capitalize()} is fastest, {best.seconds:.1f} s a step"
+    title = f"{_capital(best)} is fastest, {best.seconds:.1f} s a step"
     if slow is not best:
         title += f"; {named(slow.setting)} takes {slow.seconds / best.seconds:.1f} times as long"
     heights = [0.42 * len(rows) + 1.0 for rows in shown.values()]
@@ -53,9 +61,9 @@ def step_figure(results: Sequence[Measurement]) -> Figure:
     for axes, rows in zip(panels, shown.values(), strict=True):
         _stacked(axes, rows)
         axes.set_title(f"{work_name(rows[0])}, {rows[0].device}", loc="left", fontsize=15)
-    panels[-1].set_xlabel("seconds a step: mean of each phase; | is the least by its own parts")
-    handles, names = _legend(panels)
-    panels[0].legend(handles, names, frameon=False, fontsize=13, ncols=1, loc="upper left",
+    panels[-1].set_xlabel("seconds a step: mean of each phase; line: the least by its own parts")
+    handles, names = _legend()
+    panels[0].legend(handles, names, frameon=False, fontsize=14, ncols=1, loc="upper left",
                      bbox_to_anchor=(1.2, 1.0))  # fmt: skip
     rows = [r for group in shown.values() for r in group]
     return finished(figure, title, _basis(rows, results))
@@ -70,8 +78,8 @@ def latency_figure(results: Sequence[Measurement]) -> Figure:
     slopes = {r.setting: predicted_step(r, 20.0) - predicted_step(r, 0.0) for r in rows}
     flat, steep = min(slopes, key=slopes.__getitem__), max(slopes, key=slopes.__getitem__)
     title = (
-        f"From 0 to 20 s of latency, {named(steep)} is predicted to gain {slopes[steep]:.0f} s a "
-        f"step, {named(flat)} {slopes[flat]:.0f} s"
+        f"With 20 s of latency instead of none, a step of {named(steep)} is predicted to take "
+        f"{slopes[steep]:.0f} s more, of {named(flat)} {slopes[flat]:.0f} s"
     )
     figure, (axes,) = _canvas(7.2, 1)
     ends: list[tuple[float, str, object]] = []
@@ -90,7 +98,7 @@ def latency_figure(results: Sequence[Measurement]) -> Figure:
     axes.set(xlim=(0, 20), xlabel="seconds that engine and judge take for a completion",
              ylabel="seconds a step")  # fmt: skip
     if max(end for end, _, _ in ends) > 20 * max(min(end for end, _, _ in ends), 1e-9):
-        axes.set_yscale("log")
+        _log_scale(axes)
     axes.set_ylim(*axes.get_ylim())
     _label_ends(axes, ends)
     note = f"Points: measured, bars: quartiles; lines: predicted by the bound of the schedule. " \
@@ -100,9 +108,8 @@ def latency_figure(results: Sequence[Measurement]) -> Figure:
 
 def gpu_figure(results: Sequence[Measurement]) -> Figure:
     """Draw the GPU-seconds that a sample costs, over all GPUs held."""
-    main = next(iter(works(results, 1)), None)
-    rows = [r for r in of_work(results, main) if r.gpu_seconds_per_sample]
-    rows = sorted(rows, key=lambda r: r.gpu_seconds_per_sample or 0.0)[:SLIDE_ROWS]
+    rows = [r for r in main_rows(results) if r.gpu_seconds_per_sample]
+    rows = sorted(rows, key=lambda r: r.gpu_seconds_per_sample or 0.0)
     if not rows:
         return _nothing("No measured setting held a GPU")
     costs = [float(r.gpu_seconds_per_sample or 0.0) for r in rows]
@@ -121,7 +128,7 @@ def gpu_figure(results: Sequence[Measurement]) -> Figure:
         spread = [s * cost / row.seconds for s in row.step_s_spread or ()]
         ends = f" [{spread[0]:.2f}, {spread[1]:.2f}]" if spread else ""
         held = f"{row.gpus} GPU{'s' * (row.gpus != 1)}"
-        axes.annotate(f" {cost:.2f}{ends}, {held}", (cost, y), va="center", fontsize=13)
+        axes.annotate(f" {cost:.2f}{ends}, {held}", (cost, y), va="center", fontsize=14)
     _name_rows(axes, rows)
     axes.margins(x=0.3)
     axes.set_xlabel("GPU-seconds a sample, all GPUs held")
@@ -131,51 +138,62 @@ def gpu_figure(results: Sequence[Measurement]) -> Figure:
 
 def sensitivity_figure(results: Sequence[Measurement], options: CapacityOptions) -> Figure:
     """Draw the sweep's time over the reward's latency and over the API's limits, winners bold."""
-    main = next(iter(works(rewarded(results), 1)), None)
-    rows = _latest(rewarded(of_work(results, main)))
+    rows = planned_work(results)
     if not rows:
         return _nothing("No setting with an engine was measured: nothing to plan")
     frames = (over_latency(rows, options, LATENCIES), over_limits(rows, options, FACTORS))
     moved = [changes(frame, "sweep") for frame in frames]
     title = f"For {options.experiments} experiments: {_changes_text(moved[0], ' s of latency')}"
     figure, panels = _canvas(7.4, 1, columns=2)
-    shades = {r.setting: sns.color_palette("colorblind")[i % 10] for i, r in enumerate(rows)}
+    named_first = dict.fromkeys(setting for found in moved for _, setting in found)
+    shades = dict(zip(named_first, sns.color_palette("colorblind"), strict=False))
     for axes, frame in zip(panels, frames, strict=True):
         for setting, line in frame.groupby("setting", sort=False):
-            shade = shades[str(setting)]
-            axes.plot(line["at"], line["sweep_hours"], color=shade, linewidth=1.5, alpha=0.6)
             won = line["sweep_hours"].where(line["sweep"])
-            axes.plot(line["at"], won, color=shade, linewidth=6, label=named(str(setting)))
+            axes.plot(line["at"], line["sweep_hours"], color="#bbbbbb", linewidth=1.2, zorder=1)
+            axes.plot(line["at"], won, color=shades.get(str(setting), "#333333"), linewidth=6)
         finite = frame["sweep_hours"].replace(np.inf, np.nan)
-        axes.set_yscale("log" if finite.max() > 8 * finite.min() else "linear")
+        if finite.max() > 8 * finite.min():
+            _log_scale(axes)
     panels[0].set(xlabel="latency of engine and judge, s (predicted)",
                   ylabel=f"hours for {options.experiments} experiments")  # fmt: skip
     panels[1].set_xscale("log", base=2)
     panels[1].set_xlabel("API limits, times those given")
     ticks = (1 / 16, 1 / 4, 1, 4, 16)
     panels[1].set_xticks(ticks, [f"{t:g}" if t >= 1 else f"1/{1 / t:g}" for t in ticks])
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, frameon=False, fontsize=13, loc="outside right upper")
+    handles = [Line2D([], [], color=shade, linewidth=6) for shade in shades.values()]
+    handles.append(Line2D([], [], color="#bbbbbb", linewidth=1.2))
+    figure.legend(handles, [*map(named, shades), f"the other {len(rows) - len(shades)}"],
+                  frameon=False, fontsize=14, loc="outside right upper")  # fmt: skip
     limits = _changes_text(moved[1], " times the limits")
     note = f"Thick: the setting that wins. Over the limits: {limits}. " \
-           f"{plan_basis(rows, options).capitalize()}."  # fmt: skip
+           f"For {plan_basis(rows, options)}."  # fmt: skip
     return finished(figure, title, note)
 
 
 def _stacked(axes: Axes, rows: Sequence[Measurement]) -> None:
-    widest = max(r.seconds for r in rows)
+    least = min(r.seconds for r in rows)
+    widest = max(r.seconds for r in rows if r.seconds <= CUT * least)
     for y, row in enumerate(rows):
-        left = 0.0
+        left, cut = 0.0, row.seconds > widest
         for phase in PHASES:
-            width = (row.phases or {}).get(phase, 0.0)
+            width = min((row.phases or {}).get(phase, 0.0), 1.05 * widest - left)
             axes.barh(y, width, left=left, color=_PHASE_COLOURS[phase], height=0.72)
             left += width
-        own = bounds(row).own
-        axes.plot((own, own), (y - 0.45, y + 0.45), color="black", linewidth=2.5)
-        text = f" {seconds(row)}"
-        axes.annotate(text, (max(left, own), y), va="center", fontsize=13)
+        own = min(bounds(row).own, 1.05 * widest)
+        if not cut:
+            axes.plot((own, own), (y - 0.45, y + 0.45), color="black", linewidth=2.5)
+        text = f" {'… ' if cut else ''}{seconds(row)}"
+        axes.annotate(text, (max(left, own), y), va="center", fontsize=14)
     _name_rows(axes, rows)
-    axes.set_xlim(0, 1.28 * widest)
+    axes.set_xlim(0, 1.4 * widest)
+
+
+def _log_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _name_rows(axes: Axes, rows: Sequence[Measurement]) -> None:
@@ -184,8 +202,8 @@ def _name_rows(axes: Axes, rows: Sequence[Measurement]) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
 
 
-def _legend(panels: Sequence[Axes]) -> tuple[list[plt.Rectangle], list[str]]:
-    handles = [plt.Rectangle((0, 0), 1, 1, color=_PHASE_COLOURS[phase]) for phase in PHASES]
+def _legend() -> tuple[list[Rectangle], list[str]]:
+    handles = [Rectangle((0, 0), 1, 1, color=_PHASE_COLOURS[phase]) for phase in PHASES]
     return handles, list(PHASES)
 
 
@@ -204,8 +222,14 @@ def _changes_text(found: Sequence[tuple[float, str]], unit: str) -> str:
     if not found:
         return "nothing fits"
     words = [f"{named(found[0][1])} wins" + (" throughout" if len(found) == 1 else "")]
-    words += [f"{named(setting)} from {at:.2g}{unit}" for at, setting in found[1:]]
+    words += [f"{named(setting)} from {at:.2g}{unit}" for at, setting in found[1:4]]
+    words += [f"{len(found) - 4} more changes"] if len(found) > 4 else []
     return ", ".join(words)
+
+
+def _capital(row: Measurement) -> str:
+    name = named(row.setting)
+    return name[:1].upper() + name[1:]
 
 
 def _with_latency(results: Sequence[Measurement]) -> list[Measurement]:
@@ -219,22 +243,11 @@ def _by_setting(rows: Sequence[Measurement]) -> dict[str, list[Measurement]]:
     return found
 
 
-def _latest(rows: Sequence[Measurement]) -> list[Measurement]:
-    """Return one row a setting: the one with the longest latency, which was farthest measured."""
-    return [
-        max(group, key=lambda r: r.reward_latency_s or 0.0) for group in _by_setting(rows).values()
-    ]
-
-
-def _fastest(rows: Sequence[Measurement]) -> list[Measurement]:
-    return sorted(rows, key=lambda r: r.seconds)[:SLIDE_ROWS]
-
-
 def _basis(rows: Sequence[Measurement], results: Sequence[Measurement]) -> str:
     counts = ", ".join(sorted({count(r) for r in rows}))
-    lost = sum(not r.measured for r in results)
+    lost = len({r.setting for r in results if not r.measured})
     missing = f"; {lost} settings without a figure" if lost else ""
-    text = f"n = {counts} (steps x repeats); * one step off policy{missing}. {source(rows)}"
+    text = f"n = {counts} (steps x repeats); * one step off policy{missing}; {source(rows)}"
     return f"{text}."
 
 
@@ -254,8 +267,3 @@ def _nothing(title: str = "Nothing was measured") -> Figure:
     figure, (axes,) = _canvas(2.4, 1)
     axes.set_axis_off()
     return finished(figure, title, "See the table of settings for the reasons.")
-
-
-def winners(frame: pd.DataFrame, goal: str) -> str:
-    """Say from where on which setting wins; see `capacity.changes`."""
-    return _changes_text(changes(frame, goal), "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,7 +13,7 @@ from geo_utils.bounds import bounds
 from geo_utils.capacity import Plan
 from geo_utils.contrasts import Contrast, agreement
 from geo_utils.efficiency_params import CapacityOptions, Setting
-from geo_utils.measurements import Measurement, works
+from geo_utils.measurements import Measurement, compared, works
 from geo_utils.tables import styled
 
 SLIDE_ROWS = 12
@@ -27,6 +27,9 @@ EARLIER_STEPS = {
     ("NVIDIA H200", "colocate"): 4.0,
 }
 _ON_POLICY = {"stock": ("stock",), "best on policy": ("stock", "fused", "early")}
+
+_WORDS = ("setting", "against", "group", "work", "policy", "schedule", "status", "limited by",
+          "rows")  # fmt: skip
 
 
 def named(setting: str) -> str:
@@ -66,6 +69,11 @@ def source(results: Iterable[Measurement]) -> str:
     return f"measured on {', '.join(hardware)}{simulated}"
 
 
+def main_rows(results: Sequence[Measurement], most: int = SLIDE_ROWS) -> list[Measurement]:
+    """Return what a slide shows: rows of the work that most settings were measured at."""
+    return compared((r for r in results if r.work in works(results, 1)), most)
+
+
 def step_table(
     results: Sequence[Measurement], planned: Mapping[str, Setting], most: int | None = None
 ) -> Styler:
@@ -74,29 +82,28 @@ def step_table(
     Args:
         results: Put together by `pooled`.
         planned: Settings that have to appear, measured or not.
-        most: Show so many of the fastest rows of the main work only, for a slide.
+        most: Show so many rows of the main work only, for a slide; see `measurements.compared`.
     """
-    shown = [r for r in results if r.measured or most is None]
+    known = {r.setting for r in results}
+    shown = [*results, *(_absent(name, s) for name, s in planned.items() if name not in known)]
+    order = {name: place for place, name in enumerate(planned)}
+    shown.sort(key=lambda r: order.get(r.setting, len(order)))
+    cut = ""
     if most is not None:
-        shown = sorted((r for r in shown if r.work in works(results, 1)), key=lambda r: r.seconds)
-    else:
-        known = {r.setting for r in results}
-        shown += [_absent(name, s) for name, s in planned.items() if name not in known]
-        order = list(planned)
-        shown.sort(key=lambda r: order.index(r.setting) if r.setting in order else len(order))
-    cut = f" The fastest {most} of {len(shown)}." if most and len(shown) > most else ""
-    rows = [_step_row(result) for result in shown[:most]]
+        main = [r for r in results if r.measured and r.work in works(results, 1)]
+        shown = main_rows(results, most)
+        cut = f" {len(shown)} of {len(main)} rows of this work; all are in the report."
+    rows = [_step_row(result) for result in shown]
     best = min((r.seconds for r in shown if r.measured), default=None)
-    marked = [i for i, r in enumerate(shown[:most]) if r.seconds == best]
+    marked = [i for i, r in enumerate(shown) if r.seconds == best]
     caption = f"{SPREAD} GPU-s: over all GPUs held.{cut} {_sentence(results)}"
     return _laid_out(pd.DataFrame(rows), marked, caption)
 
 
 def bound_table(results: Sequence[Measurement], most: int | None = None) -> Styler:
     """Put each measured step beside the least that its own parts allow."""
-    shown = sorted((r for r in results if r.measured), key=lambda r: bounds(r).ratio)[:most]
     rows = []
-    for result in shown:
+    for result in [r for r in results if r.measured] if most is None else main_rows(results, most):
         b = bounds(result)
         rows.append({
             "setting": named(result.setting),
@@ -183,7 +190,10 @@ def plan_table(
         for p in shown
     ]
     cut = f" The best {SLIDE_ROWS} of {len(plans)}." if len(plans) > SLIDE_ROWS else ""
-    caption = f"Computed for {plan_basis(results, options)}.{cut}"
+    caption = (
+        "At once: without slowing each other down. A day, and for the sweep: with as many side by "
+        f"side as finish soonest. Computed for {plan_basis(results, options)}.{cut}"
+    )
     return _laid_out(pd.DataFrame(rows), [0] if rows else [], caption)
 
 
@@ -279,4 +289,6 @@ def _sentence(results: Iterable[Measurement]) -> str:
 def _laid_out(table: pd.DataFrame, marked: list[int], caption: str) -> Styler:
     if table.empty:
         table = pd.DataFrame({"rows": ["none to show"]})
-    return styled(table, marked, caption).hide(axis="index")
+    words: list[Hashable] = [column for column in table if column in _WORDS]
+    laid_out = styled(table, marked, caption).hide(axis="index")
+    return laid_out.set_properties(subset=words, **{"text-align": "left"})

@@ -21,6 +21,7 @@ Condition = tuple[Any, ...]
 # In the order of a step. "train" parts need no new completion and no reward to begin with.
 TRAIN_PHASES = ("old log-probabilities", "loss forward", "backward", "optimizer",
                 "batch preparation", "between steps")  # fmt: skip
+ABLATION = "ablation"  # group of settings that vary one setting
 PHASES = ("weight sync", "generation", "reward", *TRAIN_PHASES)
 
 
@@ -270,3 +271,19 @@ def of_work(
 ) -> list[Measurement]:
     """Return what was measured with the same work on the same kind of hardware."""
     return [result for result in results if result.measured and result.work == work]
+
+
+def compared(rows: Iterable[Measurement], most: int) -> list[Measurement]:
+    """Return the fastest rows, and the slowest, in order of their step time.
+
+    Of an ablation, whose rows differ little, only the fastest on and off policy are among them.
+    """
+    ordered = sorted((row for row in rows if row.measured), key=lambda row: row.seconds)
+    seen: set[bool] = set()
+    kept = []
+    for row in ordered:
+        if row.group != ABLATION or row.on_policy not in seen:
+            kept.append(row)
+        if row.group == ABLATION:
+            seen.add(row.on_policy)
+    return kept if len(kept) <= most else [*kept[: most - 1], kept[-1]]

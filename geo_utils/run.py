@@ -21,7 +21,7 @@ import yaml
 from geo_utils.files import project_root, resolve_path
 from geo_utils.notebooks import PARAMS, read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.params import RunParams
+from geo_utils.params import NotebookParams
 from geo_utils.runs import Run, locate_run
 
 GRACE_S = 20.0
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return execute(notebook, values, params)
 
 
-def execute(notebook: str, values: dict[str, Any], params: RunParams) -> int:
+def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> int:
     """Execute a notebook with checked parameters in its run folder.
 
     Papermill runs in a process group of its own, so that a signal to this process can save what
@@ -120,7 +120,7 @@ def _signals_remembered() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def _lock(params: RunParams, run: Run) -> IO[str]:
+def _lock(params: NotebookParams, run: Run) -> IO[str]:
     """Hold the run against a second process with the same parameters.
 
     Raises:
@@ -189,6 +189,10 @@ def _failure(executed: Path, returncode: int) -> str:
 
 
 def _headline_text(manifest: dict[str, Any]) -> str:
+    if "lines" in manifest["headline"]:  # of a notebook that compares no methods
+        return "".join(
+            f"  {line}\n" for line in (manifest["provenance"], *manifest["headline"]["lines"])
+        )
     lines = [f"  key-point probability ({manifest['provenance']}):"]
     for method, row in manifest["headline"]["methods"].items():
         share = (row["key_point_probability"], row["ci_low"], row["ci_high"])
