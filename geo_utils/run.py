@@ -189,6 +189,10 @@ def _failure(executed: Path, returncode: int) -> str:
 
 
 def _headline_text(manifest: dict[str, Any]) -> str:
+    if "lines" in manifest["headline"]:  # of a notebook that compares no methods
+        return "".join(
+            f"  {line}\n" for line in (manifest["provenance"], *manifest["headline"]["lines"])
+        )
     lines = [f"  key-point probability ({manifest['provenance']}):"]
     for method, row in manifest["headline"]["methods"].items():
         share = (row["key_point_probability"], row["ci_low"], row["ci_high"])

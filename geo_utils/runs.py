@@ -185,7 +185,7 @@ def provenance(params: NotebookParams, served_by: Iterable[str] = ()) -> str:
         served_by: What the models called themselves; a stand-in's name starts with `simulated`.
     """
     if not isinstance(params, RunParams):
-        return "recorded runs"
+        return "each figure names its own source"
     if all(backend.startswith("offline") for backend in params.backends.values()):
         strict = " (strict)" if params.backends["judge"] == "offline_strict" else ""
         rewriters = "edit-based rewriters; no model" if params.notebook[:2] != "04" else "edits"

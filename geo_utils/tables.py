@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -222,9 +223,14 @@ def _column(summary: pd.DataFrame, mean: str, ends: str, signed: bool = False) -
     return pd.Series([with_interval(*row, signed) for row in rows], index=summary.index)
 
 
-def _styled(table: pd.DataFrame, marked: list[str], caption: str) -> Styler:
+def styled(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Styler:
+    """Lay out a table, some rows bold, with what it rests on under it."""
+
     def bold(row: pd.Series) -> list[str]:
         return ["font-weight: bold" if row.name in marked else ""] * len(row)
 
-    caption = f"95 % intervals: bootstrap over queries. {caption}"
     return table.style.apply(bold, axis=1).set_caption(caption).set_table_styles(_STYLE)
+
+
+def _styled(table: pd.DataFrame, marked: list[str], caption: str) -> Styler:
+    return styled(table, marked, f"95 % intervals: bootstrap over queries. {caption}")
