@@ -99,13 +99,30 @@ def keep_base_exact(trainer: Any) -> None:
     engine = getattr(trainer, "vllm_generation", None)
     if engine is None:
         return
-    sync: Callable[[], None] = engine.sync_weights
+    own: Callable[[], None] = engine.sync_weights
+    at_once = getattr(engine, "mode", None) == "colocate" and trainer.accelerator.num_processes == 1
 
     def exact_sync() -> None:
         with _restored(trainer.accelerator.unwrap_model(trainer.model)):
-            sync()
+            if at_once:
+                _load_at_once(engine)
+            else:
+                own()
 
     engine.sync_weights = exact_sync
+
+
+def _load_at_once(engine: Any) -> None:
+    """Hand colocated vLLM all weights in one call; TRL's call for each weight costs 0.2 s more."""
+    import torch
+
+    if engine.enable_sleep_mode:
+        torch.cuda.empty_cache()
+        engine.llm.wake_up(tags=["weights"])
+        engine._llm_weights_sleeping = False
+    runner = engine.llm.llm_engine.model_executor.driver_worker.model_runner
+    runner.model.load_weights(engine._iter_named_params())
+    engine.llm.reset_prefix_cache()
 
 
 @contextmanager

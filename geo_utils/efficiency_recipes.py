@@ -138,14 +138,16 @@ def _grpo(setting: Setting, params: EfficiencyParams, urls: dict[str, str]) -> d
             f"completions={size} are no multiple of per_device_train_batch_size={micro}"
         )
     vllm = setting.policy != "transformers"
+    drained = int(setting.schedule == "ahead")  # a step that does not count
     settings: dict[str, Any] = {
-        "max_steps": params.warmup_steps + params.steps,
+        "max_steps": params.warmup_steps + params.steps + drained,
         "num_generations": min(_GROUP, size), "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": size // micro, "max_completion_length": tokens,
         "learning_rate": 1e-6, "save_strategy": "no", "logging_steps": 1,
     }  # fmt: skip
     if not params.natural_lengths:
-        settings["generation_kwargs"] = {"min_tokens" if vllm else "min_new_tokens": tokens}
+        fixed = {"ignore_eos": True} if vllm else {"min_new_tokens": tokens}
+        settings["generation_kwargs"] = fixed
     if vllm:
         settings |= {"use_vllm": True, "vllm_mode": setting.policy}
     if setting.policy == "server":

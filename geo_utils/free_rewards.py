@@ -21,20 +21,32 @@ def free_rewards(
         options: Name the components.
         method: What the policy was asked to do.
     """
-    original, page = rollout.example.target, donor.page
-    values: dict[str, float] = {"negative_length": -float(donor.tokens)}
-    if page is None:
-        names = ("fidelity", "length_budget", "no_instructions", "format")
-        values |= dict.fromkeys(names, 0.0)
-    else:
-        if "fidelity" in options.funcs:
-            values["fidelity"] = fidelity(original, page, [rollout.key_point.content]).score
-        slack = options.length_slack
-        over = len(words(page)) / max(len(words(original)), 1) - 1 - slack
-        values["length_budget"] = min(max(1 - over / max(slack, 0.1), 0.0), 1.0)
-        values["no_instructions"] = float(not new_instructions(original, page))
-        values["format"] = 1.0 if _is_plain(donor, page, method) else 0.5
-    return {name: values[name] for name in options.funcs if name in values}
+    page = donor.page
+    found: dict[str, float | None] = {}
+    for name in options.funcs:
+        if name == "negative_length":
+            found[name] = -float(donor.tokens)
+        elif name in _OF_PAGES:
+            found[name] = 0.0 if page is None else _of_page(name, rollout, donor, options, method)
+    return found
+
+
+_OF_PAGES = ("fidelity", "length_budget", "no_instructions", "format")
+
+
+def _of_page(
+    name: str, rollout: Rollout, donor: Rollout, options: RewardOptions, method: str
+) -> float:
+    original, page = rollout.example.target, donor.page or ""
+    if name == "fidelity":
+        return float(fidelity(original, page, [rollout.key_point.content]).score)
+    if name == "no_instructions":
+        return float(not new_instructions(original, page))
+    if name == "format":
+        return 1.0 if _is_plain(donor, page, method) else 0.5
+    slack = options.length_slack
+    over = len(words(page)) / max(len(words(original)), 1) - 1 - slack
+    return min(max(1 - over / max(slack, 0.1), 0.0), 1.0)
 
 
 def _is_plain(rollout: Rollout, page: str, method: str) -> bool:

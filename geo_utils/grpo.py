@@ -202,6 +202,9 @@ def make_trainer(
     )
     hush(trainer)
     keep_base_exact(trainer)
+    if params.grpo.get("torch_compile"):
+        for layer in trainer.model.get_base_model().model.layers:  # one compilation serves all
+            layer.compile(dynamic=True)
     return trainer
 
 
@@ -227,7 +230,11 @@ def grpo_config(params: GrpoParams, folder: Path) -> Any:
     }
     block = params.steps_a_generation  # only after the last of them can a training go on
     settings["save_steps"] = -(-settings["save_steps"] // block) * block
-    settings.pop("resume_from_checkpoint", None)
+    for name in ("resume_from_checkpoint", "torch_compile"):  # see `train` and `make_trainer`
+        settings.pop(name, None)
+    if params.generation == "colocate":  # TRL decodes the tokens itself
+        extra = settings.get("generation_kwargs") or {}
+        settings["generation_kwargs"] = {"detokenize": False} | extra
     try:
         return GRPOConfig(**settings)
     except (TypeError, ValueError) as error:

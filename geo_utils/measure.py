@@ -12,13 +12,15 @@ from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any
 
-from geo_utils.corpus import Example, load_corpus
+from geo_utils.corpus import Example, KeyPoint, load_corpus
 from geo_utils.files import write_atomic
 from geo_utils.grpo import make_trainer
+from geo_utils.model_rewriters import RewriteTask
 from geo_utils.model_roles import ModelEngine
 from geo_utils.phases import timed
 from geo_utils.policies import fitter, load_tokenizer, prompt_counter
 from geo_utils.preflight import check_machine
+from geo_utils.rewriters import Rewrite
 from geo_utils.roles import Roles, make_roles
 from geo_utils.scoring import Rewards
 from geo_utils.training_data import Split, base_model, policy_card, prompt_rows
@@ -51,14 +53,25 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     rows, prompt_tokens = prompts(params, examples, base)
     with tempfile.TemporaryDirectory() as folder:
         log = TrainingLog(Path(folder), policy_card(params), Interrupts())
-        rewards = Rewards(examples, log.card.task, roles.engine, roles.judge, params.reward,
-                          params.seed)  # fmt: skip
+        rewards = Rewards(examples, _AnyReply(params.method), roles.engine, roles.judge,
+                          params.reward, params.seed)  # fmt: skip
         with timed(log.clock):
             trainer = make_trainer(params, base, rows, rewards, Path(folder), log)
             trainer.train()
         steps = read_jsonl(Path(folder) / "metrics.jsonl")
+    if params.reward.schedule == "ahead":
+        steps.pop()  # the last step has no batch to write beside it
     found = _result(steps, spec["warmup_steps"]) | _spent(roles, params, len(steps))
     return found | {"prompt_tokens": prompt_tokens}
+
+
+class _AnyReply(RewriteTask):
+    """Takes every reply for a page: whatever it holds, it costs its calls."""
+
+    def page(
+        self, reply: str, example: Example, key_point: KeyPoint, shown: int | None = None
+    ) -> Rewrite:
+        return Rewrite(reply.strip() or example.target)
 
 
 def prompts(

@@ -42,7 +42,8 @@ class GrpoParams(RunParams):
         data: Prompts and their split.
         evaluation: The comparison at the end.
         cold_start: Supervised fine-tuning before.
-        grpo_options: Fields of GRPOConfig.
+        grpo_options: Fields of GRPOConfig; `torch_compile` compiles the decoder's layers in
+            place, so that weights keep their names.
         lora_options: Fields of LoraConfig.
     """
 
