@@ -26,7 +26,7 @@ FLOORS = [
     | {"grpo", "comparison"},
     # The look-alike is a program that answers through the roles; nothing imports it.
     {"tables", "plots", "training_plots", "view", "rollout_view", "report", "run"}
-    | {"efficiency_tables", "efficiency_words", "efficiency_plots"}
+    | {"efficiency_text", "efficiency_tables", "efficiency_words", "efficiency_plots"}
     | {"models.simulated_gemini", "models.simulated_answers"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
