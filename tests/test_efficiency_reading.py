@@ -24,7 +24,7 @@ from geo_utils.capacity import (
     urgent,
 )
 from geo_utils.contrasts import ablation, against_no_latency, against_stock, agreement, one_by_one
-from geo_utils.efficiency_params import RANDOM_SHAPES, CapacityOptions, EfficiencyParams
+from geo_utils.efficiency_params import CapacityOptions, EfficiencyParams
 from geo_utils.efficiency_plots import gpu_figure, latency_figure, sensitivity_figure, step_figure
 from geo_utils.efficiency_tables import (
     SLIDE_ROWS,
@@ -405,9 +405,6 @@ def test_the_study_has_the_issues_groups():
     groups = {setting.group for setting in settings.values()}
     assert {"without vLLM", "with vLLM", "contrast", "beyond", "hidden", "one GPU"} <= groups
     assert {s.gpus_wanted for s in settings.values()} == {1, 2, 3}
-    assert set(efficiency_params.RANDOM_SHAPES) >= set(
-        read_parameters(NB01, "study")[2].random_weights
-    )
 
 
 HARNESS = (PROJECT / "geo_utils" / "efficiency.py").is_file()
