@@ -51,7 +51,7 @@ def step_figure(results: Sequence[Measurement], place: int = 0) -> Figure:
         title += f"; {named(slow.setting)} takes {slow.seconds / best.seconds:.1f} times as long"
     figure, (axes,) = _canvas(0.42 * len(rows) + 3.0, 1)
     _stacked(axes, rows)
-    axes.set_xlabel("seconds a step: mean of each phase; line: the least by its own parts")
+    axes.set_xlabel("seconds a step of the main thread, by phase; line: the least by its own parts")
     handles = [Rectangle((0, 0), 1, 1, color=_PHASE_COLOURS[phase]) for phase in PHASES]
     figure.legend(handles, PHASES, frameon=False, fontsize=14, loc="outside right center")
     shown = f"{len(rows)} of {len(every)} settings: the fastest and the slowest. "
