@@ -11,7 +11,8 @@ import pandas as pd
 
 from geo_utils.bounds import predicted_step
 from geo_utils.efficiency_params import CapacityOptions
-from geo_utils.measurements import Measurement, of_work, works
+from geo_utils.measurements import Measurement
+from geo_utils.pooling import of_work, works
 
 SAME = 1.05  # steps of two measurements of one setting may differ by so much
 

@@ -99,7 +99,7 @@ def ablation(results: Sequence[Measurement], settings: Iterable[str]) -> list[Co
     """Divide the results of an ablation by the first of them, work by work.
 
     Args:
-        results: Put together by `pooled`.
+        results: Put together by `pooling.pooled`.
         settings: In the order of the file: the first of a work is what the others change.
     """
     names = list(settings)

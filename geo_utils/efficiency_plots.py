@@ -15,10 +15,12 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from geo_utils.bounds import bounds, predicted_step, reward_floor
 from geo_utils.capacity import changes, over_latency, over_limits, planned_work
+from geo_utils.contrasts import against_no_latency
 from geo_utils.efficiency_params import CapacityOptions
 from geo_utils.efficiency_tables import SLIDE_ROWS, main_rows
 from geo_utils.efficiency_text import count, named, plan_basis, seconds, source, work_name
-from geo_utils.measurements import PHASES, Measurement, compared, of_work, works
+from geo_utils.measurements import PHASES, Measurement
+from geo_utils.pooling import compared, of_work, works
 from geo_utils.training_plots import finished
 
 LATENCIES = tuple(float(s) for s in np.linspace(0, 20, 81))
@@ -37,7 +39,7 @@ def step_figure(results: Sequence[Measurement], place: int = 0) -> Figure:
     A bar that is much longer than the others is cut.
 
     Args:
-        results: Put together by `pooled`.
+        results: Put together by `pooling.pooled`.
         place: 0 for the work that most settings were measured at, 1 for the next.
     """
     found = works(results)[place : place + 1]
@@ -71,6 +73,7 @@ def latency_figure(results: Sequence[Measurement]) -> Figure:
         f"{slopes[steep]:.0f} s more, of {named(flat)} {slopes[flat]:.0f} s"
     )
     figure, (axes,) = _canvas(7.2, 1)
+    free = {c.result.setting: c.against for c in against_no_latency(of_work(results, main))}
     ends: list[tuple[float, str, object]] = []
     for number, group in enumerate(_by_setting(rows).values()):
         shade = sns.color_palette("colorblind")[number % 10]
@@ -83,6 +86,9 @@ def latency_figure(results: Sequence[Measurement]) -> Figure:
             at = row.reward_latency_s or 0.0
             axes.plot((at, at), (low, high), color=shade, linewidth=4, alpha=0.45)
             axes.plot(at, row.seconds, "o", color=shade, markersize=10)
+        if last.setting in free:
+            axes.plot(0, free[last.setting].seconds, "o", color=shade, fillstyle="none",
+                      markersize=10, clip_on=False)  # fmt: skip
         ends.append((line[-1], named(last.setting), shade))
     axes.set(xlim=(0, 20), xlabel="seconds that engine and judge take for a completion",
              ylabel="seconds a step")  # fmt: skip
@@ -90,7 +96,7 @@ def latency_figure(results: Sequence[Measurement]) -> Figure:
         _log_scale(axes)
     axes.set_ylim(*axes.get_ylim())
     _label_ends(axes, ends)
-    note = f"Points: measured, bars: quartiles; lines: predicted by the bound of the schedule. " \
+    note = f"Points: measured (open: without an engine), bars: quartiles; lines: predicted. " \
            f"{work_name(rows[0])}. {_basis(rows, results)}"  # fmt: skip
     return finished(figure, title, note)
 

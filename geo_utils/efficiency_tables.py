@@ -23,7 +23,8 @@ from geo_utils.efficiency_text import (
     sentence,
     work_name,
 )
-from geo_utils.measurements import Measurement, compared, works
+from geo_utils.measurements import Measurement
+from geo_utils.pooling import compared, works
 from geo_utils.tables import styled
 
 SLIDE_ROWS = 12
@@ -52,9 +53,9 @@ def step_table(
     """List every setting: what a step of it takes, or why there is no figure.
 
     Args:
-        results: Put together by `pooled`.
+        results: Put together by `pooling.pooled`.
         planned: Settings that have to appear, measured or not.
-        most: Show so many rows of the main work only, for a slide; see `measurements.compared`.
+        most: Show so many rows of the main work only, for a slide; see `pooling.compared`.
     """
     known = {r.setting for r in results}
     shown = [*results, *(_absent(name, s) for name, s in planned.items() if name not in known)]

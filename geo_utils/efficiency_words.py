@@ -19,7 +19,8 @@ from geo_utils.efficiency_text import (
     source,
     work_name,
 )
-from geo_utils.measurements import PHASES, Measurement, of_work, works
+from geo_utils.measurements import PHASES, Measurement
+from geo_utils.pooling import of_work, works
 
 
 def step_findings(results: Sequence[Measurement]) -> str:

@@ -42,9 +42,10 @@ from geo_utils.efficiency_words import (
     schedule_findings,
     step_findings,
 )
-from geo_utils.measurements import Measurement, compared, pooled, read_rows, recorded_settings
+from geo_utils.measurements import Measurement, read_rows, recorded_settings
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
+from geo_utils.pooling import compared, pooled
 from geo_utils.trl_fields import field_names
 
 NB01 = "01_efficiency"
@@ -65,7 +66,7 @@ def raw(setting="s", seconds=6.3, **changes):
         "warmup_steps": 2, "steps": 3, "step_s": seconds,
         "step_s_all": [seconds * 0.99, seconds, seconds * 1.01],
         "step_s_spread": [seconds * 0.995, seconds * 1.005], "phases": PHASES,
-        "gpu_seconds_per_sample": seconds * changes.get("gpus", 1) / 16,
+        "gpu_seconds_per_sample": seconds * (changes.get("gpus") or 1) / 16,
         "samples_per_s": 16 / seconds, "peak_memory_gib": [60.0, 20.5],
         "simulated": ["Gemini: constant 1 s a call"],
     }  # fmt: skip
@@ -266,6 +267,10 @@ def test_repeats_are_put_together():
     (one,) = found
     assert (one.repeats, one.lost, one.steps, one.seconds) == (2, 1, 6, pytest.approx(6.4, abs=0.1))
     assert one.peak_memory_gib == (60.0, 20.5)
+    # a row that was lost early knows little; one that was not run is no loss
+    gone = broken("s", "timed out", new_tokens=None, completions=None, gpus=None)
+    (one,) = pooled([gone, row(), broken("s")])
+    assert (one.repeats, one.lost, one.gpus) == (1, 1, 1)
     apart = pooled([row(), row(completions=64), row(reward_latency_s=5.0), row(hardware="CPU")])
     assert len(apart) == 4  # other work, another latency, another machine
     (agreed,) = agreement([row(), row(seconds=6.3 * 1.04, repeat=1)])

@@ -15,7 +15,8 @@ FLOORS = [
     {"files", "cells", "methods", "loops", "parameter_errors", "call_options", "params", "runs"}
     | {"trl_fields", "training_options", "training_params", "notebooks", "efficiency_params"},
     {"text", "lexical", "rows", "corpus", "citations", "visibility", "statistics", "prompts"}
-    | {"arrangement", "fidelity", "lint", "measurements", "bounds", "capacity", "contrasts"},
+    | {"arrangement", "fidelity", "lint", "measurements", "bounds", "capacity", "contrasts"}
+    | {"pooling"},
     {"models"}
     | {f"models.{name}" for name in ("base", "batching", "cache", "caller", "gemini", "limits")}
     | {f"models.{name}" for name in ("openai_server", "planner", "prices", "slots", "usage")}
