@@ -433,9 +433,3 @@ def test_the_notebook_renders_recorded_rows_without_a_gpu(tmp_path):
     report = (run.folder / "report.html").read_text()
     assert "line 15 left out" in report and "no row was recorded" in report
     assert "stock" in done.stderr and "s a step" in done.stderr
-
-
-@pytest.mark.skipif(not HARNESS, reason="geo_utils.efficiency, the harness, is not here")
-def test_a_recorded_folder_that_is_not_there_stops_the_notebook(tmp_path):
-    done = run_notebook(NB01, "default", tmp_path, ("recorded", "[no/such/folder]"))
-    assert done.returncode == 1 and "recorded='no/such/folder'" in done.stderr
