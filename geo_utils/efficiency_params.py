@@ -108,6 +108,7 @@ class EfficiencyParams(NotebookParams):
         new_tokens: Tokens of each completion.
         natural_lengths: Let completions end where they end, up to `new_tokens`.
         prompt_tokens: Longest prompt.
+        answer_tokens: Longest answer of the engine; with random weights, every answer's length.
         reward_latency_s: Seconds of engine and judge together, of the simulated Gemini.
         latency_sigma: Its spread: 0 for constant, else the sigma of a lognormal distribution.
         gemini: `auto` asks the real service where a key is set; `simulated` never.
@@ -131,6 +132,7 @@ class EfficiencyParams(NotebookParams):
     new_tokens: Annotated[int, Field(ge=1)]
     natural_lengths: bool
     prompt_tokens: Annotated[int, Field(ge=16)]
+    answer_tokens: Annotated[int, Field(ge=1)]
     reward_latency_s: Annotated[float, Field(ge=0)]
     latency_sigma: Annotated[float, Field(ge=0)]
     gemini: Literal["auto", "simulated"]

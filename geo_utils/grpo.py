@@ -21,6 +21,7 @@ from geo_utils.models.base import FatalError, LanguageModel
 from geo_utils.models.caller import Caller
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
+from geo_utils.phases import timed
 from geo_utils.policies import fitter, load_tokenizer, policy_rewriter, same_card
 from geo_utils.preflight import check_machine, machine_settings
 from geo_utils.roles import Roles, make_caller, make_roles
@@ -41,7 +42,6 @@ from geo_utils.training_log import (
     hush,
     restore_random_state,
     rewind,
-    timed_phases,
 )
 from geo_utils.training_params import GrpoParams
 
@@ -109,7 +109,7 @@ def train(
     log = TrainingLog(run.folder, card, interrupts, draw, params.steps_a_generation)
     rewards = Rewards(examples, card.task, roles.engine, roles.judge, params.reward, params.seed,
                       log.on_scored)  # fmt: skip
-    with interrupts.listening(), timed_phases(log.phases):
+    with interrupts.listening(), timed(log.clock):
         trainer = make_trainer(params, base, rows, rewards, folder, log)
         before = base_checksum(trainer.model)
         try:
@@ -183,19 +183,18 @@ def make_trainer(
     params: GrpoParams, base: str, rows: list[dict[str, Any]], rewards: Rewards, folder: Path,
     log: TrainingLog,
 ) -> Any:  # fmt: skip
-    """Return TRL's trainer for a recipe."""
+    """Return the trainer for a recipe."""
     from datasets import Dataset
     from peft import LoraConfig
-    from trl.trainer.grpo_trainer import GRPOTrainer
 
-    class Trainer(GRPOTrainer):
-        def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-            log.interrupts.hold()
-            super()._save_checkpoint(*args, **kwargs)
+    from geo_utils.overlapped_trainer import OverlappedTrainer
 
-    trainer = Trainer(
+    trainer = OverlappedTrainer(
+        schedule=params.reward.schedule,
+        begin=rewards.begin,
+        saving=log.interrupts.hold,
         model=base,
-        reward_funcs=rewards.functions,  # type: ignore[arg-type]
+        reward_funcs=rewards.functions,
         args=grpo_config(params, folder),
         train_dataset=Dataset.from_list(rows),
         peft_config=LoraConfig(**params.lora, task_type="CAUSAL_LM"),

@@ -58,11 +58,6 @@ class NotebookParams(BaseModel):
         )
         return text.rstrip()
 
-    @property
-    def backends(self) -> dict[Role, str]:
-        """The backend of each role; none in a notebook that asks nothing itself."""
-        return {}
-
     @classmethod
     def check(cls, values: Mapping[str, Any], passed: Iterable[str] = ()) -> Self:
         """Make parameters from plain values.
@@ -114,7 +109,8 @@ class RunParams(NotebookParams):
         limit: How many queries, drawn from the seed; none for all.
         engine: What answers.
         judge: What gives verdicts.
-        models: Model id by role, where it is not the backend's default.
+        models: Model id by role, where it is not the backend's default; a local model's may end
+            in the GPU that holds it, as `Qwen/Qwen2.5-7B-Instruct@cuda:1`.
         servers: Addresses by role: for `openai` those of the server and its replicas, each ending
             in `/v1`; for `gemini` one that stands in for the service.
         temperature: Of whatever answers or rewrites.

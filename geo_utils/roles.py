@@ -197,6 +197,10 @@ def make_model(backend: str, name: str | None, servers: tuple[str, ...] = ()) ->
         return Gemini(name or DEFAULT_MODEL, servers[0] if servers else None)
     if name is None:
         raise ValueError(f"backend {backend!r} needs a model id")
+    device = None
+    if backend in ("vllm", "transformers"):
+        name, at, place = name.partition("@cuda:")
+        device = f"cuda:{place}" if at else None
     if backend == "openai":
         from geo_utils.models.openai_server import OpenAIServer
 
@@ -204,11 +208,11 @@ def make_model(backend: str, name: str | None, servers: tuple[str, ...] = ()) ->
     if backend == "vllm":
         from geo_utils.models.vllm_local import VllmLocal
 
-        return VllmLocal(name)
+        return VllmLocal(name, device=device)
     if backend == "transformers":
         from geo_utils.models.transformers_local import TransformersLocal
 
-        return TransformersLocal(name)
+        return TransformersLocal(name, device=device)
     raise ValueError(f"backend {backend!r} is unknown; choose gemini, openai, vllm, transformers")
 
 

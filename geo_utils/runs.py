@@ -147,13 +147,14 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
         models={
             role: {"backend": backend, "model": params.models.get(role)}
             for role, backend in params.backends.items()
-            if isinstance(params, RunParams)
-        },
+        }
+        if isinstance(params, RunParams)
+        else {},
         provenance=provenance(params),
         inputs={},
         python=sys.version.split()[0],
         platform=platform.platform(),
-        packages=_package_versions(),
+        packages=package_versions(),
         gpus=_gpus(),
         slurm={name: os.environ[name] for name in _SLURM if name in os.environ},
         headline=before.get("headline"),
@@ -266,7 +267,8 @@ def _git_state() -> dict[str, Any]:
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
-def _package_versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that a result depends on."""
     found = {}
     for name in _PACKAGES:
         try:

@@ -11,13 +11,12 @@ from statistics import fmean
 from time import monotonic
 from typing import Any
 
-from geo_utils.arrangement import is_tidy, page_units
+from geo_utils.call_clock import Clock, walls
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.engines import Engine
 from geo_utils.evaluate import score_page
-from geo_utils.fidelity import fidelity
+from geo_utils.free_rewards import free_rewards
 from geo_utils.judges import Judge
-from geo_utils.lint import new_instructions
 from geo_utils.loops import gather_all, run_sync
 from geo_utils.model_rewriters import RewriteTask
 from geo_utils.rollouts import Rollout, shuffled
@@ -29,7 +28,6 @@ from geo_utils.visibility import FIGURES
 log = logging.getLogger(__name__)
 _ANSWERED = {"key_point", "visibility"}  # components that need an engine
 Values = list[float | None]
-Clock = defaultdict[str, list[float]]  # seconds of each call, by role
 
 
 class Rewards:
@@ -67,6 +65,7 @@ class Rewards:
         self._originals: dict[tuple[str, int], asyncio.Task[dict[str, Any]]] = {}
         self._batch: tuple[Any, asyncio.Task[list[Rollout]]] | None = None
         self._calls: set[asyncio.Task[dict[str, Any]]] = set()
+        self._begun: dict[tuple[Any, ...], tuple[asyncio.Task[dict[str, Any]], Clock]] = {}
         self._lost = 0
 
     def by_hand(self, reply: str, query_id: str, number: int | None = None) -> Rollout:
@@ -125,13 +124,33 @@ class Rewards:
         if log_metric:
             log_metric("reward/seconds", monotonic() - started)
             log_metric("reward/abstained", lost.total() / max(len(batch), 1))
-            for role in ("engine", "judge"):
-                if clock[role]:
-                    log_metric(f"reward/{role}_seconds", fmean(clock[role]))
+            for name, seconds in walls(clock, started).items():
+                log_metric(f"reward/{name}", seconds)
         if self.on_scored:
             self.on_scored(step, batch)
         self._watch(lost, len(batch))
         return batch
+
+    async def begin(self, row: Mapping[str, Any], reply: str) -> None:
+        """Ask for what the score of one completion will need; `score` finds it asked.
+
+        Args:
+            row: The completion's columns.
+            reply: What the policy wrote.
+        """
+        example = self.examples[row["query_id"]]
+        point = next(p for p in example.key_points if p.number == row["key_point_number"])
+        rollout = Rollout(example, point, reply, 0)
+        self._read(rollout, None if row["shown"] < 0 else row["shown"])
+        paid = _ANSWERED & set(self.options.funcs) and not self.options.placebo
+        if rollout.page is None or not paid:
+            return
+        for repeat in range(self.options.repeats):
+            key = (example.query_id, point.number, rollout.page, repeat)
+            if key not in self._begun:
+                clock: Clock = defaultdict(list)
+                call = self._ask(example, point, rollout.page, repeat, clock)
+                self._begun[key] = call, clock
 
     def _read(self, rollout: Rollout, shown: int | None) -> None:
         rollout.shown = shown
@@ -141,7 +160,7 @@ class Rewards:
 
     async def _score(self, rollout: Rollout, donor: Rollout, until: float, clock: Clock) -> None:
         """Fill in a rollout's rewards, or why there are none, by what the donor wrote: itself."""
-        page, values = donor.page, self._free(rollout, donor)
+        page, values = donor.page, free_rewards(rollout, donor, self.options, self.task.method)
         wanted = _ANSWERED & set(self.options.funcs)
         if "visibility" in wanted:  # asked for beside the rewrite, not after it
             for repeat in range(self.options.repeats):
@@ -168,31 +187,6 @@ class Rewards:
         else:
             rollout.rewards = {name: float(values[name] or 0.0) for name in self.options.funcs}
 
-    def _free(self, rollout: Rollout, donor: Rollout) -> dict[str, float | None]:
-        """Return the components that cost no call."""
-        original, page = rollout.example.target, donor.page
-        values: dict[str, float | None] = {"negative_length": -float(donor.tokens)}
-        if page is None:
-            rest = ("fidelity", "length_budget", "no_instructions", "format")
-            return _only(values | dict.fromkeys(rest, 0.0), self.options.funcs)
-        if "fidelity" in self.options.funcs:
-            values["fidelity"] = fidelity(original, page, [rollout.key_point.content]).score
-        slack = self.options.length_slack
-        over = len(words(page)) / max(len(words(original)), 1) - 1 - slack
-        values["length_budget"] = min(max(1 - over / max(slack, 0.1), 0.0), 1.0)
-        values["no_instructions"] = float(not new_instructions(original, page))
-        values["format"] = 1.0 if self._is_plain(donor, page) else 0.5
-        return _only(values, self.options.funcs)
-
-    def _is_plain(self, rollout: Rollout, page: str) -> bool:
-        """Tell whether the reply is what was asked for, with nothing around it."""
-        if self.task.method != "arrange_key_point":
-            return page.startswith(rollout.reply.strip())
-        known = rollout.shown
-        if known is None:
-            known = len(page_units(rollout.example.target))
-        return is_tidy(rollout.reply, known)
-
     async def _row(self, example: Example, point: KeyPoint, page: str, repeat: int,
                    until: float, clock: Clock, judged: bool = True) -> dict[str, Any]:  # fmt: skip
         """Return the evaluation's row on one answer, or an abstention at the deadline.
@@ -200,18 +194,34 @@ class Rewards:
         The deadline ends the wait and not the call, whose answer is paid for: it comes into the
         budget and the cache when it comes.
         """
-        judge = self.judge if judged and "key_point" in self.options.funcs else None
-        call = asyncio.ensure_future(
-            score_page(example, point, page, self.engine, judge, self.seed, repeat,
-                       lambda role, seconds: clock[role].append(seconds))
-        )  # fmt: skip
-        self._calls.add(call)
-        call.add_done_callback(self._over)
+        key = (example.query_id, point.number, page, repeat)
+        begun = self._begun.pop(key, None) if judged else None
+        own: Clock = defaultdict(list)
+        call, seen = begun or (self._ask(example, point, page, repeat, own, judged), own)
         try:
             async with asyncio.timeout(max(until - monotonic(), 0.0)):
                 return await asyncio.shield(call)
         except TimeoutError:
             return {"abstention": f"deadline: no answer within {self.options.deadline_s:g} s"}
+        finally:
+            for role, calls in seen.items():
+                clock[role] += calls
+
+    def _ask(self, example: Example, point: KeyPoint, page: str, repeat: int, clock: Clock,
+             judged: bool = True) -> asyncio.Task[dict[str, Any]]:  # fmt: skip
+        """Send a page to engine and judge."""
+        judge = self.judge if judged and "key_point" in self.options.funcs else None
+
+        def took(role: str, seconds: float) -> None:
+            ended = monotonic()
+            clock[role].append((ended - seconds, ended))
+
+        call = asyncio.ensure_future(
+            score_page(example, point, page, self.engine, judge, self.seed, repeat, took)
+        )
+        self._calls.add(call)
+        call.add_done_callback(self._over)
+        return call
 
     def _over(self, call: asyncio.Task[dict[str, Any]]) -> None:
         self._calls.discard(call)
@@ -281,7 +291,3 @@ class Rewards:
 
 
 _NO_PAGE: dict[str, Any] = {"supported": 0.0, **dict.fromkeys(FIGURES, 0.0)}
-
-
-def _only(values: Mapping[str, float | None], names: Iterable[str]) -> dict[str, float | None]:
-    return {name: values[name] for name in names if name in values}

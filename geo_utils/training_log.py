@@ -8,8 +8,7 @@ import signal
 import threading
 import time
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from geo_utils.files import write_atomic
+from geo_utils.phases import PhaseClock, synchronise
 from geo_utils.policies import PolicyCard
 from geo_utils.rollouts import Rollout
 from geo_utils.runs import RunInterrupted
@@ -26,14 +26,6 @@ with warnings.catch_warnings():  # it looks for widgets that a report could not 
     warnings.filterwarnings("ignore", message="IProgress not found")
     from transformers import TrainerCallback
 
-# TRL's timers, as the figures name them.
-PHASES = {
-    "sync_weights": "weight sync",
-    "generate": "generation",
-    "_get_per_token_logps_and_entropies": "log-probabilities",
-    "_calculate_rewards": "reward",
-    "compute_loss": "loss forward",
-}
 Draw = Callable[[list[dict[str, Any]]], Any]
 
 
@@ -139,30 +131,35 @@ class TrainingLog(TrainerCallback):
         """
         self.block, self.changing = block, False
         self.folder, self.card, self.interrupts, self.draw = folder, card, interrupts, draw
-        self.phases: defaultdict[str, float] = defaultdict(float)
+        self.clock = PhaseClock()
         self.random_state: tuple[Any, ...] | None = None
-        self._started = self._optimizing = self._drawn = time.monotonic()
+        self._ended = self._drawn = time.monotonic()
+        self._step_s = 0.0
         self._rows = read_jsonl(self.folder / "metrics.jsonl")
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self.clock.clear()
+        self._ended = time.monotonic()
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Let signals through, now that the step before is logged, and start the clock."""
+        """Let signals through, now that the step before is logged."""
         if state.global_step % self.block == 0:
             self.interrupts.release()
-        self._started = time.monotonic()
+        self.clock.phases["between steps"] += time.monotonic() - self._ended
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Let signals wait while the weights change."""
         self.interrupts.hold()
         self.changing = True
-        self._optimizing = time.monotonic()
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count the optimizer's time."""
-        self.phases["optimizer"] += time.monotonic() - self._optimizing
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Remember the random state that belongs to the weights; stop if a signal came."""
-        self.phases["step"] += time.monotonic() - self._started
+        synchronise()
+        now = time.monotonic()
+        self.clock.phases["optimizer"] += now - self.clock.left
+        self._step_s += now - self._ended
+        self._ended = now
         self.random_state, self.changing = random_state(), False
         if self.interrupts.received is not None and state.global_step % self.block == 0:
             control.should_log = control.should_save = control.should_training_stop = True
@@ -173,12 +170,15 @@ class TrainingLog(TrainerCallback):
             return
         numbers = {k: v for k, v in logs.items() if v is None or isinstance(v, int | float)}
         clean = {k: None if v is None or np.isnan(v) else float(v) for k, v in numbers.items()}
-        phases = {name: round(seconds, 4) for name, seconds in self.phases.items()}
-        row = {"step": state.global_step, **clean, "phases": phases}
+        spent = {"phases": {**self.clock.phases, "step": self._step_s}}
+        spent |= {"background": dict(self.clock.background)} if self.clock.background else {}
+        rounded = {k: {n: round(t, 4) for n, t in v.items()} for k, v in spent.items()}
+        row = {"step": state.global_step, "at": round(time.time(), 3), **clean, **rounded}
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self._rows.append(row)
-        self.phases.clear()
+        self.clock.clear()
+        self._step_s = 0.0
         if self.draw and (time.monotonic() - self._drawn > 5 or state.global_step <= 1):
             self._drawn = time.monotonic()
             self.draw(self._rows)
@@ -228,41 +228,3 @@ def restore_random_state(state: tuple[Any, ...]) -> None:
     torch.set_rng_state(state[2])
     if state[3]:
         torch.cuda.set_rng_state_all(state[3])
-
-
-@contextmanager
-def timed_phases(phases: defaultdict[str, float]) -> Iterator[None]:
-    """Add up the seconds that TRL's own timers measure, the GPU's work included.
-
-    Args:
-        phases: Gets the seconds by the names of `PHASES`.
-    """
-    import torch
-    from trl.extras.profiling import ProfilingContext
-
-    measured: Mapping[str, str] = PHASES
-    before = ProfilingContext.__enter__, ProfilingContext.__exit__
-    synchronise = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-
-    def phase(context: Any) -> str | None:
-        return measured.get(context.name.rpartition(".")[2])  # without the class's name
-
-    def enter(self: Any) -> Any:
-        if phase(self):
-            synchronise()
-        self.began = time.monotonic()
-        return before[0](self)
-
-    def leave(self: Any, *error: Any) -> Any:
-        if name := phase(self):
-            synchronise()
-            phases[name] += time.monotonic() - self.began
-        return before[1](self, *error)
-
-    setattr(ProfilingContext, "__enter__", enter)  # noqa: B010 (mypy refuses an assignment)
-    setattr(ProfilingContext, "__exit__", leave)  # noqa: B010
-    try:
-        yield
-    finally:
-        setattr(ProfilingContext, "__enter__", before[0])  # noqa: B010
-        setattr(ProfilingContext, "__exit__", before[1])  # noqa: B010

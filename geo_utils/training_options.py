@@ -32,6 +32,8 @@ class RewardOptions(_Options):
         deadline_s: Longest wait for the answers of a batch.
         most_lost: So many batches in a row without any score end the run.
         placebo: Score every completion with another query's rewrite; nothing can be learned.
+        schedule: When rewards are worked out, and what runs beside what; see
+            `overlapped_trainer`: `stock`, `fused`, `early` (all on policy) or one step `ahead`.
     """
 
     funcs: Annotated[list[str], Field(min_length=1)] = ["key_point"]
@@ -43,6 +45,7 @@ class RewardOptions(_Options):
     deadline_s: Annotated[float, Field(gt=0)] = 120.0
     most_lost: Annotated[int, Field(ge=1)] = 5
     placebo: bool = False
+    schedule: Literal["stock", "fused", "early", "ahead"] = "early"
 
     @field_validator("funcs")
     @classmethod

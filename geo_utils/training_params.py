@@ -230,6 +230,22 @@ class GrpoParams(RunParams):
         return self
 
     @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if self.reward.schedule != "ahead":
+            return self
+        if self._uses != self.grpo["gradient_accumulation_steps"]:
+            raise ValueError(
+                "reward.schedule='ahead' generates anew for every step; leave num_iterations, "
+                "steps_per_generation and generation_batch_size out"
+            )
+        if self.grpo.get("vllm_importance_sampling_correction") is False:
+            raise ValueError(
+                "reward.schedule='ahead' trains on completions of older weights; leave "
+                "vllm_importance_sampling_correction on"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_cold_start(self) -> Self:
         cold = self.cold_start
         if cold.steps and cold.pairs == "rewrites" and self.method == "arrange_key_point":

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from geo_utils.statistics import Estimate
 from geo_utils.tables import with_interval
 
-_REST = "backward and rest"
-_PHASE_ORDER = ("weight sync", "generation", "log-probabilities", "reward", "loss forward",
-                "optimizer", _REST)  # fmt: skip
+_REST = "rest"
+PHASE_ORDER = ("weight sync", "generation", "old log-probabilities", "reward", "batch preparation",
+               "loss forward", "backward", "optimizer", "between steps", _REST)  # fmt: skip
 
 
 def reward_figure(metrics: Sequence[dict[str, Any]], source: str) -> Figure:
@@ -88,15 +88,11 @@ def phase_figure(metrics: Sequence[dict[str, Any]], source: str) -> Figure:
 def phase_table(metrics: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return the median seconds of each phase of a step, `seconds` by phase.
 
-    What TRL's timers do not cover, the backward pass above all, is the rest. A log-probability
-    pass inside the loss's forward pass is counted there only.
+    What no timer covers is the rest.
     """
     steps = pd.DataFrame([row["phases"] for row in metrics]).fillna(0.0)
     steps = steps.iloc[2:] if len(steps) > 2 else steps
-    if {"log-probabilities", "loss forward"} <= set(steps):
-        inside = np.minimum(steps["log-probabilities"], steps["loss forward"])
-        steps["log-probabilities"] -= inside
-    parts = [name for name in _PHASE_ORDER if name in steps]
+    parts = [name for name in PHASE_ORDER if name in steps]
     steps[_REST] = (steps["step"] - steps[parts].sum(axis=1)).clip(lower=0.0)
     median = steps[[*parts, _REST]].median()
     return median[median > 0].rename("seconds").to_frame()

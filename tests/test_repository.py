@@ -13,7 +13,8 @@ from conftest import PROJECT
 
 FLOORS = [
     {"files", "cells", "methods", "loops", "parameter_errors", "call_options", "params", "runs"}
-    | {"trl_fields", "training_options", "training_params", "notebooks", "efficiency_params"},
+    | {"trl_fields", "training_options", "training_params", "notebooks"}
+    | {"efficiency_params", "supervisor"},
     {"text", "lexical", "rows", "corpus", "citations", "visibility", "statistics", "prompts"}
     | {"arrangement", "fidelity", "lint", "measurements", "bounds", "capacity", "contrasts"}
     | {"pooling"},
@@ -22,9 +23,11 @@ FLOORS = [
     | {f"models.{name}" for name in ("openai_server", "planner", "prices", "slots", "usage")}
     | {f"models.{name}" for name in ("transformers_local", "vllm_local", "weights")},
     {"engines", "judges", "rewriters", "model_roles", "model_rewriters", "cleaning"},
-    {"evaluate", "summary", "policies", "roles", "plan", "rollouts", "scoring", "rewards"},
+    {"evaluate", "summary", "policies", "roles", "plan", "rollouts", "scoring", "rewards"}
+    | {"call_clock", "free_rewards"},
     {"checkpoints", "preflight", "small_policy", "cold_start", "training_data", "training_log"}
-    | {"grpo", "comparison"},
+    | {"grpo", "comparison", "phases", "streaming", "overlapped_trainer"}
+    | {"random_weights", "gpus", "servers", "efficiency_recipes", "measure", "efficiency"},
     # The look-alike is a program that answers through the roles; nothing imports it.
     {"tables", "plots", "training_plots", "view", "rollout_view", "report", "run"}
     | {"efficiency_text", "efficiency_tables", "efficiency_words", "efficiency_plots"}

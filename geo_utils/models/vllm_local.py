@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from geo_utils.models.base import Completion, FatalError, Request
@@ -17,16 +19,19 @@ class VllmLocal:
         model: Folder or Hub id.
     """
 
-    def __init__(self, model: str, max_batch: int = 256, **options: Any) -> None:
+    def __init__(
+        self, model: str, max_batch: int = 256, device: str | None = None, **options: Any
+    ) -> None:
         """Name the model; it is loaded by `probe` or the first call.
 
         Args:
             model: Folder or Hub id.
             max_batch: Most prompts handed over at once.
+            device: Such as `cuda:1`, of those that this process sees; default, the first.
             **options: Of `vllm.LLM`, such as `gpu_memory_utilization`.
         """
         self.model = self.cache_id = model
-        self._options = options
+        self._options, self._device = options, device
         self._llm: Any = None
         self._batcher = Batcher(self._generate, max_batch)
 
@@ -51,7 +56,8 @@ class VllmLocal:
                 raise FatalError(
                     "vLLM is not installed; on a GPU machine: pip install -e '.[gpu]'"
                 ) from None
-            self._llm = LLM(model=self.model, enable_prefix_caching=True, **self._options)
+            with _only(self._device):
+                self._llm = LLM(model=self.model, enable_prefix_caching=True, **self._options)
         return self._llm
 
     def _generate(self, requests: Sequence[Request]) -> list[Completion]:
@@ -85,6 +91,24 @@ class VllmLocal:
             _completion(output, request, time.monotonic() - started, self.model)
             for output, request in zip(outputs, requests, strict=True)
         ]
+
+
+@contextmanager
+def _only(device: str | None) -> Iterator[None]:
+    """Let an engine that is started see one GPU: it runs in a child process of its own."""
+    if device is None:
+        yield
+        return
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    index = int(device.rpartition(":")[2])
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[index] if seen else str(index)
+    try:
+        yield
+    finally:
+        if seen is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = seen
 
 
 def _completion(output: Any, request: Request, latency_s: float, model: str) -> Completion:

@@ -1,0 +1,104 @@
+"""Servers that a run brings with it: vLLM and the Gemini look-alike, gone when it is done."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from geo_utils.supervisor import Supervised
+
+# What a policy server needs to take new weights and to give the sampled tokens' probabilities.
+POLICY_OPTIONS = ("--weight-transfer-config", '{"backend":"nccl"}',
+                  "--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1")  # fmt: skip
+
+
+class ServerError(RuntimeError):
+    """A server did not come up, with the reason and the end of its log."""
+
+
+@contextmanager
+def vllm_server(
+    model: str, gpu: int, log: Path, options: Sequence[str] = (), start_s: float = 300.0
+) -> Iterator[str]:
+    """Serve a model by vLLM on a GPU of this machine.
+
+    Args:
+        model: Folder or Hub id.
+        gpu: Index of its GPU.
+        log: File that gets what it writes.
+        options: Of `vllm serve`; `POLICY_OPTIONS` for one that a trainer sends weights to.
+        start_s: Longest wait for it to come up.
+
+    Yields:
+        Its address, without `/v1`.
+
+    Raises:
+        ServerError: It ended, or did not come up in time.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model,
+               "--port", str(port), *options]  # fmt: skip
+    env = {"CUDA_VISIBLE_DEVICES": str(gpu), "VLLM_SERVER_DEV_MODE": "1"}
+    with Supervised(command, log, env) as program:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_up(program, f"{url}/health", f"vLLM server of {model}", start_s)
+        yield url
+
+
+@contextmanager
+def simulated_gemini(latency: str, key: str, log: Path) -> Iterator[str]:
+    """Serve the Gemini look-alike.
+
+    Args:
+        latency: Distribution of a call's seconds, such as `constant:1.0`.
+        key: The key that it accepts.
+        log: File that gets what it writes.
+
+    Yields:
+        Its address.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "geo_utils.models.simulated_gemini", "--port", str(port),
+               "--latency", latency, "--key", key]  # fmt: skip
+    with Supervised(command, log) as program:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_up(program, f"{url}/v1/models", "simulated Gemini", 60.0)
+        yield url
+
+
+def wait_until_up(program: Supervised, url: str, name: str, start_s: float) -> None:
+    """Wait until an address answers, be it with a refusal.
+
+    Raises:
+        ServerError: The program ended, or nothing answered in time.
+    """
+    until = time.monotonic() + start_s
+    while True:
+        status = program.poll()
+        if status is not None:
+            raise ServerError(f"{name} ended with status {status}: {program.tail()}")
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                return
+        except OSError:
+            pass
+        if time.monotonic() > until:
+            raise ServerError(f"{name} was not up after {start_s:g} s: {program.tail()}")
+        time.sleep(0.2)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

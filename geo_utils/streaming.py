@@ -1,0 +1,72 @@
+"""Completions of vLLM handed over as each is finished, not when all are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+Tell = Callable[[int, Sequence[int]], None]
+
+
+def stream_completions(generation: Any, asked: Callable[[], None], tell: Tell) -> None:
+    """Let TRL's vLLM generation tell of each completion as it is finished.
+
+    Args:
+        generation: TRL's `VLLMGeneration`; changed in place.
+        asked: Called when a batch has been handed to vLLM.
+        tell: Called with the prompt's place in the batch and the completion's tokens; completions
+            of one prompt are told under the first of its places.
+    """
+    if generation.mode == "server":
+        _stream_server(generation.vllm_client, asked, tell)
+    else:
+        _stream_engine(generation.llm, asked, tell)
+
+
+def _stream_engine(llm: Any, asked: Callable[[], None], tell: Tell) -> None:
+    places: dict[tuple[int, ...], int] = {}
+    generate, step = llm.generate, llm.llm_engine.step
+
+    def generate_and_note(prompts: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        places.clear()
+        for place, prompt in reversed(list(enumerate(prompts))):
+            places[tuple(prompt["prompt_token_ids"])] = place
+        asked()
+        return generate(prompts, *args, **kwargs)
+
+    def step_and_tell() -> Any:
+        outputs = step()
+        for output in outputs:
+            place = places.get(tuple(output.prompt_token_ids or ()))
+            if output.finished and place is not None:
+                for completion in output.outputs:
+                    tell(place, completion.token_ids)
+        return outputs
+
+    llm.generate, llm.llm_engine.step = generate_and_note, step_and_tell
+
+
+def _stream_server(client: Any, asked: Callable[[], None], tell: Tell) -> None:
+    """Ask for each prompt by itself, all at once: a server answers a request as a whole."""
+    generate = client.generate
+
+    def one_by_one(prompts: Sequence[Any], features: Any = None, **kwargs: Any) -> Any:
+        asked()
+        if features is not None or not prompts:
+            return generate(prompts=prompts, features=features, **kwargs)
+
+        def one(index: int) -> Any:
+            answer = generate(prompts=[prompts[index]], **kwargs)
+            for ids in answer["completion_ids"]:
+                tell(index * kwargs.get("n", 1), ids)
+            return answer
+
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            answers = list(pool.map(one, range(len(prompts))))
+        return {
+            name: None if answers[0][name] is None else [row for a in answers for row in a[name]]
+            for name in answers[0]
+        }
+
+    client.generate = one_by_one
