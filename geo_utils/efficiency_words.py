@@ -127,11 +127,15 @@ def efficiency_headline(results: Sequence[Measurement], plans: Sequence[Plan]) -
         ],
         "urgent": one and one.setting,
         "sweep": many and many.setting,
-        "lines": [
-            f"{named(r.setting):32} {seconds(r):>22} s a step, {work_name(r)}, n = {count(r)}"
-            for r in results if r.measured
-        ],
+        "lines": [_line(r) for r in results],
     }  # fmt: skip
+
+
+def _line(result: Measurement) -> str:
+    name = f"{named(result.setting):32}"
+    if not result.measured:
+        return f"{name} {result.status}: {(result.reason or 'no reason given')[:160]}"
+    return f"{name} {seconds(result):>22} s a step, {work_name(result)}, n = {count(result)}"
 
 
 def _best_of_each(contrasts: Sequence[Contrast]) -> list[Contrast]:
