@@ -97,7 +97,8 @@ def uses_api(row: Measurement) -> bool:
 
 def rewarded(rows: Sequence[Measurement]) -> list[Measurement]:
     """Leave out rows whose reward asks no engine: they are for comparison, not to be chosen."""
-    return [row for row in rows if row.measured and row.reward != "negative_length"]
+    asking = [row for row in rows if row.measured and row.reward != "negative_length"]
+    return [row for row in asking if not row.unasked]
 
 
 def planned_work(results: Sequence[Measurement]) -> list[Measurement]:

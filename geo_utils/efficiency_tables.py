@@ -212,6 +212,7 @@ def _step_row(result: Measurement) -> dict[str, Any]:
 
     memory = max(result.peak_memory_gib, default=None) if result.peak_memory_gib else None
     status = result.status + (" (shared GPU)" if result.shared else "")
+    status += " (hardly asked its engine)" if result.unasked else ""
     reason = f": {html.escape(result.reason[:160])}" if result.reason else ""
     return {
         "setting": named(result.setting),
@@ -224,6 +225,7 @@ def _step_row(result: Measurement) -> dict[str, Any]:
         "GPU-s a sample": number(result.gpu_seconds_per_sample),
         "samples a s": number(result.samples_per_s),
         "peak GiB": number(memory, "{:.0f}"),
+        "abstained": number(result.abstained, "{:.0%}"),
         "n": count(result) if result.measured else NONE,
         "status": status + reason,
     }

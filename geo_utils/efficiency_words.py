@@ -30,6 +30,13 @@ def step_findings(results: Sequence[Measurement]) -> str:
         rows = of_work(results, work)
         lines += [f"**{work_name(rows[0])}, {rows[0].device}** ({len(rows)} settings)", ""]
         lines += _fastest(rows) + _cheapest(rows) + _spent(rows) + _bound_range(rows) + [""]
+    lines += [
+        f"**{capital(r.setting)} hardly asked its engine**: "
+        f"{(r.engine_s or 0.0) + (r.judge_s or 0.0):.2f} s a step of a stated "
+        f"{r.reward_latency_s:g} s; its step says nothing about one that waits.\n"
+        for r in results
+        if r.unasked
+    ]
     lost = [r for r in results if not r.measured]
     if lost:
         reasons = sorted({f"{named(r.setting)} ({r.status})" for r in lost})

@@ -59,6 +59,7 @@ class Measurement(BaseModel):
         background: Seconds of each phase that ran beside the main thread.
         engine_s: Seconds of a step in which the engine was asked.
         judge_s: Seconds in which only the judge was.
+        abstained: Share of completions without a score.
         gpu_seconds_per_sample: Over all GPUs held.
         samples_per_s: Completions a second.
         tokens_per_s: New tokens a second.
@@ -104,6 +105,7 @@ class Measurement(BaseModel):
     background: dict[str, float] | None = None
     engine_s: float | None = None
     judge_s: float | None = None
+    abstained: float | None = None
     gpu_seconds_per_sample: float | None = None
     samples_per_s: float | None = None
     tokens_per_s: float | None = None
@@ -132,6 +134,17 @@ class Measurement(BaseModel):
     def measured(self) -> bool:
         """Whether there is a step time."""
         return self.status == "measured" and bool(self.step_s) and bool(self.phases)
+
+    @property
+    def unasked(self) -> bool:
+        """Whether the engine was asked for less than half of its stated latency.
+
+        Completions that hold no page are rewarded without a call, and a step that waits for none
+        says nothing about one that does.
+        """
+        if not self.measured or self.reward != "gemini" or self.engine_s is None:
+            return False
+        return self.engine_s + (self.judge_s or 0.0) < 0.5 * (self.reward_latency_s or 0.0)
 
     @property
     def seconds(self) -> float:

@@ -249,6 +249,22 @@ def test_a_reward_that_asks_nothing_is_never_chosen():
     assert [r.setting for r in rewarded(study()[4:8])] == ["ahead", "qwen"]
 
 
+def test_a_row_that_hardly_asked_its_engine_is_named_and_not_chosen():
+    # completions that hold no page cost no call: such a step is no step with an engine
+    idle = row("idle", 4.2, engine_s=0.0, judge_s=0.0)
+    busy = row("busy", 6.3, engine_s=1.0, judge_s=1.0)
+    assert idle.unasked and not busy.unasked and not row().unasked
+    assert rewarded([idle, busy]) == [busy]
+    assert one_by_one([row("slow", 36.0, parallel=False), idle]) == []
+    assert against_no_latency([idle, row("free", 4.2, reward="negative_length")]) == []
+    assert "**Idle hardly asked its engine**: 0.00 s a step of a stated 2 s" in step_findings(
+        [idle]
+    )
+    assert "hardly asked its engine" in text_of(step_table([idle, busy], {}))
+    assert "hardly asked" not in text_of(step_table([busy], {})) + step_findings([busy])
+    assert "25%" in text_of(step_table([row(abstained=0.25)], {}))
+
+
 def test_where_the_winner_changes():
     # alone, Gemini takes 4.3 s more than its latency, Qwen 9.7 s: it changes beyond 5.4 s, and
     # by more than the 5 % that repeats may differ by: (l + 4.3) > 1.05 x 9.7 from l = 5.885 on
