@@ -46,8 +46,9 @@ def _together(group: Sequence[Measurement]) -> Measurement:
         return group[-1].model_copy(update={"repeats": 0, "lost": len(group)})
     steps = [s for row in good for s in (row.step_s_all or (row.seconds,))]
     low, high = np.percentile(steps, (25, 75))
-    figures = ("engine_s", "judge_s", "abstained", "gpu_seconds_per_sample", "samples_per_s", "tokens_per_s",
-               "energy_j_per_sample", "calls_per_1000", "cost_per_1000", "new_tokens")  # fmt: skip
+    figures = ("engine_s", "judge_s", "abstained", "gpu_seconds_per_sample", "samples_per_s",
+               "tokens_per_s", "energy_j_per_sample", "calls_per_1000", "cost_per_1000",
+               "new_tokens")  # fmt: skip
     together: dict[str, Any] = {name: _mean([getattr(r, name) for r in good]) for name in figures}
     together |= {
         "repeats": len(good),
