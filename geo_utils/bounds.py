@@ -20,6 +20,7 @@ from typing import Literal
 from geo_utils.measurements import TRAIN_PHASES, Measurement
 
 Regime = Literal["synchronous", "streaming", "ahead"]
+Shared = Literal["nothing", "policy", "trainer"]
 # `fused` leaves a pass out and overlaps nothing.
 REGIME: dict[str, Regime] = {
     "stock": "synchronous", "fused": "synchronous", "early": "streaming", "ahead": "ahead",
@@ -117,7 +118,7 @@ def synchronous(p: Parts) -> float:
     return p.sync + p.generation + p.reward + p.train
 
 
-def streaming(p: Parts, apart: bool = True) -> float:
+def streaming(p: Parts, shares: Shared = "nothing") -> float:
     """Return the least on-policy step when a reward begins as its completion is written.
 
     The batch has to be written with the new weights (S + G) before it is trained on. Rewards can
@@ -132,10 +133,12 @@ def streaming(p: Parts, apart: bool = True) -> float:
 
     Args:
         p: The parts.
-        apart: Whether the reward is worked out elsewhere than the policy generates; if not, it
-            cannot begin before G is over.
+        shares: Whose GPU the engine shares: the policy's, so that rewards begin after G; or the
+            trainer's as well, so that nothing overlaps.
     """
-    tail = max(p.reward - p.generation, p.one_reward) if apart else p.reward
+    if shares == "trainer":
+        return synchronous(p)
+    tail = p.reward if shares == "policy" else max(p.reward - p.generation, p.one_reward)
     return p.sync + p.generation + max(tail, p.old) + (p.train - p.old)
 
 
@@ -154,15 +157,15 @@ def ahead(p: Parts, row: Measurement) -> float:
     early that way is the streaming bound, and half of it bounds the step. The reward is hidden
     whole until that half is the largest.
     """
-    apart, own_gpu = engine_apart(row), row.policy == "server" and row.gpus > 1
+    shares = engine_shares(row)
     busy = [p.sync + p.train, p.sync + p.generation]
-    if not own_gpu:
+    if row.policy != "server" or row.gpus <= 1:
         busy = [p.sync + p.generation + p.train]
-    if not apart:
+    if shares != "nothing":
         busy[-1] += p.reward
     elif _model_engine(row) or not row.parallel:
         busy.append(p.reward)
-    return max(*busy, streaming(p, apart) / 2)
+    return max(*busy, streaming(p, shares) / 2)
 
 
 def bounds(row: Measurement) -> Bounds:
@@ -186,7 +189,7 @@ def all_bounds(p: Parts, row: Measurement) -> dict[Regime, float]:
     """Return the bound under each regime for parts on a row's placement."""
     return {
         "synchronous": synchronous(p),
-        "streaming": streaming(p, engine_apart(row)),
+        "streaming": streaming(p, engine_shares(row)),
         "ahead": ahead(p, row),
     }
 
@@ -208,11 +211,13 @@ def _model_engine(row: Measurement) -> bool:
     return row.reward.startswith("qwen")
 
 
-def engine_apart(row: Measurement) -> bool:
-    """Return whether the reward is worked out elsewhere than the policy generates.
+def engine_shares(row: Measurement) -> Shared:
+    """Return whose GPU the engine shares.
 
     A row says how many GPUs it held: with fewer than its roles, the engine is the one that
-    shares, with the policy.
+    shares, with the policy, wherever that is.
     """
-    roles = 2 + (row.policy == "server")
-    return not _model_engine(row) or row.gpus >= roles
+    server = row.policy == "server"
+    if not _model_engine(row) or row.gpus >= 2 + server:
+        return "nothing"
+    return "policy" if server and row.gpus == 2 else "trainer"

@@ -11,7 +11,8 @@ import pandas as pd
 
 from geo_utils.bounds import predicted_step
 from geo_utils.efficiency_params import CapacityOptions
-from geo_utils.measurements import Measurement, of_work, works
+from geo_utils.measurements import Measurement
+from geo_utils.pooling import of_work, works
 
 SAME = 1.05  # steps of two measurements of one setting may differ by so much
 
@@ -96,7 +97,8 @@ def uses_api(row: Measurement) -> bool:
 
 def rewarded(rows: Sequence[Measurement]) -> list[Measurement]:
     """Leave out rows whose reward asks no engine: they are for comparison, not to be chosen."""
-    return [row for row in rows if row.measured and row.reward != "negative_length"]
+    asking = [row for row in rows if row.measured and row.reward != "negative_length"]
+    return [row for row in asking if not row.unasked]
 
 
 def planned_work(results: Sequence[Measurement]) -> list[Measurement]:

@@ -60,7 +60,7 @@ def one_by_one(results: Sequence[Measurement]) -> list[Contrast]:
     """Divide each result that asks one by one by the same that asks in parallel."""
     found = []
     for slow in results:
-        if slow.measured and slow.reward == "gemini" and not slow.parallel:
+        if _waits(slow) and not slow.parallel:
             fast = _closest(slow, [r for r in results if r.parallel and _same(slow, r)])
             found += [contrast(slow, fast)] if fast else []
     return found
@@ -73,7 +73,7 @@ def against_no_latency(results: Sequence[Measurement]) -> list[Contrast]:
     """
     found = []
     for result in results:
-        if result.measured and result.reward == "gemini" and result.reward_latency_s:
+        if _waits(result) and result.reward_latency_s:
             free = [r for r in results if r.reward == "negative_length" and _alike(result, r)]
             alike = [r for r in free if r.schedule == result.schedule]
             if not alike and result.schedule == "early":
@@ -99,7 +99,7 @@ def ablation(results: Sequence[Measurement], settings: Iterable[str]) -> list[Co
     """Divide the results of an ablation by the first of them, work by work.
 
     Args:
-        results: Put together by `pooled`.
+        results: Put together by `pooling.pooled`.
         settings: In the order of the file: the first of a work is what the others change.
     """
     names = list(settings)
@@ -128,9 +128,16 @@ def agreement(rows: Sequence[Measurement]) -> list[Agreement]:
     return found
 
 
+def _waits(result: Measurement) -> bool:
+    return result.measured and result.reward == "gemini" and not result.unasked
+
+
 def _alike(one: Measurement, other: Measurement) -> bool:
     """Return whether two results do the same work with the policy in the same place."""
-    return other.measured and one.work == other.work and one.policy == other.policy
+    return (
+        other.measured and not other.unasked
+        and one.work == other.work and one.policy == other.policy
+    )  # fmt: skip
 
 
 def _same(one: Measurement, other: Measurement) -> bool:

@@ -15,18 +15,12 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from geo_utils.bounds import bounds, predicted_step, reward_floor
 from geo_utils.capacity import changes, over_latency, over_limits, planned_work
+from geo_utils.contrasts import against_no_latency
 from geo_utils.efficiency_params import CapacityOptions
-from geo_utils.efficiency_tables import (
-    SLIDE_ROWS,
-    count,
-    main_rows,
-    named,
-    plan_basis,
-    seconds,
-    source,
-    work_name,
-)
-from geo_utils.measurements import PHASES, Measurement, compared, of_work, works
+from geo_utils.efficiency_tables import SLIDE_ROWS, main_rows
+from geo_utils.efficiency_text import count, named, plan_basis, seconds, source, work_name
+from geo_utils.measurements import PHASES, Measurement
+from geo_utils.pooling import compared, of_work, works
 from geo_utils.training_plots import finished
 
 LATENCIES = tuple(float(s) for s in np.linspace(0, 20, 81))
@@ -39,34 +33,31 @@ _PHASE_COLOURS = dict(zip(PHASES, (
 _LINES = ("-", "--", "-.", ":")
 
 
-def step_figure(results: Sequence[Measurement]) -> Figure:
+def step_figure(results: Sequence[Measurement], place: int = 0) -> Figure:
     """Stack the phases of a step for each setting, the bound of its schedule marked.
 
-    One panel for each amount of work, two at most. A bar that is much longer than the others is
-    cut.
+    A bar that is much longer than the others is cut.
+
+    Args:
+        results: Put together by `pooling.pooled`.
+        place: 0 for the work that most settings were measured at, 1 for the next.
     """
-    shown = {
-        work: compared(of_work(results, work), most)
-        for work, most in zip(works(results), (SLIDE_ROWS, 8), strict=False)
-    }
-    if not shown:
-        return _nothing()
-    first = next(iter(shown.values()))
-    best, slow = first[0], first[-1]
-    title = f"{_capital(best)} is fastest, {best.seconds:.1f} s a step"
+    found = works(results)[place : place + 1]
+    if not found:
+        return _nothing("No second amount of work was measured" if place else "Nothing measured")
+    every = of_work(results, found[0])
+    rows = compared(every, SLIDE_ROWS)
+    best, slow = rows[0], rows[-1]
+    title = f"{work_name(best)}: {named(best.setting)} is fastest, {best.seconds:.1f} s a step"
     if slow is not best:
         title += f"; {named(slow.setting)} takes {slow.seconds / best.seconds:.1f} times as long"
-    heights = [0.42 * len(rows) + 1.0 for rows in shown.values()]
-    figure, panels = _canvas(sum(heights) + 2.0, len(shown), heights)
-    for axes, rows in zip(panels, shown.values(), strict=True):
-        _stacked(axes, rows)
-        axes.set_title(f"{work_name(rows[0])}, {rows[0].device}", loc="left", fontsize=15)
-    panels[-1].set_xlabel("seconds a step: mean of each phase; line: the least by its own parts")
-    handles, names = _legend()
-    panels[0].legend(handles, names, frameon=False, fontsize=14, ncols=1, loc="upper left",
-                     bbox_to_anchor=(1.2, 1.0))  # fmt: skip
-    rows = [r for group in shown.values() for r in group]
-    return finished(figure, title, _basis(rows, results))
+    figure, (axes,) = _canvas(0.42 * len(rows) + 3.0, 1)
+    _stacked(axes, rows)
+    axes.set_xlabel("seconds a step of the main thread, by phase; line: the least by its own parts")
+    handles = [Rectangle((0, 0), 1, 1, color=_PHASE_COLOURS[phase]) for phase in PHASES]
+    figure.legend(handles, PHASES, frameon=False, fontsize=14, loc="outside right center")
+    shown = f"{len(rows)} of {len(every)} settings: the fastest and the slowest. "
+    return finished(figure, title, shown * (len(rows) < len(every)) + _basis(rows, results))
 
 
 def latency_figure(results: Sequence[Measurement]) -> Figure:
@@ -82,6 +73,7 @@ def latency_figure(results: Sequence[Measurement]) -> Figure:
         f"{slopes[steep]:.0f} s more, of {named(flat)} {slopes[flat]:.0f} s"
     )
     figure, (axes,) = _canvas(7.2, 1)
+    free = {c.result.setting: c.against for c in against_no_latency(of_work(results, main))}
     ends: list[tuple[float, str, object]] = []
     for number, group in enumerate(_by_setting(rows).values()):
         shade = sns.color_palette("colorblind")[number % 10]
@@ -94,6 +86,9 @@ def latency_figure(results: Sequence[Measurement]) -> Figure:
             at = row.reward_latency_s or 0.0
             axes.plot((at, at), (low, high), color=shade, linewidth=4, alpha=0.45)
             axes.plot(at, row.seconds, "o", color=shade, markersize=10)
+        if last.setting in free:
+            axes.plot(0, free[last.setting].seconds, "o", color=shade, fillstyle="none",
+                      markersize=10, clip_on=False)  # fmt: skip
         ends.append((line[-1], named(last.setting), shade))
     axes.set(xlim=(0, 20), xlabel="seconds that engine and judge take for a completion",
              ylabel="seconds a step")  # fmt: skip
@@ -101,7 +96,7 @@ def latency_figure(results: Sequence[Measurement]) -> Figure:
         _log_scale(axes)
     axes.set_ylim(*axes.get_ylim())
     _label_ends(axes, ends)
-    note = f"Points: measured, bars: quartiles; lines: predicted by the bound of the schedule. " \
+    note = f"Points: measured (open: without an engine), bars: quartiles; lines: predicted. " \
            f"{work_name(rows[0])}. {_basis(rows, results)}"  # fmt: skip
     return finished(figure, title, note)
 
@@ -144,7 +139,7 @@ def sensitivity_figure(results: Sequence[Measurement], options: CapacityOptions)
     frames = (over_latency(rows, options, LATENCIES), over_limits(rows, options, FACTORS))
     moved = [changes(frame, "sweep") for frame in frames]
     title = f"For {options.experiments} experiments: {_changes_text(moved[0], ' s of latency')}"
-    figure, panels = _canvas(7.4, 1, columns=2)
+    figure, panels = _canvas(7.4, 2)
     named_first = dict.fromkeys(setting for found in moved for _, setting in found)
     shades = dict(zip(named_first, sns.color_palette("colorblind"), strict=False))
     for axes, frame in zip(panels, frames, strict=True):
@@ -164,7 +159,7 @@ def sensitivity_figure(results: Sequence[Measurement], options: CapacityOptions)
     handles = [Line2D([], [], color=shade, linewidth=6) for shade in shades.values()]
     handles.append(Line2D([], [], color="#bbbbbb", linewidth=1.2))
     figure.legend(handles, [*map(named, shades), f"the other {len(rows) - len(shades)}"],
-                  frameon=False, fontsize=14, loc="outside right upper")  # fmt: skip
+                  frameon=False, fontsize=14, loc="outside right center")  # fmt: skip
     limits = _changes_text(moved[1], " times the limits")
     note = f"Thick: the setting that wins. Over the limits: {limits}. " \
            f"For {plan_basis(rows, options)}."  # fmt: skip
@@ -202,11 +197,6 @@ def _name_rows(axes: Axes, rows: Sequence[Measurement]) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
 
 
-def _legend() -> tuple[list[Rectangle], list[str]]:
-    handles = [Rectangle((0, 0), 1, 1, color=_PHASE_COLOURS[phase]) for phase in PHASES]
-    return handles, list(PHASES)
-
-
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, object]]) -> None:
     """Write each line's name at its right end, pushed apart where lines end together."""
     to_axes = axes.transData + axes.transAxes.inverted()
@@ -225,11 +215,6 @@ def _changes_text(found: Sequence[tuple[float, str]], unit: str) -> str:
     words += [f"{named(setting)} from {at:.2g}{unit}" for at, setting in found[1:4]]
     words += [f"{len(found) - 4} more changes"] if len(found) > 4 else []
     return ", ".join(words)
-
-
-def _capital(row: Measurement) -> str:
-    name = named(row.setting)
-    return name[:1].upper() + name[1:]
 
 
 def _with_latency(results: Sequence[Measurement]) -> list[Measurement]:
@@ -251,16 +236,13 @@ def _basis(rows: Sequence[Measurement], results: Sequence[Measurement]) -> str:
     return f"{text}."
 
 
-def _canvas(
-    height: float, rows: int, heights: Sequence[float] | None = None, columns: int = 1
-) -> tuple[Figure, list[Axes]]:
+def _canvas(height: float, columns: int) -> tuple[Figure, list[Axes]]:
     sns.set_theme(style="white", font_scale=1.45)
     figure, panels = plt.subplots(
-        rows, columns, figsize=(14, height), layout="constrained", height_ratios=heights,
-        squeeze=False,
-    )  # fmt: skip
+        1, columns, figsize=(14, height), layout="constrained", squeeze=False
+    )
     plt.close(figure)  # shown once, by the cell that returns it
-    return figure, [axes for line in panels for axes in line]
+    return figure, list(panels[0])
 
 
 def _nothing(title: str = "Nothing was measured") -> Figure:

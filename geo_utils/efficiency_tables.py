@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,11 +13,21 @@ from geo_utils.bounds import bounds
 from geo_utils.capacity import Plan
 from geo_utils.contrasts import Contrast, agreement
 from geo_utils.efficiency_params import CapacityOptions, Setting
-from geo_utils.measurements import Measurement, compared, works
+from geo_utils.efficiency_text import (
+    NONE,
+    count,
+    latency,
+    named,
+    plan_basis,
+    seconds,
+    sentence,
+    work_name,
+)
+from geo_utils.measurements import Measurement
+from geo_utils.pooling import compared, works
 from geo_utils.tables import styled
 
 SLIDE_ROWS = 12
-NONE = "–"  # noqa: RUF001
 SPREAD = "Median seconds a step [quartiles over steps]; n = steps x repeats."
 # Measured before this harness, with stock TRL, random weights of Qwen3-1.7B's shape and no reward
 # to wait for; 16 completions of 512 tokens. For comparison only.
@@ -32,43 +42,6 @@ _WORDS = ("setting", "against", "group", "work", "policy", "schedule", "status",
           "rows")  # fmt: skip
 
 
-def named(setting: str) -> str:
-    """Return a setting's name as figures and tables write it."""
-    return setting.replace("_", " ")
-
-
-def work_name(result: Measurement) -> str:
-    """Say how much work a step is, such as `16 × 512 tokens`."""  # noqa: RUF002
-    tokens = f"{result.new_tokens:.0f}" if result.new_tokens else "?"
-    natural = ", natural lengths" if result.natural_lengths else ""
-    return f"{result.completions or '?'} × {tokens} tokens{natural}"  # noqa: RUF001
-
-
-def seconds(result: Measurement) -> str:
-    """Write a step time with its quartiles; a dash where it was not measured."""
-    if not result.measured:
-        return NONE
-    spread = result.step_s_spread
-    ends = "" if spread is None else f" [{spread[0]:.2f}, {spread[1]:.2f}]"
-    return f"{result.seconds:.2f}{ends}"
-
-
-def count(result: Measurement) -> str:
-    """Write a result's n: steps x repeats, and how many repeats were lost."""
-    lost = f", {result.lost} lost" if result.lost else ""
-    each = result.steps // max(result.repeats, 1)
-    return f"{each} x {result.repeats}{lost}"
-
-
-def source(results: Iterable[Measurement]) -> str:
-    """Say what results were measured on, and what was simulated."""
-    measured = [result for result in results if result.measured]
-    hardware = sorted({r.hardware for r in measured}) or ["nothing measured"]
-    stood_in = sorted({what for r in measured for what in (r.simulated or ())})
-    simulated = f"; SIMULATED: {', '.join(stood_in)}" if stood_in else ""
-    return f"measured on {', '.join(hardware)}{simulated}"
-
-
 def main_rows(results: Sequence[Measurement], most: int = SLIDE_ROWS) -> list[Measurement]:
     """Return what a slide shows: rows of the work that most settings were measured at."""
     return compared((r for r in results if r.work in works(results, 1)), most)
@@ -80,9 +53,9 @@ def step_table(
     """List every setting: what a step of it takes, or why there is no figure.
 
     Args:
-        results: Put together by `pooled`.
+        results: Put together by `pooling.pooled`.
         planned: Settings that have to appear, measured or not.
-        most: Show so many rows of the main work only, for a slide; see `measurements.compared`.
+        most: Show so many rows of the main work only, for a slide; see `pooling.compared`.
     """
     known = {r.setting for r in results}
     shown = [*results, *(_absent(name, s) for name, s in planned.items() if name not in known)]
@@ -93,11 +66,14 @@ def step_table(
         main = [r for r in results if r.measured and r.work in works(results, 1)]
         shown = main_rows(results, most)
         cut = f" {len(shown)} of {len(main)} rows of this work; all are in the report."
-    rows = [_step_row(result) for result in shown]
+    table = pd.DataFrame([_step_row(result) for result in shown])
+    if most is not None:
+        same = f" A step: {work_name(shown[0])}." if shown else ""
+        cut, table = same + cut, table.drop(columns=["group", "work", "status"], errors="ignore")
     best = min((r.seconds for r in shown if r.measured), default=None)
     marked = [i for i, r in enumerate(shown) if r.seconds == best]
-    caption = f"{SPREAD} GPU-s: over all GPUs held.{cut} {_sentence(results)}"
-    return _laid_out(pd.DataFrame(rows), marked, caption)
+    caption = f"{SPREAD} GPU-s: over all GPUs held.{cut} {sentence(results)}"
+    return _laid_out(table, marked, caption)
 
 
 def bound_table(results: Sequence[Measurement], most: int | None = None) -> Styler:
@@ -117,36 +93,41 @@ def bound_table(results: Sequence[Measurement], most: int | None = None) -> Styl
             "reward / floor": NONE if b.reward_ratio is None else f"{b.reward_ratio:.2f}",
             "n": count(result),
         })  # fmt: skip
+    table = pd.DataFrame(rows)
+    if most is not None:
+        table = table.drop(columns="work", errors="ignore")
     caption = (
         "Least seconds a step by the measured parts: every part after the other; rewards begun as "
         "completions are written (on policy); the next batch written meanwhile (one step off). "
-        f"Measured / bound is for the row's own schedule. {_sentence(results)}"
+        f"Measured / bound is for the row's own schedule. {sentence(results)}"
     )
-    return _laid_out(pd.DataFrame(rows), [], caption)
+    return _laid_out(table, [], caption)
 
 
-def contrast_table(contrasts: Sequence[Contrast], what: str) -> Styler:
+def contrast_table(contrasts: Sequence[Contrast], what: str, most: int | None = None) -> Styler:
     """List ratios of step times.
 
     Args:
         contrasts: Of `contrasts`.
         what: What the ratio compares, for the caption.
+        most: Show the first so many, for a slide.
     """
+    cut = f" {most} of {len(contrasts)} rows." if most and len(contrasts) > most else ""
     rows = [
         {
             "setting": named(c.result.setting),
             "against": named(c.against.setting),
             "work": work_name(c.result),
-            "latency": _latency(c.result),
+            "latency": latency(c.result),
             "s a step": seconds(c.result),
             "against, s": seconds(c.against),
             "ratio": f"{c.ratio:.2f} [{c.low:.2f}, {c.high:.2f}]",
             "n": f"{count(c.result)} / {count(c.against)}",
         }
-        for c in contrasts
+        for c in contrasts[:most]
     ]
     both = [r for c in contrasts for r in (c.result, c.against)]
-    caption = f"{what} {SPREAD} Ratio [from the quartiles of both]. {_sentence(both)}"
+    caption = f"{what} {SPREAD} Ratio [from the quartiles of both].{cut} {sentence(both)}"
     return _laid_out(pd.DataFrame(rows), [], caption)
 
 
@@ -164,7 +145,7 @@ def repeat_table(rows: Sequence[Measurement]) -> Styler:
     ]
     caption = (
         "Apart: slowest over fastest repeat, less 1. Phases / step: sum of the main thread's "
-        f"phases over the mean step. {_sentence(rows)}"
+        f"phases over the mean step. {sentence(rows)}"
     )
     return _laid_out(pd.DataFrame(lines), [], caption)
 
@@ -197,24 +178,6 @@ def plan_table(
     return _laid_out(pd.DataFrame(rows), [0] if rows else [], caption)
 
 
-def plan_basis(results: Sequence[Measurement], options: CapacityOptions) -> str:
-    """Say what a plan rests on."""
-    work = next((work_name(r) for r in results if r.measured), "no measured work")
-    limits = [
-        f"{limit:,.0f} {name} a minute"
-        for limit, name in (
-            (options.requests_per_minute, "requests"), (options.tokens_per_minute, "tokens"),
-        )
-        if limit
-    ]  # fmt: skip
-    asks = f"{options.calls_a_rollout:g} calls and {options.tokens_a_rollout:,.0f} tokens a rollout"
-    return (
-        f"{options.gpus} GPUs, {' and '.join(limits) or 'no API limit'} for all experiments "
-        f"together ({asks}), {options.steps} steps an experiment of {work}; no preemption and no "
-        f"start-up counted; steps {source(results)}"
-    )
-
-
 def earlier_table(results: Sequence[Measurement]) -> Styler:
     """Put the steps measured before this harness beside the same settings here."""
     rows = []
@@ -238,7 +201,7 @@ def earlier_table(results: Sequence[Measurement]) -> Styler:
     caption = (
         "Earlier: one H200 each for policy and trainer where it is a server; stock TRL, random "
         "weights of Qwen3-1.7B's shape, 16 × 512 tokens, not by this harness and without n. "  # noqa: RUF001
-        f"Here: {SPREAD} {_sentence(results)}"
+        f"Here: {SPREAD} {sentence(results)}"
     )
     return _laid_out(pd.DataFrame(rows), [], caption)
 
@@ -249,18 +212,20 @@ def _step_row(result: Measurement) -> dict[str, Any]:
 
     memory = max(result.peak_memory_gib, default=None) if result.peak_memory_gib else None
     status = result.status + (" (shared GPU)" if result.shared else "")
+    status += " (hardly asked its engine)" if result.unasked else ""
     reason = f": {html.escape(result.reason[:160])}" if result.reason else ""
     return {
         "setting": named(result.setting),
         "group": result.group,
         "work": work_name(result) if result.completions else NONE,
-        "latency": _latency(result),
+        "latency": latency(result),
         "policy": "on" if result.on_policy else "one step off",
         "GPUs": result.gpus if result.measured else f"wants {result.gpus_wanted}",
         "s a step": seconds(result),
         "GPU-s a sample": number(result.gpu_seconds_per_sample),
         "samples a s": number(result.samples_per_s),
         "peak GiB": number(memory, "{:.0f}"),
+        "abstained": number(result.abstained, "{:.0%}"),
         "n": count(result) if result.measured else NONE,
         "status": status + reason,
     }
@@ -275,20 +240,15 @@ def _absent(name: str, setting: Setting) -> Measurement:
     )  # fmt: skip
 
 
-def _latency(result: Measurement) -> str:
-    if result.reward != "gemini" or result.reward_latency_s is None:
-        return NONE
-    return f"{result.reward_latency_s:g} s{'' if result.parallel else ' each'}"
-
-
-def _sentence(results: Iterable[Measurement]) -> str:
-    text = source(results)
-    return f"{text[0].upper()}{text[1:]}."
-
-
 def _laid_out(table: pd.DataFrame, marked: list[int], caption: str) -> Styler:
     if table.empty:
         table = pd.DataFrame({"rows": ["none to show"]})
-    words: list[Hashable] = [column for column in table if column in _WORDS]
+    words = [column for column in table if column in _WORDS]
+    short: list[Hashable] = [column for column in table if column != "status"]
     laid_out = styled(table, marked, caption).hide(axis="index")
-    return laid_out.set_properties(subset=words, **{"text-align": "left"})
+    left: list[Any] = [
+        {"selector": f"td.col{table.columns.get_loc(word)}", "props": "text-align: left"}
+        for word in words
+    ]
+    tight = {"white-space": "nowrap", "padding": ".25em .45em"}
+    return laid_out.set_properties(subset=short, **tight).set_table_styles(left, overwrite=False)

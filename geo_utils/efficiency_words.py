@@ -10,8 +10,17 @@ from geo_utils.bounds import bounds
 from geo_utils.capacity import Plan, changes, over_latency, rewarded, sweep, urgent
 from geo_utils.contrasts import Contrast, against_no_latency, against_stock, one_by_one
 from geo_utils.efficiency_params import CapacityOptions
-from geo_utils.efficiency_tables import count, named, plan_basis, seconds, source, work_name
-from geo_utils.measurements import PHASES, Measurement, of_work, works
+from geo_utils.efficiency_text import (
+    capital,
+    count,
+    named,
+    plan_basis,
+    seconds,
+    source,
+    work_name,
+)
+from geo_utils.measurements import PHASES, Measurement
+from geo_utils.pooling import of_work, works
 
 
 def step_findings(results: Sequence[Measurement]) -> str:
@@ -21,6 +30,13 @@ def step_findings(results: Sequence[Measurement]) -> str:
         rows = of_work(results, work)
         lines += [f"**{work_name(rows[0])}, {rows[0].device}** ({len(rows)} settings)", ""]
         lines += _fastest(rows) + _cheapest(rows) + _spent(rows) + _bound_range(rows) + [""]
+    lines += [
+        f"**{capital(r.setting)} hardly asked its engine**: "
+        f"{(r.engine_s or 0.0) + (r.judge_s or 0.0):.2f} s a step of a stated "
+        f"{r.reward_latency_s:g} s; its step says nothing about one that waits.\n"
+        for r in results
+        if r.unasked
+    ]
     lost = [r for r in results if not r.measured]
     if lost:
         reasons = sorted({f"{named(r.setting)} ({r.status})" for r in lost})
@@ -31,7 +47,7 @@ def step_findings(results: Sequence[Measurement]) -> str:
 
 
 def latency_findings(results: Sequence[Measurement]) -> str:
-    """Say in Markdown what asking in parallel and hiding latency gained."""
+    """Say in Markdown what asking in parallel gained, and what latency is left to pay for."""
     lines = []
     for c in one_by_one(results):
         calls = c.result.completions or 0
@@ -43,10 +59,16 @@ def latency_findings(results: Sequence[Measurement]) -> str:
     for c in _best_of_each(against_no_latency(results)):
         how = "on policy" if c.result.on_policy else "one step off policy"
         lines.append(
-            f"- {_capital(c.result)} ({how}, {_latency(c)}, {work_name(c.result)}): "
+            f"- {capital(c.result.setting)} ({how}, {_latency(c)}, {work_name(c.result)}): "
             f"**{_ratio(c)} times** the step without an engine ({seconds(c.result)} s, "
             f"{named(c.against.setting)} {seconds(c.against)} s; n = {_counts(c)})."
         )
+    return _ratios(lines, results)
+
+
+def schedule_findings(results: Sequence[Measurement]) -> str:
+    """Say in Markdown what the other schedules gain, by the best setting of each."""
+    lines = []
     for c in _best_of_each(against_stock(results)):
         saved = c.against.seconds - c.result.seconds
         lines.append(
@@ -55,6 +77,10 @@ def latency_findings(results: Sequence[Measurement]) -> str:
             f"{named(c.result.setting)} {seconds(c.result)} s, {named(c.against.setting)} "
             f"{seconds(c.against)} s; ratio {_ratio(c)}; n = {_counts(c)})."
         )
+    return _ratios(lines, results)
+
+
+def _ratios(lines: Sequence[str], results: Sequence[Measurement]) -> str:
     body = lines or ["No two settings were measured that differ in this alone."]
     note = f"Ratios of medians [from the quartiles of both]. {_source(results)}"
     return "\n".join([*body, "", note])
@@ -108,11 +134,15 @@ def efficiency_headline(results: Sequence[Measurement], plans: Sequence[Plan]) -
         ],
         "urgent": one and one.setting,
         "sweep": many and many.setting,
-        "lines": [
-            f"{named(r.setting):32} {seconds(r):>22} s a step, {work_name(r)}, n = {count(r)}"
-            for r in results if r.measured
-        ],
+        "lines": [_line(r) for r in results],
     }  # fmt: skip
+
+
+def _line(result: Measurement) -> str:
+    name = f"{named(result.setting):32}"
+    if not result.measured:
+        return f"{name} {result.status}: {(result.reason or 'no reason given')[:160]}"
+    return f"{name} {seconds(result):>22} s a step, {work_name(result)}, n = {count(result)}"
 
 
 def _best_of_each(contrasts: Sequence[Contrast]) -> list[Contrast]:
@@ -192,11 +222,6 @@ def _cost(plan: Plan) -> str:
     if plan.cost is None:
         return "API cost not known"
     return f"US$ {plan.cost:.2f} of API calls each" if plan.cost else "no API cost"
-
-
-def _capital(result: Measurement) -> str:
-    name = named(result.setting)
-    return name[:1].upper() + name[1:]
 
 
 def _source(results: Sequence[Measurement]) -> str:

@@ -1,14 +1,13 @@
-"""Measured steps: rows as the harness of notebook 01 wrote them, and repeats put together."""
+"""Measured steps: rows as the harness of notebook 01 wrote them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from geo_utils.efficiency_params import Setting
 from geo_utils.files import project_root, resolve_path
@@ -21,12 +20,11 @@ Condition = tuple[Any, ...]
 # In the order of a step. "train" parts need no new completion and no reward to begin with.
 TRAIN_PHASES = ("old log-probabilities", "loss forward", "backward", "optimizer",
                 "batch preparation", "between steps")  # fmt: skip
-ABLATION = "ablation"  # group of settings that vary one setting
 PHASES = ("weight sync", "generation", "reward", *TRAIN_PHASES)
 
 
 class Measurement(BaseModel):
-    """One setting measured once, or several times put together by `pooled`.
+    """One setting measured once, or several times put together by `pooling.pooled`.
 
     Figures are None where the setting was not measured, and where nothing could measure them.
 
@@ -61,6 +59,7 @@ class Measurement(BaseModel):
         background: Seconds of each phase that ran beside the main thread.
         engine_s: Seconds of a step in which the engine was asked.
         judge_s: Seconds in which only the judge was.
+        abstained: Share of completions without a score.
         gpu_seconds_per_sample: Over all GPUs held.
         samples_per_s: Completions a second.
         tokens_per_s: New tokens a second.
@@ -106,6 +105,7 @@ class Measurement(BaseModel):
     background: dict[str, float] | None = None
     engine_s: float | None = None
     judge_s: float | None = None
+    abstained: float | None = None
     gpu_seconds_per_sample: float | None = None
     samples_per_s: float | None = None
     tokens_per_s: float | None = None
@@ -115,8 +115,15 @@ class Measurement(BaseModel):
     calls_per_1000: float | None = None
     cost_per_1000: float | None = None
     simulated: tuple[str, ...] | None = None
-    versions: dict[str, str | None] | None = None
+    versions: dict[str, Any] | None = None
     measured_at: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_missing(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def device(self) -> str:
@@ -127,6 +134,17 @@ class Measurement(BaseModel):
     def measured(self) -> bool:
         """Whether there is a step time."""
         return self.status == "measured" and bool(self.step_s) and bool(self.phases)
+
+    @property
+    def unasked(self) -> bool:
+        """Whether the engine was asked for less than half of its stated latency.
+
+        Completions that hold no page are rewarded without a call, and a step that waits for none
+        says nothing about one that does.
+        """
+        if not self.measured or self.reward != "gemini" or self.engine_s is None:
+            return False
+        return self.engine_s + (self.judge_s or 0.0) < 0.5 * (self.reward_latency_s or 0.0)
 
     @property
     def seconds(self) -> float:
@@ -204,86 +222,3 @@ def recorded_settings(*variants: str) -> dict[str, Setting]:
         named: Mapping[str, Any] = values.get("settings", {})
         settings |= {name: Setting(**fields) for name, fields in named.items()}
     return settings
-
-
-def pooled(rows: Sequence[Measurement]) -> list[Measurement]:
-    """Put the repeats of each condition together, in order of first appearance.
-
-    The step time is the median over the steps of all repeats, with their quartiles; phases and
-    other figures are means over repeats. Repeats that did not end well are counted in `lost`,
-    and shown only where a condition has no other.
-    """
-    repeats: dict[Condition, list[Measurement]] = {}
-    for row in rows:
-        repeats.setdefault(row.condition, []).append(row)
-    results = [_together(group) for group in repeats.values()]
-    known = {result.setting for result in results if result.measured}
-    return [r for r in results if r.measured or r.status != "not run" or r.setting not in known]
-
-
-def _together(group: Sequence[Measurement]) -> Measurement:
-    good = [row for row in group if row.measured]
-    if not good:
-        return group[-1].model_copy(update={"repeats": 0, "lost": len(group)})
-    steps = [s for row in good for s in (row.step_s_all or (row.seconds,))]
-    low, high = np.percentile(steps, (25, 75))
-    figures = ("engine_s", "judge_s", "gpu_seconds_per_sample", "samples_per_s", "tokens_per_s",
-               "energy_j_per_sample", "calls_per_1000", "cost_per_1000", "new_tokens")  # fmt: skip
-    together: dict[str, Any] = {name: _mean([getattr(r, name) for r in good]) for name in figures}
-    together |= {
-        "repeats": len(good),
-        "lost": len(group) - len(good),
-        "steps": len(steps),
-        "step_s": float(np.median(steps)),
-        "step_s_all": tuple(steps),
-        "step_s_spread": (float(low), float(high)),
-        "phases": _mean_mapping([row.phases or {} for row in good]),
-        "background": _mean_mapping([row.background or {} for row in good]) or None,
-    }
-    for name in ("peak_memory_gib", "gpu_utilisation"):
-        lists = [getattr(row, name) for row in good if getattr(row, name)]
-        if lists and len({len(values) for values in lists}) == 1:
-            together[name] = tuple(float(v) for v in np.max(lists, axis=0))
-    return good[-1].model_copy(update=together)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _mean_mapping(mappings: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    names = dict.fromkeys(name for mapping in mappings for name in mapping)
-    return {name: float(np.mean([m.get(name, 0.0) for m in mappings])) for name in names}
-
-
-def works(results: Sequence[Measurement], most: int = 2) -> list[tuple[str, int, int, bool]]:
-    """Return what can be compared, that with most measured settings first."""
-    counts: dict[tuple[str, int, int, bool], int] = {}
-    for result in results:
-        if result.measured:
-            counts[result.work] = counts.get(result.work, 0) + 1
-    return sorted(counts, key=lambda work: -counts[work])[:most]
-
-
-def of_work(
-    results: Iterable[Measurement], work: tuple[str, int, int, bool] | None
-) -> list[Measurement]:
-    """Return what was measured with the same work on the same kind of hardware."""
-    return [result for result in results if result.measured and result.work == work]
-
-
-def compared(rows: Iterable[Measurement], most: int) -> list[Measurement]:
-    """Return the fastest rows, and the slowest, in order of their step time.
-
-    Of an ablation, whose rows differ little, only the fastest on and off policy are among them.
-    """
-    ordered = sorted((row for row in rows if row.measured), key=lambda row: row.seconds)
-    seen: set[bool] = set()
-    kept = []
-    for row in ordered:
-        if row.group != ABLATION or row.on_policy not in seen:
-            kept.append(row)
-        if row.group == ABLATION:
-            seen.add(row.on_policy)
-    return kept if len(kept) <= most else [*kept[: most - 1], kept[-1]]

@@ -16,7 +16,8 @@ FLOORS = [
     | {"trl_fields", "training_options", "training_params", "notebooks"}
     | {"efficiency_params", "supervisor"},
     {"text", "lexical", "rows", "corpus", "citations", "visibility", "statistics", "prompts"}
-    | {"arrangement", "fidelity", "lint", "measurements", "bounds", "capacity", "contrasts"},
+    | {"arrangement", "fidelity", "lint", "measurements", "bounds", "capacity", "contrasts"}
+    | {"pooling"},
     {"models"}
     | {f"models.{name}" for name in ("base", "batching", "cache", "caller", "gemini", "limits")}
     | {f"models.{name}" for name in ("openai_server", "planner", "prices", "slots", "usage")}
@@ -29,7 +30,7 @@ FLOORS = [
     | {"random_weights", "gpus", "servers", "efficiency_recipes", "measure", "efficiency"},
     # The look-alike is a program that answers through the roles; nothing imports it.
     {"tables", "plots", "training_plots", "view", "rollout_view", "report", "run"}
-    | {"efficiency_tables", "efficiency_words", "efficiency_plots"}
+    | {"efficiency_text", "efficiency_tables", "efficiency_words", "efficiency_plots"}
     | {"models.simulated_gemini", "models.simulated_answers"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
