@@ -227,7 +227,7 @@ def rows():
 
 
 def make(path, folder, schedule, engine=None, reward=None, on_scored=None,
-         callbacks=(), **options):  # fmt: skip
+         callbacks=(), funcs=None, **options):  # fmt: skip
     """Return trainer and rewards."""
     settings = {
         "output_dir": str(folder), "use_cpu": True, "bf16": False, "seed": 3,
@@ -241,7 +241,7 @@ def make(path, folder, schedule, engine=None, reward=None, on_scored=None,
                    RewardOptions(**reward), on_scored=on_scored)  # fmt: skip
     trainer = Watched(
         schedule=schedule, begin=made.begin, saving=lambda: None, model=str(path),
-        reward_funcs=made.functions, args=GRPOConfig(**settings | options),
+        reward_funcs=funcs or made.functions, args=GRPOConfig(**settings | options),
         train_dataset=Dataset.from_list(rows()), callbacks=list(callbacks),
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
     )  # fmt: skip
