@@ -10,18 +10,17 @@ Four schedules, each with what those before it have (the setting `reward.schedul
   A batch is trained on at most one step after its weights; the importance-sampling correction
   (with vLLM), or the clipped ratio to the weights that wrote it (without), makes up for that.
 
-What is logged of a step's completions, their lengths above all, is of the batch it generated; its
-rewards are of the batch that it trained on. A resumed training generates the batch that was under
-way anew.
+What is logged of a step is of the batch that it trained on. A resumed training generates the
+batch that was under way anew.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,8 +29,12 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
-from geo_utils.streaming import stream_completions
+from geo_utils.streaming import in_background, stream_completions
 
+_SAMPLING = {
+    "sampling_logp_difference": ("mean", "max"),
+    "importance_sampling_ratio": ("min", "mean", "max"),
+}
 Begin = Callable[[Mapping[str, Any], str], Coroutine[Any, Any, None]]
 
 
@@ -40,14 +43,25 @@ class _Batch:
     """A batch under way.
 
     Attributes:
-        generated: What TRL's `_generate` returns.
+        rows: The prompts' columns, one row a completion.
+        step: The one that will train on it, from 1.
+        prompts: What TRL's `_tokenize_prompts` returns.
+        written: What TRL's `_generate_single_turn` returns: tokens, and vLLM's log-probabilities.
         rewards: One row a completion, one column a reward, (B, F).
-        written: Log-probabilities under the weights that wrote it, (B, T), where needed.
+        old: Log-probabilities under the weights that wrote it, (B, T), where needed.
+        metrics: Figures of its rewards, logged in its step and not in the one before.
     """
 
-    generated: Future[Any]
-    rewards: Future[Any]
-    written: torch.Tensor | None = None
+    rows: Sequence[Mapping[str, Any]]
+    step: int
+    prompts: Any
+    written: Future[Any]
+    rewards: Future[Any] = field(default_factory=Future)
+    old: torch.Tensor | None = None
+    metrics: list[tuple[str, float]] = field(default_factory=list)
+
+
+_JUDGED: ContextVar[_Batch | None] = ContextVar("batch whose rewards are worked out", default=None)
 
 
 class OverlappedTrainer(GRPOTrainer):
@@ -74,8 +88,8 @@ class OverlappedTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         self._begin, self._saving = begin, saving
         corrected = self.use_vllm and self.vllm_importance_sampling_correction
-        uses = self.args.steps_per_generation * self.num_iterations
-        aligned = self.args.gradient_accumulation_steps % uses == 0
+        self._uses = self.args.steps_per_generation * self.num_iterations
+        aligned = self.args.gradient_accumulation_steps % self._uses == 0
         self._early = schedule in ("early", "ahead")
         self._fused = schedule != "stock" and corrected and aligned
         self._ahead = schedule == "ahead"
@@ -86,9 +100,9 @@ class OverlappedTrainer(GRPOTrainer):
         self._skip = False
         self._loss_inputs: dict[str, Any] | None = None
         self._rows: Sequence[Mapping[str, Any]] = ()
-        self._asked = threading.Event()
+        self._sampled: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         if self._early and self.use_vllm:
-            stream_completions(self.vllm_generation, self._asked.set, self._written)
+            stream_completions(self.vllm_generation, self._tell)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Look one batch ahead; at the end of an epoch there is none."""
@@ -107,54 +121,81 @@ class OverlappedTrainer(GRPOTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        every = self.args.steps_per_generation * self.num_iterations
-        fresh = self._step % every == 0 or self._buffered_inputs is None
+        fresh = self._step % self._uses == 0 or self._buffered_inputs is None
         if self._early and self.model.training and fresh:
-            self._now = self._next or self._produce(generation_batch)
+            step = self.state.global_step + 1
+            self._now = self._next or self._produce(generation_batch, step)
             self._next = None
-            more = self.state.global_step + 1 < self.state.max_steps
-            if self._ahead and self._fetched and more:
-                self._now.generated.result()  # the weights must not change while it is written
-                self._next = self._produce(self._fetched[0][0])
+            if self._ahead and self._fetched and step < self.state.max_steps:
+                with profiling_context(self, "generate"):
+                    self._now.written.result()  # weights must not change while it is written
+                self._next = self._produce(self._fetched[0][0], step + 1)
         return super()._prepare_inputs(generation_batch)
 
-    def _produce(self, rows: Sequence[Mapping[str, Any]]) -> _Batch:
+    def _produce(self, rows: Sequence[Mapping[str, Any]], step: int) -> _Batch:
         """Write a batch with the present weights, and start on its rewards."""
         if self.use_vllm and self.state.global_step != self._last_loaded_step:
             with profiling_context(self, "sync_weights"):
                 self.vllm_generation.sync_weights()
             self._last_loaded_step = self.state.global_step
+        with profiling_context(self, "_prepare_inputs"):
+            prompts = super()._tokenize_prompts([row["prompt"] for row in rows])
         self._rows = rows
-        prompts = [row["prompt"] for row in rows]
-        write = super()._generate
         if self._ahead and self._served:
-            self._asked.clear()
-            generated = in_background(write, prompts)
-            while not self._asked.wait(0.1) and not generated.done():
-                continue  # it still reads the trainer's state
+            written = in_background(self._write, prompts[0])
         else:
-            generated = Future()
-            generated.set_result(write(prompts))
-        batch = _Batch(generated, in_background(self._reward, rows, prompts, generated))
+            written = Future()
+            written.set_result(self._write(prompts[0]))
+        batch = _Batch(rows, step, prompts, written)
+        batch.rewards = in_background(self._reward, batch)
         if self._ahead and not self.use_vllm:
-            batch.written = self._log_probabilities(generated.result())
+            batch.old = self._log_probabilities(prompts[0], written.result()[0])
         return batch
 
-    def _reward(self, rows: Any, prompts: Any, generated: Future[Any]) -> Any:
-        found = generated.result()
-        return super()._calculate_rewards(rows, prompts, found[3], found[1])
+    def _write(self, prompts: list[list[int]]) -> Any:
+        """Return completions; with vLLM reads nothing that a training step changes."""
+        if not self.use_vllm:
+            return super()._generate_single_turn(prompts, None, {}, self.num_generations)
+        timer = profiling_context(self, "vLLM.generate")
+        _, ids, ranked, _ = self.vllm_generation.generate(
+            prompts=prompts, images=None, num_generations=self.args.num_generations, profiler=timer
+        )
+        return ids, [[token[0] for token in tokens] for tokens in ranked]
 
-    def _generate(self, prompts: list[Any]) -> Any:
+    def _reward(self, batch: _Batch) -> Any:
+        _JUDGED.set(batch)  # this thread's, and what it starts on TRL's event loop
+        ids = batch.written.result()[0]
+        texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
+        completions = [[{"role": "assistant", "content": text}] for text in texts]
+        rows = [{**row, "step": batch.step} for row in batch.rows]
+        return super()._calculate_rewards(rows, [r["prompt"] for r in rows], completions, ids)
+
+    def _log_metric(self, name: str, value: float) -> None:
+        batch = _JUDGED.get()
+        if batch is None:
+            super()._log_metric(name, value)
+        else:
+            batch.metrics.append((name, value))
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         if self._now is None or not self.model.training:
-            return super()._generate(prompts)
+            return super()._tokenize_prompts(prompts)
+        return self._now.prompts
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        if self._now is None or not self.model.training:
+            return super()._generate_single_turn(*args, **kwargs)
         with profiling_context(self, "generate"):  # which only a server has still to finish
-            return self._now.generated.result()
+            return self._now.written.result()
 
     def _calculate_rewards(self, *columns: Any) -> Any:
         if self._now is None or not self.model.training:
             return super()._calculate_rewards(*columns)
         with profiling_context(self, "_calculate_rewards"):
-            return self._now.rewards.result()
+            found = self._now.rewards.result()
+        for name, value in self._now.metrics:
+            super()._log_metric(name, value)
+        return found
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         self._skip = self._fused and self.model.training
@@ -163,8 +204,8 @@ class OverlappedTrainer(GRPOTrainer):
             del output["old_per_token_logps"]
             for name in [n for n in self._metrics["train"] if n.startswith("sampling/")]:
                 self._metrics["train"][name].pop()  # of the pass that was left out
-        elif self._now is not None and self._now.written is not None:
-            output["old_per_token_logps"] = self._now.written
+        elif self._now is not None and self._now.old is not None and self.model.training:
+            output["old_per_token_logps"] = self._now.old
         return output
 
     def _get_per_token_logps_and_entropies(
@@ -197,8 +238,8 @@ class OverlappedTrainer(GRPOTrainer):
             trained: Log-probabilities by the trainer, (B, T).
         """
         mask = inputs["completion_mask"]
-        difference = torch.nan_to_num((trained - inputs["sampling_per_token_logps"]) * mask)
-        tokens = difference[mask.bool()].abs()
+        apart = trained - inputs["sampling_per_token_logps"]
+        difference = torch.nan_to_num(apart * mask)
         if self.vllm_importance_sampling_mode.startswith("sequence"):
             difference = difference.sum(dim=-1, keepdim=True)
         ratio = torch.exp(difference)
@@ -209,15 +250,29 @@ class OverlappedTrainer(GRPOTrainer):
             kept = (ratio >= (low or 0.0)) & (ratio <= (torch.inf if high is None else high))
             ratio = torch.where(kept, ratio, 0.0)
         inputs["importance_sampling_ratio"] = ratio
-        logged = self._metrics["train"]
-        logged["sampling/sampling_logp_difference/mean"].append(tokens.mean().item())
-        logged["sampling/importance_sampling_ratio/mean"].append(ratio.mean().item())
+        self._sampled.append((apart, mask.bool(), ratio))
+        if len(self._sampled) == self._uses:
+            self._log_sampling()
 
-    def _log_probabilities(self, generated: Any) -> torch.Tensor:
+    def _log_sampling(self) -> None:
+        """Log what TRL logs of the correction, of all micro-batches of a generation."""
+        found: dict[str, list[torch.Tensor]] = {"difference": [], "ratio": []}
+        for apart, mask, ratio in self._sampled:
+            found["difference"].append(apart[mask & ~apart.isnan()].abs())
+            found["ratio"].append(ratio[mask] if ratio.shape == mask.shape else ratio.flatten())
+        self._sampled = []
+        values = {name: torch.cat(parts) for name, parts in found.items()}
+        for name, figures in _SAMPLING.items():
+            of = values[name.rpartition("_")[2]]
+            for figure in figures:
+                value = getattr(of, figure)().item() if of.numel() else 0.0
+                self._metrics["train"][f"sampling/{name}/{figure}"].append(value)
+
+    def _log_probabilities(self, prompts: Any, completions: Any) -> torch.Tensor:
         """Return the log-probabilities of a batch under the present weights, (B, T)."""
         size = self.args.per_device_train_batch_size
         padded = []
-        for ids, side in zip(generated[:2], ("left", "right"), strict=True):
+        for ids, side in ((prompts, "left"), (completions, "right")):
             rows = [torch.tensor(row) for row in ids]
             values = self._tokenizer.pad_token_id
             padded.append((
@@ -234,24 +289,10 @@ class OverlappedTrainer(GRPOTrainer):
             )[0]
         return found
 
-    def _written(self, place: int, ids: Sequence[int]) -> None:
+    def _tell(self, place: int, ids: Sequence[int]) -> None:
         text = self.processing_class.decode(ids, skip_special_tokens=True)
         asyncio.run_coroutine_threadsafe(self._begin(self._rows[place], text), self.async_loop)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self._saving()
         super()._save_checkpoint(*args, **kwargs)
-
-
-def in_background(work: Callable[..., Any], *args: Any) -> Future[Any]:
-    """Run something in a thread that does not keep the process alive."""
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work(*args))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future

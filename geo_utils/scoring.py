@@ -65,7 +65,7 @@ class Rewards:
         self._originals: dict[tuple[str, int], asyncio.Task[dict[str, Any]]] = {}
         self._batch: tuple[Any, asyncio.Task[list[Rollout]]] | None = None
         self._calls: set[asyncio.Task[dict[str, Any]]] = set()
-        self._begun: dict[tuple[Any, ...], tuple[asyncio.Task[dict[str, Any]], Clock]] = {}
+        self._begun: dict[tuple[Any, ...], list[tuple[asyncio.Task[dict[str, Any]], Clock]]] = {}
         self._lost = 0
 
     def by_hand(self, reply: str, query_id: str, number: int | None = None) -> Rollout:
@@ -147,10 +147,9 @@ class Rewards:
             return
         for repeat in range(self.options.repeats):
             key = (example.query_id, point.number, rollout.page, repeat)
-            if key not in self._begun:
-                clock: Clock = defaultdict(list)
-                call = self._ask(example, point, rollout.page, repeat, clock)
-                self._begun[key] = call, clock
+            clock: Clock = defaultdict(list)
+            call = self._ask(example, point, rollout.page, repeat, clock)
+            self._begun.setdefault(key, []).append((call, clock))
 
     def _read(self, rollout: Rollout, shown: int | None) -> None:
         rollout.shown = shown
@@ -195,9 +194,12 @@ class Rewards:
         budget and the cache when it comes.
         """
         key = (example.query_id, point.number, page, repeat)
-        begun = self._begun.pop(key, None) if judged else None
         own: Clock = defaultdict(list)
-        call, seen = begun or (self._ask(example, point, page, repeat, own, judged), own)
+        waiting = self._begun.pop(key, []) if judged else []
+        asked = waiting.pop(0) if waiting else None
+        if waiting:  # of completions that are the same
+            self._begun[key] = waiting
+        call, seen = asked or (self._ask(example, point, page, repeat, own, judged), own)
         try:
             async with asyncio.timeout(max(until - monotonic(), 0.0)):
                 return await asyncio.shield(call)
@@ -280,9 +282,8 @@ class Rewards:
         async def component(completions: Sequence[Any], **columns: Any) -> Values:
             if self._batch is None or self._batch[0] is not completions:
                 done = getattr(columns.get("trainer_state"), "global_step", -1)
-                task = asyncio.ensure_future(
-                    self.score(done + 1, completions=completions, **columns)
-                )
+                step = columns.pop("step", [done + 1])[0]  # of a batch that is generated ahead
+                task = asyncio.ensure_future(self.score(step, completions=completions, **columns))
                 self._batch = completions, task
             return [rollout.rewards.get(name) for rollout in await self._batch[1]]
 

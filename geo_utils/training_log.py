@@ -148,6 +148,10 @@ class TrainingLog(TrainerCallback):
             self.interrupts.release()
         self.clock.phases["between steps"] += time.monotonic() - self._ended
 
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count what the loop does after a micro-batch."""
+        self.clock.phases["between steps"] += time.monotonic() - self.clock.left
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Let signals wait while the weights change."""
         self.interrupts.hold()

@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
 from conftest import make_example, run
 
+from geo_utils.call_clock import walls
 from geo_utils.corpus import KeyPoint, load_corpus
 from geo_utils.engines import Answer, ExtractiveEngine
 from geo_utils.evaluate import evaluate
@@ -279,6 +281,84 @@ class TestFailures:
         run(made.functions[0](**batch, log_metric=told.__setitem__, trainer_state=state))
         assert told["reward/abstained"] == 0.5 and seen == [(8, 2)]
         assert {"reward/seconds", "reward/engine_seconds", "reward/judge_seconds"} <= set(told)
+
+
+class TestBegun:
+    """Rewards that are asked for before the batch is whole."""
+
+    def row(self, point=1):
+        return {"query_id": "q1", "key_point_number": point, "shown": -1}
+
+    def scored(self, made, early, replies, wait=0.0, **told):
+        async def everything():
+            for reply in early:
+                await made.begin(self.row(), reply)
+            await asyncio.sleep(wait)
+            return await made.score(**columns(replies), **told)
+
+        return run(everything())
+
+    def test_a_begun_call_is_the_one_that_is_scored(self):
+        engine, judge = FakeEngine(), FakeJudge()
+        made = rewards(["key_point", "format"], engine, judge, repeats=2)
+        replies = [PAGE, f"{PAGE} More.", "I cannot."]
+        found = self.scored(made, replies, replies)
+        assert len(engine.asked) == len(judge.asked) == 4  # two pages, twice each
+        plain = rewards(["key_point", "format"], repeats=2)
+        assert [r.rewards for r in found] == [r.rewards for r in self.scored(plain, [], replies)]
+
+    def test_the_same_page_twice_is_asked_for_as_often_as_without(self):
+        for early in ([PAGE, PAGE], [PAGE], []):
+            engine = FakeEngine()
+            made = rewards(["key_point"], engine)
+            found = self.scored(made, early, [PAGE, PAGE])
+            assert len(engine.asked) == 2 and all(r.rewards for r in found)
+            assert not made._begun  # nothing is kept of a batch that is scored
+
+    def test_nothing_is_begun_for_a_placebo_or_a_free_reward(self):
+        for made in (rewards(["key_point"], placebo=True), rewards(["format"])):
+            run(made.begin(self.row(), PAGE))
+            assert not made.engine.asked and not made._begun
+
+    def test_a_begun_call_that_hangs_costs_the_batch_its_deadline(self):
+        engine = FakeEngine({"blocked": lambda: asyncio.sleep(30)})
+        made = rewards(["key_point"], engine, deadline_s=0.3)
+        started = time.monotonic()
+        found = self.scored(made, [f"{PAGE} blocked"], [f"{PAGE} blocked", PAGE])
+        assert time.monotonic() - started < 1.5
+        assert "deadline" in found[0].abstention and found[1].rewards
+
+    @pytest.mark.parametrize(("wait", "wall"), [(0.0, 0.3), (0.5, 0.0)])
+    def test_begun_calls_show_from_the_batchs_start(self, wait, wall):
+        async def slowly():
+            await asyncio.sleep(0.3)
+            return Answer("Two bulges [2].")
+
+        told = {}
+        made = rewards(["key_point"], FakeEngine({"slow": slowly}))
+        self.scored(made, [f"{PAGE} slow"], [f"{PAGE} slow"], wait, log_metric=told.__setitem__)
+        assert told["reward/engine_seconds"] == pytest.approx(0.3, abs=0.1)
+        assert told["reward/engine_wall"] == pytest.approx(wall, abs=0.1)
+        assert told["reward/seconds"] == pytest.approx(wall, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("calls", "engine", "judge"),
+    [
+        ({}, 0, 0),
+        ({"engine": [(10, 12)], "judge": [(12, 13)]}, 2, 1),
+        # judges beside engines are the engines' time; a gap is nobody's
+        ({"engine": [(10, 14), (11, 16)], "judge": [(14, 17), (20, 21)]}, 6, 2),
+        # what began before the batch counts from its start at 10
+        ({"engine": [(4, 9), (6, 11)], "judge": [(9, 10), (11, 11.5)]}, 1, 0.5),
+        ({"judge": [(3, 12)]}, 0, 2),
+    ],
+)
+def test_the_walls_of_hand_made_calls(calls, engine, judge):
+    found = walls(defaultdict(list, calls), 10.0)
+    assert (found["engine_wall"], found["judge_wall"]) == (engine, judge)
+    for role, spans in calls.items():
+        assert found[f"{role}_seconds"] == sum(e - b for b, e in spans) / len(spans)
 
 
 @pytest.mark.alone

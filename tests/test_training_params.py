@@ -257,6 +257,25 @@ class TestOverrides:
             {"evaluation": {"judge": "offline_strict", "judge_mode": "soft"}},
             "evaluation: judge_mode='soft': judge='offline_strict' gives no log-probabilities",
         ),
+        ({}, {"reward": {"schedule": "soon"}}, "reward.schedule"),
+        *(
+            (
+                {"per_device_train_batch_size": 8} | options,
+                {"reward": {"schedule": "ahead"}},
+                "reward.schedule='ahead' generates anew for every step; leave num_iterations,",
+            )
+            for options in (
+                {"num_iterations": 2},
+                {"steps_per_generation": 2},
+                {"gradient_accumulation_steps": 2, "steps_per_generation": 1},
+                {"generation_batch_size": 32},
+            )
+        ),
+        (
+            {"use_vllm": True, "vllm_importance_sampling_correction": False},
+            {"reward": {"schedule": "ahead"}},
+            "'ahead' trains on completions of older weights; leave vllm_importance_sampling_corr",
+        ),
         ({"use_peft": False}, {}, "use_peft: only true; the policy is trained as an adapter"),
         ({"env": {"GEO_UTILS": 3}}, {}, "env: GEO_UTILS=3 must map this project's parameters"),
     ],
@@ -288,6 +307,16 @@ def test_another_judge_at_the_end_is_fine(recipe, final):
 
 def test_the_same_judge_may_compare_what_no_judge_trained(recipe):
     recipe({"reward_funcs": ["visibility"]}, evaluation={"judge": "offline"})
+
+
+@pytest.mark.parametrize("schedule", ["stock", "fused", "early", "ahead"])
+@pytest.mark.parametrize(
+    "values", [{}, {"gradient_accumulation_steps": 4}, {"use_vllm": True, "vllm_mode": "server"}]
+)
+def test_every_schedule_takes_a_plain_recipe(recipe, values, schedule):
+    params = recipe(values, reward={"schedule": schedule})
+    assert params.reward.schedule == schedule
+    assert recipe(values).reward.schedule == "early"  # on policy, unless the recipe says else
 
 
 @pytest.mark.parametrize(
