@@ -40,8 +40,8 @@ from geo_utils.training_log import (
     Interrupts,
     TrainingLog,
     hush,
-    restore_random_state,
     rewind,
+    save_now,
 )
 from geo_utils.training_params import GrpoParams
 
@@ -239,23 +239,6 @@ def grpo_config(params: GrpoParams, folder: Path) -> Any:
         return GRPOConfig(**settings)
     except (TypeError, ValueError) as error:
         raise ParameterError(f"grpo_options: {error}") from None
-
-
-def save_now(trainer: Any, log: TrainingLog) -> None:
-    """Save the state after the last whole step, wherever in the next one the training stands.
-
-    Not while the weights are half changed, nor between the steps that share one generation: a
-    training that goes on from there would generate anew.
-    """
-    step = trainer.state.global_step
-    done = Path(trainer.args.output_dir) / f"checkpoint-{step}"
-    if not step or log.random_state is None or checkpoint_step(done) == step:
-        return
-    if log.changing or step % log.block:
-        return
-    restore_random_state(log.random_state)
-    trainer._save_checkpoint(trainer.model, trial=None)
-    log.on_save(trainer.args, trainer.state, trainer.control)
 
 
 def prepare(recipe: str) -> tuple[Path, str]:

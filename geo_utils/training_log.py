@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from geo_utils.checkpoints import checkpoint_step
 from geo_utils.files import write_atomic
 from geo_utils.phases import PhaseClock, synchronise
 from geo_utils.policies import PolicyCard
@@ -232,3 +233,20 @@ def restore_random_state(state: tuple[Any, ...]) -> None:
     torch.set_rng_state(state[2])
     if state[3]:
         torch.cuda.set_rng_state_all(state[3])
+
+
+def save_now(trainer: Any, log: TrainingLog) -> None:
+    """Save the state after the last whole step, wherever in the next one the training stands.
+
+    Not while the weights are half changed, nor between the steps that share one generation: a
+    training that goes on from there would generate anew.
+    """
+    step = trainer.state.global_step
+    done = Path(trainer.args.output_dir) / f"checkpoint-{step}"
+    if not step or log.random_state is None or checkpoint_step(done) == step:
+        return
+    if log.changing or step % log.block:
+        return
+    restore_random_state(log.random_state)
+    trainer._save_checkpoint(trainer.model, trial=None)
+    log.on_save(trainer.args, trainer.state, trainer.control)

@@ -73,7 +73,7 @@ class TransformersLocal:
     def _generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer a batch with shared sampling; prompts are padded on the left.
 
-        The draw is seeded by the batch's requests, so that the same batch gives the same text.
+        Each request has a draw of its own, so that it gets the same text in any batch.
         """
         import torch
 
@@ -93,20 +93,18 @@ class TransformersLocal:
         first = requests[0]
         if first.choices:
             return self._choose(requests, batch, started)
-        sampled = first.sampling.temperature > 0
+        draws = [_Draw(requests, model.device)] if first.sampling.temperature > 0 else []
         # A model's own generation_config, such as Qwen3's top_k of 20, must not leak in.
-        drawn = {
-            "temperature": first.sampling.temperature, "top_p": first.sampling.top_p,
-            "top_k": 0, "min_p": None, "repetition_penalty": 1.0,
-        }  # fmt: skip
-        with torch.random.fork_rng(), torch.inference_mode():
-            torch.manual_seed(_seed(requests))
+        plain = dict.fromkeys(("temperature", "top_p", "top_k", "min_p"))
+        with torch.inference_mode():
             tokens = model.generate(
                 **batch,
                 max_new_tokens=first.sampling.max_tokens,
-                do_sample=sampled,
+                do_sample=False,
+                logits_processor=draws,
                 pad_token_id=tokenizer.pad_token_id,
-                **(drawn if sampled else {}),
+                repetition_penalty=1.0,
+                **plain,
             )
         completions = []
         ends = model.generation_config.eos_token_id
@@ -154,6 +152,34 @@ class TransformersLocal:
         return completions
 
 
-def _seed(requests: Sequence[Request]) -> int:
-    said = "\0".join(f"{request.seed} {request.prompt}" for request in requests)
+class _Draw:
+    """Samples each row with a generator of its own: Gumbel noise on log p, then the highest.
+
+    The highest of log p + Gumbel noise is a draw from p (the Gumbel-max trick).
+    """
+
+    def __init__(self, requests: Sequence[Request], device: Any) -> None:
+        import torch
+
+        self._sampling = requests[0].sampling
+        self._generators = [torch.Generator(device).manual_seed(_seed(r)) for r in requests]
+
+    def __call__(self, tokens: Any, scores: Any) -> Any:
+        import torch
+
+        scores = scores.float() / self._sampling.temperature
+        if self._sampling.top_p < 1:  # keep the likeliest tokens until their sum reaches top_p
+            ranked, order = scores.sort(dim=-1, descending=True)
+            before = ranked.softmax(dim=-1).cumsum(dim=-1) - ranked.softmax(dim=-1)
+            ranked = ranked.masked_fill(before >= self._sampling.top_p, -torch.inf)
+            scores = torch.empty_like(scores).scatter(-1, order, ranked)
+        noise = torch.stack([
+            torch.empty(scores.shape[-1], device=scores.device).exponential_(generator=generator)
+            for generator in self._generators
+        ])  # fmt: skip
+        return scores - noise.log()
+
+
+def _seed(request: Request) -> int:
+    said = f"{request.seed} {request.prompt}"
     return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=7).digest(), "big")
