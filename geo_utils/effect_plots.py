@@ -52,9 +52,9 @@ def collateral_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
             row = found.loc[(name, method)]
             values = row["difference"], row["low"], row["high"]
             draw_interval(axes, y, values, colour(method), hollow=not row["clear"])
-            form = "{:+.1f}" if name == "answer_words" else "{:+.3f}"
+            digits = 1 if name == "answer_words" else 3
             axes.annotate(
-                form.format(values[0]), (values[0], y), (0, 9), textcoords="offset points",
+                f"{values[0]:+z.{digits}f}", (values[0], y), (0, 9), textcoords="offset points",
                 ha="center", fontsize=14,
             )  # fmt: skip
         axes.axvline(0, color="#555555", linewidth=1.5, zorder=0)
@@ -129,5 +129,9 @@ def convention_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
     axes.set_xticks(range(len(CONVENTIONS)), list(CONVENTIONS.values()))
     texts = [f"{label(m)}, rank {last['rank'][m]:.0f}" for m in methods]
     side_labels(axes, pd.Series(2.0, index=last.index), last["mean"], texts, methods)
-    finish(figure, axes, title, found.loc["pawc"], source, "The same answers in all three.")
+    marks = (
+        "The same answers in all three. AutoGEO's code counts sources from 0: of answers that "
+        "cite from 1, as here, it credits the neighbour."
+    )
+    finish(figure, axes, title, found.loc["pawc"], source, marks)
     return figure

@@ -21,9 +21,9 @@ EARLIER_STUDY = {
     "earlier: rewritten 0.632": 0.632,
     "earlier: key-point prompt 0.891": 0.891,
 }
-_COLOURS: dict[str, str] = dict(
-    zip(METHODS, sns.color_palette("husl", len(METHODS)).as_hex(), strict=True)
-)
+# Methods that are named one after the other stand beside each other: give them distant hues.
+_HUES = sns.color_palette("husl", len(METHODS)).as_hex()
+_COLOURS: dict[str, str] = {m: _HUES[(7 * i) % len(METHODS)] for i, m in enumerate(METHODS)}
 _COLOURS |= {
     "original": "#555555", "key_point": "#c1272d",
     "policy/before": "#8a8ac0", "policy/after": "#1f4e9c",

@@ -42,7 +42,7 @@ def strict_figure(summary: pd.DataFrame, strict: pd.DataFrame | None, source: st
         draw_interval(axes, y + 0.2, values, shade, "D", hollow=True)
         beside(axes, y + 0.22, f"{with_interval(*values)} strict")
     name_rows(axes, [label(str(method)) for method in summary.index])
-    axes.set(xlim=(0, 1.0), xlabel="key-point probability")
+    axes.set(xlim=(-0.02, 1.0), xlabel="key-point probability")
     marks = "Dots: all rewrites; diamonds: strict, a rewrite that fails the fidelity gate fails."
     finish(figure, axes, title, summary, source, marks)
     return figure
@@ -132,7 +132,7 @@ def funnel_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
         shares = " > ".join(f"{wide[stage][method]:.3f}" for stage in stages)
         beside(axes, y, shares)
     name_rows(axes, [label(str(method)) for method in wide.index])
-    axes.set(xlim=(0, 1.0), xlabel="share of all answers")
+    axes.set(xlim=(-0.02, 1.0), xlabel="share of all answers")
     marks = "Dot: in the answer; square: its sentence cites the target"
     marks += "; diamond: and the original page holds it." if "attributed" in wide else "."
     finish(figure, axes, title, found.xs("supported", level="stage"), source, marks)
@@ -227,6 +227,7 @@ def side_labels(
     places = y.to_numpy(float).copy()
     for i, j in zip(order[:-1], order[1:], strict=True):
         places[j] = max(places[j], places[i] + gap)
+    places -= np.mean(places - y.to_numpy(float))  # spread to both sides
     places -= max(places.max() - high, 0.0)
     for text, method, x_at, y_at, place in zip(texts, methods, x, y, places, strict=True):
         axes.annotate(
