@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,7 +55,8 @@ def add_analyses(
             examples, names, roles.engine, roles.judge, roles.rewriter, repeats or p.repeats,
             key_points=p.key_points, seed=p.seed, progress=progress,
         )  # fmt: skip
-        samples = pd.concat([samples, added.astype(_kinds(samples))], ignore_index=True)
+        both: list[pd.DataFrame] = [samples, added.astype(_kinds(samples))]
+        samples = pd.concat(both, ignore_index=True)
     support: dict[tuple[str, int], float] = {}
     if options.original_support:
         support = original_support(examples, roles.judge, p.key_points, p.seed)
@@ -112,12 +114,12 @@ def analysis_headline(tables: Tables) -> dict[str, dict[str, dict[str, float | N
         "lifts": ["difference", "low", "high"],
         "frontier": ["difference", "fidelity", "words_added", "flagged", "strict"],
     }
-    found = {name: tables[name][columns[name]] for name in columns if name in tables}
+    found: Tables = {name: tables[name][columns[name]] for name in columns if name in tables}
     if "placebos" in tables:
-        shuffled = tables["placebos"].xs("shuffled", level="pages")
+        shuffled = pd.DataFrame(tables["placebos"].xs("shuffled", level="pages"))
         found["placebos"] = shuffled[columns["lifts"]]
     if "funnel" in tables:
-        found["funnel"] = tables["funnel"]["mean"].unstack()
+        found["funnel"] = pd.DataFrame(tables["funnel"]["mean"].unstack())
     return {
         name: {
             str(method): {str(c): None if pd.isna(v) else float(v) for c, v in row.items()}
@@ -127,6 +129,6 @@ def analysis_headline(tables: Tables) -> dict[str, dict[str, dict[str, float | N
     }
 
 
-def _kinds(samples: pd.DataFrame) -> dict[str, object]:
+def _kinds(samples: pd.DataFrame) -> dict[Any, Any]:
     """Return the types of the figures, which an arm that has none of them would lose."""
     return {c: kind for c, kind in samples.dtypes.items() if kind == np.float64}

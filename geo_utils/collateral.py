@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,21 +76,18 @@ def judge_points(
     """
     corpus = {example.query_id: example for example in examples}
     others = {query: other_points(example) for query, example in corpus.items()}
-    asked = [
-        row
-        for row in samples.itertuples(index=False)
-        if isinstance(row.answer, str) and not is_arm(row.method)
-    ]
+    each: Iterable[Any] = samples.itertuples(index=False)
+    asked = [row for row in each if isinstance(row.answer, str) and not is_arm(row.method)]
     show, done = progress or Counter("answers judged on other points"), 0
 
-    async def one(row: object) -> list[dict[str, object]]:
+    async def one(row: Any) -> list[dict[str, Any]]:
         nonlocal done
         known = {name: getattr(row, name) for name in (*PAIR, "method")}
         query, number = known["query_id"], known["key_point_number"]
         points = [(OWN, p) for p in corpus[query].key_points if p.number != number]
         points += [(OTHERS, p) for p in others[query]]
-        answer: str = getattr(row, "answer")  # noqa: B009
-        verdicts = await _verdicts(judge, [p for _, p in points], answer) if points else []
+        listed = [point for _, point in points]
+        verdicts = await _verdicts(judge, listed, row.answer) if points else []
         done += 1
         show(done, len(asked))
         return [

@@ -64,9 +64,7 @@ def contrasts(
     return table
 
 
-def means(
-    samples: pd.DataFrame, column: str, seed: int = 0, bounded: bool = False
-) -> pd.DataFrame:
+def means(samples: pd.DataFrame, column: str, seed: int = 0, bounded: bool = False) -> pd.DataFrame:
     """Estimate one column's mean by method, queries resampled.
 
     Returns:

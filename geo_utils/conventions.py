@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from geo_utils.contrasts import means
 from geo_utils.methods import is_arm
-from geo_utils.visibility import visibility
+from geo_utils.visibility import Convention, upstream_sentences, visibility_from_sentences
 
 # Position-adjusted word count under each convention; the first is the samples' own column.
 CONVENTIONS = {"pawc": "corrected", "pawc_geo": "GEO's code", "pawc_autogeo": "AutoGEO's code"}
+_UPSTREAM: tuple[Convention, ...] = ("geo", "autogeo")
 
 
 def legacy_visibility(samples: pd.DataFrame) -> pd.DataFrame:
@@ -26,14 +29,17 @@ def legacy_visibility(samples: pd.DataFrame) -> pd.DataFrame:
         the credit goes to the source one place up); NaN where the corrected figure is.
     """
     rows = []
-    for row in samples.itertuples(index=False):
+    each: Iterable[Any] = samples.itertuples(index=False)
+    for row in each:
         if not isinstance(row.answer, str) or np.isnan(row.pawc):
             rows.append((np.nan, np.nan))
             continue
-        n, place = len(row.source_order), row.target_place
-        rows.append(
-            tuple(float(visibility(row.answer, n, c).pawc[place]) for c in ("geo", "autogeo"))
+        split, n = upstream_sentences(row.answer), len(row.source_order)
+        geo, autogeo = (
+            float(visibility_from_sentences(split, n, convention).pawc[row.target_place])
+            for convention in _UPSTREAM
         )
+        rows.append((geo, autogeo))
     return pd.DataFrame(rows, columns=["pawc_geo", "pawc_autogeo"], index=samples.index)
 
 

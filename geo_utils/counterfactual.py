@@ -75,7 +75,9 @@ def evaluate_arms(
 
     async def one(pair: Pair, arm: str) -> list[dict[str, Any]]:
         nonlocal done
-        score, known = await _scored(pair, arm, donor.get(_key(pair)), engine, judge, rewriter, seed)
+        score, known = await _scored(
+            pair, arm, donor.get(_key(pair)), engine, judge, rewriter, seed
+        )
         rows = [known | {"method": arm, "repeat": repeat} for repeat in range(repeats)]
         if score is not None:
             found = await gather_all(score(repeat=repeat) for repeat in range(repeats))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -87,15 +89,17 @@ def strata_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
         else f"{name}'s lift does not clearly differ by {', '.join(factors['factor'])}"
     )
     figure, axes = canvas(len(found))
-    for y, row in enumerate(found.itertuples(index=False)):
+    rows: Iterable[Any] = list(found.itertuples(index=False))
+    for y, row in enumerate(rows):
         values = row.mean, row.low, row.high
         draw_interval(axes, y, values, colour(method), hollow=not row.clear)
         beside(axes, y, f"{with_interval(*values, signed=True)}, {row.n_examples} queries")
-    name_rows(axes, [f"{row.factor}: {row.stratum}" for row in found.itertuples()])
+    name_rows(axes, [f"{row.factor}: {row.stratum}" for row in rows])
     axes.axvline(0, color="#555555", linewidth=1.5, zorder=0)
     axes.set(xlabel="lift over the original page, paired")
+    known = factors.dropna(subset="p_holm")
     tested = "; ".join(
-        f"{row.factor} p = {row.p_holm:.3f}" for row in factors.itertuples() if row.p_holm >= 0
+        f"{factor} p = {p:.3f}" for factor, p in zip(known["factor"], known["p_holm"], strict=True)
     )
     marks = f"Filled: the factor's strata clearly differ (permutation, Holm: {tested})."
     finish(figure, axes, title, found, source, marks, each="stratum")
@@ -116,7 +120,7 @@ def convention_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
     flips = {name: len(rank_flips(found, name)) for name in list(CONVENTIONS)[1:]}
     told = "; ".join(f"{CONVENTIONS[name]} {count}" for name, count in flips.items())
     title = f"Of {pairs} pairs of methods the earlier formulas put in another order: {told}"
-    figure, axes = canvas(len(methods), extra=2.0)
+    figure, axes = canvas(len(methods), extra=1.0)
     for i, method in enumerate(methods):
         shade, at = colour(method), (i - len(methods) / 2) * 0.02
         rows = [found.loc[(name, method)] for name in CONVENTIONS]
@@ -133,5 +137,5 @@ def convention_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
         "The same answers in all three. AutoGEO's code counts sources from 0: of answers that "
         "cite from 1, as here, it credits the neighbour."
     )
-    finish(figure, axes, title, found.loc["pawc"], source, marks)
+    finish(figure, axes, title, pd.DataFrame(found.loc["pawc"]), source, marks)
     return figure

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,7 +58,8 @@ def attribution(samples: pd.DataFrame) -> pd.DataFrame:
         for answers that saw no target.
     """
     rows = []
-    for row in samples.itertuples(index=False):
+    each: Iterable[Any] = samples.itertuples(index=False)
+    for row in each:
         credited = row.supported
         if is_arm(row.method):
             credited = np.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,14 +60,15 @@ def check_pages(samples: pd.DataFrame, examples: Iterable[Example], gate: float)
     corpus = {example.query_id: example for example in examples}
     known: dict[tuple[str, int, str], tuple[float, ...]] = {}
     rows = []
-    for row in samples.itertuples(index=False):
+    each: Iterable[Any] = samples.itertuples(index=False)
+    for row in each:
         if is_arm(row.method) or not isinstance(row.page, str):
             rows.append((np.nan,) * len(CHECKS))
             continue
         key = (row.query_id, row.key_point_number, row.page)
         if key not in known:
             point = KeyPoint(row.key_point_number, row.key_point)
-            own = row.original_supports != 0
+            own = bool(row.original_supports != 0)
             known[key] = _checked(corpus[row.query_id], point, row.page, own, gate)
         rows.append(known[key])
     found = pd.DataFrame(rows, columns=list(CHECKS), index=samples.index)

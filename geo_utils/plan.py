@@ -55,7 +55,7 @@ def plan_calls(
         )  # fmt: skip
         if analyses is not None:
             planned = replace(planned, rewriter=rewriter)
-            add_analyses(samples, examples, planned, analyses, _quiet, repeats)
+            add_analyses(samples, list(examples), planned, analyses, _quiet, repeats)
     prices = {model: Price(p.tokens_in, p.tokens_out) for model, p in params.calls.prices.items()}
     rows = []
     places = [(role, planned.callers[role]) for role in planned.callers]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,9 +34,9 @@ def strict_figure(summary: pd.DataFrame, strict: pd.DataFrame | None, source: st
         f"{label(best).capitalize()} puts the key point into {share:.0%} of answers; "
         f"{other}{kept:.0%} count once unfaithful rewrites are failures"
     )
-    figure, axes = canvas(1.4 * len(summary))
+    figure, axes = canvas(1.15 * len(summary))
     for y, (method, row) in enumerate(summary.iterrows()):
-        shade, held = colour(str(method)), strict.loc[method]
+        shade, held = colour(str(method)), strict.loc[str(method)]
         values = row["key_point_probability"], row["ci_low"], row["ci_high"]
         draw_interval(axes, y - 0.17, values, shade)
         beside(axes, y - 0.19, with_interval(*values))
@@ -87,7 +89,7 @@ def placebo_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
     title = f"Shuffled among the queries, the rewrites of {names} lose their lift"
     if len(methods) == 1 and not lost:
         title = f"Shuffled among the queries, the rewrites of {names} still change the answers"
-    figure, axes = canvas(1.4 * len(methods))
+    figure, axes = canvas(1.2 * len(methods))
     for y, method in enumerate(methods):
         for offset, kind in ((-0.18, "own"), (0.2, "shuffled")):
             row = found.loc[(method, kind)]
@@ -121,11 +123,11 @@ def funnel_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
     )
     if "attributed" in wide:
         title += f"; the original page holds it in {wide['attributed'][best]:.0%}"
-    figure, axes = canvas(1.3 * len(wide))
+    figure, axes = canvas(1.15 * len(wide))
     for y, method in enumerate(wide.index):
         stages = [s for s in _STAGES if s in wide]
         for offset, stage in zip((-0.24, 0.0, 0.24), stages, strict=False):
-            row = found.loc[(method, stage)]
+            row = pd.Series(found.xs((method, stage)))
             marker, hollow = _STAGES[stage]
             values = row["mean"], row["low"], row["high"]
             draw_interval(axes, y + offset, values, colour(str(method)), marker, hollow)
@@ -135,7 +137,8 @@ def funnel_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
     axes.set(xlim=(-0.02, 1.0), xlabel="share of all answers")
     marks = "Dot: in the answer; square: its sentence cites the target"
     marks += "; diamond: and the original page holds it." if "attributed" in wide else "."
-    finish(figure, axes, title, found.xs("supported", level="stage"), source, marks)
+    first = pd.DataFrame(found.xs("supported", level="stage"))
+    finish(figure, axes, title, first, source, marks)
     return figure
 
 
@@ -152,13 +155,13 @@ def frontier_figure(found: pd.DataFrame | None, source: str, gate: float) -> Fig
     clean = found[found["flagged"] == 0]
     title = "Every method's pages carry instructions to the engine"
     if len(clean):
-        best = clean.loc[clean["difference"].idxmax()]
+        best = clean.loc[str(clean["difference"].idxmax())]
         title = (
             f"{label(str(best.name)).capitalize()} gains most of the methods without "
             f"instructions: {_points(best['difference'])} at fidelity {best['fidelity']:.2f} "
             f"and {best['words_added']:+.0%} words"
         )
-    figure, axes = canvas(len(found), extra=2.2)
+    figure, axes = canvas(len(found), extra=1.2)
     low = min(float(found["fidelity_low"].fillna(found["fidelity"]).min()), gate)
     axes.set(xlim=(low - 0.02, 1.01), xlabel="fidelity: the worse of kept and grounded",
              ylabel="lift over the original page")  # fmt: skip
@@ -191,7 +194,7 @@ def frontier_figure(found: pd.DataFrame | None, source: str, gate: float) -> Fig
     return figure
 
 
-def _points(difference: float) -> str:
+def _points(difference: Any) -> str:
     return f"{100 * difference:+.0f} points"
 
 
@@ -225,7 +228,7 @@ def side_labels(
     gap = (high - low) / max(1.15 * len(texts), 12)
     order = np.argsort(y.to_numpy(float), kind="stable")
     places = y.to_numpy(float).copy()
-    for i, j in zip(order[:-1], order[1:], strict=True):
+    for i, j in pairwise(order):
         places[j] = max(places[j], places[i] + gap)
     places -= np.mean(places - y.to_numpy(float))  # spread to both sides
     places -= max(places.max() - high, 0.0)

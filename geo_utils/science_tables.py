@@ -63,7 +63,7 @@ def funnel_table(found: pd.DataFrame | None, caption: str) -> Styler | None:
         return None
     columns = {}
     for stage in found.index.get_level_values("stage").unique():
-        part = found.xs(stage, level="stage")
+        part = pd.DataFrame(found.xs(stage, level="stage"))
         kept = "" if stage == "supported" else part["of_previous"].map(" ({:.0%} kept)".format)
         columns[STAGES[stage]] = _intervals(part, "mean") + kept
     last = found.groupby(level="method", sort=False)
@@ -152,7 +152,7 @@ def convention_table(found: pd.DataFrame | None, caption: str) -> Styler | None:
         return None
     columns = {}
     for name, title in CONVENTIONS.items():
-        part = found.loc[name]
+        part = pd.DataFrame(found.loc[name])
         columns[title] = _intervals(part, "mean")
         columns[f"rank, {title}"] = part["rank"].astype(int)
     columns["n answers"] = found.loc["pawc"]["n_samples"]
@@ -181,7 +181,9 @@ def objective_table(summary: pd.DataFrame, caption: str) -> Styler:
     }  # fmt: skip
     if not published:
         return own
-    table = pd.concat([own.data, pd.DataFrame.from_dict(published, orient="index")])  # type: ignore[attr-defined]
+    below = pd.DataFrame.from_dict(published, orient="index")
+    parts: list[pd.DataFrame] = [own.data, below]  # type: ignore[attr-defined]
+    table = pd.concat(parts)
     told = (
         f"Published: {GEO_PAPER}, other data and engine, beside it AutoGEO's overall score in per "
         f"cent, {AUTOGEO_OVERALL}; for orientation, not for comparison"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,7 +92,7 @@ def strata(samples: pd.DataFrame, method: str, seed: int = 0) -> pd.DataFrame:
     return found.assign(method=method)
 
 
-def _factor(name: str, labels: pd.Series, frame: pd.DataFrame, seed: int) -> list[dict[str, object]]:
+def _factor(name: str, labels: pd.Series, frame: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
     order = {
         "first": 0, "middle": 1, "last": 2, "do not carry it": 0, "carry it": 1,
         **{band: i for i, band in enumerate(_BANDS)},

@@ -65,7 +65,9 @@ def method_table(summary: pd.DataFrame, caption: str) -> Styler:
     table = pd.DataFrame(
         {
             "key-point probability": interval_column(summary, "key_point_probability", "ci"),
-            "difference to original": interval_column(summary, "difference", "difference", signed=True),
+            "difference to original": interval_column(
+                summary, "difference", "difference", signed=True
+            ),
             "p (Holm)": summary["p_holm"].map(lambda p: "–" if pd.isna(p) else f"{p:.4f}"),  # noqa: RUF001
             "n queries": summary["n_examples"],
             "n samples": summary["n_samples"],
@@ -222,11 +224,14 @@ def _finding(summary: pd.DataFrame, method: str) -> str:
 
 
 def interval_column(summary: pd.DataFrame, mean: str, ends: str, signed: bool = False) -> pd.Series:
+    """Write a column of estimates with its intervals, `<ends>_low` and `<ends>_high`."""
     rows = zip(summary[mean], summary[f"{ends}_low"], summary[f"{ends}_high"], strict=True)
     return pd.Series([with_interval(*row, signed) for row in rows], index=summary.index)
 
 
 def styled(table: pd.DataFrame, marked: list[str], caption: str) -> Styler:
+    """Lay out a table with a caption; the rows whose labels are `marked` in bold."""
+
     def bold(row: pd.Series) -> list[str]:
         return ["font-weight: bold" if row.name in marked else ""] * len(row)
 
