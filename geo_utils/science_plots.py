@@ -150,7 +150,8 @@ def frontier_figure(found: pd.DataFrame | None, source: str, gate: float) -> Fig
         source: Where the figures come from.
         gate: Least fidelity of a rewrite that counts.
     """
-    if found is None:
+    found = None if found is None else found.dropna(subset=["difference", "fidelity"])
+    if found is None or found.empty:
         return None
     clean = found[found["flagged"] == 0]
     title = "Every method's pages carry instructions to the engine"
