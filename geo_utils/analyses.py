@@ -17,7 +17,7 @@ from geo_utils.counterfactual import arms, evaluate_arms, lifts, placebos
 from geo_utils.frontier import frontier
 from geo_utils.funnel import attribution, funnel
 from geo_utils.gate import check_pages, original_support
-from geo_utils.methods import is_arm
+from geo_utils.methods import REMOVED, is_arm
 from geo_utils.progress import Progress
 from geo_utils.roles import Roles
 from geo_utils.strata import others_carry, strata, strongest
@@ -83,8 +83,9 @@ def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> T
 
     Returns:
         `strict` (as `contrasts.means`), and some of `lifts`, `placebos`, `funnel`, `collateral`,
-        `frontier`, `strata`, `conventions`, each by the function of that name. Empty if a method
-        has no score at all.
+        `frontier`, `strata` (of the strongest method), `conventions`, each by the function of that
+        name, and `page_strata` (of what the original page adds to the answers without it). Empty
+        if a method has no score at all.
     """
     own = rewrites(samples)
     scored = own.groupby("method")["supported"].count()
@@ -97,7 +98,11 @@ def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> T
         "funnel": (options.funnel, lambda: funnel(samples, seed)),
         "collateral": (options.collateral, lambda: collateral(samples, seed)),
         "frontier": (options.frontier, lambda: frontier(samples, seed)),
-        "strata": (options.strata, lambda: strata(own, strongest(own, scored.index), seed)),
+        "strata": (options.strata, lambda: strata(own, strongest(own, scored.index), seed=seed)),
+        "page_strata": (
+            options.strata and options.removed,
+            lambda: strata(samples, "original", REMOVED, seed),
+        ),
         "conventions": (options.conventions, lambda: by_convention(samples, seed)),
     }
     return {name: make() for name, (wanted, make) in makers.items() if wanted}

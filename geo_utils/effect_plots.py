@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -54,6 +55,8 @@ def collateral_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
             row = found.loc[(name, method)]
             values = row["difference"], row["low"], row["high"]
             draw_interval(axes, y, values, colour(method), hollow=not row["clear"])
+            if np.isnan(values[0]):
+                continue
             digits = 1 if name == "answer_words" else 3
             axes.annotate(
                 f"{values[0]:+z.{digits}f}", (values[0], y), (0, 9), textcoords="offset points",

@@ -59,19 +59,25 @@ def lift_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
     """
     if found is None:
         return None
-    shown = found.drop(index="original")
-    best = str(shown["difference"].idxmax())
-    own, most = found.loc["original"], found.loc[best]
-    title = (
-        f"Without the target page {own['reference']:.0%} of answers carry the key point; the "
-        f"original page adds {_points(own['difference'])}, {label(best)} "
-        f"{_points(most['difference'])}"
-    )
+    title = "Without the target page no answer could be scored"
+    shown = found.drop(index="original").dropna(subset="difference")
+    if len(shown) and found["difference"].notna()["original"]:
+        best = str(shown["difference"].idxmax())
+        title = _lift_title(found, best)
     figure, axes = canvas(len(found))
     _differences(axes, found)
     axes.set(xlabel="difference to the answers without the target page, paired")
     finish(figure, axes, title, found, source)
     return figure
+
+
+def _lift_title(found: pd.DataFrame, best: str) -> str:
+    own, most = found.loc["original"], found.loc[best]
+    return (
+        f"Without the target page {own['reference']:.0%} of answers carry the key point; the "
+        f"original page adds {_points(own['difference'])}, {label(best)} "
+        f"{_points(most['difference'])}"
+    )
 
 
 def placebo_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
@@ -87,7 +93,10 @@ def placebo_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
     lost = [m for m in methods if found.loc[(m, "shuffled"), "lost"]]
     names = f"{len(lost)} of {len(methods)} methods" if len(methods) > 1 else label(methods[0])
     title = f"Shuffled among the queries, the rewrites of {names} lose their lift"
-    if len(methods) == 1 and not lost:
+    unscored = [m for m in methods if pd.isna(found.loc[(m, "shuffled"), "difference"])]
+    if unscored:
+        title = f"No score for the shuffled rewrites of {listed(unscored)}"
+    elif len(methods) == 1 and not lost:
         title = f"Shuffled among the queries, the rewrites of {names} still change the answers"
     figure, axes = canvas(1.2 * len(methods))
     for y, method in enumerate(methods):

@@ -137,8 +137,9 @@ def strata_table(found: pd.DataFrame | None, caption: str) -> Styler | None:
         "n queries": found["n_examples"], "n pairs": found["n_samples"],
         "abstentions": found["abstentions"],
     }).set_axis(found["factor"] + ": " + found["stratum"])  # fmt: skip
-    told = f"Lift of {label(str(found['method'].iloc[0]))} over the original page"
-    return styled(table, [], f"{told}; baseline by the even repeats, lift by the odd. {caption}")
+    method, reference = (label(str(found[name].iloc[0])) for name in ("method", "reference"))
+    told = f"Lift of {method} over {reference}; baseline by the even repeats, its lift by the odd"
+    return styled(table, [], f"{told}. {caption}")
 
 
 def convention_table(found: pd.DataFrame | None, caption: str) -> Styler | None:

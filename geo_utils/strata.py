@@ -49,27 +49,30 @@ def strongest(samples: pd.DataFrame, methods: Iterable[str], column: str = "supp
     return str(shown.groupby("method", sort=False)[column].mean().idxmax())
 
 
-def strata(samples: pd.DataFrame, method: str, seed: int = 0) -> pd.DataFrame:
-    """Split a method's lift over the original page by what the queries have in common.
+def strata(
+    samples: pd.DataFrame, method: str, reference: str = "original", seed: int = 0
+) -> pd.DataFrame:
+    """Split a method's lift over a reference by what the queries have in common.
 
-    The baseline is measured on the even repeats of the original page and the lift on the odd
+    The baseline is the reference's, measured on the even repeats, and its lift is that of the odd
     ones: on the same answers a low baseline would be followed by a high lift by chance alone.
     With one repeat there is no baseline.
 
     Args:
-        samples: With the column `others_carry`.
-        method: The method.
+        samples: With the column `others_carry`, and the rows of the original page.
+        method: The method; `original` to ask what the page itself contributes.
+        reference: What it is compared with; then `removed`.
         seed: Seed of resampling and permutation.
 
     Returns:
         One row a stratum: `factor`, `stratum`, `mean`, `low`, `high` of the lift, `n_examples`,
         `n_samples`, `abstentions` (pairs without a score), `p_value` of the factor (permutation
         test that its strata have one lift; NaN if it has one stratum), `p_holm` over the factors,
-        `clear`, and `method`.
+        `clear`, `method` and `reference`.
     """
-    wide = samples[samples["method"].isin(["original", method])]
+    wide = samples[samples["method"].isin([reference, method])]
     pairs = wide.pivot(index=PAIR, columns="method", values="supported")
-    lift = (pairs[method] - pairs["original"]).rename("lift").reset_index()
+    lift = (pairs[method] - pairs[reference]).rename("lift").reset_index()
     known = samples[samples["method"] == "original"]
     about = known.groupby(PAIR[:2])[["target_place", "others_carry"]].first().reset_index()
     places = known["source_order"].map(len).max()
@@ -79,7 +82,8 @@ def strata(samples: pd.DataFrame, method: str, seed: int = 0) -> pd.DataFrame:
         ("other sources", frame["others_carry"].map({1.0: "carry it", 0.0: "do not carry it"}),
          frame),
     ]  # fmt: skip
-    even = known[known["repeat"] % 2 == 0].groupby(PAIR[:2])["supported"].mean()
+    bases = samples[(samples["method"] == reference) & (samples["repeat"] % 2 == 0)]
+    even = bases.groupby(PAIR[:2])["supported"].mean()
     odd = frame[frame["repeat"] % 2 == 1]
     if len(odd):
         base = odd.merge(even.rename("baseline").reset_index(), on=PAIR[:2], how="left")
@@ -89,7 +93,7 @@ def strata(samples: pd.DataFrame, method: str, seed: int = 0) -> pd.DataFrame:
     first = found.drop_duplicates("factor").set_index("factor")["p_value"]
     found["p_holm"] = found["factor"].map(dict(zip(first.index, holm(first.tolist()), strict=True)))
     found["clear"] = found["p_holm"] < ALPHA
-    return found.assign(method=method)
+    return found.assign(method=method, reference=reference)
 
 
 def _factor(name: str, labels: pd.Series, frame: pd.DataFrame, seed: int) -> list[dict[str, Any]]:

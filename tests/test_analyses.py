@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from conftest import PROJECT, make_example, run
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
+from test_headless import only_run, run_notebook
 
 from geo_utils.analyses import add_analyses, analyse, analysis_headline, rewrites
 from geo_utils.analysis_options import AnalysisOptions
@@ -34,6 +36,7 @@ from geo_utils.parameter_errors import ParameterError
 from geo_utils.params import BaselineRewritesParams
 from geo_utils.plan import plan_calls
 from geo_utils.prompts import load_template
+from geo_utils.report import render_report
 from geo_utils.rewriters import EDITS, EditRewriter
 from geo_utils.roles import make_roles
 from geo_utils.science_plots import (
@@ -674,6 +677,61 @@ class TestShown:
         assert analyse(samples, AnalysisOptions()) == {}
         figure = strict_figure(summarise(rewrites(samples)), None, "src")
         assert "No score for paste key point" in figure.get_suptitle()
+
+
+def test_a_corpus_of_single_pages_has_no_lift_and_says_so():
+    """Without its only source the offline engine has nothing to say: abstentions throughout."""
+    corpus = [make_example(f"q{i}", sources=(PAGES[1],), target_id=0) for i in range(3)]
+    options = AnalysisOptions(removed=True, strata=True)
+    values = DEFAULTS | {"analyses": {"removed": True}, "repeats": 2}
+    roles = make_roles(BaselineRewritesParams.check(values))
+    samples = evaluate(corpus, ["original", "paste_key_point"], roles.engine, roles.judge, 2)
+    samples, _ = add_analyses(samples, corpus, roles, options, repeats=2)
+    removed = samples[samples["method"] == "removed"]
+    assert removed["abstention"].str.startswith("engine: no source").all()
+    found = analyse(samples, options)
+    title = lift_figure(found["lifts"], "src").get_suptitle()
+    assert title == "Without the target page no answer could be scored"
+    assert found["lifts"]["abstentions"].tolist() == [6, 6]
+    assert strata_figure(found["strata"], "src") and strata_table(found["page_strata"], "")
+    assert analysis_headline(found)["lifts"]["original"]["difference"] is None
+
+
+def test_the_notebook_with_everything(tmp_path):
+    done = run_notebook(
+        NB02, "full", tmp_path, ("limit", "5"), ("repeats", "2"),
+        ("methods", "[original, instruct_engine, paste_key_point]"),
+        ("analyses.placebo", "[paste_key_point]"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    full = only_run(tmp_path, NB02)
+    names = {path.stem for path in (full.folder / "figures").glob("*.png")}
+    assert names == {
+        "key_point_probability", "difference", "lift", "placebo", "strata", "funnel", "collateral",
+        "frontier", "visibility", "conventions",
+    }  # fmt: skip
+    stored = pd.read_parquet(full.folder / "points.parquet")
+    assert set(stored["kind"]) == {OWN, OTHERS}
+    assert set(full.manifest["headline"]["analyses"]) == {
+        "lifts", "placebos", "funnel", "frontier",
+    }  # fmt: skip
+    assert set(full.manifest["headline"]["methods"]) == {
+        "original", "instruct_engine", "paste_key_point",
+    }  # fmt: skip
+
+
+def test_a_figure_that_is_switched_off_leaves_no_slide(tmp_path):
+    def cell(text):
+        shown = [nbformat.v4.new_output("display_data", {"text/plain": text})] if text else []
+        slide = {"slideshow": {"slide_type": "slide"}}
+        return nbformat.v4.new_code_cell("f()", outputs=shown, metadata=slide)
+
+    path = tmp_path / "notebook.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell("one"), cell(""), cell("two")]), path)
+    _, slides = render_report(path)
+    body = slides.read_text()
+    assert body.count("<section>") == 4  # a stack and a slide for each of the two
+    assert "one" in body and "two" in body
 
 
 def test_removed_answers_are_the_engines_own_without_the_page():
