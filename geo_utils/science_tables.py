@@ -31,8 +31,8 @@ def lift_table(found: pd.DataFrame | None, samples: pd.DataFrame, caption: str) 
     """
     if found is None:
         return None
-    shares = contribution(samples)
-    told = ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
+    shares = pd.Series(contribution(samples)).dropna()
+    told = ", ".join(f"{share:.1%} {name}" for name, share in shares.items()) or "none was scored"
     return _contrast_table(
         found, "with the page", "without it", "lift",
         f"Key point in the answer, of pairs with and without the original page: {told}. {caption}",
@@ -52,15 +52,22 @@ def placebo_table(found: pd.DataFrame | None, caption: str) -> Styler | None:
     return _contrast_table(found.set_axis(names), "rewrite", "original", "difference", caption)
 
 
-def funnel_table(found: pd.DataFrame | None, caption: str) -> Styler | None:
+def funnel_table(found: pd.DataFrame | None, samples: pd.DataFrame, caption: str) -> Styler | None:
     """Lay out the funnel from answer to original page, one row a method.
 
     Args:
         found: As `funnel.funnel` returns it.
+        samples: The samples it was made from.
         caption: What the figures rest on.
     """
     if found is None:
         return None
+    held = samples.groupby(["query_id", "key_point_number"])["original_supports"].first().dropna()
+    if len(held):
+        caption = (
+            f"The judge finds {held.mean():.1%} of {len(held)} key points on their original pages. "
+            f"{caption}"
+        )
     columns = {}
     for stage in found.index.get_level_values("stage").unique():
         part = pd.DataFrame(found.xs(stage, level="stage"))

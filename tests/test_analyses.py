@@ -651,16 +651,18 @@ class TestShown:
         for make in (lift_figure, placebo_figure, funnel_figure, collateral_figure, strata_figure,
                      convention_figure):  # fmt: skip
             assert make(None, "src") is None
-        for table in (placebo_table, funnel_table, collateral_table, frontier_table, strata_table,
+        for table in (placebo_table, collateral_table, frontier_table, strata_table,
                       convention_table):  # fmt: skip
             assert table(None, "") is None
+        assert lift_table(None, analysed[1], "") is None
+        assert funnel_table(None, analysed[1], "") is None
 
     def test_tables_carry_counts_and_the_published_rows_their_source(self, analysed):
         _, samples, _, found = analysed
         tables = {
             "lifts": lift_table(found["lifts"], samples, "src"),
             "placebos": placebo_table(found["placebos"], "src"),
-            "funnel": funnel_table(found["funnel"], "src"),
+            "funnel": funnel_table(found["funnel"], samples, "src"),
             "collateral": collateral_table(found["collateral"], "src"),
             "frontier": frontier_table(found["frontier"], "src"),
             "strata": strata_table(found["strata"], "src"),
