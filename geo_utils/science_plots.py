@@ -135,7 +135,7 @@ def funnel_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
     figure, axes = canvas(1.15 * len(wide))
     for y, method in enumerate(wide.index):
         stages = [s for s in _STAGES if s in wide]
-        for offset, stage in zip((-0.24, 0.0, 0.24), stages, strict=False):
+        for offset, stage in zip(np.linspace(-0.24, 0.24, len(stages)), stages, strict=True):
             row = pd.Series(found.xs((method, stage)))
             marker, hollow = _STAGES[stage]
             values = row["mean"], row["low"], row["high"]
@@ -166,12 +166,15 @@ def frontier_figure(found: pd.DataFrame | None, source: str, gate: float) -> Fig
     title = "Every method's pages carry instructions to the engine"
     if len(clean):
         best = clean.loc[str(clean["difference"].idxmax())]
+        name, gain = label(str(best.name)), _points(best["difference"])
+        price = f"at fidelity {best['fidelity']:.2f} and {best['words_added']:+.0%} words"
         title = (
-            f"{label(str(best.name)).capitalize()} gains most of the methods without "
-            f"instructions: {_points(best['difference'])} at fidelity {best['fidelity']:.2f} "
-            f"and {best['words_added']:+.0%} words"
+            f"{name.capitalize()} gains most of the methods without instructions: {gain} {price}"
+            if best["clear"] and best["difference"] > 0
+            else f"No method without instructions clearly gains; the most is {gain}, by {name}, "
+            f"{price}"
         )
-    figure, axes = canvas(len(found), extra=1.2)
+    figure, axes = canvas(max(len(found), 5), extra=1.2)
     low = min(float(found["fidelity_low"].fillna(found["fidelity"]).min()), gate)
     axes.set(xlim=(low - 0.02, 1.01), xlabel="fidelity: the worse of kept and grounded",
              ylabel="lift over the original page")  # fmt: skip

@@ -644,6 +644,14 @@ class TestShown:
         share = summary["key_point_probability"]["paste_key_point"]
         assert f"{share:.0%} of answers" in figures[0].get_suptitle().replace("\n", " ")
 
+    def test_a_gain_that_may_be_chance_is_not_claimed(self, analysed):
+        table = analysed[3]["frontier"]
+        assert frontier_figure(table, "src", 0.8).get_suptitle().startswith("Paste key point gains")
+        unclear = frontier_figure(table.assign(clear=False), "src", 0.8).get_suptitle()
+        assert unclear.startswith("No method without instructions clearly gains")
+        hostile = frontier_figure(table.assign(flagged=1.0), "src", 0.8).get_suptitle()
+        assert hostile == "Every method's pages carry instructions to the engine"
+
     def test_what_is_switched_off_is_not_there(self, analysed):
         assert set(analyse(analysed[1], AnalysisOptions(funnel=False, frontier=False))) == {
             "strict"
