@@ -1,154 +1,122 @@
-"""Settings beside each other: asked one by one or in parallel, latency hidden or not."""
+"""Any column of a samples table, each method against a reference, paired, with Holm."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
 
-from geo_utils.measurements import Condition, Measurement
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Two results of the same work.
-
-    Attributes:
-        result: The one.
-        against: The other.
-        ratio: Its step time over the other's.
-        low: The same with its lower and the other's upper quartile.
-        high: The same with its upper and the other's lower quartile.
-    """
-
-    result: Measurement
-    against: Measurement
-    ratio: float
-    low: float
-    high: float
+from geo_utils.statistics import N_RESAMPLES, cluster_mean, holm, paired_difference
+from geo_utils.summary import ALPHA, PAIR
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Repeats of one condition.
-
-    Attributes:
-        result: One of them.
-        steps_s: Median seconds a step of each.
-        apart: Largest over smallest, less 1.
-        covered: Sum of the phases over the mean step, by repeat.
-    """
-
-    result: Measurement
-    steps_s: tuple[float, ...]
-    apart: float
-    covered: tuple[float, ...]
-
-
-def contrast(result: Measurement, against: Measurement) -> Contrast:
-    """Divide one result's step time by another's."""
-    ours = result.step_s_spread or (result.seconds, result.seconds)
-    theirs = against.step_s_spread or (against.seconds, against.seconds)
-    return Contrast(
-        result, against, result.seconds / against.seconds,
-        ours[0] / theirs[1], ours[1] / theirs[0],
-    )  # fmt: skip
-
-
-def one_by_one(results: Sequence[Measurement]) -> list[Contrast]:
-    """Divide each result that asks one by one by the same that asks in parallel."""
-    found = []
-    for slow in results:
-        if _waits(slow) and not slow.parallel:
-            fast = _closest(slow, [r for r in results if r.parallel and _same(slow, r)])
-            found += [contrast(slow, fast)] if fast else []
-    return found
-
-
-def against_no_latency(results: Sequence[Measurement]) -> list[Contrast]:
-    """Divide each result with a stated latency by the same with a reward that asks nothing.
-
-    Where the latter has nothing to begin early, `fused` stands for `early`.
-    """
-    found = []
-    for result in results:
-        if _waits(result) and result.reward_latency_s:
-            free = [r for r in results if r.reward == "negative_length" and _alike(result, r)]
-            alike = [r for r in free if r.schedule == result.schedule]
-            if not alike and result.schedule == "early":
-                alike = [r for r in free if r.schedule == "fused"]
-            base = _closest(result, alike)
-            found += [contrast(result, base)] if base else []
-    return found
-
-
-def against_stock(results: Sequence[Measurement]) -> list[Contrast]:
-    """Divide each result of another schedule by the stock one with the same reward."""
-    found = []
-    for result in results:
-        if result.measured and result.schedule != "stock":
-            stock = [r for r in results if r.schedule == "stock" and _alike(result, r)]
-            same = [r for r in stock if _reward(r) == _reward(result)]
-            base = _closest(result, same)
-            found += [contrast(result, base)] if base else []
-    return found
-
-
-def ablation(results: Sequence[Measurement], settings: Iterable[str]) -> list[Contrast]:
-    """Divide the results of an ablation by the first of them, work by work.
+def contrasts(
+    samples: pd.DataFrame,
+    column: str,
+    reference: str,
+    methods: Sequence[str] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare one column between methods and a reference, on the same pairs.
 
     Args:
-        results: Put together by `pooling.pooled`.
-        settings: In the order of the file: the first of a work is what the others change.
+        samples: As `evaluate.evaluate` returns it.
+        column: A number a sample; NaN is an abstention.
+        reference: The method that differences are taken to.
+        methods: Those to compare, one family of tests; default, all but the reference.
+        seed: Seed of the resampling.
+
+    Returns:
+        Indexed by method: `mean` and `reference` over the pairs that both have, `difference` with
+        `low` and `high`, `effect` (Cohen's d_z: the queries' mean difference over its standard
+        deviation; NaN where all queries agree), `p_value` (sign-flip permutation over queries),
+        `p_holm`, `clear` (adjusted p below 0.05), `n_examples`, `n_samples` (pairs) and
+        `abstentions` (pairs dropped because either side has no score).
     """
-    names = list(settings)
-    measured = {(r.setting, r.work): r for r in results if r.measured and r.setting in names}
-    found = []
-    for work in dict.fromkeys(work for _, work in measured):
-        here = [measured[name, work] for name in names if (name, work) in measured]
-        found += [contrast(result, here[0]) for result in here]
-    return found
+    wide = samples.pivot(index=PAIR, columns="method", values=column).astype(float)
+    queries = wide.index.get_level_values("query_id")
+    if methods is None:
+        methods = [m for m in dict.fromkeys(samples["method"]) if m != reference]
+    base = wide[reference].to_numpy(float)
+    rows = {}
+    for method in methods:
+        own = wide[method].to_numpy(float)
+        found = paired_difference(own, base, queries.tolist(), seed)
+        kept = ~np.isnan(own - base)
+        rows[method] = {
+            "mean": _mean(own[kept]),
+            "reference": _mean(base[kept]),
+            "difference": found.estimate.mean,
+            "low": found.estimate.low,
+            "high": found.estimate.high,
+            "effect": _effect(pd.Series(own - base).groupby(queries).mean().dropna()),
+            "p_value": found.p_value,
+            "n_examples": found.estimate.n_clusters,
+            "n_samples": found.estimate.n_samples,
+            "abstentions": found.n_dropped,
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+    table["p_holm"] = holm(table["p_value"].tolist())
+    table["clear"] = table["p_holm"] < ALPHA
+    return table
 
 
-def agreement(rows: Sequence[Measurement]) -> list[Agreement]:
-    """Compare the repeats of each condition that was measured."""
-    repeats: dict[Condition, list[Measurement]] = {}
-    for row in rows:
-        if row.measured:
-            repeats.setdefault(row.condition, []).append(row)
-    found = []
-    for group in repeats.values():
-        seconds = tuple(row.seconds for row in group)
-        covered = tuple(
-            sum((row.phases or {}).values()) / float(np.mean(row.step_s_all or (row.seconds,)))
-            for row in group
-        )
-        found.append(Agreement(group[0], seconds, max(seconds) / min(seconds) - 1, covered))
-    return found
+def means(samples: pd.DataFrame, column: str, seed: int = 0, bounded: bool = False) -> pd.DataFrame:
+    """Estimate one column's mean by method, queries resampled.
+
+    Returns:
+        Indexed by method: `mean`, `low`, `high`, `n_examples`, `n_samples`, `abstentions`.
+    """
+    rows = {}
+    for method, part in samples.groupby("method", sort=False):
+        values = part[column].to_numpy(float)
+        found = cluster_mean(values, part["query_id"].tolist(), seed, bounded)
+        rows[method] = {
+            "mean": found.mean, "low": found.low, "high": found.high,
+            "n_examples": found.n_clusters, "n_samples": found.n_samples,
+            "abstentions": int(np.isnan(values).sum()),
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
-def _waits(result: Measurement) -> bool:
-    return result.measured and result.reward == "gemini" and not result.unasked
+def differing(groups: Sequence[NDArray[np.float64]], seed: int = 0) -> float:
+    """Return the p-value that groups of queries have one mean: permutation of the F statistic.
 
+    Args:
+        groups: One value a query, shape (n,) each.
+        seed: Seed of the permutations.
 
-def _alike(one: Measurement, other: Measurement) -> bool:
-    """Return whether two results do the same work with the policy in the same place."""
-    return (
-        other.measured and not other.unasked
-        and one.work == other.work and one.policy == other.policy
+    Returns:
+        NaN with fewer than two groups of at least two queries, 1.0 where nothing varies.
+    """
+    held = [group for group in groups if len(group) > 1]
+    if len(held) < 2:
+        return np.nan
+    every = np.concatenate(held)
+    if np.ptp(every) == 0:
+        return 1.0
+    # With the total fixed, the F statistic grows with the sum of squared group sums over sizes.
+    labels = np.repeat(np.arange(len(held)), [len(group) for group in held])
+    sizes = np.array([len(group) for group in held], dtype=float)
+
+    def between(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+        sums = np.stack([values[..., labels == g].sum(axis=-1) for g in range(len(held))], axis=-1)
+        return np.asarray((sums**2 / sizes).sum(axis=-1))
+
+    found = stats.permutation_test(
+        (every,), between, permutation_type="pairings", vectorized=True, alternative="greater",
+        n_resamples=N_RESAMPLES, batch=500, rng=np.random.default_rng(seed),
     )  # fmt: skip
+    return float(found.pvalue)
 
 
-def _same(one: Measurement, other: Measurement) -> bool:
-    return _alike(one, other) and _reward(one) == _reward(other) and one.schedule == other.schedule
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else np.nan
 
 
-def _reward(row: Measurement) -> tuple[str, float | None]:
-    return row.reward, row.reward_latency_s if row.reward == "gemini" else None
-
-
-def _closest(result: Measurement, others: Sequence[Measurement]) -> Measurement | None:
-    """Return the partner: of the same group where there is one, and the fastest of several."""
-    near = [r for r in others if r.group == result.group] or list(others)
-    return min(near, key=lambda r: r.seconds, default=None)
+def _effect(differences: pd.Series) -> float:
+    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    return float(differences.mean()) / spread if spread > 0 else np.nan

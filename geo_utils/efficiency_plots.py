@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from geo_utils.bounds import bounds, predicted_step, reward_floor
 from geo_utils.capacity import changes, over_latency, over_limits, planned_work
-from geo_utils.contrasts import against_no_latency
+from geo_utils.efficiency_contrasts import against_no_latency
 from geo_utils.efficiency_params import CapacityOptions
 from geo_utils.efficiency_tables import SLIDE_ROWS, main_rows
 from geo_utils.efficiency_text import count, named, plan_basis, seconds, source, work_name

@@ -11,7 +11,7 @@ from pandas.io.formats.style import Styler
 
 from geo_utils.bounds import bounds
 from geo_utils.capacity import Plan
-from geo_utils.contrasts import Contrast, agreement
+from geo_utils.efficiency_contrasts import Contrast, agreement
 from geo_utils.efficiency_params import CapacityOptions, Setting
 from geo_utils.efficiency_text import (
     NONE,

@@ -8,7 +8,7 @@ from typing import Any
 
 from geo_utils.bounds import bounds
 from geo_utils.capacity import Plan, changes, over_latency, rewarded, sweep, urgent
-from geo_utils.contrasts import Contrast, against_no_latency, against_stock, one_by_one
+from geo_utils.efficiency_contrasts import Contrast, against_no_latency, against_stock, one_by_one
 from geo_utils.efficiency_params import CapacityOptions
 from geo_utils.efficiency_text import (
     capital,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from geo_utils.engines import Engine
 from geo_utils.fidelity import fidelity
 from geo_utils.judges import Judge
 from geo_utils.loops import gather_all, run_sync
+from geo_utils.progress import Counter, Progress
 from geo_utils.rewriters import EditRewriter, Rewrite, Rewriter
 from geo_utils.text import words
 from geo_utils.visibility import FIGURES, visibility_from_parsed
 
-Progress = Callable[[int, int], None]
 Clock = Callable[[str, float], None]
 
 
@@ -129,7 +128,7 @@ async def _sample(
     placement = draw_placement(example, seed)
     page = None if rewrite.abstention else rewrite.text
     sources = placement.sources(example, page or "")
-    row = _empty_row(example, point, placement, sources) | {
+    row = empty_row(example, point, placement, sources) | {
         "method": method,
         "repeat": repeat,
         "page": page,
@@ -173,22 +172,51 @@ async def score_page(
     """
     placement = draw_placement(example, seed)
     sources = placement.sources(example, page)
+    return await score_sources(
+        example.query, sources, placement.place, point, engine, judge, repeat, clock
+    )
+
+
+async def score_sources(
+    query: str,
+    sources: Sequence[str],
+    place: int | None,
+    point: KeyPoint,
+    engine: Engine,
+    judge: Judge | None,
+    repeat: int,
+    clock: Clock | None = None,
+) -> dict[str, Any]:
+    """Score one set of sources, from which the target may be missing; the rest as `score_page`.
+
+    Args:
+        query: The question.
+        sources: What the engine sees, in order; may be empty.
+        place: 0-based place of the target; None if it is not there, and has no visibility.
+        point: The key point under study.
+        engine: Answers.
+        judge: Gives the verdict, or None.
+        repeat: Which sampled answer.
+        clock: Told `engine` or `judge` and the seconds it took.
+    """
     started = time.monotonic()
-    answer = await engine.answer(example.query, sources, sample_index=repeat)
+    answer = await engine.answer(query, sources, sample_index=repeat)
     if clock:
         clock("engine", time.monotonic() - started)
     if answer.abstention:
         return {"abstention": f"engine: {answer.abstention}"}
     parsed = parse_answer(answer.text, len(sources))
-    seen = visibility_from_parsed(parsed, len(sources))
-    row: dict[str, Any] = {name: float(getattr(seen, name)[placement.place]) for name in FIGURES}
-    row |= {
+    row: dict[str, Any] = {
         "answer": answer.text,
         "answer_words": float(len(words(answer.text))),
-        "uncited": seen.uncited,
         "citations_out_of_range": float(len(parsed.out_of_range)),
         "citations_unparsed": float(len(parsed.unparsed)),
     }
+    if sources:
+        seen = visibility_from_parsed(parsed, len(sources))
+        row["uncited"] = seen.uncited
+        if place is not None:
+            row |= {name: float(getattr(seen, name)[place]) for name in FIGURES}
     if judge is None:
         return row
     started = time.monotonic()
@@ -214,7 +242,7 @@ def _page_figures(example: Example, point: KeyPoint, page: str) -> dict[str, flo
     }
 
 
-def _empty_row(
+def empty_row(
     example: Example, point: KeyPoint, placement: Placement, sources: Sequence[str]
 ) -> dict[str, Any]:
     """Return a sample's row before anything is known of its rewrite, answer and verdict."""
@@ -246,33 +274,6 @@ def _empty_row(
         "answer_words": np.nan,
         "abstention": None,
     }
-
-
-class Counter:
-    """Progress as one line that counts: updated in place in a notebook, on stderr elsewhere."""
-
-    def __init__(self, what: str, every_s: float = 1.0) -> None:
-        """Count `what`, showing at most one update every `every_s` seconds."""
-        self.what, self.every_s = what, every_s
-        self.started = self.shown = time.monotonic()
-        self.handle: Any = None
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` are done."""
-        now = time.monotonic()
-        if 0 < done < total and now - self.shown < self.every_s:
-            return
-        self.shown = now
-        line = f"{done:,} of {total:,} {self.what}, {now - self.started:.0f} s"
-        if "ipykernel" in sys.modules:
-            from IPython.display import display
-
-            if self.handle is None:
-                self.handle = display({"text/plain": line}, raw=True, display_id=True)
-            else:
-                self.handle.update({"text/plain": line}, raw=True)
-        elif sys.stderr.isatty() or done == total:
-            sys.stderr.write(f"\r{line}" + "\n" * (done == total))
 
 
 def _short_hash(text: str) -> str:

@@ -81,6 +81,21 @@ def fidelity(original: str, page: str, also: Sequence[str] = ()) -> Fidelity:
     return Fidelity(_share(before, kept), _share(after, grounded))
 
 
+def new_claims(original: str, page: str, also: Sequence[str] = ()) -> list[str]:
+    """Return the sentences of a rewritten page that nothing it may draw on supports.
+
+    Args:
+        original: The page before the rewrite.
+        page: The page after it.
+        also: Further texts, as in `fidelity`.
+    """
+    after = _parse(page)
+    supported = _supported(after, _parse(original))
+    for text in also:
+        supported = supported | _supported(after, _parse(text))
+    return [s for s, held in zip(plain_sentences(page), supported, strict=True) if not held]
+
+
 @dataclass(frozen=True)
 class _Text:
     """What one page brings to a comparison, so that a page is read once however often compared.

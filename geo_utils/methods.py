@@ -6,7 +6,7 @@ from geo_utils.files import resolve_path
 from geo_utils.parameter_errors import nearest
 
 # Methods that only edit the page, under any rewriter.
-MODEL_FREE_METHODS = ("original", "paste_key_point", "repeat_key_point")
+MODEL_FREE_METHODS = ("original", "paste_key_point", "repeat_key_point", "instruct_engine")
 # Methods that the offline rewriter has an edit for; with a model they are prompts.
 OFFLINE_METHODS = ("keyword_stuffing", "easy_to_understand", "key_point")
 MODEL_METHODS = (
@@ -21,11 +21,29 @@ MODEL_METHODS = (
     "arrange_key_point",
 )
 METHODS = (*MODEL_FREE_METHODS, *OFFLINE_METHODS, *MODEL_METHODS)
+# Arms that are no rewrite but stand beside them in a samples table.
+REMOVED, NO_SOURCES = "removed", "no_sources"
+_PLACEBO = "placebo of "
+
+
+def placebo_of(method: str) -> str:
+    """Return the name of the arm that shuffles a method's rewrites among the queries."""
+    return f"{_PLACEBO}{method}"
+
+
+def shuffled_method(arm: str) -> str | None:
+    """Return the method whose rewrites an arm shuffles, or None if it shuffles none."""
+    return arm.removeprefix(_PLACEBO) if arm.startswith(_PLACEBO) else None
+
+
+def is_arm(method: str) -> bool:
+    """Tell whether a name in a samples table is an arm of the comparison and no rewrite."""
+    return method in (REMOVED, NO_SOURCES) or shuffled_method(method) is not None
 
 
 def is_policy(method: str) -> bool:
     """Tell whether a method is the folder of a trained policy."""
-    return "/" in method
+    return "/" in method and not is_arm(method)
 
 
 def policy_problem(folder: Path) -> str | None:

@@ -79,12 +79,16 @@ class ModelEngine:
     prompts: Path | None = None
 
     async def answer(self, query: str, sources: Sequence[str], sample_index: int = 0) -> Answer:
-        """Return one sampled answer, or an abstention with its reason."""
+        """Return one sampled answer, or an abstention with its reason.
+
+        Without sources the model is asked what it knows, by a prompt that speaks of none.
+        """
         numbered = "\n\n".join(
             f'<source number="{i}">\n{text}\n</source>' for i, text in enumerate(sources, 1)
         )
-        template = load_template("engine_answer", self.prompts)
-        prompt = template.fill({"query": query, "sources": numbered}, needs=("query", "sources"))
+        template = load_template("engine_answer" if sources else "engine_no_sources", self.prompts)
+        values = {"query": query} | ({"sources": numbered} if sources else {})
+        prompt = template.fill(values, needs=values)
         request = Request("engine", prompt, template.hash, self.sampling, sample_index=sample_index)
         try:
             text = strip_thoughts((await self.caller.complete(request)).text)

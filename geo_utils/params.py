@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from geo_utils.analysis_options import AnalysisOptions
 from geo_utils.call_options import CallOptions
 from geo_utils.cells import bound_names
 from geo_utils.files import resolve_path
@@ -234,10 +235,17 @@ class BaselineRewritesParams(EvaluationParams):
 
     Attributes:
         methods: Methods to compare, `original` among them; also the folder of a trained policy.
+        analyses: What is asked of the comparison beyond the key-point probability.
     """
 
     notebook: ClassVar[str] = "02_baseline_rewrites"
     methods: list[str]
+    analyses: Annotated[AnalysisOptions, Field(strict=False)]
+
+    @model_validator(mode="after")
+    def _check_analyses(self) -> Self:
+        self.analyses.check(self.methods, self.engine, self.limit)
+        return self
 
     @field_validator("methods")
     @classmethod

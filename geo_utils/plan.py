@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pandas as pd
 
+from geo_utils.analyses import add_analyses
+from geo_utils.analysis_options import AnalysisOptions
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import evaluate
 from geo_utils.loops import gather_all, run_sync
@@ -22,7 +24,11 @@ from geo_utils.runs import RunInterrupted
 
 
 def plan_calls(
-    roles: Roles, examples: Iterable[Example], methods: list[str], repeats: int | None = None
+    roles: Roles,
+    examples: Iterable[Example],
+    methods: list[str],
+    repeats: int | None = None,
+    analyses: AnalysisOptions | None = None,
 ) -> pd.DataFrame:
     """Count the calls of an evaluation by running it with guessed answers.
 
@@ -31,6 +37,7 @@ def plan_calls(
         examples: The corpus.
         methods: The methods to compare; a policy's pages are taken to be as long as the original.
         repeats: Sampled answers a page, if not the run's.
+        analyses: What else is asked of the samples.
 
     Returns:
         One row a model-backed role: `model`, `calls` still to make, `held` in the cache,
@@ -42,11 +49,13 @@ def plan_calls(
     if planned.callers:
         examples = run_sync(gather_all(_with_stand_in(example, planned) for example in examples))
         rewriter = NamedRewriters(planned.rewriter, dict.fromkeys(policies, Unchanged()))
-        evaluate(
+        samples = evaluate(
             examples, methods, planned.engine, planned.judge, repeats or params.repeats,
-            rewriter=rewriter, key_points=params.key_points, seed=params.seed,
-            progress=lambda done, total: None,
+            rewriter=rewriter, key_points=params.key_points, seed=params.seed, progress=_quiet,
         )  # fmt: skip
+        if analyses is not None:
+            planned = replace(planned, rewriter=rewriter)
+            add_analyses(samples, list(examples), planned, analyses, _quiet, repeats)
     prices = {model: Price(p.tokens_in, p.tokens_out) for model, p in params.calls.prices.items()}
     rows = []
     places = [(role, planned.callers[role]) for role in planned.callers]
@@ -101,6 +110,10 @@ def stop_if_dry_run(params: RunParams, plan: pd.DataFrame) -> None:
     """
     if params.dry_run:
         raise RunInterrupted(f"dry run, nothing was spent\n{plan_text(plan)}")
+
+
+def _quiet(done: int, total: int) -> None:
+    """Show no progress of a rehearsal."""
 
 
 def _dollars(row: pd.Series) -> str:

@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from geo_utils.methods import METHODS
+from geo_utils.methods import METHODS, NO_SOURCES, REMOVED, shuffled_method
 from geo_utils.tables import count_range, label, with_interval
 
 # Key-point probabilities of the study that this project continues (Gemini flash-lite engine).
@@ -21,18 +21,19 @@ EARLIER_STUDY = {
     "earlier: rewritten 0.632": 0.632,
     "earlier: key-point prompt 0.891": 0.891,
 }
-_COLOURS: dict[str, str] = dict(
-    zip(METHODS, sns.color_palette("husl", len(METHODS)).as_hex(), strict=True)
-)
+# Methods that are named one after the other stand beside each other: give them distant hues.
+_HUES = sns.color_palette("husl", len(METHODS)).as_hex()
+_COLOURS: dict[str, str] = {m: _HUES[(7 * i) % len(METHODS)] for i, m in enumerate(METHODS)}
 _COLOURS |= {
     "original": "#555555", "key_point": "#c1272d",
     "policy/before": "#8a8ac0", "policy/after": "#1f4e9c",
+    REMOVED: "#999999", NO_SOURCES: "#c4c4c4",
 }  # fmt: skip
 
 
 def colour(method: str) -> str:
     """Return the colour that a method has in every figure."""
-    return _COLOURS.get(method, "#1f4e9c")
+    return _COLOURS.get(shuffled_method(method) or method, "#1f4e9c")
 
 
 def probability_figure(
@@ -54,7 +55,7 @@ def probability_figure(
         f"{row['key_point_probability']:.0%} of answers, the original page into "
         f"{base['key_point_probability']:.0%}"
     )
-    figure, axes = _canvas(len(summary), extra=1.0 if references else 0.0)
+    figure, axes = canvas(len(summary), extra=1.0 if references else 0.0)
     _intervals(axes, summary, "key_point_probability", "ci")
     axes.set(xlim=(0, 1.0), xlabel="key-point probability")
     for height, (name, value) in enumerate((references or {}).items()):
@@ -68,7 +69,7 @@ def probability_figure(
             fontsize=14,
             color="#666666",
         )
-    _finish(figure, axes, title, summary, source)
+    finish(figure, axes, title, summary, source)
     return figure
 
 
@@ -83,11 +84,11 @@ def difference_figure(summary: pd.DataFrame, source: str) -> Figure:
         else f"{' and '.join(clear).capitalize()} clearly raise{'s' * (len(clear) == 1)} "
         "the key-point probability"
     )
-    figure, axes = _canvas(len(shown))
+    figure, axes = canvas(len(shown))
     _intervals(axes, shown, "difference", "difference", signed=True)
     axes.axvline(0, color="#555555", linewidth=1.5, zorder=0)
     axes.set(xlabel="difference to the original page, paired")
-    _finish(figure, axes, title, shown, source)
+    finish(figure, axes, title, shown, source)
     return figure
 
 
@@ -101,10 +102,10 @@ def visibility_figure(summary: pd.DataFrame, source: str) -> Figure:
         f"PAWC {float(summary['pawc'].max()):.2f}, "
         f"original {float(summary['pawc']['original']):.2f}"
     )
-    figure, axes = _canvas(len(summary))
+    figure, axes = canvas(len(summary))
     _intervals(axes, summary, "pawc", "pawc")
     axes.set(xlabel="position-adjusted word count of the target, share")
-    _finish(figure, axes, title, summary, source)
+    finish(figure, axes, title, summary, source)
     return figure
 
 
@@ -112,14 +113,38 @@ def _unscored(summary: pd.DataFrame, source: str) -> Figure:
     """Draw what there is where a method has no score at all, so that no claim can be made."""
     lost = [label(str(m)) for m in summary.index[summary["key_point_probability"].isna()]]
     title = f"No score for {', '.join(lost) or 'some answers'}: every sample was an abstention"
-    figure, axes = _canvas(len(summary))
+    figure, axes = canvas(len(summary))
     _intervals(axes, summary, "key_point_probability", "ci")
     axes.set(xlim=(0, 1.0), xlabel="key-point probability")
-    _finish(figure, axes, title, summary, source)
+    finish(figure, axes, title, summary, source)
     return figure
 
 
-def _canvas(rows: int, extra: float = 0.0) -> tuple[Figure, Axes]:
+def draw_interval(
+    axes: Axes,
+    y: float,
+    values: tuple[float, float, float],
+    shade: str,
+    marker: str = "o",
+    hollow: bool = False,
+) -> None:
+    """Draw one estimate (mean, low, high) in a row of its own; no bar where it has no interval."""
+    if not np.isnan(values[1]):
+        axes.plot(values[1:], (y, y), color=shade, linewidth=2 if hollow else 4, alpha=0.45)
+    face = "white" if hollow else shade
+    axes.plot(
+        values[0], y, marker, color=shade, markerfacecolor=face, markeredgewidth=2, markersize=10
+    )
+
+
+def beside(axes: Axes, y: float, text: str) -> None:
+    """Write a text to the right of a row."""
+    place = ("axes fraction", "data")
+    axes.annotate(text, (1.02, y), xycoords=place, va="center", fontsize=14)
+
+
+def canvas(rows: float, extra: float = 0.0) -> tuple[Figure, Axes]:
+    """Return an empty figure for so many rows, with text for a projector."""
     sns.set_theme(style="white", font_scale=1.45)
     figure, axes = plt.subplots(figsize=(12, 2.4 + 0.55 * rows + extra), layout="constrained")
     plt.close(figure)  # shown once, by the cell that returns it
@@ -131,22 +156,32 @@ def _intervals(
 ) -> None:
     for y, (method, row) in enumerate(summary.iterrows()):
         values = row[mean], row[f"{ends}_low"], row[f"{ends}_high"]
-        shade = colour(str(method))
-        if not np.isnan(values[1]):
-            axes.plot(values[1:], (y, y), color=shade, linewidth=4, alpha=0.45)
-        axes.plot(values[0], y, "o", color=shade, markersize=11)
-        axes.annotate(
-            with_interval(*values, signed),
-            (1.02, y),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=14,
-        )
+        draw_interval(axes, y, values, colour(str(method)))
+        beside(axes, y, with_interval(*values, signed))
     axes.set_yticks(range(len(summary)), [label(str(method)) for method in summary.index])
     axes.set_ylim(len(summary) - 0.5, -0.5)
 
 
-def _finish(figure: Figure, axes: Axes, title: str, summary: pd.DataFrame, source: str) -> None:
+def finish(
+    figure: Figure,
+    axes: Axes,
+    title: str,
+    summary: pd.DataFrame,
+    source: str,
+    note: str = "",
+    each: str = "method",
+) -> None:
+    """Put the claim above a figure and what it rests on below it.
+
+    Args:
+        figure: The figure.
+        axes: Its axes.
+        title: The claim.
+        summary: Brings `n_examples`, `n_samples` and `abstentions`, a row a method.
+        source: Where the figures come from.
+        note: What the reader has to know of the marks.
+        each: What a row stands for.
+    """
     sns.despine(figure, left=True)
     axes.grid(axis="x", alpha=0.3)
     claim = "\n".join(textwrap.wrap(title, 88))
@@ -154,5 +189,5 @@ def _finish(figure: Figure, axes: Axes, title: str, summary: pd.DataFrame, sourc
     queries, samples = count_range(summary["n_examples"]), count_range(summary["n_samples"])
     n = f"n = {queries} queries, {samples} samples"
     missing = f"{int(summary['abstentions'].sum())} abstentions in all"
-    note = f"{n} a method, {missing}; 95 % intervals over queries. {source}"
+    note = f"{note} {n} a {each}, {missing}; 95 % intervals over queries. {source}".strip()
     figure.supxlabel("\n".join(textwrap.wrap(note, 120)), x=0.01, ha="left", fontsize=14)

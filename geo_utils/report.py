@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import html
 import re
 import sys
@@ -44,7 +45,7 @@ def render_report(notebook: Path, manifest: dict[str, Any] | None = None) -> tup
     write_atomic(folder / "report.html", report)
     slides, _ = SlidesExporter(
         config=_config("geo_slides"), reveal_url_prefix="reveal-inline", reveal_theme="white"
-    ).from_notebook_node(node, dict(resources))
+    ).from_notebook_node(_without_empty_slides(node), dict(resources))
     write_atomic(folder / "slides.html", _REVEAL_LINK.sub(_inline_style, slides))
     return folder / "report.html", folder / "slides.html"
 
@@ -73,6 +74,15 @@ def _config(template: str) -> Config:
     config.TemplateExporter.exclude_output_prompt = True
     config.HTMLExporter.embed_images = True
     return config
+
+
+def _without_empty_slides(node: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Skip the cells that show nothing, such as the figure of an analysis switched off."""
+    shown = copy.deepcopy(node)
+    for cell in shown.cells:
+        if cell.cell_type == "code" and not cell.outputs and "slideshow" in cell.metadata:
+            cell.metadata["slideshow"]["slide_type"] = "skip"
+    return shown
 
 
 def _title(node: nbformat.NotebookNode) -> str | None:

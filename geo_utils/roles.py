@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from geo_utils.analysis_options import AnalysisOptions
 from geo_utils.corpus import Corpus, Example
 from geo_utils.engines import Engine, ExtractiveEngine
 from geo_utils.files import resolve_path
@@ -79,8 +80,12 @@ class Roles:
         p = self.params
         return f"Corpus {p.corpus}, {p.repeats} repeats, seed {p.seed}. Source: {self.source()}."
 
-    def template_hashes(self) -> dict[str, str]:
-        """Return the hash of every prompt template in use, for the manifest."""
+    def template_hashes(self, analyses: AnalysisOptions | None = None) -> dict[str, str]:
+        """Return the hash of every prompt template in use, for the manifest.
+
+        Args:
+            analyses: What else is asked of the samples.
+        """
         folder = prompts_folder(self.params)
         names = {
             "engine": ["engine_answer"],
@@ -91,6 +96,10 @@ class Roles:
                 if m not in MODEL_FREE_METHODS and not is_policy(m)
             ],
         }
+        if analyses is not None and analyses.no_sources:
+            names["engine"].append("engine_no_sources")
+        if analyses is not None and analyses.collateral and self.params.judge_mode != "soft":
+            names["judge"].append("judge_all_points")
         return {n: load_template(n, folder).hash for role in self.callers for n in names[role]}
 
 

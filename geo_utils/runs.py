@@ -84,19 +84,30 @@ class Run:
 
     def save_samples(self, samples: pd.DataFrame) -> pd.DataFrame:
         """Write samples.parquet and return it as read back, so that what is shown is stored."""
+        return self.save_table(samples, "samples")
+
+    def save_table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Write <name>.parquet, unless the table is empty, and return it as read back."""
         import io
 
         import pandas as pd
 
+        if table.empty:
+            return table
         buffer = io.BytesIO()
-        samples.to_parquet(buffer, index=False)
-        write_atomic(self.folder / "samples.parquet", buffer.getvalue())
-        return pd.read_parquet(self.folder / "samples.parquet")
+        table.to_parquet(buffer, index=False)
+        write_atomic(self.folder / f"{name}.parquet", buffer.getvalue())
+        return pd.read_parquet(self.folder / f"{name}.parquet")
 
-    def save_figure(self, figure: Figure, name: str) -> Figure:
-        """Write figures/<name>.png and .svg, and return the figure for the notebook to show."""
+    def save_figure(self, figure: Figure | None, name: str) -> Figure | None:
+        """Write figures/<name>.png and .svg, and return the figure for the notebook to show.
+
+        Without a figure, as of an analysis that is switched off, nothing is written.
+        """
         import io
 
+        if figure is None:
+            return None
         for kind in ("png", "svg"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=150)

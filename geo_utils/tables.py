@@ -10,7 +10,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from geo_utils.corpus import Corpus, Example, KeyPoint
-from geo_utils.methods import is_policy
+from geo_utils.methods import NO_SOURCES, REMOVED, is_policy, shuffled_method
 from geo_utils.statistics import PairedDifference
 
 _STYLE: list[Any] = [
@@ -24,6 +24,8 @@ _LABELS = {
     "key_point": "key-point rewrite",
     "policy/before": "policy before training",
     "policy/after": "trained policy",
+    REMOVED: "target page removed",
+    NO_SOURCES: "no sources at all",
 }
 
 
@@ -31,6 +33,8 @@ def label(method: str) -> str:
     """Return a method's name as figures and tables write it."""
     if method in _LABELS:
         return _LABELS[method]
+    if shuffled := shuffled_method(method):
+        return f"placebo: {label(shuffled)}, shuffled"
     if is_policy(method):
         return f"policy {'/'.join(method.split('/')[-2:])}"
     return method.replace("_", " ")
@@ -61,8 +65,10 @@ def method_table(summary: pd.DataFrame, caption: str) -> Styler:
     """
     table = pd.DataFrame(
         {
-            "key-point probability": _column(summary, "key_point_probability", "ci"),
-            "difference to original": _column(summary, "difference", "difference", signed=True),
+            "key-point probability": interval_column(summary, "key_point_probability", "ci"),
+            "difference to original": interval_column(
+                summary, "difference", "difference", signed=True
+            ),
             "p (Holm)": summary["p_holm"].map(lambda p: "–" if pd.isna(p) else f"{p:.4f}"),  # noqa: RUF001
             "n queries": summary["n_examples"],
             "n samples": summary["n_samples"],
@@ -72,20 +78,20 @@ def method_table(summary: pd.DataFrame, caption: str) -> Styler:
     ).rename(index=label)
     best = summary["key_point_probability"].max()
     marked = [label(str(m)) for m in summary.index[summary["key_point_probability"] == best]]
-    return _styled(table.rename_axis(None), marked, caption)
+    return styled(table.rename_axis(None), marked, caption)
 
 
 def visibility_table(summary: pd.DataFrame, caption: str) -> Styler:
     """Lay out the target page's visibility by method, with intervals."""
     table = pd.DataFrame(
         {
-            name: _column(summary, column, column)
+            name: interval_column(summary, column, column)
             for name, column in (("word", "word"), ("position", "position"), ("PAWC", "pawc"))
         }
     )
     table["n answers"] = summary["n_answers"]
     marked = [label(str(summary["pawc"].idxmax()))] if summary["pawc"].notna().any() else []
-    return _styled(table.rename(index=label).rename_axis(None), marked, caption)
+    return styled(table.rename(index=label).rename_axis(None), marked, caption)
 
 
 def page_table(summary: pd.DataFrame, caption: str) -> Styler:
@@ -93,12 +99,12 @@ def page_table(summary: pd.DataFrame, caption: str) -> Styler:
     table = pd.DataFrame(
         {
             "words in page": summary["page_words"].map("{:.0f}".format),
-            "of the original kept": _column(summary, "kept", "kept"),
-            "of the page grounded in it": _column(summary, "grounded", "grounded"),
+            "of the original kept": interval_column(summary, "kept", "kept"),
+            "of the page grounded in it": interval_column(summary, "grounded", "grounded"),
             "n samples": summary["n_samples"],
         }
     )
-    return _styled(table.rename(index=label).rename_axis(None), [], caption)
+    return styled(table.rename(index=label).rename_axis(None), [], caption)
 
 
 def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
@@ -113,7 +119,7 @@ def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
     for name in ("citations_out_of_range", "citations_unparsed"):
         counts[name.replace("_", " ")] = samples.groupby("method")[name].sum().astype(int)
     counts["n samples"] = samples.groupby("method").size()
-    return _styled(counts.rename(index=label).rename_axis(index=None, columns=None), [], caption)
+    return styled(counts.rename(index=label).rename_axis(index=None, columns=None), [], caption)
 
 
 def abstention_table(samples: pd.DataFrame) -> pd.DataFrame:
@@ -218,7 +224,8 @@ def _finding(summary: pd.DataFrame, method: str) -> str:
     return f"{found}; it **{change}** it: {difference}, p = {row['p_holm']:.4f}{dropped}."
 
 
-def _column(summary: pd.DataFrame, mean: str, ends: str, signed: bool = False) -> pd.Series:
+def interval_column(summary: pd.DataFrame, mean: str, ends: str, signed: bool = False) -> pd.Series:
+    """Write a column of estimates with its intervals, `<ends>_low` and `<ends>_high`."""
     rows = zip(summary[mean], summary[f"{ends}_low"], summary[f"{ends}_high"], strict=True)
     return pd.Series([with_interval(*row, signed) for row in rows], index=summary.index)
 

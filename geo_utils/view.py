@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, display
 
 from geo_utils.citations import BRACKET, citation_numbers
 from geo_utils.corpus import Example
@@ -34,6 +34,13 @@ max-height:400px;text-align:start;white-space:pre-wrap;overflow-wrap:anywhere}
 .geo-view .geo-badge{color:#fff;border-radius:4px;padding:1px 8px;font-weight:700}
 .geo-view .geo-small{color:#555;font-size:14px}
 """
+
+
+def show(*outputs: object) -> None:
+    """Show what there is: tables of analyses that are switched off are None."""
+    for output in outputs:
+        if output is not None:
+            display(output)
 
 
 def telling_sample(samples: pd.DataFrame, method: str) -> pd.Series:

@@ -72,12 +72,20 @@ def visibility(answer: str, n_sources: int, convention: Convention = "corrected"
         ValueError: Unknown convention, or n_sources below 1.
     """
     if convention != "corrected":
-        paragraphs = [
-            [(_UPSTREAM_TOKEN.findall(s), s, upstream_citations(s)) for s in sentences(block)]
-            for block in answer.split("\n\n")
-        ]
-        return visibility_from_sentences(paragraphs, n_sources, convention)
+        return visibility_from_sentences(upstream_sentences(answer), n_sources, convention)
     return visibility_from_parsed(parse_answer(answer, n_sources), n_sources)
+
+
+def upstream_sentences(answer: str) -> list[list[Sentence]]:
+    """Return an answer's paragraphs of sentences, with tokens and citations as upstream has them.
+
+    The sentences are this package's. To score one answer under both upstream conventions, split
+    it once and give the result to `visibility_from_sentences` twice.
+    """
+    return [
+        [(_UPSTREAM_TOKEN.findall(s), s, upstream_citations(s)) for s in sentences(block)]
+        for block in answer.split("\n\n")
+    ]
 
 
 def visibility_from_parsed(answer: CitedAnswer, n_sources: int) -> Visibility:

@@ -23,7 +23,13 @@ from geo_utils.capacity import (
     sweep,
     urgent,
 )
-from geo_utils.contrasts import ablation, against_no_latency, against_stock, agreement, one_by_one
+from geo_utils.efficiency_contrasts import (
+    ablation,
+    against_no_latency,
+    against_stock,
+    agreement,
+    one_by_one,
+)
 from geo_utils.efficiency_params import CapacityOptions, EfficiencyParams
 from geo_utils.efficiency_plots import gpu_figure, latency_figure, sensitivity_figure, step_figure
 from geo_utils.efficiency_tables import (

@@ -263,6 +263,7 @@ def test_real_rows_take_under_90_seconds(tmp_path):
         ("corpus_path", str((PROJECT / "../shared/data/researchy-geo-dev.jsonl").resolve())),
         ("methods", "[original, keyword_stuffing, easy_to_understand, key_point, "
                     "paste_key_point, repeat_key_point]"),
+        ("analyses", "{}"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path, NB02)

@@ -14,23 +14,27 @@ from conftest import PROJECT
 FLOORS = [
     {"files", "cells", "methods", "loops", "parameter_errors", "call_options", "params", "runs"}
     | {"trl_fields", "training_options", "training_params", "notebooks"}
-    | {"efficiency_params", "supervisor"},
+    | {"efficiency_params", "supervisor"}
+    | {"analysis_options", "progress"},
     {"text", "lexical", "rows", "corpus", "citations", "visibility", "statistics", "prompts"}
-    | {"arrangement", "fidelity", "lint", "measurements", "bounds", "capacity", "contrasts"}
-    | {"pooling"},
+    | {"arrangement", "fidelity", "lint", "measurements", "bounds", "capacity", "pooling"}
+    | {"efficiency_contrasts"},
     {"models"}
     | {f"models.{name}" for name in ("base", "batching", "cache", "caller", "gemini", "limits")}
     | {f"models.{name}" for name in ("openai_server", "planner", "prices", "slots", "usage")}
     | {f"models.{name}" for name in ("transformers_local", "vllm_local", "weights")},
     {"engines", "judges", "rewriters", "model_roles", "model_rewriters", "cleaning"},
     {"evaluate", "summary", "policies", "roles", "plan", "rollouts", "scoring", "rewards"}
-    | {"call_clock", "free_rewards"},
+    | {"call_clock", "free_rewards"}
+    | {"analyses", "collateral", "contrasts", "conventions", "counterfactual", "frontier"}
+    | {"funnel", "gate", "strata"},
     {"checkpoints", "preflight", "small_policy", "cold_start", "training_data", "training_log"}
     | {"grpo", "comparison", "phases", "streaming", "overlapped_trainer"}
     | {"random_weights", "gpus", "servers", "efficiency_recipes", "measure", "efficiency"},
     # The look-alike is a program that answers through the roles; nothing imports it.
     {"tables", "plots", "training_plots", "view", "rollout_view", "report", "run"}
     | {"efficiency_text", "efficiency_tables", "efficiency_words", "efficiency_plots"}
+    | {"effect_plots", "science_plots", "science_tables"}
     | {"models.simulated_gemini", "models.simulated_answers"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

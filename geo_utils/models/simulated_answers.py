@@ -35,6 +35,8 @@ async def reply(prompt: str, schema: dict[str, Any] | None, draw: int) -> str:
     if sources:
         answer = await ExtractiveEngine(seed=draw).answer(_part(prompt, "query"), sources)
         return answer.text or "The sources do not answer the question."
+    if "You have no sources" in prompt:
+        return f"From memory, about this question little can be said: {_part(prompt, 'query')}"
     page = _part(prompt, "page")
     if page:
         point = KeyPoint(1, _part(prompt, "key_point"))
