@@ -226,5 +226,5 @@ def _styled(table: pd.DataFrame, marked: list[str], caption: str) -> Styler:
     def bold(row: pd.Series) -> list[str]:
         return ["font-weight: bold" if row.name in marked else ""] * len(row)
 
-    caption = f"95 % intervals: bootstrap over queries. {caption}"
+    caption = f"95 % intervals over queries. {caption}"
     return table.style.apply(bold, axis=1).set_caption(caption).set_table_styles(_STYLE)
