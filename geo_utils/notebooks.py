@@ -10,8 +10,9 @@ import yaml
 
 from geo_utils.cells import default_parameters
 from geo_utils.files import project_root
+from geo_utils.key_point_params import KeyPointPromptParams
 from geo_utils.parameter_errors import ParameterError, nearest, read_yaml
-from geo_utils.params import BaselineRewritesParams, KeyPointPromptParams, RunParams
+from geo_utils.params import BaselineRewritesParams, RunParams
 from geo_utils.training_params import GrpoParams
 
 PARAMS: dict[str, type[RunParams]] = {

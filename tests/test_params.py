@@ -6,10 +6,11 @@ import pytest
 from conftest import PROJECT
 
 from geo_utils.cells import bound_names, default_parameters
+from geo_utils.key_point_params import KeyPointPromptParams
 from geo_utils.methods import METHODS, MODEL_METHODS
 from geo_utils.notebooks import PARAMS, read_parameters
 from geo_utils.parameter_errors import ParameterError, read_yaml
-from geo_utils.params import BaselineRewritesParams, KeyPointPromptParams
+from geo_utils.params import BaselineRewritesParams
 from geo_utils.rewriters import EDITS
 from geo_utils.trl_fields import field_names
 

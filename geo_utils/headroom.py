@@ -1,0 +1,314 @@
+"""What training could gain: k sampled rewrites x m sampled answers of each key point."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import betaln
+
+from geo_utils.corpus import Example, KeyPoint
+from geo_utils.engines import Engine
+from geo_utils.evaluate import Counter, Progress, score_rewrite
+from geo_utils.judges import Judge
+from geo_utils.loops import gather_all, run_sync
+from geo_utils.rewriters import Rewriter
+from geo_utils.statistics import Estimate, cluster_mean
+from geo_utils.study_options import HeadroomOptions
+
+UNIT = ["query_id", "key_point_number"]
+BAND = (0.2, 0.8)
+# A rollout asks the engine once and the judge once; the policy's own writing is not counted.
+CALLS_PER_ROLLOUT = 2
+_IN_BAND = "in the trainable band"
+_STRATA = {"below 20 %": (-0.1, 0.2), "20 to 80 %": BAND, "above 80 %": (0.8, 1.1)}
+
+
+def headroom_samples(
+    pairs: Sequence[tuple[Example, KeyPoint]],
+    method: str,
+    engine: Engine,
+    judge: Judge,
+    rewriter: Rewriter,
+    options: HeadroomOptions,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Sample rewrites and answers, choose the best rewrite, and answer for it anew.
+
+    Args:
+        pairs: (example, key point), as `corpus.choose_key_points` returns them.
+        method: What rewrites.
+        engine: Answers.
+        judge: Gives verdicts.
+        rewriter: Rewrites; `sample_index` tells its rewrites apart.
+        options: How many of each.
+        seed: Seed of places, and of the choice between equally good rewrites.
+        progress: As `evaluate`'s.
+
+    Returns:
+        Rows as `evaluate` returns them, with `rewrite` (its number, from 0) and `stage`:
+        `choose` for the k x m answers, `fresh` for those that only the best rewrite got, drawn
+        after the choice.
+    """
+    show, done = progress or Counter("samples of headroom"), 0
+    each = options.rewrites * options.answers + options.fresh_answers
+    numbers = range(options.rewrites)
+
+    async def one(example: Example, point: KeyPoint) -> list[dict[str, Any]]:
+        nonlocal done
+        pages = await gather_all(
+            rewriter.rewrite(method, example, point, sample_index=i) for i in numbers
+        )
+
+        async def sample(rewrite: int, repeat: int, stage: str) -> dict[str, Any]:
+            row = await score_rewrite(
+                example, point, method, pages[rewrite], engine, judge, seed, repeat
+            )
+            return row | {"rewrite": rewrite, "stage": stage}
+
+        rows = await gather_all(
+            sample(i, j, "choose") for i in numbers for j in range(options.answers)
+        )
+        best = best_rewrite(rows, f"{seed}|best|{example.query_id}|{point.number}")
+        if best is not None:
+            anew = range(options.answers, options.answers + options.fresh_answers)
+            rows += await gather_all(sample(best, j, "fresh") for j in anew)
+        done += each
+        show(done, each * len(pairs))
+        return rows
+
+    show(0, each * len(pairs))
+    tasks = gather_all(one(example, point) for example, point in pairs)
+    return pd.DataFrame([row for rows in run_sync(tasks) for row in rows])
+
+
+def best_rewrite(rows: Sequence[dict[str, Any]], seed: str) -> int | None:
+    """Return the number of the rewrite with the largest mean; ties are drawn; None if none has."""
+    means = pd.DataFrame(rows).groupby("rewrite")["supported"].mean().dropna()
+    if means.empty:
+        return None
+    best = means.index[means == means.max()].tolist()
+    return int(random.Random(seed).choice(best))
+
+
+def headroom_table(samples: pd.DataFrame, groups: Sequence[int]) -> pd.DataFrame:
+    """Estimate what there is to gain, from the samples of `headroom_samples`.
+
+    The raw variance of rewrite means holds answer noise; each component here is the unbiased
+    method-of-moments estimate of a nested design, so that it may come out below 0. A key point
+    whose rewrites have not two scored answers each is left out of the components.
+
+    Args:
+        samples: As `headroom_samples` returns them.
+        groups: Group sizes of GRPO.
+
+    Returns:
+        Indexed by quantity: `mean`, `low`, `high`, `n_queries`, `n_units` (key points) and `how`.
+        Probabilities: `mean of rewrites`, `room above the mean`, `in the trainable band`. Gains:
+        `best of k, fresh answers` and `best of k, same answers` over the mean of the rewrites,
+        `winner's curse`. Variances: `between key points`, `between rewrites`,
+        `between answers`, and the `share of rewrites` among the last two. By group size G:
+        `no variance, G = ...` and `useful groups in 1,000 calls, G = ...`.
+    """
+    units = unit_table(samples)
+    clusters = units.index.get_level_values("query_id").tolist()
+    rows: dict[str, tuple[Estimate, str]] = {}
+
+    def add(name: str, values: Any, how: str = "", top: float = np.inf) -> None:
+        found = cluster_mean(np.asarray(values, float), clusters, bounded=name == _IN_BAND)
+        if np.isfinite(top):  # the ends of a share, or of a multiple of one
+            low, high = float(np.clip(found.low, 0, top)), float(np.clip(found.high, 0, top))
+            found = replace(found, low=low, high=high)
+        rows[name] = (found, how)
+
+    add("mean of rewrites", units["mean"], top=1.0)
+    add("room above the mean", 1 - units["mean"], top=1.0)
+    inside = units["mean"].between(*BAND).where(units["mean"].notna())
+    add(_IN_BAND, inside.astype(float), "share of key points at 20 to 80 %")
+    add("best of k, fresh answers", units["fresh"] - units["mean"])
+    add("best of k, same answers", units["best"] - units["mean"], "holds the winner's curse")
+    add("winner's curse", units["best"] - units["fresh"])
+    add("between key points", _between_units(units))
+    add("between rewrites", units["rewrite_variance"])
+    add("between answers", units["answer_variance"])
+    both = units["rewrite_variance"] + units["answer_variance"]
+    share = partial(_ratio, units["rewrite_variance"].to_numpy(float), both.to_numpy(float))
+    add("share of rewrites", pseudo_values(share, len(units)), "jackknife")
+    for size in groups:
+        values, how = _no_variance(units, size)
+        add(f"no variance, G = {size}", values, how, top=1.0)
+        most = 1000 / (CALLS_PER_ROLLOUT * size)
+        add(f"useful groups in 1,000 calls, G = {size}", most * (1 - values), how, top=most)
+    table = pd.DataFrame(
+        {
+            name: {
+                "mean": found.mean,
+                "low": found.low,
+                "high": found.high,
+                "n_queries": found.n_clusters,
+                "n_units": found.n_samples,
+                "how": how,
+            }
+            for name, (found, how) in rows.items()
+        }
+    ).T.rename_axis("quantity")
+    return table.astype(dict.fromkeys(("mean", "low", "high"), float))
+
+
+def unit_table(samples: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a key point, with what is estimated of it alone.
+
+    Returns:
+        Indexed by query and key point: `mean` over rewrites, `best` (largest rewrite mean),
+        `fresh` (the best's fresh answers), `rewrite_variance` and `answer_variance` (unbiased),
+        `mean_variance` (of `mean`, unbiased), `rewrite_means` (an array), and `first` and
+        `second`: the mean by halves of the answers.
+    """
+    chosen = samples[samples["stage"] == "choose"].dropna(subset="supported")
+    fresh = samples[samples["stage"] == "fresh"].groupby(UNIT)["supported"].mean()
+    rewrites = chosen.groupby([*UNIT, "rewrite"])["supported"].agg(["mean", "var", "count"])
+    rewrites["error"] = rewrites["var"] / rewrites["count"]
+    rows = {}
+    for unit, part in rewrites.groupby(UNIT):
+        whole = part["var"].notna().all() and len(part) > 1
+        spread = float(part["mean"].var(ddof=1)) if whole else np.nan
+        rows[unit] = {
+            "mean": float(part["mean"].mean()),
+            "best": float(part["mean"].max()),
+            "rewrite_variance": spread - float(part["error"].mean()),
+            "answer_variance": float(part["var"].mean()) if whole else np.nan,
+            "mean_variance": spread / len(part),
+            "rewrite_means": part["mean"].to_numpy(float),
+        }
+    every = pd.MultiIndex.from_frame(samples[UNIT].drop_duplicates())
+    units = pd.DataFrame.from_dict(rows, orient="index").reindex(every)
+    units.index.names = UNIT
+    units["fresh"] = fresh.reindex(units.index)
+    even = chosen["repeat"] % 2 == 0
+    for name, half in (("first", chosen[even]), ("second", chosen[~even])):
+        by_rewrite = half.groupby([*UNIT, "rewrite"])["supported"].mean()
+        units[name] = by_rewrite.groupby(UNIT).mean().reindex(units.index)
+    return units
+
+
+def headroom_strata(samples: pd.DataFrame) -> pd.DataFrame:
+    """Say where the gain lies: by how likely the key point is already.
+
+    A key point is put into its stratum by one half of its answers, and its mean is taken from the
+    other, so that a lucky draw cannot make a gain.
+
+    Returns:
+        Indexed by stratum: `share` of the key points, `mean`, `gain` of the best of k with fresh
+        answers, each with `_low` and `_high`, `n_queries`, `n_units`.
+    """
+    units = unit_table(samples)
+    clusters = units.index.get_level_values("query_id").to_numpy()
+    rows = {}
+    for name, (low, high) in _STRATA.items():
+        closed = "both" if name == "20 to 80 %" else "neither"
+        inside = units["first"].between(low, high, inclusive=closed)  # type: ignore[arg-type]
+        known = inside.astype(float).where(units["first"].notna()).to_numpy(float)
+        share = cluster_mean(known, clusters.tolist(), bounded=True)
+        part, own = units[inside], clusters[inside.to_numpy()].tolist()
+        mean = cluster_mean(part["second"].to_numpy(float), own)
+        gain = cluster_mean((part["fresh"] - part["second"]).to_numpy(float), own)
+        row: dict[str, float] = {}
+        for column, found in (("share", share), ("mean", mean), ("gain", gain)):
+            row |= {column: found.mean, f"{column}_low": found.low, f"{column}_high": found.high}
+        rows[name] = row | {"n_queries": gain.n_clusters, "n_units": gain.n_samples}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("probability so far")
+
+
+def no_variance_chance(rewrite_means: NDArray[np.float64], size: int) -> float:
+    """Return the chance that `size` different rewrites, an answer each, all do or all do not.
+
+    Unbiased for independent rollouts: the mean, over all choices of `size` rewrites, of the
+    product of their means (and of their complements).
+    """
+    return _mean_product(rewrite_means, size) + _mean_product(1 - rewrite_means, size)
+
+
+def pseudo_values(statistic: Callable[[NDArray[np.bool_]], float], n: int) -> NDArray[np.float64]:
+    """Return the jackknife's pseudo-values of a statistic of n units, shape (n,).
+
+    Args:
+        statistic: From a mask of the units that count to the number.
+        n: How many units there are.
+    """
+    if n < 2:
+        return np.full(n, np.nan)
+    everything = np.ones(n, dtype=bool)
+    whole = statistic(everything)
+    values = np.empty(n)
+    for i in range(n):
+        everything[i] = False
+        values[i] = n * whole - (n - 1) * statistic(everything)
+        everything[i] = True
+    return values
+
+
+def _ratio(
+    above: NDArray[np.float64], below: NDArray[np.float64], kept: NDArray[np.bool_]
+) -> float:
+    total = float(np.nansum(below[kept]))
+    return float(np.nansum(above[kept])) / total if total else float("nan")
+
+
+def _between_units(units: pd.DataFrame) -> NDArray[np.float64]:
+    """Return a value a unit whose mean is the variance between units, without its noise."""
+    known = units["mean_variance"].notna()
+    mean, n = units["mean"].where(known), int(known.sum())
+    if n < 2:
+        return np.full(len(units), np.nan)
+    squared = n / (n - 1) * (mean - mean.mean()) ** 2
+    return (squared - units["mean_variance"]).to_numpy(float)
+
+
+def _no_variance(units: pd.DataFrame, size: int) -> tuple[NDArray[np.float64], str]:
+    """Return the chance of a group without variance, a value a unit, and how it was had."""
+    means = units["rewrite_means"]
+    held = means.map(lambda found: len(found) if isinstance(found, np.ndarray) else 0)
+    if size <= held.max():
+        values = [
+            no_variance_chance(found, size) if n >= size else np.nan
+            for found, n in zip(means, held, strict=True)
+        ]
+        return np.array(values), "counted over sets of rewrites"
+    mean = units["mean"].to_numpy(float)
+    between = _between_units(units)
+
+    def chance(kept: NDArray[np.bool_]) -> float:
+        return _beta_chance(float(np.nanmean(mean[kept])), float(np.nanmean(between[kept])), size)
+
+    return pseudo_values(chance, len(units)), "beta distribution of key points; fewer rewrites"
+
+
+def _beta_chance(mean: float, variance: float, size: int) -> float:
+    """Return E[p^G + (1 - p)^G] for a beta distribution of p with these moments."""
+    largest = mean * (1 - mean)
+    if variance <= 0 or not largest:
+        return mean**size + (1 - mean) ** size
+    if variance >= largest:
+        return 1.0
+    both = largest / variance - 1
+    a, b = mean * both, (1 - mean) * both
+    powers = np.exp([betaln(a + size, b) - betaln(a, b), betaln(a, b + size) - betaln(a, b)])
+    return float(powers.sum())
+
+
+def _mean_product(values: NDArray[np.float64], size: int) -> float:
+    """Return the mean product over all choices of `size` values."""
+    sums = np.zeros(size + 1)  # after j values: the mean product of i of them
+    sums[0] = 1.0
+    for j, value in enumerate(values, 1):
+        for i in range(min(j, size), 0, -1):
+            kept = sums[i] * (j - i) / j if i < j else 0.0
+            sums[i] = kept + value * sums[i - 1] * i / j
+    return float(sums[size])
