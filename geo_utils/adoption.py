@@ -191,13 +191,15 @@ async def _answer(
 ) -> list[dict[str, Any]]:
     """Return the rows of one answer, one a source with a key point."""
     example = case.example
-    lost = [rewrite.abstention for rewrite in adopted.values() if rewrite.abstention]
+    failed = {source for source, rewrite in adopted.items() if rewrite.own_failure}
+    lost = [r.abstention for r in adopted.values() if r.abstention and not r.own_failure]
     reason, text = None, ""
     if lost:
         reason = f"rewriter: {lost[0]}"
     else:
         pages = [
-            adopted[i].text if i in adopted else page for i, page in enumerate(example.sources)
+            adopted[i].text if i in adopted and i not in failed else page
+            for i, page in enumerate(example.sources)
         ]
         changed = replace(example, sources=tuple(pages))
         sources = draw_placement(example, seed).sources(changed, changed.target)
@@ -223,6 +225,8 @@ async def _answer(
         }
         if reason:
             return row
+        if own.source in failed:  # as in `evaluate`: the page stays, and the policy has failed
+            return row | {"verdict": "no page", "supported": 0.0}
         found = await judge.judge(own.point.content, text)
         if found.label is None:
             return row | {"abstention": f"judge: {found.abstention or 'gave no verdict'}"}

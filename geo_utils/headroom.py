@@ -215,10 +215,10 @@ def headroom_strata(samples: pd.DataFrame) -> pd.DataFrame:
         closed = "both" if name == "20 to 80 %" else "neither"
         inside = units["first"].between(low, high, inclusive=closed)  # type: ignore[arg-type]
         known = inside.astype(float).where(units["first"].notna()).to_numpy(float)
-        share = cluster_mean(known, clusters.tolist(), bounded=True)
+        share = cluster_mean(np.asarray(known, float), clusters.tolist(), bounded=True)
         part, own = units[inside], clusters[inside.to_numpy()].tolist()
-        mean = cluster_mean(part["second"].to_numpy(float), own)
-        gain = cluster_mean((part["fresh"] - part["second"]).to_numpy(float), own)
+        mean = cluster_mean(np.asarray(part["second"], float), own)
+        gain = cluster_mean(np.asarray(part["fresh"] - part["second"], float), own)
         row: dict[str, float] = {}
         for column, found in (("share", share), ("mean", mean), ("gain", gain)):
             row |= {column: found.mean, f"{column}_low": found.low, f"{column}_high": found.high}

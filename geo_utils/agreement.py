@@ -1,0 +1,193 @@
+"""Do judges agree with each other, and with a person, on the same answers?"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+from statsmodels.stats.inter_rater import cohens_kappa
+
+from geo_utils.corpus import Example, KeyPoint
+from geo_utils.judges import Judge, LexicalJudge, Verdict
+from geo_utils.loops import gather_all, run_sync
+from geo_utils.model_roles import ModelJudge
+from geo_utils.statistics import CONFIDENCE
+from geo_utils.study_options import JudgeCheckOptions
+
+
+class JudgesOne(Protocol):
+    """A judge as this module asks it: with the example, for those that judge a page's points."""
+
+    async def __call__(self, example: Example, point: KeyPoint, answer: str) -> Verdict:
+        """Return the verdict on one key point in one answer."""
+        ...
+
+
+def judges_of(judge: Judge, options: JudgeCheckOptions, gives_soft: bool) -> dict[str, JudgesOne]:
+    """Return the judges that can be had, by name.
+
+    Args:
+        judge: The run's own; a `ModelJudge` can also judge in a batch, and softly.
+        options: Name the judges that are wanted, if not all.
+        gives_soft: Whether its server gives log-probabilities.
+    """
+    found: dict[str, JudgesOne] = {
+        "lexical": partial(_by_one, LexicalJudge()),
+        "lexical strict": partial(_by_one, LexicalJudge(0.7, 1)),
+    }
+    if isinstance(judge, ModelJudge):
+        found["verdict"] = partial(_by_one, ModelJudge(judge.caller, False, judge.prompts))
+        found["batch"] = partial(_in_batch, judge)
+        if gives_soft:
+            found["soft"] = partial(_by_one, ModelJudge(judge.caller, True, judge.prompts))
+    wanted = options.judges or list(found)
+    return {name: found[name] for name in found if name in wanted}
+
+
+def judge_again(
+    samples: pd.DataFrame,
+    examples: Sequence[Example],
+    judges: Mapping[str, JudgesOne],
+    answers: int | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Let several judges judge the same answers.
+
+    Args:
+        samples: As `evaluate` returns them; those without an answer are left out, and an answer
+            that several samples share is judged once.
+        examples: The corpus.
+        judges: As `judges_of` returns them.
+        answers: How many answers, drawn from the seed; None for all.
+        seed: Seed of the draw.
+
+    Returns:
+        One row an answer: `answer_id`, `query_id`, `query`, `key_point`, `answer`, and a column
+        `verdict: NAME` for each judge; None where it gave none.
+    """
+    had = samples.dropna(subset="answer").copy()
+    had["answer_id"] = [
+        answer_id(row.query_id, row.key_point, row.answer) for row in had.itertuples()
+    ]
+    had = had.drop_duplicates("answer_id")
+    if answers is not None and answers < len(had):
+        rank = [hashlib.sha256(f"{seed}|{name}".encode()).digest() for name in had["answer_id"]]
+        had = had.iloc[np.sort(pd.Series(rank).argsort()[:answers])]
+    by_id = {example.query_id: example for example in examples}
+
+    async def one(row: Any, judge: JudgesOne) -> str | None:
+        example = by_id[row.query_id]
+        point = next(p for p in example.key_points if p.number == row.key_point_number)
+        return (await judge(example, point, row.answer)).label
+
+    async def everything() -> list[list[str | None]]:
+        rows = list(had.itertuples())
+        return await gather_all(
+            gather_all(one(row, judge) for row in rows) for judge in judges.values()
+        )
+
+    table = had[["answer_id", "query_id", "query", "key_point", "answer"]].reset_index(drop=True)
+    for name, labels in zip(judges, run_sync(everything()), strict=True):
+        table[f"verdict: {name}"] = pd.Series(labels, dtype=object)
+    return table
+
+
+def answer_id(query_id: str, key_point: str, answer: str) -> str:
+    """Return an id that an answer keeps from run to run, so that a hand label stays with it."""
+    text = "\0".join((query_id, key_point, answer))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def kappa_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return how far each two judges agree on `supported` or not.
+
+    Args:
+        table: As `judge_again` returns it, with or without a column `verdict: person`.
+
+    Returns:
+        Indexed by pair: `kappa` (Cohen's) with `low` and `high` (jackknife over queries, Student's
+        t), `agreement` (share of equal verdicts), `n_answers` that both judged, `n_queries`, and
+        `abstentions`: answers that only one or neither judged. Two judges of which one always
+        says the same have no kappa.
+    """
+    rows = {}
+    for first, second in itertools.combinations(judges_in(table), 2):
+        both = table[[f"verdict: {first}", f"verdict: {second}"]]
+        kept = both.notna().all(axis=1)
+        said = (both[kept] == "supported").to_numpy()
+        queries = table.loc[kept, "query_id"].to_numpy()
+        kappa, low, high = _kappa(said, queries)
+        rows[f"{first} – {second}"] = {  # noqa: RUF001
+            "kappa": kappa, "low": low, "high": high,
+            "agreement": float((said[:, 0] == said[:, 1]).mean()) if len(said) else np.nan,
+            "n_answers": len(said), "n_queries": len(set(queries)),
+            "abstentions": int((~kept).sum()),
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("judges")
+
+
+def _kappa(said: NDArray[np.bool_], queries: NDArray[Any]) -> tuple[float, float, float]:
+    def statistic(kept: NDArray[np.bool_]) -> float:
+        counts = np.bincount(2 * said[kept, 0] + said[kept, 1], minlength=4).reshape(2, 2)
+        agreed_by_chance = (counts.sum(0) * counts.sum(1)).sum() >= counts.sum() ** 2
+        if not counts.sum() or agreed_by_chance:
+            return float("nan")
+        return float(cohens_kappa(counts, return_results=False))
+
+    mean, low, high = delete_one(statistic, queries)
+    return mean, max(low, -1.0), min(high, 1.0)
+
+
+def delete_one(
+    statistic: Callable[[NDArray[np.bool_]], float], queries: NDArray[Any]
+) -> tuple[float, float, float]:
+    """Estimate a statistic with its jackknife interval, one query left out at a time.
+
+    Args:
+        statistic: From a mask of the answers that count to the number.
+        queries: The query of each answer, shape (n,).
+
+    Returns:
+        The number, and the ends of its 95 % interval (Student's t); NaN where leaving a query
+        out changes nothing, or leaves nothing to tell.
+    """
+    whole, names = statistic(np.ones(len(queries), bool)), list(dict.fromkeys(queries))
+    n = len(names)
+    if np.isnan(whole) or n < 2:
+        return whole, float("nan"), float("nan")
+    left = np.array([statistic(queries != name) for name in names])
+    error = float(np.sqrt((n - 1) / n * ((left - left.mean()) ** 2).sum()))
+    if not error > 0:
+        return whole, float("nan"), float("nan")
+    return whole, whole - reach(n) * error, whole + reach(n) * error
+
+
+def reach(n: int) -> float:
+    """Return how many standard errors a 95 % interval over n queries reaches to each side."""
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, max(n - 1, 1)))
+
+
+def judges_in(table: pd.DataFrame) -> list[str]:
+    """Return the judges of which a table has a verdict: no verdict at all is no judge."""
+    return [
+        str(name).removeprefix("verdict: ")
+        for name in table
+        if str(name).startswith("verdict: ") and table[name].notna().any()
+    ]
+
+
+async def _by_one(judge: Judge, example: Example, point: KeyPoint, answer: str) -> Verdict:
+    return await judge.judge(point.content, answer)
+
+
+async def _in_batch(judge: ModelJudge, example: Example, point: KeyPoint, answer: str) -> Verdict:
+    """Return the verdict on one point out of one call on all points of its page."""
+    verdicts = await judge.judge_all(example.key_points, answer)
+    return verdicts[[p.number for p in example.key_points].index(point.number)]
