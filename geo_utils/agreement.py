@@ -18,7 +18,7 @@ from geo_utils.corpus import Example, KeyPoint
 from geo_utils.judges import Judge, LexicalJudge, Verdict
 from geo_utils.loops import gather_all, run_sync
 from geo_utils.model_roles import ModelJudge
-from geo_utils.statistics import CONFIDENCE
+from geo_utils.statistics import CONFIDENCE, cluster_mean
 from geo_utils.study_options import JudgeCheckOptions
 
 
@@ -47,8 +47,8 @@ def judges_of(judge: Judge, options: JudgeCheckOptions, gives_soft: bool) -> dic
         found["batch"] = partial(_in_batch, judge)
         if gives_soft:
             found["soft"] = partial(_by_one, ModelJudge(judge.caller, True, judge.prompts))
-    wanted = options.judges or list(found)
-    return {name: found[name] for name in found if name in wanted}
+    wanted = set(options.judges or found)
+    return {name: one for name, one in found.items() if name in wanted}
 
 
 def judge_again(
@@ -73,29 +73,28 @@ def judge_again(
         `verdict: NAME` for each judge; None where it gave none.
     """
     had = samples.dropna(subset="answer").copy()
-    had["answer_id"] = [
-        answer_id(row.query_id, row.key_point, row.answer) for row in had.itertuples()
-    ]
+    named = zip(had["query_id"], had["key_point"], had["answer"], strict=True)
+    had["answer_id"] = [answer_id(*texts) for texts in named]
     had = had.drop_duplicates("answer_id")
     if answers is not None and answers < len(had):
         rank = [hashlib.sha256(f"{seed}|{name}".encode()).digest() for name in had["answer_id"]]
         had = had.iloc[np.sort(pd.Series(rank).argsort()[:answers])]
     by_id = {example.query_id: example for example in examples}
 
-    async def one(row: Any, judge: JudgesOne) -> str | None:
-        example = by_id[row.query_id]
-        point = next(p for p in example.key_points if p.number == row.key_point_number)
-        return (await judge(example, point, row.answer)).label
+    rows = list(had.itertuples())
 
-    async def everything() -> list[list[str | None]]:
-        rows = list(had.itertuples())
-        return await gather_all(
-            gather_all(one(row, judge) for row in rows) for judge in judges.values()
-        )
+    async def labels(judge: JudgesOne) -> list[str | None]:
+        async def one(row: Any) -> str | None:
+            example = by_id[row.query_id]
+            point = next(p for p in example.key_points if p.number == row.key_point_number)
+            return (await judge(example, point, row.answer)).label
 
+        return await gather_all(one(row) for row in rows)
+
+    found = run_sync(gather_all(labels(judge) for judge in judges.values()))
     table = had[["answer_id", "query_id", "query", "key_point", "answer"]].reset_index(drop=True)
-    for name, labels in zip(judges, run_sync(everything()), strict=True):
-        table[f"verdict: {name}"] = pd.Series(labels, dtype=object)
+    for name, given in zip(judges, found, strict=True):
+        table[f"verdict: {name}"] = pd.Series(given, dtype=object)
     return table
 
 
@@ -113,7 +112,7 @@ def kappa_table(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Indexed by pair: `kappa` (Cohen's) with `low` and `high` (jackknife over queries, Student's
-        t), `agreement` (share of equal verdicts), `n_answers` that both judged, `n_queries`, and
+        t), `agreement` (share of equal verdicts) with `_low` and `_high`, `n_answers` that both judged, `n_queries`, and
         `abstentions`: answers that only one or neither judged. Two judges of which one always
         says the same have no kappa.
     """
@@ -124,10 +123,12 @@ def kappa_table(table: pd.DataFrame) -> pd.DataFrame:
         said = (both[kept] == "supported").to_numpy()
         queries = table.loc[kept, "query_id"].to_numpy()
         kappa, low, high = _kappa(said, queries)
+        same = np.asarray(said[:, 0] == said[:, 1], float)
+        equal = cluster_mean(same, queries.tolist(), bounded=True)
         rows[f"{first} – {second}"] = {  # noqa: RUF001
             "kappa": kappa, "low": low, "high": high,
-            "agreement": float((said[:, 0] == said[:, 1]).mean()) if len(said) else np.nan,
-            "n_answers": len(said), "n_queries": len(set(queries)),
+            "agreement": equal.mean, "agreement_low": equal.low, "agreement_high": equal.high,
+            "n_answers": equal.n_samples, "n_queries": equal.n_clusters,
             "abstentions": int((~kept).sum()),
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("judges")

@@ -157,6 +157,19 @@ def load_corpus(
     return Corpus(name, tuple(examples), tuple(notes.items()), join_rate)
 
 
+def draw_queries(examples: Sequence[Example], queries: int | None, seed: int) -> list[Example]:
+    """Return so many of the queries that have key points, in their order.
+
+    They are drawn from the seed; a smaller draw is part of a larger.
+    """
+    usable = [example for example in examples if example.key_points]
+    if queries is None:
+        return usable
+    drawn = sorted(usable, key=lambda e: random.Random(f"{seed}|study|{e.query_id}").random())
+    kept = {example.query_id for example in drawn[:queries]}
+    return [example for example in usable if example.query_id in kept]
+
+
 def choose_key_points(
     examples: Iterable[Example], which: KeyPointChoice = "one", seed: int = 0
 ) -> list[tuple[Example, KeyPoint]]:

@@ -84,7 +84,7 @@ def accuracy_table(table: pd.DataFrame) -> pd.DataFrame:
             row: dict[str, float] = {}
             for figure, (among, right) in parts.items():
                 queries = labelled.loc[among, "query_id"].tolist()
-                found = cluster_mean(right[among].to_numpy(float), queries, bounded=True)
+                found = cluster_mean(np.asarray(right[among], float), queries, bounded=True)
                 row |= {figure: found.mean, f"{figure}_low": found.low}
                 row |= {f"{figure}_high": found.high, f"n_{figure}": found.n_samples}
             rows[name] = row | {"n_answers": int(kept.sum()), "abstentions": int((~kept).sum())}

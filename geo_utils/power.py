@@ -53,8 +53,8 @@ def pilot_variance(samples: pd.DataFrame, method: str, seed: int = 0) -> PilotVa
         seed: Seed of the bootstrap over queries.
 
     Returns:
-        None where fewer than three queries have two pairs each: nothing can be said of either
-        variance.
+        None where fewer than three queries have two pairs each, or none differs from another:
+        nothing can be said of either variance.
     """
     wide = samples.pivot(index=PAIR, columns="method", values="supported")
     difference = (wide[method] - wide["original"]).dropna().rename("difference")
@@ -65,6 +65,8 @@ def pilot_variance(samples: pd.DataFrame, method: str, seed: int = 0) -> PilotVa
         return None
     mean, error = parts["mean"].to_numpy(float), (parts["var"] / parts["count"]).to_numpy(float)
     within = parts["var"].to_numpy(float)
+    if not within.any() and not np.ptp(mean):
+        return None
 
     def components(rows: NDArray[np.int64]) -> NDArray[np.float64]:
         between = mean[rows].var(axis=-1, ddof=1) - error[rows].mean(axis=-1)
@@ -172,13 +174,14 @@ def _price(
     if plan is None or planned is None or plan.empty:
         return float("nan"), float("nan")
     calls = cost = 0.0
+    counts = plan[["calls", "held", "cost_usd"]].to_dict("index")
     for role in ("engine", "judge", "rewriter"):
-        if role not in plan.index:
+        if role not in counts:
             continue
-        row = plan.loc[role]
-        whole = row["calls"] + row["held"]
+        sent, held, dollars = (float(value) for value in counts[role].values())
+        whole = sent + held
         scale = queries / planned[0] * (1 if role == "rewriter" else repeats / planned[1])
-        calls += float(whole) * scale
-        each = row["cost_usd"] / row["calls"] if row["calls"] else float("nan")
-        cost += float(each * whole * scale) if whole else 0.0
+        calls += whole * scale
+        each = dollars / sent if sent else float("nan")
+        cost += each * whole * scale if whole else 0.0
     return float(np.ceil(calls)), cost

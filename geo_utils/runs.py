@@ -82,21 +82,26 @@ class Run:
             status="finished", ended_at=_now(), reason=None, headline=headline, usage=usage or {}
         )
 
-    def save_samples(self, samples: pd.DataFrame) -> pd.DataFrame:
-        """Write samples.parquet and return it as read back, so that what is shown is stored."""
+    def save_samples(self, samples: pd.DataFrame, name: str = "samples") -> pd.DataFrame:
+        """Write <name>.parquet and return it as read back, so that what is shown is stored."""
         import io
 
         import pandas as pd
 
         buffer = io.BytesIO()
         samples.to_parquet(buffer, index=False)
-        write_atomic(self.folder / "samples.parquet", buffer.getvalue())
-        return pd.read_parquet(self.folder / "samples.parquet")
+        write_atomic(self.folder / f"{name}.parquet", buffer.getvalue())
+        return pd.read_parquet(self.folder / f"{name}.parquet")
 
-    def save_figure(self, figure: Figure, name: str) -> Figure:
-        """Write figures/<name>.png and .svg, and return the figure for the notebook to show."""
+    def save_figure(self, figure: Figure | None, name: str) -> Figure | None:
+        """Write figures/<name>.png and .svg, and return the figure for the notebook to show.
+
+        None, where there is nothing to draw, is passed on.
+        """
         import io
 
+        if figure is None:
+            return None
         for kind in ("png", "svg"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=150)
