@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.judges import Judge, LexicalJudge, Verdict
 from geo_utils.loops import gather_all, run_sync
 from geo_utils.model_roles import ModelJudge
-from geo_utils.statistics import CONFIDENCE, cluster_mean
+from geo_utils.statistics import cluster_mean, jackknife
 from geo_utils.study_options import JudgeCheckOptions
 
 
@@ -112,9 +111,9 @@ def kappa_table(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Indexed by pair: `kappa` (Cohen's) with `low` and `high` (jackknife over queries, Student's
-        t), `agreement` (share of equal verdicts) with `_low` and `_high`, `n_answers` that both judged, `n_queries`, and
-        `abstentions`: answers that only one or neither judged. Two judges of which one always
-        says the same have no kappa.
+        t), `agreement` (share of equal verdicts) with `_low` and `_high`, `n_answers` that both
+        judged, `n_queries`, and `abstentions`: answers that only one or neither judged. Two
+        judges of which one always says the same have no kappa.
     """
     rows = {}
     for first, second in itertools.combinations(judges_in(table), 2):
@@ -142,37 +141,9 @@ def _kappa(said: NDArray[np.bool_], queries: NDArray[Any]) -> tuple[float, float
             return float("nan")
         return float(cohens_kappa(counts, return_results=False))
 
-    mean, low, high = delete_one(statistic, queries)
-    return mean, max(low, -1.0), min(high, 1.0)
-
-
-def delete_one(
-    statistic: Callable[[NDArray[np.bool_]], float], queries: NDArray[Any]
-) -> tuple[float, float, float]:
-    """Estimate a statistic with its jackknife interval, one query left out at a time.
-
-    Args:
-        statistic: From a mask of the answers that count to the number.
-        queries: The query of each answer, shape (n,).
-
-    Returns:
-        The number, and the ends of its 95 % interval (Student's t); NaN where leaving a query
-        out changes nothing, or leaves nothing to tell.
-    """
-    whole, names = statistic(np.ones(len(queries), bool)), list(dict.fromkeys(queries))
-    n = len(names)
-    if np.isnan(whole) or n < 2:
-        return whole, float("nan"), float("nan")
-    left = np.array([statistic(queries != name) for name in names])
-    error = float(np.sqrt((n - 1) / n * ((left - left.mean()) ** 2).sum()))
-    if not error > 0:
-        return whole, float("nan"), float("nan")
-    return whole, whole - reach(n) * error, whole + reach(n) * error
-
-
-def reach(n: int) -> float:
-    """Return how many standard errors a 95 % interval over n queries reaches to each side."""
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, max(n - 1, 1)))
+    found = jackknife(statistic, queries.tolist())
+    low, high = np.clip([found.low, found.high], -1.0, 1.0).tolist()
+    return found.mean, low, high
 
 
 def judges_in(table: pd.DataFrame) -> list[str]:

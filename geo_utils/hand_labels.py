@@ -10,8 +10,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from geo_utils.agreement import delete_one, judges_in, reach
-from geo_utils.statistics import Estimate, PairedDifference, cluster_mean
+from geo_utils.agreement import judges_in
+from geo_utils.statistics import (
+    Estimate,
+    PairedDifference,
+    cluster_mean,
+    interval_reach,
+    jackknife,
+)
 
 LABELS = ("supported", "omitted", "contradicted")
 HUMAN = "person"
@@ -134,10 +140,10 @@ def corrected_lift(found: PairedDifference, table: pd.DataFrame, judge: str) -> 
         return None
     observed, n = found.estimate, found.estimate.n_clusters
     mean = observed.mean / shrinkage.mean
-    error_lift = (observed.high - observed.low) / 2 / reach(n)
-    error_judge = (shrinkage.high - shrinkage.low) / 2 / reach(shrinkage.n_clusters)
+    error_lift = (observed.high - observed.low) / 2 / interval_reach(n)
+    error_judge = (shrinkage.high - shrinkage.low) / 2 / interval_reach(shrinkage.n_clusters)
     error = float(np.hypot(error_lift, mean * error_judge)) / shrinkage.mean
-    half = reach(min(n, shrinkage.n_clusters)) * error
+    half = interval_reach(min(n, shrinkage.n_clusters)) * error
     return Correction(
         observed, shrinkage, Estimate(mean, mean - half, mean + half, n, observed.n_samples)
     )
@@ -152,5 +158,4 @@ def _youden(true: NDArray[np.bool_], said: NDArray[np.bool_], queries: NDArray[A
             return float("nan")
         return float(said[yes].mean() - said[no].mean())
 
-    mean, low, high = delete_one(statistic, queries)
-    return Estimate(mean, low, high, len(set(queries)), len(true))
+    return jackknife(statistic, queries.tolist())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import betaln
 
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.engines import Engine
 from geo_utils.evaluate import Counter, Progress, score_rewrite
+from geo_utils.group_variance import beta_no_variance_chance, no_variance_chance
 from geo_utils.judges import Judge
 from geo_utils.loops import gather_all, run_sync
 from geo_utils.rewriters import Rewriter
-from geo_utils.statistics import Estimate, cluster_mean
+from geo_utils.statistics import Estimate, cluster_mean, jackknife
 from geo_utils.study_options import HeadroomOptions
 
 UNIT = ["query_id", "key_point_number"]
@@ -123,10 +123,7 @@ def headroom_table(samples: pd.DataFrame, groups: Sequence[int]) -> pd.DataFrame
 
     def add(name: str, values: Any, how: str = "", top: float = np.inf) -> None:
         found = cluster_mean(np.asarray(values, float), clusters, bounded=name == _IN_BAND)
-        if np.isfinite(top):  # the ends of a share, or of a multiple of one
-            low, high = float(np.clip(found.low, 0, top)), float(np.clip(found.high, 0, top))
-            found = replace(found, low=low, high=high)
-        rows[name] = (found, how)
+        rows[name] = (_within(found, top), how)
 
     add("mean of rewrites", units["mean"], top=1.0)
     add("room above the mean", 1 - units["mean"], top=1.0)
@@ -140,12 +137,9 @@ def headroom_table(samples: pd.DataFrame, groups: Sequence[int]) -> pd.DataFrame
     add("between answers", units["answer_variance"])
     both = units["rewrite_variance"] + units["answer_variance"]
     share = partial(_ratio, units["rewrite_variance"].to_numpy(float), both.to_numpy(float))
-    add("share of rewrites", pseudo_values(share, len(units)), "jackknife")
+    rows["share of rewrites"] = (jackknife(share, clusters), "jackknife")
     for size in groups:
-        values, how = _no_variance(units, size)
-        add(f"no variance, G = {size}", values, how, top=1.0)
-        most = 1000 / (CALLS_PER_ROLLOUT * size)
-        add(f"useful groups in 1,000 calls, G = {size}", most * (1 - values), how, top=most)
+        rows |= _group_rows(units, clusters, size)
     table = pd.DataFrame(
         {
             name: {
@@ -226,34 +220,6 @@ def headroom_strata(samples: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("probability so far")
 
 
-def no_variance_chance(rewrite_means: NDArray[np.float64], size: int) -> float:
-    """Return the chance that `size` different rewrites, an answer each, all do or all do not.
-
-    Unbiased for independent rollouts: the mean, over all choices of `size` rewrites, of the
-    product of their means (and of their complements).
-    """
-    return _mean_product(rewrite_means, size) + _mean_product(1 - rewrite_means, size)
-
-
-def pseudo_values(statistic: Callable[[NDArray[np.bool_]], float], n: int) -> NDArray[np.float64]:
-    """Return the jackknife's pseudo-values of a statistic of n units, shape (n,).
-
-    Args:
-        statistic: From a mask of the units that count to the number.
-        n: How many units there are.
-    """
-    if n < 2:
-        return np.full(n, np.nan)
-    everything = np.ones(n, dtype=bool)
-    whole = statistic(everything)
-    values = np.empty(n)
-    for i in range(n):
-        everything[i] = False
-        values[i] = n * whole - (n - 1) * statistic(everything)
-        everything[i] = True
-    return values
-
-
 def _ratio(
     above: NDArray[np.float64], below: NDArray[np.float64], kept: NDArray[np.bool_]
 ) -> float:
@@ -271,8 +237,10 @@ def _between_units(units: pd.DataFrame) -> NDArray[np.float64]:
     return (squared - units["mean_variance"]).to_numpy(float)
 
 
-def _no_variance(units: pd.DataFrame, size: int) -> tuple[NDArray[np.float64], str]:
-    """Return the chance of a group without variance, a value a unit, and how it was had."""
+def _no_variance(
+    units: pd.DataFrame, clusters: Sequence[object], size: int
+) -> tuple[Estimate, str]:
+    """Estimate the chance of a group without variance, and say how."""
     means = units["rewrite_means"]
     held = means.map(lambda found: len(found) if isinstance(found, np.ndarray) else 0)
     if size <= held.max():
@@ -280,35 +248,36 @@ def _no_variance(units: pd.DataFrame, size: int) -> tuple[NDArray[np.float64], s
             no_variance_chance(found, size) if n >= size else np.nan
             for found, n in zip(means, held, strict=True)
         ]
-        return np.array(values), "counted over sets of rewrites"
+        return cluster_mean(np.array(values), clusters), "counted over sets of rewrites"
     mean = units["mean"].to_numpy(float)
     between = _between_units(units)
 
     def chance(kept: NDArray[np.bool_]) -> float:
-        return _beta_chance(float(np.nanmean(mean[kept])), float(np.nanmean(between[kept])), size)
+        if np.isnan(between[kept]).all():
+            return float("nan")
+        found = float(np.nanmean(mean[kept])), float(np.nanmean(between[kept]))
+        return beta_no_variance_chance(*found, size)
 
-    return pseudo_values(chance, len(units)), "beta distribution of key points; fewer rewrites"
-
-
-def _beta_chance(mean: float, variance: float, size: int) -> float:
-    """Return E[p^G + (1 - p)^G] for a beta distribution of p with these moments."""
-    largest = mean * (1 - mean)
-    if variance <= 0 or not largest:
-        return mean**size + (1 - mean) ** size
-    if variance >= largest:
-        return 1.0
-    both = largest / variance - 1
-    a, b = mean * both, (1 - mean) * both
-    powers = np.exp([betaln(a + size, b) - betaln(a, b), betaln(a, b + size) - betaln(a, b)])
-    return float(powers.sum())
+    return jackknife(chance, clusters), "beta distribution of key points; fewer rewrites"
 
 
-def _mean_product(values: NDArray[np.float64], size: int) -> float:
-    """Return the mean product over all choices of `size` values."""
-    sums = np.zeros(size + 1)  # after j values: the mean product of i of them
-    sums[0] = 1.0
-    for j, value in enumerate(values, 1):
-        for i in range(min(j, size), 0, -1):
-            kept = sums[i] * (j - i) / j if i < j else 0.0
-            sums[i] = kept + value * sums[i - 1] * i / j
-    return float(sums[size])
+def _group_rows(
+    units: pd.DataFrame, clusters: Sequence[object], size: int
+) -> dict[str, tuple[Estimate, str]]:
+    """Return what there is to say of groups of one size: the waste, and what calls buy."""
+    found, how = _no_variance(units, clusters, size)
+    most = 1000 / (CALLS_PER_ROLLOUT * size)
+    mean, low, high = (most * (1 - end) for end in (found.mean, found.high, found.low))
+    useful = replace(found, mean=mean, low=low, high=high)
+    return {
+        f"no variance, G = {size}": (_within(found, 1.0), how),
+        f"useful groups in 1,000 calls, G = {size}": (_within(useful, most), how),
+    }
+
+
+def _within(found: Estimate, top: float) -> Estimate:
+    """Return an estimate whose interval keeps to 0..top, if there is a top."""
+    if not np.isfinite(top):
+        return found
+    low, high = np.clip([found.low, found.high], 0, top).tolist()
+    return replace(found, low=low, high=high)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,18 +134,6 @@ def power_table(
     columns = ["lift", "repeats", "queries", "low", "high", "answers", "calls", "cost_usd",
                "variance"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
-
-
-def detectable_lift(
-    pilot: PilotVariance, n_queries: Sequence[int], repeats: int, power: float
-) -> NDArray[np.float64]:
-    """Return the smallest lift that each number of queries finds with this power."""
-    spread = np.sqrt(pilot.between + pilot.within / repeats)
-    found = [
-        spread * TTestPower().solve_power(nobs=n, alpha=1 - CONFIDENCE, power=power)
-        for n in n_queries
-    ]
-    return np.array(found, dtype=float)
 
 
 def _queries(variance: float, lift: float, power: float) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +73,7 @@ def cluster_mean(
             low, high = proportion_confint(round(mean * n), n, 1 - CONFIDENCE, "beta")
     else:
         error = float(np.sqrt(n / (n - 1) * ((sums - mean * counts) ** 2).sum())) / total
-        reach = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)
+        reach = interval_reach(n)
         if bounded:
             wider = stats.norm.ppf(0.5 + CONFIDENCE / 2) / reach
             effective = min(mean * (1 - mean) / error**2 * wider**2, total)
@@ -81,6 +81,37 @@ def cluster_mean(
         else:
             low, high = mean - reach * error, mean + reach * error
     return Estimate(mean, float(low), float(high), n, len(frame))
+
+
+def jackknife(
+    statistic: Callable[[NDArray[np.bool_]], float], clusters: Sequence[object]
+) -> Estimate:
+    """Estimate any statistic of samples that come in clusters, one cluster left out at a time.
+
+    Args:
+        statistic: From a mask of the samples that count, shape (n,), to the number.
+        clusters: The cluster of each sample, shape (n,).
+
+    Returns:
+        The number, with Student's t interval on the jackknife's error; without one where leaving
+        a cluster out changes nothing, or leaves nothing to tell.
+    """
+    named = np.asarray(clusters, dtype=object)
+    names = list(dict.fromkeys(clusters))
+    n, whole = len(names), statistic(np.ones(len(named), dtype=bool))
+    low = high = np.nan
+    if n > 1 and not np.isnan(whole):
+        left = np.array([statistic(named != name) for name in names])
+        error = float(np.sqrt((n - 1) / n * ((left - left.mean()) ** 2).sum()))
+        if error > 0:
+            half = interval_reach(n) * error
+            low, high = whole - half, whole + half
+    return Estimate(whole, low, high, n, len(named))
+
+
+def interval_reach(n_clusters: int) -> float:
+    """Return how many standard errors the 95 % interval over so many clusters reaches."""
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, max(n_clusters - 1, 1)))
 
 
 @dataclass(frozen=True)

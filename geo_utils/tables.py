@@ -60,8 +60,10 @@ def method_table(summary: pd.DataFrame, caption: str) -> Styler:
     """
     table = pd.DataFrame(
         {
-            "key-point probability": _column(summary, "key_point_probability", "ci"),
-            "difference to original": _column(summary, "difference", "difference", signed=True),
+            "key-point probability": interval_column(summary, "key_point_probability", "ci"),
+            "difference to original": interval_column(
+                summary, "difference", "difference", signed=True
+            ),
             "p (Holm)": summary["p_holm"].map(lambda p: "–" if pd.isna(p) else f"{p:.4f}"),  # noqa: RUF001
             "n queries": summary["n_examples"],
             "n samples": summary["n_samples"],
@@ -71,20 +73,20 @@ def method_table(summary: pd.DataFrame, caption: str) -> Styler:
     ).rename(index=label)
     best = summary["key_point_probability"].max()
     marked = [label(str(m)) for m in summary.index[summary["key_point_probability"] == best]]
-    return _styled(table.rename_axis(None), marked, caption)
+    return styled(table.rename_axis(None), marked, caption)
 
 
 def visibility_table(summary: pd.DataFrame, caption: str) -> Styler:
     """Lay out the target page's visibility by method, with intervals."""
     table = pd.DataFrame(
         {
-            name: _column(summary, column, column)
+            name: interval_column(summary, column, column)
             for name, column in (("word", "word"), ("position", "position"), ("PAWC", "pawc"))
         }
     )
     table["n answers"] = summary["n_answers"]
     marked = [label(str(summary["pawc"].idxmax()))] if summary["pawc"].notna().any() else []
-    return _styled(table.rename(index=label).rename_axis(None), marked, caption)
+    return styled(table.rename(index=label).rename_axis(None), marked, caption)
 
 
 def page_table(summary: pd.DataFrame, caption: str) -> Styler:
@@ -92,12 +94,12 @@ def page_table(summary: pd.DataFrame, caption: str) -> Styler:
     table = pd.DataFrame(
         {
             "words in page": summary["page_words"].map("{:.0f}".format),
-            "of the original kept": _column(summary, "kept", "kept"),
-            "of the page grounded in it": _column(summary, "grounded", "grounded"),
+            "of the original kept": interval_column(summary, "kept", "kept"),
+            "of the page grounded in it": interval_column(summary, "grounded", "grounded"),
             "n samples": summary["n_samples"],
         }
     )
-    return _styled(table.rename(index=label).rename_axis(None), [], caption)
+    return styled(table.rename(index=label).rename_axis(None), [], caption)
 
 
 def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
@@ -112,7 +114,7 @@ def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
     for name in ("citations_out_of_range", "citations_unparsed"):
         counts[name.replace("_", " ")] = samples.groupby("method")[name].sum().astype(int)
     counts["n samples"] = samples.groupby("method").size()
-    return _styled(counts.rename(index=label).rename_axis(index=None, columns=None), [], caption)
+    return styled(counts.rename(index=label).rename_axis(index=None, columns=None), [], caption)
 
 
 def abstention_table(samples: pd.DataFrame) -> pd.DataFrame:
@@ -217,12 +219,15 @@ def _finding(summary: pd.DataFrame, method: str) -> str:
     return f"{found}; it **{change}** it: {difference}, p = {row['p_holm']:.4f}{dropped}."
 
 
-def _column(summary: pd.DataFrame, mean: str, ends: str, signed: bool = False) -> pd.Series:
+def interval_column(summary: pd.DataFrame, mean: str, ends: str, signed: bool = False) -> pd.Series:
+    """Write a column with its interval, which stands in `<ends>_low` and `<ends>_high`."""
     rows = zip(summary[mean], summary[f"{ends}_low"], summary[f"{ends}_high"], strict=True)
     return pd.Series([with_interval(*row, signed) for row in rows], index=summary.index)
 
 
-def _styled(table: pd.DataFrame, marked: list[str], caption: str) -> Styler:
+def styled(table: pd.DataFrame, marked: list[str], caption: str) -> Styler:
+    """Lay out a table, the rows named in `marked` in bold, with what it rests on under it."""
+
     def bold(row: pd.Series) -> list[str]:
         return ["font-weight: bold" if row.name in marked else ""] * len(row)
 

@@ -62,7 +62,7 @@ def reward_figure(metrics: Sequence[dict[str, Any]], source: str) -> Figure:
     bottom.set(ylim=(-0.02, 1.02), xlabel="step", ylabel="share")
     bottom.legend(frameon=False, fontsize=14, loc="upper right")
     completions = f"{len(rows)} logged steps; a dot is the mean over one step's completions"
-    return _finished(figure, title, f"{completions}. {source}")
+    return finished(figure, title, f"{completions}. {source}")
 
 
 def phase_figure(metrics: Sequence[dict[str, Any]], source: str) -> Figure:
@@ -82,7 +82,7 @@ def phase_figure(metrics: Sequence[dict[str, Any]], source: str) -> Figure:
     axes.set(xlabel="seconds a step, median")
     axes.margins(x=0.15)
     n = max(len(metrics) - 2, 1)
-    return _finished(figure, title, f"n = {n} steps, after 2 of warm-up. {source}")
+    return finished(figure, title, f"n = {n} steps, after 2 of warm-up. {source}")
 
 
 def phase_table(metrics: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -133,7 +133,7 @@ def gain_figure(gains: dict[str, Estimate], source: str) -> Figure:
     axes.set_ylim(len(gains) - 0.5, -0.5)
     axes.set(xlabel="after training minus before, paired")
     n = f"n = {main.n_clusters} held-out queries, {main.n_samples} pairs"
-    return _finished(figure, title, f"{n}; 95 % intervals over queries. {source}")
+    return finished(figure, title, f"{n}; 95 % intervals over queries. {source}")
 
 
 def live_figure(source: str) -> Callable[[Sequence[dict[str, Any]]], None]:
@@ -149,7 +149,8 @@ def live_figure(source: str) -> Callable[[Sequence[dict[str, Any]]], None]:
     return draw
 
 
-def _finished(figure: Figure, title: str, note: str) -> Figure:
+def finished(figure: Figure, title: str, note: str) -> Figure:
+    """Return the figure with its claim on top and, below, what it rests on."""
     sns.despine(figure, left=True)
     for axes in figure.axes:
         axes.grid(axis="x", alpha=0.3)

@@ -13,20 +13,25 @@ from conftest import PROJECT
 
 FLOORS = [
     {"files", "cells", "methods", "loops", "parameter_errors", "call_options", "params", "runs"}
-    | {"trl_fields", "training_options", "training_params", "notebooks"},
+    | {"trl_fields", "training_options", "training_params", "notebooks"}
+    | {"study_options", "key_point_params"},
     {"text", "lexical", "rows", "corpus", "citations", "visibility", "statistics", "prompts"}
-    | {"arrangement", "fidelity", "lint"},
+    | {"arrangement", "fidelity", "lint", "key_points", "group_variance"},
     {"models"}
     | {f"models.{name}" for name in ("base", "batching", "cache", "caller", "gemini", "limits")}
     | {f"models.{name}" for name in ("openai_server", "planner", "prices", "slots", "usage")}
     | {f"models.{name}" for name in ("transformers_local", "vllm_local", "weights")},
-    {"engines", "judges", "rewriters", "model_roles", "model_rewriters", "cleaning"},
-    {"evaluate", "summary", "policies", "roles", "plan", "rollouts", "scoring", "rewards"},
+    {"engines", "judges", "rewriters", "model_roles", "model_rewriters", "cleaning"}
+    | {"source_points"},
+    {"evaluate", "summary", "policies", "roles", "plan", "rollouts", "scoring", "rewards"}
+    | {"headroom", "adoption", "transfer", "agreement", "hand_labels", "power", "studies"}
+    | {"study_results"},
     {"checkpoints", "preflight", "small_policy", "cold_start", "training_data", "training_log"}
     | {"grpo", "comparison"},
     # The look-alike is a program that answers through the roles; nothing imports it.
     {"tables", "plots", "training_plots", "view", "rollout_view", "report", "run"}
-    | {"models.simulated_gemini", "models.simulated_answers"},
+    | {"models.simulated_gemini", "models.simulated_answers"}
+    | {"study_tables", "study_findings", "study_plots"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 PACKAGE = PROJECT / "geo_utils"
