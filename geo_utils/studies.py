@@ -158,6 +158,8 @@ class Studies:
                     f"method={self.params.method!r}; it has {', '.join(set(earlier['method']))}"
                 )
             pilot = pilot_variance(earlier, self.params.method, self.params.seed)
+        if pilot is None:  # the bound is the same for any number of answers
+            options = options.model_copy(update={"repeats": [self.params.repeats]})
         pairs = choose_key_points(examples, self.params.key_points, self.params.seed)
         planned = (max(len(pairs), 1), self.params.repeats)
         return power_table(pilot, options, plan, planned)

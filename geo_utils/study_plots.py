@@ -119,10 +119,13 @@ def adoption_figure(found: StudyTables, source: str) -> Figure | None:
             levels, rows[f"{name}_low"], rows[f"{name}_high"], color=shade, alpha=0.15
         )
         axes.plot(levels, rows[name], "o-", color=shade, linewidth=3, markersize=9)
+        if name == "other":  # whose line ends where another crosses it
+            place, beside = (levels[0], rows[f"{name}_low"].iloc[0]), "top"
+        else:
+            place, beside = (levels[-1], rows[name].iloc[-1]), "center"
         axes.annotate(
-            f"  {text}", (levels[-1], rows[name].iloc[-1]), color=shade, fontsize=16,
-            va="center", annotation_clip=False,
-        )  # fmt: skip
+            f"  {text}", place, color=shade, fontsize=16, va=beside, annotation_clip=False
+        )
     axes.set(ylim=(0, 1), xlabel="sources that adopt the rewrite", xticks=list(table.index))
     axes.set_ylabel("probability of its own key point")
     axes.set_xlim(-0.1, float(table.index[-1]) + 1.1)
@@ -150,7 +153,13 @@ def transfer_figure(found: StudyTables, source: str) -> Figure | None:
     texts = [[_matrix_cell(rows, row, engine) for engine in engines] for row in order]
     others = rows[rows["engine"] != engines[0]]
     raised = int((others["clear"] & (others["lift"] > 0)).sum())
-    title = f"In {raised} of {len(others)} cases the lift is clearly there under another engine"
+    title = f"Under another engine {raised} of {len(others)} lifts are clearly there"
+    if found.transfer_loss is not None and found.transfer_loss["difference"].notna().any():
+        lost = found.transfer_loss.sort_values("difference").iloc[0]
+        title += (
+            f"; {label(lost['method'])} under '{lost['engine']}' moves most: "
+            f"{lost['difference']:+.2f}"
+        )
     figure, axes = _canvas(2.8 + 0.9 * len(order))
     reach = float(np.nanmax(np.abs(lifts.to_numpy(float)))) if lifts.notna().any(axis=None) else 1
     sns.heatmap(
@@ -217,6 +226,7 @@ def power_figure(found: StudyTables, power: float, source: str) -> Figure | None
             color=shade, fontsize=16, va="center", annotation_clip=False,
         )  # fmt: skip
     axes.set(yscale="log", xlabel="answers a page", ylabel="queries needed")
+    axes.set_xticks(sorted(set(table["repeats"])))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     longest = float(table["repeats"].max())

@@ -9,8 +9,14 @@ from geo_utils.study_results import StudyTables
 from geo_utils.tables import interval_column, label, styled, with_interval
 
 
-def study_views(found: StudyTables, caption: str) -> list[Styler]:
-    """Return the tables of all studies that were run."""
+def study_views(found: StudyTables, source: str) -> list[Styler]:
+    """Return the tables of all studies that were run.
+
+    Args:
+        found: What they found.
+        source: Where the figures come from, as `Roles.source` says it.
+    """
+    caption = f"Source: {source}."
     views = (
         headroom_view(found, caption), adoption_view(found, caption),
         transfer_view(found, caption), judges_view(found, caption),
@@ -27,7 +33,9 @@ def headroom_view(found: StudyTables, caption: str) -> Styler | None:
     table = pd.DataFrame({"estimate": _ends(rows), "n queries": rows["n_queries"]})
     table["n key points"], table["how"] = rows["n_units"], rows["how"]
     notes = found.notes["headroom"]
-    lost = abstentions_text(found, "headroom")
+    chosen = found.samples["headroom"].query("stage == 'choose'")
+    k, m = chosen["rewrite"].nunique(), chosen["repeat"].nunique()
+    lost = f"{k} rewrites x {m} answers; {abstentions_text(found, 'headroom')}"
     return styled(table.rename_axis(None), [], f"{lost}; {notes}. {caption}")
 
 
@@ -47,7 +55,11 @@ def adoption_view(found: StudyTables, caption: str) -> Styler | None:
             "abstentions": rows["abstentions"],
         }
     )
-    return styled(table, [], f"Key points: {origins_text(found)}. {caption}")
+    repeats = found.samples["adoption"]["repeat"].nunique()
+    return styled(
+        table, [], f"{repeats} answers a number of adopters. Key points: {origins_text(found)}. "
+        f"{caption}",
+    )  # fmt: skip
 
 
 def transfer_view(found: StudyTables, caption: str) -> Styler | None:
@@ -69,7 +81,9 @@ def transfer_view(found: StudyTables, caption: str) -> Styler | None:
             "pairs dropped": rows["pairs_dropped"],
         }
     )
-    return styled(table, [], f"{found.notes['transfer']}. {caption}").hide(axis="index")
+    repeats = found.samples["transfer"]["repeat"].nunique()
+    note = f"{repeats} answers a page. {found.notes['transfer']}. {caption}"
+    return styled(table, [], note).hide(axis="index")
 
 
 def judges_view(found: StudyTables, caption: str) -> Styler | None:
