@@ -169,21 +169,23 @@ def unit_table(samples: pd.DataFrame) -> pd.DataFrame:
     fresh = samples[samples["stage"] == "fresh"].groupby(UNIT)["supported"].mean()
     rewrites = chosen.groupby([*UNIT, "rewrite"])["supported"].agg(["mean", "var", "count"])
     rewrites["error"] = rewrites["var"] / rewrites["count"]
-    rows = {}
-    for unit, part in rewrites.groupby(UNIT):
-        whole = part["var"].notna().all() and len(part) > 1
-        spread = float(part["mean"].var(ddof=1)) if whole else np.nan
-        rows[unit] = {
-            "mean": float(part["mean"].mean()),
-            "best": float(part["mean"].max()),
-            "rewrite_variance": spread - float(part["error"].mean()),
-            "answer_variance": float(part["var"].mean()) if whole else np.nan,
-            "mean_variance": spread / len(part),
-            "rewrite_means": part["mean"].to_numpy(float),
+    by_unit = rewrites.groupby(UNIT)
+    units = by_unit["mean"].agg(["mean", "max", "var", "count"])
+    whole = (by_unit["var"].count() == units["count"]) & (units["count"] > 1)
+    spread = units["var"].where(whole)
+    means = [part.to_numpy(float) for _, part in by_unit["mean"]]
+    units = pd.DataFrame(
+        {
+            "mean": units["mean"],
+            "best": units["max"],
+            "rewrite_variance": spread - by_unit["error"].mean(),
+            "answer_variance": by_unit["var"].mean().where(whole),
+            "mean_variance": spread / units["count"],
+            "rewrite_means": pd.Series(means, index=units.index, dtype=object),
         }
+    )
     every = pd.MultiIndex.from_frame(samples[UNIT].drop_duplicates())
-    units = pd.DataFrame.from_dict(rows, orient="index").reindex(every)
-    units.index.names = UNIT
+    units = units.reindex(every)
     units["fresh"] = fresh.reindex(units.index)
     even = chosen["repeat"] % 2 == 0
     for name, half in (("first", chosen[even]), ("second", chosen[~even])):
