@@ -112,8 +112,8 @@ def kappa_table(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Indexed by pair: `kappa` (Cohen's) with `low` and `high` (jackknife over queries, Student's
         t), `agreement` (share of equal verdicts) with `_low` and `_high`, `n_answers` that both
-        judged, `n_queries`, and `abstentions`: answers that only one or neither judged. Two
-        judges of which one always says the same have no kappa.
+        judged, `n_queries`, and `abstentions`: answers that only one or neither judged. Where
+        both say one and the same throughout there is no kappa.
     """
     rows = {}
     for first, second in itertools.combinations(judges_in(table), 2):

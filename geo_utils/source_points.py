@@ -14,6 +14,7 @@ from geo_utils.model_roles import Completes, extract_key_points
 from geo_utils.models.base import ModelError
 from geo_utils.text import content_words, sentences, words
 
+_STAND_IN = "A claim that a model has yet to read off the page, in one sentence."
 _WORDS = range(8, 41)  # of a sentence that can stand for a claim
 
 
@@ -40,7 +41,7 @@ async def source_points(
     caller: Completes | None,
     prompts: Path | None = None,
     seed: int = 0,
-    stand_in: KeyPoint | None = None,
+    counting: bool = False,
 ) -> list[SourcePoint]:
     """Find one key point for each source.
 
@@ -51,7 +52,7 @@ async def source_points(
             a sentence of the page.
         prompts: Folder of the user's own templates.
         seed: Seed of the draw among a page's claims.
-        stand_in: Taken where the model finds none, to count calls with.
+        counting: Take a stand-in where the model finds none, one a source, to count calls with.
 
     Returns:
         In the order of the sources; those for which nothing could be had are missing.
@@ -72,7 +73,8 @@ async def source_points(
                 claims = (await extract_key_points(bare, caller, prompts)).key_points
             except ModelError:
                 return None
-            claims, origin = claims or ((stand_in,) if stand_in else ()), "model"
+            stand_in = f"{_STAND_IN} ({source})"
+            claims, origin = claims or ((KeyPoint(1, stand_in),) if counting else ()), "model"
         if not claims:
             return None
         return SourcePoint(source, _drawn(claims, example, source, seed), origin)

@@ -48,8 +48,6 @@ from geo_utils.transfer import (
     transfer_table,
 )
 
-_STAND_IN = KeyPoint(1, "A claim that a model has yet to read off the page, in one sentence.")
-
 
 @dataclass(frozen=True)
 class Studies:
@@ -188,7 +186,7 @@ class Studies:
         async def case(example: Example, chosen: KeyPoint) -> AdoptionCase:
             points = await source_points(
                 example, chosen, roles.extractor, roles.prompts, params.seed,
-                _STAND_IN if counting else None,
+                counting,
             )  # fmt: skip
             return AdoptionCase(example, chosen, tuple(points))
 
