@@ -68,7 +68,10 @@ def plan_calls(
             others = rehearse(planned, list(examples), samples)
             rows += _new_rows(part, [planned, *others], counts, params)
     columns = ["role", "model", "calls", "held", "tokens_in", "tokens_out", "cost_usd"]
-    return pd.DataFrame(rows, columns=columns).set_index("role")
+    table = pd.DataFrame(rows, columns=columns)
+    # One model may serve a role in several places of a part.
+    grouped = table.groupby(["role", "model"], sort=False, as_index=False).sum(min_count=1)
+    return grouped.set_index("role")
 
 
 Counts = dict[tuple[int, str], tuple[int, int, int, int]]

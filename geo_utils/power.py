@@ -161,7 +161,8 @@ def _price(
     if plan is None or planned is None or plan.empty:
         return float("nan"), float("nan")
     calls = cost = 0.0
-    counts = plan[["calls", "held", "cost_usd"]].to_dict("index")
+    own = plan[plan.index.isin(("engine", "judge", "rewriter"))]
+    counts = own[["calls", "held", "cost_usd"]].to_dict("index")
     for role in ("engine", "judge", "rewriter"):
         if role not in counts:
             continue
