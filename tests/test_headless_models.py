@@ -1,9 +1,7 @@
 """A new user with a key: count the cost, run a few, change the judge, meet trouble."""
 
 import json
-import re
 
-import pandas as pd
 import pytest
 from conftest import PROJECT, SECRET, make_row
 from test_headless import NB02, NB03, command, only_run
@@ -145,65 +143,3 @@ def test_a_run_with_faults_counts_its_abstentions_and_shows_them(gemini_server, 
     assert run.manifest["usage"]["abstentions"] > 0
     report = (run.folder / "report.html").read_text()
     assert "blocked: " in report and "nan" not in report.split("Verdicts and abstentions")[-1]
-
-
-class TestStudies:
-    """Every study calls models: counted before, kept after, the same when it is resumed."""
-
-    def options(self, server):
-        other = f"{{backend: gemini, model: gemini-2.5-flash, servers: ['{server.url}']}}"
-        return (
-            ("limit", "2"),
-            ("repeats", "2"),
-            ("baseline_methods", "[original]"),
-            (
-                "studies",
-                "{headroom: {rewrites: 2, answers: 2, fresh_answers: 1, groups: [2]}, "
-                "adoption: {repeats: 1}, judges: {answers: 3}, power: {}, "
-                f"transfer: {{engines: {{other: {other}}}, repeats: 1}}}}",
-            ),
-        )
-
-    def tables(self, run):
-        names = ("samples", "headroom", "adoption", "transfer", "judges")
-        return {name: pd.read_parquet(run.folder / f"{name}.parquet") for name in names}
-
-    def test_they_are_counted_and_a_cut_off_run_ends_as_a_whole_one(self, gemini_server, tmp_path):
-        server = gemini_server()
-        whole, cut = tmp_path / "whole", tmp_path / "cut"
-        rehearsal = run_on(server, whole, *self.options(server), ("dry_run", "true"), notebook=NB03)
-        assert server.entries() == []
-        planned = {
-            name: int(calls)
-            for name, calls in re.findall(r"\*\*(.+?)\*\* \(.*?\): (\d+) calls", rehearsal.stderr)
-        }
-        # two queries, k x m + fresh answers: what the comparison asks already is counted once
-        assert planned["engine, headroom"] == 2 * (2 * 2 + 1 - 2)
-        assert planned["rewriter, headroom"] == 2
-        # five sources: 5 levels beyond none, where the original's answer is there already
-        assert planned["engine, adoption"] == 2 * 5
-        assert planned["rewriter, adoption"] == planned["extractor, adoption"] == 2 * 4
-        assert planned["judge, adoption"] == 2 * (6 * 5 - 1)
-        assert planned["engine, transfer"] == 2 * 2
-        assert planned["judge, judges"] == 3
-
-        done = run_on(server, whole, *self.options(server), notebook=NB03)
-        assert done.returncode == 0, done.stderr
-        asked = len(server.entries())
-        assert 0.8 * sum(planned.values()) <= asked <= sum(planned.values())
-        again = run_on(server, whole, *self.options(server), ("variant", "b"), notebook=NB03)
-        assert again.returncode == 0 and len(server.entries()) == asked
-
-        for budget in (asked // 3, asked // 3):
-            short = run_on(server, cut, *self.options(server), ("calls.max_calls", str(budget)),
-                           notebook=NB03)  # fmt: skip
-            assert short.returncode == 1
-            assert only_run(cut, NB03).manifest["status"] == "interrupted"
-        rest = run_on(server, cut, *self.options(server), notebook=NB03)
-        assert rest.returncode == 0, rest.stderr
-        first = Run(next((whole / NB03 / "smoke").iterdir()))
-        for name, table in self.tables(only_run(cut, NB03)).items():
-            pd.testing.assert_frame_equal(table, self.tables(first)[name], check_exact=True)
-        assert len(server.entries()) == 2 * asked  # two caches; nothing asked twice in either
-        templates = only_run(cut, NB03).manifest["templates"]
-        assert {"extract_key_points", "judge_all_points"} <= set(templates)
