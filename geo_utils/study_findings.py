@@ -176,9 +176,9 @@ def power_findings(found: StudyTables, power: float, source: str) -> str:
     return "\n".join(
         [
             f"- A lift of {few['lift']:.2f} is found with {power:.0%} power by "
-            f"{few['queries']:,} queries [{few['low']:,}, {few['high']:,}] with {few['repeats']} "
-            f"answers a page, by {many['queries']:,} [{many['low']:,}, {many['high']:,}] with "
-            f"{many['repeats']}.",
+            f"{few['queries']:,} queries [{few['low']:,}, {few['high']:,}] at {few['repeats']} "
+            f"a page, by {many['queries']:,} [{many['low']:,}, {many['high']:,}] at "
+            f"{many['repeats']} answers a page.",
             f"- Of the variance of a pair, {pilot.between:.3f} lies between queries and "
             f"{pilot.within:.3f} between repeats: more repeats only help with the second.",
             "",
