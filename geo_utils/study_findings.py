@@ -198,9 +198,7 @@ def _group_line(rows: pd.DataFrame, size: str) -> str:
 
 def _row(rows: pd.DataFrame, name: str, signed: bool = False, digits: int = 3) -> str:
     row = rows[rows.index == name].iloc[0]
-    if digits == 3:
-        return with_interval(row["mean"], row["low"], row["high"], signed)
-    return f"{row['mean']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+    return with_interval(row["mean"], row["low"], row["high"], signed, digits)
 
 
 def _cell(row: pd.Series, name: str, signed: bool = False) -> str:

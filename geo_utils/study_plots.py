@@ -75,6 +75,8 @@ def groups_figure(found: StudyTables, source: str) -> Figure | None:
         useful = table["mean"][f"useful groups in 1,000 calls, G = {size}"]
         text = f"G = {size}: {useful:.0f} useful in 1,000 calls"
         rows.append((text, *table.loc[name, ["mean", "low", "high"]].astype(float), _BLUE))
+    if table["mean"][names].isna().all():
+        return None
     most = max(names, key=lambda n: float(table["mean"][n.replace("no variance,", _USEFUL)]))
     size, wasted = most.rpartition(" ")[2], float(table["mean"][most])
     useful = float(table["mean"][most.replace("no variance,", _USEFUL)])
@@ -107,6 +109,8 @@ def adoption_figure(found: StudyTables, source: str) -> Figure | None:
         f"With all {table.index[-1]} sources adopting, each lands its key point in {whole:.0%} "
         f"of answers; alone it was {alone:.0%}"
     )
+    if pd.isna(alone) or pd.isna(whole):
+        title = "Too few answers could be scored to say what adoption by all does"
     figure, axes = _canvas(6.0)
     for name, text, shade in (
         ("adopter", "adopters", colour("key_point")),
@@ -114,6 +118,8 @@ def adoption_figure(found: StudyTables, source: str) -> Figure | None:
         ("other", "the others", colour("original")),
     ):
         rows = table.dropna(subset=name)
+        if rows.empty:
+            continue
         levels = rows.index.to_numpy(float)
         axes.fill_between(
             levels, rows[f"{name}_low"], rows[f"{name}_high"], color=shade, alpha=0.15

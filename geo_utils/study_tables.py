@@ -72,10 +72,10 @@ def transfer_view(found: StudyTables, caption: str) -> Styler | None:
             "rewriter": rows["rewriter"],
             "method": rows["method"].map(label),
             "engine": rows["engine"],
-            "original": rows["original"].map("{:.3f}".format),
-            "rewritten": rows["probability"].map("{:.3f}".format),
+            "original": rows["original"].map(_share),
+            "rewritten": rows["probability"].map(_share),
             "lift": _ends(rows, "lift", signed=True),
-            "p (Holm)": rows["p_holm"].map("{:.4f}".format),
+            "p (Holm)": rows["p_holm"].map(lambda p: "–" if pd.isna(p) else f"{p:.4f}"),  # noqa: RUF001
             "n queries": rows["n_queries"],
             "n pairs": rows["n_pairs"],
             "pairs dropped": rows["pairs_dropped"],
@@ -154,6 +154,10 @@ def abstentions_text(found: StudyTables, study: str) -> str:
     """Count the abstentions of a study."""
     samples = found.samples[study]
     return f"{int(samples['supported'].isna().sum())} abstentions of {len(samples):,} samples"
+
+
+def _share(probability: float) -> str:
+    return "–" if pd.isna(probability) else f"{probability:.3f}"  # noqa: RUF001
 
 
 def _ends(rows: pd.DataFrame, mean: str = "mean", signed: bool = False) -> pd.Series:

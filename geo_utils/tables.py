@@ -35,11 +35,13 @@ def label(method: str) -> str:
     return method.replace("_", " ")
 
 
-def with_interval(mean: float, low: float, high: float, signed: bool = False) -> str:
+def with_interval(
+    mean: float, low: float, high: float, signed: bool = False, digits: int = 3
+) -> str:
     """Write a number with its 95 % interval; a dash where there is none."""
     if pd.isna(mean):
         return "–"  # noqa: RUF001
-    form = "{:+.3f}" if signed else "{:.3f}"
+    form = f"{{:{'+' if signed else ''}.{digits}f}}"
     if pd.isna(low):
         return form.format(mean)
     return f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]"
