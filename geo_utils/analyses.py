@@ -92,10 +92,10 @@ def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> T
     if not scored.all():
         return {}
     makers: dict[str, tuple[bool, Callable[[], pd.DataFrame]]] = {
-        "strict": (True, lambda: means(own, "strict", seed, bounded=True)),
+        "strict": (True, lambda: means(own, "strict", bounded=True)),
         "lifts": (options.removed, lambda: lifts(samples, seed)),
         "placebos": (bool(options.placebo), lambda: placebos(samples, seed)),
-        "funnel": (options.funnel, lambda: funnel(samples, seed)),
+        "funnel": (options.funnel, lambda: funnel(samples)),
         "collateral": (options.collateral, lambda: collateral(samples, seed)),
         "frontier": (options.frontier, lambda: frontier(samples, seed)),
         "strata": (options.strata, lambda: strata(own, strongest(own, scored.index), seed=seed)),
@@ -103,7 +103,7 @@ def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> T
             options.strata and options.removed,
             lambda: strata(samples, "original", REMOVED, seed),
         ),
-        "conventions": (options.conventions, lambda: by_convention(samples, seed)),
+        "conventions": (options.conventions, lambda: by_convention(samples)),
     }
     return {name: make() for name, (wanted, make) in makers.items() if wanted}
 

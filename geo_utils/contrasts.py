@@ -64,8 +64,8 @@ def contrasts(
     return table
 
 
-def means(samples: pd.DataFrame, column: str, seed: int = 0, bounded: bool = False) -> pd.DataFrame:
-    """Estimate one column's mean by method, queries resampled.
+def means(samples: pd.DataFrame, column: str, bounded: bool = False) -> pd.DataFrame:
+    """Estimate one column's mean by method, over queries.
 
     Returns:
         Indexed by method: `mean`, `low`, `high`, `n_examples`, `n_samples`, `abstentions`.
@@ -73,7 +73,7 @@ def means(samples: pd.DataFrame, column: str, seed: int = 0, bounded: bool = Fal
     rows = {}
     for method, part in samples.groupby("method", sort=False):
         values = part[column].to_numpy(float)
-        found = cluster_mean(values, part["query_id"].tolist(), seed, bounded)
+        found = cluster_mean(values, part["query_id"].tolist(), bounded=bounded)
         rows[method] = {
             "mean": found.mean, "low": found.low, "high": found.high,
             "n_examples": found.n_clusters, "n_samples": found.n_samples,

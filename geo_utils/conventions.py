@@ -43,19 +43,18 @@ def legacy_visibility(samples: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["pawc_geo", "pawc_autogeo"], index=samples.index)
 
 
-def by_convention(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def by_convention(samples: pd.DataFrame) -> pd.DataFrame:
     """Estimate PAWC by method under each convention, with ranks.
 
     Args:
         samples: With the columns of `legacy_visibility`.
-        seed: Seed of the resampling.
 
     Returns:
         Indexed by convention (a key of `CONVENTIONS`) and method: as `contrasts.means`, and
         `rank`, 1 for the largest mean; equal means share a rank.
     """
     own = samples[~samples["method"].map(is_arm)]
-    parts = {column: means(own, column, seed) for column in CONVENTIONS}
+    parts = {column: means(own, column) for column in CONVENTIONS}
     for part in parts.values():
         part["rank"] = part["mean"].rank(ascending=False, method="min")
     return pd.concat(parts, names=["convention"])

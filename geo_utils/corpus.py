@@ -12,6 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from geo_utils.key_points import KeyPoint as KeyPoint
+from geo_utils.key_points import parse_key_points, points_of_pages
 from geo_utils.lexical import SUPPORT_THRESHOLD, coverage
 from geo_utils.parameter_errors import nearest
 from geo_utils.rows import HUB_IDS, CorpusError, disk_rows, hub_rows, jsonl_rows
@@ -20,21 +22,6 @@ from geo_utils.text import clean_text, plain_line_breaks, sentences
 KeyPointChoice = Literal["one", "all", "exclusive"]
 MAX_PAGE_CHARS = 500_000
 NAMES = ("sample", "jsonl", *HUB_IDS)
-
-
-@dataclass(frozen=True)
-class KeyPoint:
-    """One claim of the target page.
-
-    Attributes:
-        number: Its number on the page, from 1.
-        content: The claim, in words that need no context.
-        spans: Quotes of the page that carry it; empty if the corpus brings none.
-    """
-
-    number: int
-    content: str
-    spans: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +34,8 @@ class Example:
         sources: The text of each web page.
         target_id: 0-based index of the page being optimised.
         key_points: The target page's claims; empty if the corpus brings none.
+        source_key_points: The claims of each source, in their order, where the corpus brings
+            them; empty if it does not.
     """
 
     query_id: str
@@ -54,6 +43,7 @@ class Example:
     sources: tuple[str, ...]
     target_id: int
     key_points: tuple[KeyPoint, ...] = ()
+    source_key_points: tuple[tuple[KeyPoint, ...], ...] = ()
 
     @property
     def target(self) -> str:
@@ -167,6 +157,19 @@ def load_corpus(
     return Corpus(name, tuple(examples), tuple(notes.items()), join_rate)
 
 
+def draw_queries(examples: Sequence[Example], queries: int | None, seed: int) -> list[Example]:
+    """Return so many of the queries that have key points, in their order.
+
+    They are drawn from the seed; a smaller draw is part of a larger.
+    """
+    usable = [example for example in examples if example.key_points]
+    if queries is None:
+        return usable
+    drawn = sorted(usable, key=lambda e: random.Random(f"{seed}|study|{e.query_id}").random())
+    kept = {example.query_id for example in drawn[:queries]}
+    return [example for example in usable if example.query_id in kept]
+
+
 def choose_key_points(
     examples: Iterable[Example], which: KeyPointChoice = "one", seed: int = 0
 ) -> list[tuple[Example, KeyPoint]]:
@@ -220,9 +223,17 @@ def _example(row: Mapping[str, Any], place: str, notes: dict[str, int]) -> Examp
     listed = row.get("ori_keypoint_dict") or {}
     if not isinstance(listed, Mapping):
         raise CorpusError(f"{place}: ori_keypoint_dict must hold points, not {listed!r:.80}")
-    points = _key_points(listed.get("points") or (), place)
+    points = parse_key_points(listed.get("points") or (), place)
+    others = row.get("source_key_points") or ()
+    if not isinstance(others, list | tuple) or len(others) not in (0, len(pages)):
+        raise CorpusError(f"{place}: source_key_points must be one list a page, {len(pages)} here")
     return Example(
-        clean_text(str(query_id)).strip(), clean_text(query).strip(), pages, target, points
+        clean_text(str(query_id)).strip(),
+        clean_text(query).strip(),
+        pages,
+        target,
+        points,
+        tuple(parse_key_points(listed or (), place) for listed in others),
     )
 
 
@@ -241,26 +252,6 @@ def _clean_page(text: Any, place: str, notes: dict[str, int]) -> str:
     return cleaned
 
 
-def _key_points(rows: Any, place: str) -> tuple[KeyPoint, ...]:
-    points: list[KeyPoint] = []
-    if not isinstance(rows, list | tuple):
-        raise CorpusError(f"{place}: key points must be a list, not {rows!r:.80}")
-    for row in rows:
-        content = row.get("point_content") if isinstance(row, Mapping) else None
-        if not isinstance(content, str) or not clean_text(content).strip():
-            raise CorpusError(f"{place}: a key point without point_content: {row!r:.200}")
-        number, spans = row.get("point_number", len(points) + 1), row.get("spans") or []
-        if type(number) is not int:
-            raise CorpusError(f"{place}: point_number={number!r} must be a whole number")
-        if not isinstance(spans, list | tuple):
-            raise CorpusError(f"{place}: spans of point {number} must be a list, not {spans!r:.80}")
-        kept = tuple(clean_text(s) for s in spans if isinstance(s, str) and s.strip())
-        points.append(KeyPoint(number, clean_text(content).strip(), kept))
-    if len({point.number for point in points}) < len(points):
-        points = [replace(point, number=i) for i, point in enumerate(points, 1)]
-    return tuple(points)
-
-
 def _unique(examples: Iterable[Example]) -> list[Example]:
     seen: dict[str, int] = {}
     kept = []
@@ -277,23 +268,7 @@ def _unique(examples: Iterable[Example]) -> list[Example]:
 
 
 def _join_key_points(example: Example, folder: Path) -> Example:
-    """Find, among the documents of a query's key-point file, the one quoted from the target."""
-    path = folder / f"{example.query_id}.json"
-    if not folder.is_dir():
-        raise CorpusError(f"key point folder {folder}: no such folder")
-    if not path.exists():
-        return example
-    try:
-        documents = json.loads(path.read_text(encoding="utf-8"))["key_points"].values()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorpusError(f"{path}: not a key-point file ({error!r})") from None
-    page = " ".join(example.target.split())
-
-    def quoted(points: tuple[KeyPoint, ...]) -> tuple[float, int]:
-        """Return share and number of the spans that stand in the target page."""
-        spans = [" ".join(s.split()) for p in points for s in p.spans]
-        found = sum(s in page for s in spans)
-        return (found / len(spans) if spans else 0.0), found
-
-    best = max((_key_points(rows or (), str(path)) for rows in documents), key=quoted, default=())
-    return replace(example, key_points=best) if quoted(best)[0] > 0.5 else example
+    """Return the example with the key points that a folder holds for its pages."""
+    found = points_of_pages(example.query_id, example.sources, folder)
+    points = found[example.target_id] or example.key_points
+    return replace(example, key_points=points, source_key_points=found)

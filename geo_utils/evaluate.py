@@ -104,7 +104,7 @@ def evaluate(
     async def one(example: Example, point: KeyPoint, method: str) -> list[dict[str, Any]]:
         nonlocal done
         rewrite = await rewrite_by.rewrite(method, example, point)
-        sample = partial(_sample, example, point, method, rewrite, engine, judge, seed)
+        sample = partial(score_rewrite, example, point, method, rewrite, engine, judge, seed)
         rows = await gather_all(sample(repeat) for repeat in range(repeats))
         done += repeats
         show(done, total)
@@ -115,7 +115,7 @@ def evaluate(
     return pd.DataFrame([row for rows in run_sync(tasks) for row in rows])
 
 
-async def _sample(
+async def score_rewrite(
     example: Example,
     point: KeyPoint,
     method: str,
@@ -125,6 +125,18 @@ async def _sample(
     seed: int,
     repeat: int,
 ) -> dict[str, Any]:
+    """Return one row of the samples table: `score_page` for a rewrite, failed ones included.
+
+    Args:
+        example: Brings query and other sources.
+        point: The key point under study.
+        method: Named in the row.
+        rewrite: What stands in the target's place.
+        engine: Answers.
+        judge: Gives the verdict.
+        seed: Seed of the target's place.
+        repeat: Which sampled answer.
+    """
     placement = draw_placement(example, seed)
     page = None if rewrite.abstention else rewrite.text
     sources = placement.sources(example, page or "")

@@ -29,7 +29,7 @@ def frontier(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     own["flagged"] = own["instructions"].gt(0).astype(float).where(own["instructions"].notna())
     found = contrasts(own, "supported", "original", seed=seed)
     for column in ("fidelity", "grounded", "new_claims", "words_added", "strict"):
-        part = means(own, column, seed, bounded=column == "strict")
+        part = means(own, column, bounded=column == "strict")
         for name, end in (("mean", column), ("low", f"{column}_low"), ("high", f"{column}_high")):
             found[end] = part[name]
     for column in ("flagged", "faithful"):

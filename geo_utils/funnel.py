@@ -71,12 +71,11 @@ def attribution(samples: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["credited", "attributed"], index=samples.index, dtype=float)
 
 
-def funnel(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def funnel(samples: pd.DataFrame) -> pd.DataFrame:
     """Estimate each stage of the funnel, as a share of all samples, by method.
 
     Args:
         samples: With the columns of `attribution`.
-        seed: Seed of the resampling.
 
     Returns:
         Indexed by method and stage (a key of `STAGES`): as `contrasts.means`, and `of_previous`,
@@ -85,7 +84,7 @@ def funnel(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """
     own = samples[~samples["method"].map(is_arm)]
     parts = {
-        stage: means(own, stage, seed, bounded=True)
+        stage: means(own, stage, bounded=True)
         for stage in STAGES
         if own[stage].notna().any() and (stage != "attributed" or _asked(own))
     }

@@ -147,9 +147,12 @@ class NamedRewriters:
     others: Rewriter
     named: Mapping[str, Rewriter]
 
-    async def rewrite(self, method: str, example: Example, key_point: KeyPoint) -> Rewrite:
+    async def rewrite(
+        self, method: str, example: Example, key_point: KeyPoint, sample_index: int = 0
+    ) -> Rewrite:
         """Return the page as the method's own rewriter writes it."""
-        return await self.named.get(method, self.others).rewrite(method, example, key_point)
+        rewriter = self.named.get(method, self.others)
+        return await rewriter.rewrite(method, example, key_point, sample_index)
 
 
 def fitting_units(

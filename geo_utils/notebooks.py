@@ -11,8 +11,9 @@ import yaml
 from geo_utils.cells import default_parameters
 from geo_utils.efficiency_params import EfficiencyParams
 from geo_utils.files import project_root
+from geo_utils.key_point_params import KeyPointPromptParams
 from geo_utils.parameter_errors import ParameterError, nearest, read_yaml
-from geo_utils.params import BaselineRewritesParams, KeyPointPromptParams, NotebookParams
+from geo_utils.params import BaselineRewritesParams, NotebookParams
 from geo_utils.training_params import GrpoParams
 
 PARAMS: dict[str, type[NotebookParams]] = {

@@ -25,7 +25,7 @@ from geo_utils.parameter_errors import ParameterError, problem_line
 
 Backend = Literal["offline", "gemini", "openai", "vllm", "transformers"]
 Role = Literal["engine", "judge", "rewriter"]
-_NO_ID_NEEDED = ("offline", "offline_strict", "gemini")
+NO_ID_NEEDED = ("offline", "offline_strict", "gemini")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
@@ -179,7 +179,7 @@ class RunParams(NotebookParams):
     @model_validator(mode="after")
     def _check_models(self) -> Self:
         for role, backend in self.backends.items():
-            if backend not in _NO_ID_NEEDED and role not in self.models:
+            if backend not in NO_ID_NEEDED and role not in self.models:
                 raise ValueError(
                     f"models={self.models!r}: {role}={backend!r} needs a model id, such as "
                     f"models={{{role!r}: 'Qwen/Qwen2.5-7B-Instruct'}}"
@@ -189,7 +189,7 @@ class RunParams(NotebookParams):
                     f"servers={self.servers!r}: {role}='openai' needs an address, such as "
                     f"servers={{{role!r}: ['http://127.0.0.1:8000/v1']}}"
                 )
-        if self.judge_mode == "soft" and self.judge in _NO_ID_NEEDED:
+        if self.judge_mode == "soft" and self.judge in NO_ID_NEEDED:
             raise ValueError(
                 f"judge_mode='soft': judge={self.judge!r} gives no log-probabilities; choose "
                 "from openai, vllm, transformers, or judge_mode='verdict'"
@@ -251,31 +251,3 @@ class BaselineRewritesParams(EvaluationParams):
     @classmethod
     def _known(cls, methods: list[str]) -> list[str]:
         return [known_method(name) for name in methods]
-
-
-class KeyPointPromptParams(EvaluationParams):
-    """Parameters of notebook 03.
-
-    Attributes:
-        baseline_methods: Methods to compare with, `original` among them.
-        method: The method made for the key point.
-    """
-
-    notebook: ClassVar[str] = "03_key_point_prompt"
-    baseline_methods: list[str]
-    method: str
-
-    @property
-    def methods(self) -> list[str]:
-        """All methods, the one under study last."""
-        return [*self.baseline_methods, self.method]
-
-    @field_validator("baseline_methods")
-    @classmethod
-    def _known(cls, methods: list[str]) -> list[str]:
-        return [known_method(name) for name in methods]
-
-    @field_validator("method")
-    @classmethod
-    def _known_one(cls, method: str) -> str:
-        return known_method(method)

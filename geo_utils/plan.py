@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -22,6 +23,10 @@ from geo_utils.rewriters import Unchanged
 from geo_utils.roles import Roles
 from geo_utils.runs import RunInterrupted
 
+# Runs a further part of an experiment with planned roles, given the examples and the rehearsed
+# samples of the comparison, and returns the other planned roles that it called.
+Rehearsal = Callable[[Roles, list[Example], pd.DataFrame], Sequence[Roles]]
+
 
 def plan_calls(
     roles: Roles,
@@ -29,6 +34,7 @@ def plan_calls(
     methods: list[str],
     repeats: int | None = None,
     analyses: AnalysisOptions | None = None,
+    also: Mapping[str, Rehearsal] | None = None,
 ) -> pd.DataFrame:
     """Count the calls of an evaluation by running it with guessed answers.
 
@@ -38,40 +44,72 @@ def plan_calls(
         methods: The methods to compare; a policy's pages are taken to be as long as the original.
         repeats: Sampled answers a page, if not the run's.
         analyses: What else is asked of the samples.
+        also: Further parts of the experiment by name, which may call still other models. A call
+            that an earlier part makes already is counted there only.
 
     Returns:
-        One row a model-backed role: `model`, `calls` still to make, `held` in the cache,
-        `tokens_in` and `tokens_out` (estimates from lengths), `cost_usd` (NaN if the model's
-        price is unknown). Retries come on top.
+        One row a model-backed role, and one `role, part` for each further part: `model`, `calls`
+        still to make, `held` in the cache, `tokens_in` and `tokens_out` (estimates from lengths),
+        `cost_usd` (NaN if the model's price is unknown). Retries come on top.
     """
     params, planned = roles.params, roles.planned()
     policies = [method for method in methods if is_policy(method)]
-    if planned.callers:
+    rewriter = NamedRewriters(planned.rewriter, dict.fromkeys(policies, Unchanged()))
+    planned = replace(planned, rewriter=rewriter)
+    counts: Counts = {}
+    rows: list[tuple[Any, ...]] = []
+    parts = also or {}
+    # The offline roles' share of a further part may precede another model's: it has to be run.
+    if planned.callers or parts:
         examples = run_sync(gather_all(_with_stand_in(example, planned) for example in examples))
-        rewriter = NamedRewriters(planned.rewriter, dict.fromkeys(policies, Unchanged()))
         samples = evaluate(
             examples, methods, planned.engine, planned.judge, repeats or params.repeats,
             rewriter=rewriter, key_points=params.key_points, seed=params.seed, progress=_quiet,
         )  # fmt: skip
         if analyses is not None:
-            planned = replace(planned, rewriter=rewriter)
             add_analyses(samples, list(examples), planned, analyses, _quiet, repeats)
+        rows += _new_rows("", [planned], counts, params)
+        for part, rehearse in parts.items():
+            others = rehearse(planned, list(examples), samples)
+            rows += _new_rows(part, [planned, *others], counts, params)
+    columns = ["role", "model", "calls", "held", "tokens_in", "tokens_out", "cost_usd"]
+    table = pd.DataFrame(rows, columns=columns)
+    # One model may serve a role in several places of a part.
+    grouped = table.groupby(["role", "model"], sort=False, as_index=False).sum(min_count=1)
+    return grouped.set_index("role")
+
+
+Counts = dict[tuple[int, str], tuple[int, int, int, int]]
+
+
+def _new_rows(
+    part: str, planned: Sequence[Roles], counts: Counts, params: RunParams
+) -> list[tuple[Any, ...]]:
+    """Return a row for each role that called since the last time, and remember the counts.
+
+    Without a part, that is for the comparison itself, every model-backed role has its row.
+    """
     prices = {model: Price(p.tokens_in, p.tokens_out) for model, p in params.calls.prices.items()}
     rows = []
-    places = [(role, planned.callers[role]) for role in planned.callers]
-    if planned.extractor is not None:
-        places.append(("extractor", planned.extractor))
-    for role, planner in places:
-        assert isinstance(planner, Planner)
-        if role == "extractor" and not planner.calls[role] + planner.held[role]:
-            continue
-        model = planner.caller.model.model
-        price = price_of(model, prices)
-        tokens = planner.tokens_in[role], planner.tokens_out[role]
-        cost = price.cost(*tokens) if price else float("nan")
-        rows.append((role, model, planner.calls[role], planner.held[role], *tokens, cost))
-    columns = ["role", "model", "calls", "held", "tokens_in", "tokens_out", "cost_usd"]
-    return pd.DataFrame(rows, columns=columns).set_index("role")
+    for roles in planned:
+        places = [(role, roles.callers[role]) for role in roles.callers]
+        if roles.extractor is not None:
+            places.append(("extractor", roles.extractor))
+        for role, planner in places:
+            assert isinstance(planner, Planner)
+            counters = (planner.calls, planner.held, planner.tokens_in, planner.tokens_out)
+            now = tuple(counter[role] for counter in counters)
+            before = counts.get((id(planner), role), (0, 0, 0, 0))
+            calls, held, *tokens = (n - b for n, b in zip(now, before, strict=True))
+            counts[id(planner), role] = now[0], now[1], now[2], now[3]
+            if not calls + held and (part or role == "extractor"):
+                continue
+            model = planner.caller.model.model
+            price = price_of(model, prices)
+            cost = price.cost(tokens[0], tokens[1]) if price else float("nan")
+            name = f"{role}, {part}" if part else role
+            rows.append((name, model, calls, held, *tokens, cost))
+    return rows
 
 
 async def _with_stand_in(example: Example, planned: Roles) -> Example:

@@ -43,6 +43,9 @@ def render_report(notebook: Path, manifest: dict[str, Any] | None = None) -> tup
     }
     report, _ = HTMLExporter(config=_config("geo_report")).from_notebook_node(node, dict(resources))
     write_atomic(folder / "report.html", report)
+    for cell in node.cells:  # one that shows nothing would be an empty slide
+        if cell.cell_type == "code" and not cell.outputs:
+            cell.metadata.setdefault("slideshow", {})["slide_type"] = "skip"
     slides, _ = SlidesExporter(
         config=_config("geo_slides"), reveal_url_prefix="reveal-inline", reveal_theme="white"
     ).from_notebook_node(_without_empty_slides(node), dict(resources))

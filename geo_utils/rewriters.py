@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from geo_utils.arrangement import NO_PROSE
 from geo_utils.corpus import Example, KeyPoint
@@ -32,8 +34,13 @@ class Rewrite:
 class Rewriter(Protocol):
     """Anything that rewrites an example's target page by a named method."""
 
-    async def rewrite(self, method: str, example: Example, key_point: KeyPoint) -> Rewrite:
-        """Return the target page, rewritten; only some methods look at the key point."""
+    async def rewrite(
+        self, method: str, example: Example, key_point: KeyPoint, sample_index: int = 0
+    ) -> Rewrite:
+        """Return the target page, rewritten; only some methods look at the key point.
+
+        `sample_index` tells sampled rewrites of the same input apart.
+        """
         ...
 
 
@@ -42,19 +49,24 @@ class EditRewriter:
     """Offline rewriter: edits that need no model.
 
     They stand in for the model-backed methods of the same name so that everything around them
-    can be run; their figures say nothing about a model's rewrites.
+    can be run; their figures say nothing about a model's rewrites. An edit is the same each
+    time, but for `key_point`, of which `sample_index` draws milder forms: see `Stress`.
     """
 
-    async def rewrite(self, method: str, example: Example, key_point: KeyPoint) -> Rewrite:
+    async def rewrite(
+        self, method: str, example: Example, key_point: KeyPoint, sample_index: int = 0
+    ) -> Rewrite:
         """Return the edited page.
 
         Raises:
-            ValueError: The method needs a model.
+            ValueError: The method needs a model, or has no such many forms.
         """
         if method not in EDITS:
             raise ValueError(
                 f"method {method!r} needs a model; rewriter='offline' has {', '.join(EDITS)}"
             )
+        if method == "key_point" and sample_index:
+            return Rewrite(emphasise(example, key_point, drawn_stress(example, sample_index)))
         return Rewrite(EDITS[method](example, key_point))
 
 
@@ -62,7 +74,9 @@ class EditRewriter:
 class Unchanged:
     """Stands for any rewriter whose pages are as long as the original, to count calls with."""
 
-    async def rewrite(self, method: str, example: Example, key_point: KeyPoint) -> Rewrite:
+    async def rewrite(
+        self, method: str, example: Example, key_point: KeyPoint, sample_index: int = 0
+    ) -> Rewrite:
         """Return the page as it is."""
         return Rewrite(example.target)
 
@@ -94,11 +108,64 @@ def easy_to_understand(example: Example, key_point: KeyPoint) -> str:
 
 def emphasise_key_point(example: Example, key_point: KeyPoint) -> str:
     """Lead with the key point in bold, set the sentences that carry it in bold, restate it last."""
+    return emphasise(example, key_point, STRESSES[0])
+
+
+@dataclass(frozen=True)
+class Stress:
+    """One form of the key-point edit: what it does to the page.
+
+    Attributes:
+        lead: How the claim leads: not at all, plain, or in bold.
+        bold: Set the sentences that carry it in bold.
+        middle: Say it half way.
+        last: Restate it at the end.
+    """
+
+    lead: Literal["", "plain", "bold"] = "bold"
+    bold: bool = True
+    middle: bool = False
+    last: bool = True
+
+
+# The full edit first; none that leaves the page as it is.
+STRESSES = (
+    Stress(),
+    *(
+        stress
+        for stress in itertools.starmap(
+            Stress, itertools.product(("", "plain", "bold"), *[(False, True)] * 3)
+        )
+        if stress not in (Stress(), Stress("", False, False, False))
+    ),
+)
+
+
+def drawn_stress(example: Example, sample_index: int) -> Stress:
+    """Return a form of the key-point edit: the full one first, the rest in the example's own order.
+
+    Raises:
+        ValueError: There are fewer forms.
+    """
+    if sample_index >= len(STRESSES):
+        raise ValueError(
+            f"sample_index={sample_index}: the offline key-point edit has {len(STRESSES)} forms"
+        )
+    rest = random.Random(f"stress|{example.query_id}").sample(STRESSES[1:], len(STRESSES) - 1)
+    return (STRESSES[0], *rest)[sample_index]
+
+
+def emphasise(example: Example, key_point: KeyPoint, stress: Stress) -> str:
+    """Stress the key point in the page, in one of its forms."""
     page, claim = example.target, _as_sentence(key_point.content)
-    for start, end in reversed(_carriers(page, key_point)):
+    carriers = _carriers(page, key_point) if stress.bold else []
+    for start, end in reversed(carriers):
         page = f"{page[:start]}**{page[start:end]}**{page[end:]}"
     title, body = _split_title(page)
-    return f"{title}**{claim}**\n\n{body.rstrip()}\n\nThe main point: {claim}\n"
+    body = _say_half_way(body, claim) if stress.middle else body
+    lead = {"": "", "plain": f"{claim}\n\n", "bold": f"**{claim}**\n\n"}[stress.lead]
+    ending = f"\n\nThe main point: {claim}\n" if stress.last else "\n"
+    return f"{title}{lead}{body.rstrip()}{ending}"
 
 
 def paste_key_point(example: Example, key_point: KeyPoint) -> str:
@@ -109,14 +176,7 @@ def paste_key_point(example: Example, key_point: KeyPoint) -> str:
 def repeat_key_point(example: Example, key_point: KeyPoint) -> str:
     """Paste the key point on top, in the middle and at the end: the trivial attack, three times."""
     claim = _as_sentence(key_point.content)
-    blocks, joint = re.split(r"\n{2,}", example.target), "\n\n"
-    if len(blocks) == 1:
-        blocks, joint = example.target.splitlines(), "\n"
-    if len(blocks) == 1:
-        blocks, joint = sentences(example.target), " "
-    half = (len(blocks) + 1) // 2
-    middle = joint.join([*blocks[:half], claim, *blocks[half:]])
-    return f"{claim}\n\n{middle}\n\n{claim}"
+    return f"{claim}\n\n{_say_half_way(example.target, claim)}\n\n{claim}"
 
 
 def instruct_engine(example: Example, key_point: KeyPoint) -> str:
@@ -163,6 +223,17 @@ def _carriers(page: str, key_point: KeyPoint) -> list[tuple[int, int]]:
             if start < end and not inside_word and not in_bold and line.group()[0] != "|":
                 passages.append((start, end))
     return passages
+
+
+def _say_half_way(page: str, claim: str) -> str:
+    """Return the page with the claim as a block of its own, half way down."""
+    blocks, joint = re.split(r"\n{2,}", page), "\n\n"
+    if len(blocks) == 1:
+        blocks, joint = page.splitlines(), "\n"
+    if len(blocks) == 1:
+        blocks, joint = sentences(page), " "
+    half = (len(blocks) + 1) // 2
+    return joint.join([*blocks[:half], claim, *blocks[half:]])
 
 
 def _locate(page: str, parts: Iterable[str]) -> list[tuple[int, int]]:

@@ -104,7 +104,7 @@ def _factor(name: str, labels: pd.Series, frame: pd.DataFrame, seed: int) -> lis
     rows, groups = [], []
     for stratum in sorted(labels.dropna().unique(), key=lambda s: order[s]):
         part = frame[labels == stratum]
-        found = cluster_mean(part["lift"].to_numpy(float), part["query_id"].tolist(), seed)
+        found = cluster_mean(part["lift"].to_numpy(float), part["query_id"].tolist())
         groups.append(part.groupby("query_id")["lift"].mean().dropna().to_numpy(float))
         rows.append({
             "factor": name, "stratum": stratum, "mean": found.mean, "low": found.low,

@@ -21,7 +21,7 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
     Args:
         samples: As `evaluate` returns it.
         reference: The method that paired differences are taken to.
-        seed: Seed of the resampling.
+        seed: Seed of the permutations.
 
     Returns:
         Indexed by method, in the order of the samples: `key_point_probability` with `ci_low` and
@@ -38,7 +38,7 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
     for method in methods:
         part = samples[samples["method"] == method]
         clusters = part["query_id"].tolist()
-        found = cluster_mean(part["supported"].to_numpy(float), clusters, seed, bounded=True)
+        found = cluster_mean(part["supported"].to_numpy(float), clusters, bounded=True)
         row: dict[str, Any] = {
             "key_point_probability": found.mean,
             "ci_low": found.low,
@@ -49,11 +49,11 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
         }
         row["n_answers"] = int(part["pawc"].notna().sum())
         for name in FIGURES:
-            share = cluster_mean(part[name].to_numpy(float), clusters, seed)
+            share = cluster_mean(part[name].to_numpy(float), clusters)
             row |= {name: share.mean, f"{name}_low": share.low, f"{name}_high": share.high}
         row["page_words"] = float(part["page_words"].mean())
         for name in ("kept", "grounded"):
-            share = cluster_mean(part[name].to_numpy(float), clusters, seed)
+            share = cluster_mean(part[name].to_numpy(float), clusters)
             row |= {name: share.mean, f"{name}_low": share.low, f"{name}_high": share.high}
         if method != reference and reference in methods:
             against = paired_difference(

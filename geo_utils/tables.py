@@ -40,11 +40,13 @@ def label(method: str) -> str:
     return method.replace("_", " ")
 
 
-def with_interval(mean: float, low: float, high: float, signed: bool = False) -> str:
+def with_interval(
+    mean: float, low: float, high: float, signed: bool = False, digits: int = 3
+) -> str:
     """Write a number with its 95 % interval; a dash where there is none."""
     if pd.isna(mean):
         return "–"  # noqa: RUF001
-    form = "{:+.3f}" if signed else "{:.3f}"
+    form = f"{{:{'+' if signed else ''}.{digits}f}}"
     if pd.isna(low):
         return form.format(mean)
     return f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]"
@@ -78,7 +80,7 @@ def method_table(summary: pd.DataFrame, caption: str) -> Styler:
     ).rename(index=label)
     best = summary["key_point_probability"].max()
     marked = [label(str(m)) for m in summary.index[summary["key_point_probability"] == best]]
-    return styled(table.rename_axis(None), marked, caption)
+    return over_queries(table.rename_axis(None), marked, caption)
 
 
 def visibility_table(summary: pd.DataFrame, caption: str) -> Styler:
@@ -91,7 +93,7 @@ def visibility_table(summary: pd.DataFrame, caption: str) -> Styler:
     )
     table["n answers"] = summary["n_answers"]
     marked = [label(str(summary["pawc"].idxmax()))] if summary["pawc"].notna().any() else []
-    return styled(table.rename(index=label).rename_axis(None), marked, caption)
+    return over_queries(table.rename(index=label).rename_axis(None), marked, caption)
 
 
 def page_table(summary: pd.DataFrame, caption: str) -> Styler:
@@ -104,7 +106,7 @@ def page_table(summary: pd.DataFrame, caption: str) -> Styler:
             "n samples": summary["n_samples"],
         }
     )
-    return styled(table.rename(index=label).rename_axis(None), [], caption)
+    return over_queries(table.rename(index=label).rename_axis(None), [], caption)
 
 
 def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
@@ -119,7 +121,9 @@ def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
     for name in ("citations_out_of_range", "citations_unparsed"):
         counts[name.replace("_", " ")] = samples.groupby("method")[name].sum().astype(int)
     counts["n samples"] = samples.groupby("method").size()
-    return styled(counts.rename(index=label).rename_axis(index=None, columns=None), [], caption)
+    return over_queries(
+        counts.rename(index=label).rename_axis(index=None, columns=None), [], caption
+    )
 
 
 def abstention_table(samples: pd.DataFrame) -> pd.DataFrame:
@@ -239,5 +243,6 @@ def styled(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Style
     return table.style.apply(bold, axis=1).set_caption(caption).set_table_styles(_STYLE)
 
 
-def _styled(table: pd.DataFrame, marked: list[str], caption: str) -> Styler:
-    return styled(table, marked, f"95 % intervals: bootstrap over queries. {caption}")
+def over_queries(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Styler:
+    """Lay out a table whose intervals are over queries."""
+    return styled(table, marked, f"95 % intervals over queries. {caption}")

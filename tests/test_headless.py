@@ -62,9 +62,10 @@ def finished(request, tmp_path_factory):
 
 class TestSmoke:
     def test_the_run_folder_holds_what_it_promises(self, finished):
-        _, done, run = finished
+        notebook, done, run = finished
         names = {path.name for path in run.folder.iterdir()}
-        assert names == {
+        studies = {"headroom.parquet", "adoption.parquet"} if notebook == NB03 else set()
+        assert names == studies | {
             "manifest.json",
             "params.yaml",
             "samples.parquet",
@@ -120,6 +121,20 @@ class TestSmoke:
         slides = (run.folder / "slides.html").read_text()
         assert "offline roles: extractive engine" in report
         assert "from_notebook" not in report + slides
+
+    @pytest.mark.parametrize("finished", [NB03], indirect=True)
+    def test_the_studies_are_in_manifest_figures_and_report(self, finished):
+        _, _, run = finished
+        found = run.manifest["headline"]["studies"]
+        gain = found["headroom"]["best of k, fresh answers"]
+        assert gain["low"] <= gain["mean"] <= gain["high"]
+        assert found["adoption"]["5"]["adopter"] > found["adoption"]["0"]["other"]
+        figures = {path.stem for path in (run.folder / "figures").glob("*.png")}
+        assert {"headroom", "groups", "adoption", "power"} <= figures
+        assert not {"transfer", "agreement"} & figures
+        report = (run.folder / "report.html").read_text()
+        assert "studies.transfer</code> is null" in report
+        assert "seeded forms of one edit" in report
 
     @pytest.mark.parametrize("finished", [NB03], indirect=True)
     def test_notebook_03_shows_the_earlier_studys_values(self, finished):

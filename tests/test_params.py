@@ -6,10 +6,11 @@ import pytest
 from conftest import PROJECT
 
 from geo_utils.cells import bound_names, default_parameters
+from geo_utils.key_point_params import KeyPointPromptParams
 from geo_utils.methods import METHODS, MODEL_METHODS
 from geo_utils.notebooks import PARAMS, read_parameters
 from geo_utils.parameter_errors import ParameterError, read_yaml
-from geo_utils.params import BaselineRewritesParams, KeyPointPromptParams
+from geo_utils.params import BaselineRewritesParams
 from geo_utils.rewriters import EDITS
 from geo_utils.trl_fields import field_names
 
@@ -110,6 +111,71 @@ def test_notebook_03_compares_its_method_with_the_baselines():
     assert KeyPointPromptParams.check(values).methods[-1] == "key_point"
     with pytest.raises(ParameterError, match="key_point named more than once"):
         KeyPointPromptParams.check(values | {"baseline_methods": ["original", "key_point"]})
+
+
+@pytest.mark.parametrize(
+    ("studies", "changes", "message"),
+    [
+        ({"headrom": {}}, {}, "'studies.headrom' is no parameter"),
+        ({"headroom": {"rewrites": 1}}, {}, "studies.headroom: rewrites=1: a best of them and"),
+        ({"headroom": {"answers": 1}}, {}, "studies.headroom: answers=1: the answer noise"),
+        ({"headroom": {"rewrites": 17}}, {}, "studies.headroom.rewrites=17: input should be less"),
+        ({"headroom": {"groups": [1]}}, {}, "studies.headroom.groups[0]=1"),
+        (
+            {"headroom": {}},
+            {"method": "paste_key_point", "baseline_methods": ["original"]},
+            "studies.headroom: method='paste_key_point' has no k rewrites: it edits",
+        ),
+        (
+            {"headroom": {}},
+            {"method": "easy_to_understand", "baseline_methods": ["original"]},
+            "offline only method='key_point' has several edits",
+        ),
+        (
+            {"headroom": {}},
+            {"rewriter": "gemini", "temperature": 0.0},
+            "with temperature=0 the rewriter writes one page only",
+        ),
+        ({"transfer": {}}, {}, "studies.transfer: engines={}: a transfer needs a second engine"),
+        (
+            {"transfer": {"engines": {"same": {"word_budget": 300}}}},
+            {},
+            "studies.transfer.engines.same: the run's own engine",
+        ),
+        (
+            {"transfer": {"engines": {"x": {"backend": "openai", "model": "m"}}}},
+            {},
+            "servers=[]: backend='openai' needs an address",
+        ),
+        (
+            {"transfer": {"engines": {"x": {"backend": "gemini", "emphasis": 0}}}},
+            {},
+            "emphasis: only backend='offline' has such settings, not 'gemini'",
+        ),
+        (
+            {"transfer": {"engines": {"x": {"emphasis": 0}}, "methods": ["fluency"]}},
+            {},
+            "method 'fluency' needs a model",
+        ),
+        ({"judges": {"judges": ["lexical"]}}, {}, "judges=['lexical']: an agreement needs two"),
+        (
+            {"judges": {"judges": ["lexical", "batch"]}},
+            {},
+            "studies.judges.judges: 'batch' needs a model; judge='offline'",
+        ),
+        (
+            {"judges": {"judges": ["lexical", "soft"]}},
+            {"judge": "gemini"},
+            "'soft' needs log-probabilities, which judge='gemini' does not give",
+        ),
+        ({"power": {"lifts": [0]}}, {}, "studies.power.lifts[0]=0: input should be greater"),
+        ({"power": {"repeats": []}}, {}, "studies.power: repeats=[]: name at least one"),
+    ],
+)
+def test_wrong_studies_are_refused_by_name(studies, changes, message):
+    values = default_parameters(NOTEBOOKS["03_key_point_prompt"])
+    with pytest.raises(ParameterError, match=re.escape(message)):
+        KeyPointPromptParams.check(values | changes | {"studies": studies})
 
 
 def test_the_vocabulary_of_methods_matches_the_edits():

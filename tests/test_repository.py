@@ -14,20 +14,23 @@ from conftest import PROJECT
 FLOORS = [
     {"files", "cells", "methods", "loops", "parameter_errors", "call_options", "params", "runs"}
     | {"trl_fields", "training_options", "training_params", "notebooks"}
-    | {"efficiency_params", "supervisor"}
-    | {"analysis_options", "progress"},
+    | {"efficiency_params", "supervisor", "analysis_options", "progress"}
+    | {"study_options", "key_point_params"},
     {"text", "lexical", "rows", "corpus", "citations", "visibility", "statistics", "prompts"}
     | {"arrangement", "fidelity", "lint", "measurements", "bounds", "capacity", "pooling"}
-    | {"efficiency_contrasts"},
+    | {"efficiency_contrasts", "key_points", "group_variance"},
     {"models"}
     | {f"models.{name}" for name in ("base", "batching", "cache", "caller", "gemini", "limits")}
     | {f"models.{name}" for name in ("openai_server", "planner", "prices", "slots", "usage")}
     | {f"models.{name}" for name in ("transformers_local", "vllm_local", "weights")},
-    {"engines", "judges", "rewriters", "model_roles", "model_rewriters", "cleaning"},
+    {"engines", "judges", "rewriters", "model_roles", "model_rewriters", "cleaning"}
+    | {"source_points"},
     {"evaluate", "summary", "policies", "roles", "plan", "rollouts", "scoring", "rewards"}
     | {"call_clock", "free_rewards"}
     | {"analyses", "collateral", "contrasts", "conventions", "counterfactual", "frontier"}
-    | {"funnel", "gate", "strata"},
+    | {"funnel", "gate", "strata"}
+    | {"headroom", "adoption", "transfer", "agreement", "hand_labels", "power", "studies"}
+    | {"study_results"},
     {"checkpoints", "preflight", "small_policy", "cold_start", "training_data", "training_log"}
     | {"grpo", "comparison", "phases", "streaming", "overlapped_trainer"}
     | {"random_weights", "gpus", "servers", "efficiency_recipes", "measure", "efficiency"},
@@ -35,6 +38,7 @@ FLOORS = [
     {"tables", "plots", "training_plots", "view", "rollout_view", "report", "run"}
     | {"efficiency_text", "efficiency_tables", "efficiency_words", "efficiency_plots"}
     | {"effect_plots", "science_plots", "science_tables"}
+    | {"study_tables", "study_findings", "study_plots"}
     | {"models.simulated_gemini", "models.simulated_answers"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

@@ -1,0 +1,428 @@
+"""The studies of notebook 03: tables worked by hand, and runs through the offline roles."""
+
+import itertools
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_example, make_row
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geo_utils.adoption import (
+    AdoptionCase,
+    adoption_change,
+    adoption_order,
+    adoption_samples,
+    adoption_table,
+)
+from geo_utils.agreement import answer_id, judge_again, judges_of, kappa_table
+from geo_utils.corpus import KeyPoint, choose_key_points, draw_queries, load_corpus
+from geo_utils.engines import Answer, ExtractiveEngine
+from geo_utils.evaluate import evaluate
+from geo_utils.group_variance import beta_no_variance_chance, no_variance_chance
+from geo_utils.hand_labels import accuracy_table, label_sheet, with_labels
+from geo_utils.headroom import best_rewrite, headroom_samples, headroom_table
+from geo_utils.judges import LexicalJudge, Verdict
+from geo_utils.loops import run_sync
+from geo_utils.power import pilot_variance, power_table
+from geo_utils.rewriters import STRESSES, EditRewriter, Rewrite
+from geo_utils.source_points import SourcePoint, page_claims, source_points
+from geo_utils.study_options import HeadroomOptions, JudgeCheckOptions, PowerOptions
+from geo_utils.transfer import transfer_loss, transfer_table
+
+CORPUS = load_corpus().examples[:4]
+PAIRS = choose_key_points(CORPUS)
+ROLES = (ExtractiveEngine(), LexicalJudge(), EditRewriter())
+
+
+def quiet(done, total):
+    pass
+
+
+class TestRewritesOffline:
+    def test_k_rewrites_are_k_different_pages_the_full_edit_first(self):
+        for example, point in PAIRS:
+            pages = [
+                run_sync(EditRewriter().rewrite("key_point", example, point, i)).text
+                for i in range(16)
+            ]
+            assert len(set(pages)) == 16 and example.target not in pages
+            full = run_sync(EditRewriter().rewrite("key_point", example, point)).text
+            assert pages[0] == full
+
+    def test_they_are_drawn_from_the_example_and_end(self):
+        example, point = PAIRS[0]
+        first, again = (
+            run_sync(EditRewriter().rewrite("key_point", example, point, 3)).text for _ in "ab"
+        )
+        assert first == again
+        with pytest.raises(ValueError, match=f"has {len(STRESSES)} forms"):
+            run_sync(EditRewriter().rewrite("key_point", example, point, len(STRESSES)))
+
+
+class TestGroups:
+    @given(st.lists(st.floats(0, 1), min_size=2, max_size=7), st.integers(2, 4))
+    def test_the_chance_is_the_mean_over_all_sets(self, means, size):
+        if size > len(means):
+            return
+        sets = list(itertools.combinations(means, size))
+        brute = np.mean([np.prod(s) + np.prod([1 - p for p in s]) for s in sets])
+        assert no_variance_chance(np.array(means), size) == pytest.approx(brute, abs=1e-9)
+
+    def test_by_hand(self):
+        # 1 and 1/2: both succeed 1/2, both fail 0
+        assert no_variance_chance(np.array([1.0, 0.5]), 2) == pytest.approx(0.5)
+        # uniform p: E[p^2 + (1-p)^2] = 2/3; no spread: the binomial's; all or nothing: 1
+        assert beta_no_variance_chance(0.5, 1 / 12, 2) == pytest.approx(2 / 3)
+        assert beta_no_variance_chance(0.9, 0.0, 8) == pytest.approx(0.9**8 + 0.1**8)
+        assert beta_no_variance_chance(0.5, 0.25, 8) == 1.0
+
+
+def sample_rows(*rows):
+    columns = ["query_id", "key_point_number", "rewrite", "repeat", "stage", "supported"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+class TestHeadroom:
+    def test_by_hand(self):
+        """Two queries, two rewrites, two answers: 1 1 | 0 1 and 0 0 | 1 1."""
+        answers = {"a": [[1, 1], [0, 1]], "b": [[0, 0], [1, 1]]}
+        fresh = {"a": [1, 0], "b": [1, 1]}
+        rows = [
+            (q, 1, i, j, "choose", float(x))
+            for q, pages in answers.items()
+            for i, page in enumerate(pages)
+            for j, x in enumerate(page)
+        ]
+        rows += [(q, 1, 0, 2 + j, "fresh", float(x)) for q in fresh for j, x in enumerate(fresh[q])]
+        table = headroom_table(sample_rows(*rows), [2])["mean"]
+        assert table["mean of rewrites"] == pytest.approx((0.75 + 0.5) / 2)
+        # a: means 1 and 1/2, answers' variance 0 and 1/2: 1/8 - 1/8; b: means 0 and 1: 1/2
+        assert table["between rewrites"] == pytest.approx((0 + 0.5) / 2)
+        assert table["between answers"] == pytest.approx((0.25 + 0) / 2)
+        # of the means 3/4 and 1/2: 1/32, less their own 1/16 and 1/4, averaged
+        assert table["between key points"] == pytest.approx(1 / 32 - (1 / 16 + 1 / 4) / 2)
+        assert table["best of k, same answers"] == pytest.approx((0.25 + 0.5) / 2)
+        assert table["best of k, fresh answers"] == pytest.approx((-0.25 + 0.5) / 2)
+        assert table["winner's curse"] == pytest.approx((0.5 + 0) / 2)
+        assert table["no variance, G = 2"] == pytest.approx((0.5 + 0) / 2)
+        assert table["useful groups in 1,000 calls, G = 2"] == pytest.approx(250 * 0.75)
+        assert table["in the trainable band"] == 1.0
+
+    def test_an_abstention_is_no_zero_and_an_unscored_key_point_is_left_out(self):
+        rows = [("a", 1, i, j, "choose", 1.0) for i in (0, 1) for j in (0, 1)]
+        rows[0] = (*rows[0][:5], np.nan)
+        rows += [("b", 1, i, j, "choose", np.nan) for i in (0, 1) for j in (0, 1)]
+        table = headroom_table(sample_rows(*rows), [2])
+        assert table["mean"]["mean of rewrites"] == 1.0
+        assert table["n_units"]["mean of rewrites"] == 1
+        assert table["n_units"]["between rewrites"] == 0  # one rewrite of a has one answer
+
+    def test_the_best_is_the_largest_mean_and_ties_are_drawn(self):
+        rows = [{"rewrite": i, "supported": x} for i, x in ((0, 0.0), (1, 1.0), (2, 1.0))]
+        drawn = {best_rewrite(rows, str(seed)) for seed in range(30)}
+        assert drawn == {1, 2}
+        assert best_rewrite([{"rewrite": 0, "supported": np.nan}], "0") is None
+
+    def test_fresh_answers_are_new_and_only_the_bests(self):
+        options = HeadroomOptions(rewrites=3, answers=2, fresh_answers=2)
+        samples = headroom_samples(PAIRS, "key_point", *ROLES, options, progress=quiet)
+        assert len(samples) == 4 * (3 * 2 + 2)
+        for _, part in samples.groupby("query_id"):
+            chosen, fresh = (part[part["stage"] == stage] for stage in ("choose", "fresh"))
+            assert set(chosen["repeat"]) == {0, 1} and set(fresh["repeat"]) == {2, 3}
+            means = chosen.groupby("rewrite")["supported"].mean()
+            assert means[fresh["rewrite"].iloc[0]] == means.max()
+            assert fresh["rewrite"].nunique() == 1
+        # the first rewrite's answers are those of the comparison
+        same = evaluate(CORPUS, ["original", "key_point"], *ROLES[:2], 2)
+        first = samples[(samples["rewrite"] == 0) & (samples["stage"] == "choose")]
+        kept = same[same["method"] == "key_point"]
+        assert first["answer"].tolist() == kept["answer"].tolist()
+
+    def test_a_rewriter_that_fails_leaves_abstentions(self):
+        class Refuses:
+            async def rewrite(self, method, example, key_point, sample_index=0):
+                lost = sample_index == 1 or example is CORPUS[0]
+                return Rewrite("", "no") if lost else Rewrite(example.target)
+
+        options = HeadroomOptions(rewrites=2, answers=2, fresh_answers=1)
+        samples = headroom_samples(PAIRS, "key_point", *ROLES[:2], Refuses(), options,
+                                   progress=quiet)  # fmt: skip
+        lost = samples[samples["abstention"].notna()]
+        assert len(lost) == 4 + 3 * 2 and lost["supported"].isna().all()
+        assert set(samples[samples["stage"] == "fresh"]["rewrite"]) == {0}
+
+
+class TestAdoption:
+    def case(self, i=0):
+        example, chosen = PAIRS[i]
+        return AdoptionCase(example, chosen, tuple(run_sync(source_points(example, chosen, None))))
+
+    def test_every_source_has_a_point_and_its_origin(self):
+        case = self.case()
+        assert [own.source for own in case.points] == list(range(5))
+        target = case.points[case.example.target_id]
+        assert target.origin == "target" and target.point == case.chosen
+        for own in case.points:
+            if own.origin == "sentence":
+                assert own.point.content in case.example.sources[own.source]
+
+    def test_the_corpus_brings_points_of_all_sources_where_it_has_them(self, rows_file):
+        mine = [[{"point_content": f"Claim of page {i}."}] for i in range(3)]
+        (example,) = load_corpus("jsonl", path=rows_file(make_row(source_key_points=mine)))
+        points = run_sync(source_points(example, example.key_points[0], None))
+        assert [p.origin for p in points] == ["corpus", "target", "corpus"]
+        assert points[2].point.content == "Claim of page 2."
+        with pytest.raises(ValueError, match="one list a page, 3 here"):
+            load_corpus("jsonl", path=rows_file(make_row(source_key_points=mine[:2])))
+
+    def test_headings_and_fragments_are_no_claims(self):
+        page = "# Tides\n\nThe Moon raises two bulges of water on the Earth.\n\nRead more.\n"
+        assert [p.content for p in page_claims(page)] == [
+            "The Moon raises two bulges of water on the Earth."
+        ]
+
+    def test_the_first_so_many_adopt_and_one_answer_judges_all(self):
+        asked = []
+
+        class Spy:
+            async def answer(self, query, sources, sample_index=0):
+                asked.append((sample_index, tuple(sources)))
+                return await ExtractiveEngine().answer(query, sources, sample_index)
+
+        case = self.case()
+        rest = (*ROLES[1:], 2)
+        samples = adoption_samples([case], "key_point", Spy(), *rest, progress=quiet)
+        assert len(asked) == 6 * 2 and len(samples) == 6 * 2 * 5
+        order = adoption_order(case)
+        for adopters, part in samples.groupby("adopters"):
+            assert set(part[part["adopted"]]["source"]) == set(order[:adopters])
+        # pages change one by one, in their places
+        pages = [sources for index, sources in asked if index == 0]
+        for before, after in itertools.pairwise(pages):
+            assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+
+    def test_the_table_by_hand(self):
+        rows = [
+            # adopters, source, adopted, supported
+            (0, 0, False, 0.0), (0, 1, False, 1.0),
+            (1, 0, True, 1.0), (1, 1, False, 1.0),
+            (2, 0, True, 1.0), (2, 1, True, np.nan),
+        ]  # fmt: skip
+        samples = pd.DataFrame(rows, columns=["adopters", "source", "adopted", "supported"])
+        samples = samples.assign(query_id="a", key_point_number=1, repeat=0, n_sources=2)
+        table = adoption_table(samples)
+        assert np.isnan(table.loc[0, "adopter"]) and table.loc[0, "other"] == 0.5
+        assert (table.loc[1, "adopter"], table.loc[1, "gain"]) == (1.0, 1.0)
+        assert table.loc[2, "adopter"] == 1.0 and table.loc[2, "abstentions"] == 1
+        assert np.isnan(table.loc[2, "all_land"])  # one of two is not known
+        assert adoption_change(samples)["mean"] == 0.0
+
+    def test_one_source_is_refused(self):
+        example = make_example(sources=("The Moon raises two bulges of water.",), target_id=0)
+        point = example.key_points[0]
+        case = AdoptionCase(example, point, (SourcePoint(0, point, "target"),))
+        with pytest.raises(ValueError, match="no query has two sources with a key point"):
+            adoption_samples([case], "key_point", *ROLES, 1)
+
+    def test_a_failed_answer_is_an_abstention_of_all_its_points(self):
+        class Blocked:
+            async def answer(self, query, sources, sample_index=0):
+                return Answer("", "blocked") if sample_index else Answer("Nothing [1].")
+
+        samples = adoption_samples([self.case()], "key_point", Blocked(), *ROLES[1:], 2,
+                                   progress=quiet)  # fmt: skip
+        lost = samples["repeat"] == 1
+        assert (samples[lost]["abstention"] == "engine: blocked").all()
+        assert samples[lost]["supported"].isna().all() and samples[~lost]["supported"].eq(0).all()
+
+
+class TestTransfer:
+    def rows(self, engine, supported):
+        return pd.DataFrame(
+            [
+                (f"q{i}", 1, 0, engine, "own", method, value)
+                for method, values in supported.items()
+                for i, value in enumerate(values)
+            ],
+            columns=["query_id", "key_point_number", "repeat", "engine", "rewriter", "method",
+                     "supported"],
+        )  # fmt: skip
+
+    def test_lift_and_loss_by_hand(self):
+        first = self.rows("one", {"original": [0, 0, 0, 1], "key_point": [1, 1, 1, 1]})
+        other = self.rows("two", {"original": [0, 1, 0, 1], "key_point": [0, 1, 1, np.nan]})
+        samples = pd.concat([first, other], ignore_index=True)
+        table = transfer_table(samples).set_index("engine")
+        assert table["lift"].tolist() == [0.75, pytest.approx(1 / 3)]
+        assert table["pairs_dropped"].tolist() == [0, 1]
+        (loss,) = transfer_loss(samples).to_dict("records")
+        assert loss["engine"] == "two" and loss["difference"] == pytest.approx(1 / 3 - 1)
+
+
+def verdicts(**judges):
+    table = pd.DataFrame(
+        {f"verdict: {name}": given for name, given in judges.items()}, dtype=object
+    )
+    texts = {"query": "q?", "key_point": "k", "answer": [f"a{i}" for i in range(len(table))]}
+    ids = [answer_id("q", "k", text) for text in texts["answer"]]
+    return table.assign(**texts, answer_id=ids, query_id=[f"q{i % 5}" for i in range(len(table))])
+
+
+Y, N, C = "supported", "omitted", "contradicted"
+
+
+class TestAgreement:
+    def test_kappa_by_hand(self):
+        """Agree on 7 of 10, by chance 0.5: (0.7 - 0.5) / 0.5; what one lacks does not count."""
+        table = verdicts(one=[Y] * 5 + [N] * 5 + [Y], two=[Y] * 4 + [N] + [Y, Y, N, C, N] + [None])
+        (row,) = kappa_table(table).to_dict("records")
+        assert row["kappa"] == pytest.approx((0.7 - 0.5) / 0.5)
+        assert (row["agreement"], row["n_answers"], row["abstentions"]) == (0.7, 10, 1)
+        assert row["low"] < row["kappa"] < row["high"]
+
+    def test_a_judge_without_verdicts_has_no_row_and_one_verdict_no_kappa(self):
+        table = verdicts(one=[Y] * 4, two=[None] * 4, three=[Y] * 4)
+        found = kappa_table(table)
+        assert list(found.index) == ["one – three"]
+        assert np.isnan(found["kappa"].iloc[0]) and found["agreement"].iloc[0] == 1.0
+        assert found["agreement_low"].iloc[0] < 1.0
+
+    def test_judges_judge_the_same_answers_each_by_itself(self):
+        samples = evaluate(CORPUS, ["original", "key_point"], *ROLES[:2], 2)
+        judges = judges_of(LexicalJudge(), JudgeCheckOptions(), gives_soft=False)
+        assert list(judges) == ["lexical", "lexical strict"]
+
+        async def never(example, point, answer):
+            return Verdict("omitted")
+
+        table = judge_again(samples, CORPUS, judges | {"never": never})
+        known = {answer_id(r.query_id, r.key_point, r.answer): r.verdict
+                 for r in samples.itertuples()}  # fmt: skip
+        assert dict(zip(table["answer_id"], table["verdict: lexical"], strict=True)) == known
+        assert set(table["verdict: never"]) == {"omitted"}
+        few = judge_again(samples, CORPUS, judges, answers=3)
+        assert len(few) == 3 and set(few["answer_id"]) < set(table["answer_id"])
+
+    def test_the_sheet_goes_out_blind_and_comes_back(self, tmp_path):
+        table = verdicts(one=[Y, Y, N, N], two=[Y, N, None, N])
+        path = tmp_path / "sheet.csv"
+        path.write_text(label_sheet(table))
+        assert "verdict" not in path.read_text()
+        sheet = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("answer_id")
+        for name, label in zip(table["answer_id"], [" Supported", Y, Y, C], strict=True):
+            sheet.loc[name, "label"] = label
+        sheet.to_csv(path)
+        accuracy = accuracy_table(with_labels(table, path))
+        # one: calls 2 supported, both right; of the person's 3 it finds 2; refuses the 1 other
+        one, two = accuracy.loc["one"], accuracy.loc["two"]
+        assert (one["precision"], one["recall"], one["specificity"]) == (1.0, 2 / 3, 1.0)
+        assert (two["recall"], two["n_recall"], two["abstentions"]) == (0.5, 2, 1)
+        assert one["precision_low"] < 1.0 == one["precision_high"]
+
+    def test_without_labels_there_is_no_row(self):
+        assert accuracy_table(verdicts(one=[Y, N])).empty
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("answer_id,label\nx,yes\n", "line 2: label='yes'; choose from supported"),
+            ("answer_id,note\nx,yes\n", "no column label"),
+            ("answer_id,label\nx,omitted\n", "none of its 1 labels is for these answers"),
+            ("answer_id,label\nx,omitted\nx,supported\n", "answer x has two different labels"),
+        ],
+    )
+    def test_a_wrong_sheet_says_what_is_wrong(self, tmp_path, text, message):
+        path = tmp_path / "sheet.csv"
+        path.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            with_labels(verdicts(one=[Y]), path)
+
+
+class TestPower:
+    def pilot(self):
+        """Differences 1 0 | 0 0 | 1 1: query means 1/2, 0, 1; within 1/2, 0, 0."""
+        rows = [
+            (f"q{i}", 1, j, method, value)
+            for i, pair in enumerate([(1, 0), (0, 0), (1, 1)])
+            for j, value in enumerate(pair)
+            for method, value in (("original", 0.0), ("key_point", float(value)))
+        ]
+        names = ["query_id", "key_point_number", "repeat", "method", "supported"]
+        return pd.DataFrame(rows, columns=names)
+
+    def test_variances_by_hand(self):
+        found = pilot_variance(self.pilot(), "key_point")
+        assert found.within == pytest.approx(0.5 / 3)
+        assert found.between == pytest.approx(0.25 - 0.5 / 3 / 2)
+        assert (found.mean, found.n_queries, found.n_pairs) == (0.5, 3, 6)
+        flat = self.pilot().assign(supported=0.0)
+        assert pilot_variance(flat, "key_point") is None
+        assert pilot_variance(self.pilot().query("query_id != 'q0'"), "key_point") is None
+
+    def test_the_queries_are_the_textbooks(self):
+        """Cohen: d = 0.5, two-sided 5 %, power 0.8, one sample: 34."""
+        options = PowerOptions(lifts=[0.5], repeats=[1])
+        pilot = pilot_variance(self.pilot(), "key_point")
+        unit = type(pilot)("key_point", 0.6, 0.4, 0.0, 9, 18, np.tile([0.6, 0.4], (50, 1)))
+        (row,) = power_table(unit, options).to_dict("records")
+        assert (row["queries"], row["low"], row["high"]) == (34, 34, 34)
+        assert np.isnan(row["calls"]) and np.isnan(row["cost_usd"])
+
+    def test_that_many_queries_have_that_power(self):
+        rng = np.random.default_rng(0)
+        pilot = pilot_variance(self.pilot(), "key_point")
+        spread = type(pilot)("key_point", 0.09, 0.16, 0.0, 9, 18, np.tile([0.09, 0.16], (9, 1)))
+        options = PowerOptions(lifts=[0.1], repeats=[4])
+        n = int(power_table(spread, options)["queries"].iloc[0])
+        means = 0.1 + rng.normal(0, np.sqrt(0.09 + 0.04), (4000, n))
+        t = means.mean(1) / (means.std(1, ddof=1) / np.sqrt(n))
+        assert 0.77 < (np.abs(t) > 1.98).mean() < 0.83
+
+    def test_without_a_pilot_it_is_an_upper_bound(self):
+        options = PowerOptions(lifts=[0.2], repeats=[3])
+        bound = power_table(None, options).iloc[0]
+        pilot = power_table(pilot_variance(self.pilot(), "key_point"), options).iloc[0]
+        assert bound["queries"] > pilot["queries"] and np.isnan(bound["low"])
+        assert bound["variance"] == "upper bound, no pilot"
+
+    def test_the_cost_is_the_plans_scaled(self):
+        plan = pd.DataFrame(
+            {"calls": [60, 30, 20], "held": [0, 30, 0], "cost_usd": [6.0, 3.0, np.nan]},
+            index=["engine", "judge", "rewriter"],
+        )
+        options = PowerOptions(lifts=[0.2], repeats=[6])
+        table = power_table(None, options, plan.drop(index="rewriter"), (10, 3))
+        queries = table["queries"].iloc[0]
+        # 60 answers for 10 queries x 3: 12 a query at 6 repeats, verdicts as many
+        assert table["calls"].iloc[0] == np.ceil(24 * queries)
+        assert table["cost_usd"].iloc[0] == pytest.approx(queries * (1.2 + 1.2))
+        unknown = power_table(None, options, plan, (10, 3)).iloc[0]
+        assert np.isnan(unknown["cost_usd"]) and unknown["calls"] == np.ceil(26 * queries)
+
+
+def test_a_smaller_draw_of_queries_is_part_of_a_larger():
+    corpus = load_corpus().examples
+    few, many = draw_queries(corpus, 5, 1), draw_queries(corpus, 12, 1)
+    assert len(few) == 5 and set(few) < set(many)
+    assert draw_queries(corpus, None, 1) == list(corpus)
+    assert draw_queries([make_example(key_points=())], 3, 1) == []
+
+
+def test_points_belong_to_the_page_that_their_quotes_stand_in(tmp_path):
+    from geo_utils.key_points import points_of_pages
+
+    pages = ("The sea rises.", "The Moon pulls.", "Boats wait.")
+    (tmp_path / "q1.json").write_text(
+        '{"key_points": {"x": [{"point_content": "A moon point.", "spans": ["The Moon pulls."]}],'
+        ' "y": [{"point_content": "A sea point.", "spans": ["The sea rises."]}]}}'
+    )
+    found = points_of_pages("q1", pages, tmp_path)
+    assert [[p.content for p in points] for points in found] == [
+        ["A sea point."], ["A moon point."], [],
+    ]  # fmt: skip
+    assert points_of_pages("q2", pages, tmp_path) == ((), (), ())
+    assert isinstance(found[0][0], KeyPoint)

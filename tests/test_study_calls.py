@@ -1,0 +1,123 @@
+"""The studies with a model: counted before, kept after, the same when they are resumed."""
+
+import pandas as pd
+import pytest
+from conftest import PROJECT, make_example
+
+from geo_utils.cells import default_parameters
+from geo_utils.corpus import load_corpus
+from geo_utils.evaluate import evaluate
+from geo_utils.key_point_params import KeyPointPromptParams
+from geo_utils.plan import plan_calls
+from geo_utils.roles import make_roles
+from geo_utils.runs import Run, RunInterrupted
+from geo_utils.studies import check_studies, make_studies
+
+DEFAULTS = default_parameters(PROJECT / "notebooks" / "03_key_point_prompt.ipynb")
+TABLES = ("headroom", "adoption", "transfer", "judges")
+
+
+def parameters(server, root, **calls):
+    other = {"backend": "gemini", "model": "gemini-2.5-flash", "servers": [server.url]}
+    roles = ("engine", "judge", "rewriter")
+    return KeyPointPromptParams.check(
+        DEFAULTS
+        | dict.fromkeys(roles, "gemini")
+        | {
+            "servers": {role: [server.url] for role in roles},
+            "limit": 2,
+            "repeats": 2,
+            "baseline_methods": ["original"],
+            "output_root": str(root),
+            "cache_root": str(root / "cache"),
+            "calls": {"timeout_s": 5, "max_tries": 4} | calls,
+            "studies": {
+                "headroom": {"rewrites": 2, "answers": 2, "fresh_answers": 1, "groups": [2]},
+                "adoption": {"repeats": 1},
+                "judges": {"answers": 3},
+                "transfer": {"engines": {"other": other}, "repeats": 1},
+                "power": {},
+            },
+        }
+    )
+
+
+def planned_and_run(server, root, **calls):
+    params = parameters(server, root, **calls)
+    examples = load_corpus(**params.corpus_options)
+    roles = make_roles(params)
+    studies = make_studies(params, roles)
+    plan = plan_calls(roles, examples, params.methods, also=studies.rehearsals())
+    samples = evaluate(
+        examples, params.methods, roles.engine, roles.judge, params.repeats,
+        rewriter=roles.rewriter, progress=lambda done, total: None,
+    )  # fmt: skip
+    found = studies.run(examples, samples, Run(root))
+    return plan, found, studies
+
+
+def test_they_are_counted_kept_and_resumed(gemini_server, tmp_path):
+    server = gemini_server()
+    plan, found, studies = planned_and_run(server, tmp_path / "whole")
+    planned = plan["calls"]
+    # two queries, k x m + fresh answers: what the comparison asks already is counted once
+    assert planned["engine, headroom"] == 2 * (2 * 2 + 1 - 2)
+    assert planned["rewriter, headroom"] == 2
+    # five sources: 5 levels beyond none, where the original's answer is there already
+    assert planned["engine, adoption"] == 2 * 5
+    assert planned["rewriter, adoption"] == planned["extractor, adoption"] == 2 * 4
+    assert planned["judge, adoption"] == 2 * (6 * 5 - 1)
+    transfer = plan.loc[["engine, transfer"]]
+    assert transfer["model"].tolist() == ["gemini-2.5-flash"] and transfer["calls"].sum() == 4
+    assert planned["judge, judges"] == 3  # one batch an answer; the rest is there already
+    asked = len(server.entries())
+    assert 0.8 * planned.sum() <= asked <= planned.sum()
+    assert {"extract_key_points", "judge_all_points"} <= set(studies.template_hashes())
+    assert next(iter(found.kappa.index)) == "lexical – lexical strict"
+    assert "verdict – batch" in found.kappa.index
+    assert not any("soft" in name for name in found.kappa.index)
+    assert found.origins == {"target": 2, "model": 8}
+
+    again, _, _ = planned_and_run(server, tmp_path / "whole")
+    assert again["calls"].sum() == 0 and again["held"].sum() > 0
+    assert len(server.entries()) == asked
+
+    for _ in range(2):
+        with pytest.raises(RunInterrupted, match="max_calls"):
+            planned_and_run(server, tmp_path / "cut", max_calls=asked // 3)
+    planned_and_run(server, tmp_path / "cut")
+    assert len(server.entries()) == 2 * asked  # two caches; nothing asked twice in either
+    for name in TABLES:
+        whole, cut = (pd.read_parquet(tmp_path / f / f"{name}.parquet") for f in ("whole", "cut"))
+        pd.testing.assert_frame_equal(whole, cut, check_exact=True)
+
+
+def test_faults_are_abstentions_that_the_tables_count(gemini_server, tmp_path):
+    server = gemini_server(faults="blocked:0.15", seed=3)
+    _, found, _ = planned_and_run(server, tmp_path)
+    lost = sum(found.samples[name]["supported"].isna().sum() for name in TABLES[:3])
+    assert lost > 0
+    for name in TABLES[:3]:
+        samples = found.samples[name]
+        assert (samples["supported"].isna() == samples["abstention"].notna()).all()
+
+
+def test_a_corpus_of_single_sources_is_refused_for_adoption(tmp_path):
+    params = KeyPointPromptParams.check(DEFAULTS | {"studies": {"adoption": {}}})
+    single = make_example(sources=("The Moon raises two bulges.",), target_id=0)
+    with pytest.raises(ValueError, match="corpus='sample' has one source; adoption"):
+        check_studies(params, [single])
+    check_studies(params, [single, make_example("q2")])
+
+
+@pytest.mark.parametrize(
+    ("studies", "message"),
+    [
+        ({"judges": {"labels": "no/such.csv"}}, "studies.judges.labels='no/such.csv': no such"),
+        ({"power": {"pilot": "no/run"}}, "studies.power.pilot='no/run': no samples.parquet"),
+    ],
+)
+def test_files_that_are_not_there_are_named(studies, message):
+    params = KeyPointPromptParams.check(DEFAULTS | {"studies": studies})
+    with pytest.raises(ValueError, match=message):
+        check_studies(params, load_corpus().examples[:2])
