@@ -10,18 +10,21 @@ import yaml
 
 from geo_utils.cells import default_parameters
 from geo_utils.files import project_root
+from geo_utils.notebook_params import NotebookParams
 from geo_utils.parameter_errors import ParameterError, nearest, read_yaml
-from geo_utils.params import BaselineRewritesParams, KeyPointPromptParams, RunParams
+from geo_utils.params import BaselineRewritesParams, KeyPointPromptParams
 from geo_utils.training_params import GrpoParams
+from geo_utils.weekly_params import WeeklyParams
 
-PARAMS: dict[str, type[RunParams]] = {
-    model.notebook: model for model in (BaselineRewritesParams, KeyPointPromptParams, GrpoParams)
+PARAMS: dict[str, type[NotebookParams]] = {
+    model.notebook: model
+    for model in (BaselineRewritesParams, KeyPointPromptParams, GrpoParams, WeeklyParams)
 }
 
 
 def read_parameters(
     notebook: str, file: str, overrides: Sequence[tuple[str, str]] = ()
-) -> tuple[str, dict[str, Any], RunParams]:
+) -> tuple[str, dict[str, Any], NotebookParams]:
     """Read a notebook's parameters from a file, over the notebook's own defaults.
 
     Args:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from geo_utils.files import project_root, resolve_path, write_atomic
+from geo_utils.notebook_params import NotebookParams
 from geo_utils.params import RunParams
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class RunInterrupted(RuntimeError):
     """Ends a run that can be resumed: a budget is spent, a service is down, a rehearsal is over."""
 
 
-def start_run(notebook: str, params: RunParams) -> Run:
+def start_run(notebook: str, params: NotebookParams) -> Run:
     """Open the run of these parameters and write its manifest as `started`.
 
     The same parameters resume the same run: the newest one of theirs that has not finished, or
@@ -143,11 +144,7 @@ def start_run(notebook: str, params: RunParams) -> Run:
         code_hash=code_hash(),
         notebook_hash=_file_hash(project_root() / "notebooks" / f"{notebook}.ipynb"),
         git=_git_state(),
-        seeds={"seed": params.seed},
-        models={
-            role: {"backend": backend, "model": params.models.get(role)}
-            for role, backend in params.backends.items()
-        },
+        **params.recorded,
         provenance=provenance(params),
         inputs={},
         python=sys.version.split()[0],
@@ -162,7 +159,7 @@ def start_run(notebook: str, params: RunParams) -> Run:
     return run
 
 
-def locate_run(notebook: str, params: RunParams) -> Run:
+def locate_run(notebook: str, params: NotebookParams) -> Run:
     """Return the run that these parameters start or resume; nothing is written."""
     parent = resolve_path(params.output_root) / notebook / params.variant
     digest = _parameters_hash(params)
@@ -175,13 +172,15 @@ def locate_run(notebook: str, params: RunParams) -> Run:
     return Run(parent / f"{now:%Y%m%d-%H%M%S}{now.microsecond // 1000:03d}-{digest[:8]}")
 
 
-def provenance(params: RunParams, served_by: Iterable[str] = ()) -> str:
+def provenance(params: NotebookParams, served_by: Iterable[str] = ()) -> str:
     """Say what the figures of a run come from, for captions and the manifest.
 
     Args:
         params: The run's parameters.
         served_by: What the models called themselves; a stand-in's name starts with `simulated`.
     """
+    if not isinstance(params, RunParams):
+        return "figures of other runs, each with its own source"
     if all(backend.startswith("offline") for backend in params.backends.values()):
         strict = " (strict)" if params.backends["judge"] == "offline_strict" else ""
         rewriters = "edit-based rewriters; no model" if params.notebook[:2] != "04" else "edits"
@@ -207,10 +206,10 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def _parameters_hash(params: RunParams) -> str:
-    values = params.model_dump(exclude=_NO_IDENTITY)
-    if params.corpus_path is not None:  # an edited file is another experiment
-        values["corpus_file"] = _file_hash(resolve_path(params.corpus_path))
+def _parameters_hash(params: NotebookParams) -> str:
+    values = params.model_dump(exclude=_NO_IDENTITY) | params.identity
+    if isinstance(params, RunParams) and params.corpus_path is not None:
+        values["corpus_file"] = _file_hash(resolve_path(params.corpus_path))  # edited: another
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
