@@ -123,13 +123,16 @@ def _folder(root: Path) -> Path:
 def _a_slide_an_output(node: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Return the cells of the deck, each output of a cell tagged `slides` as a slide of its own.
 
-    Cells that are skipped go: nbconvert would open the deck with an empty slide for the first.
+    Cells that are skipped go, and Papermill's injected one: nbconvert would open the deck with an
+    empty slide for the first of them.
     """
     split = nbformat.from_dict({**node, "cells": []})
     for cell in node.cells:
-        if cell.metadata.get("slideshow", {}).get("slide_type") == "skip":
+        tags = cell.metadata.get("tags", ())
+        slide_type = cell.metadata.get("slideshow", {}).get("slide_type")
+        if slide_type == "skip" or "injected-parameters" in tags:
             continue
-        if "slides" not in cell.metadata.get("tags", ()):
+        if "slides" not in tags:
             split.cells.append(cell)
             continue
         for i, output in enumerate(cell.outputs):

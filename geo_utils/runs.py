@@ -102,6 +102,7 @@ class Run:
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=150)
             write_atomic(self.folder / "figures" / f"{name}.{kind}", buffer.getvalue())
+        figure.set_dpi(120)  # sharp when a slide shows it as wide as it is
         return figure
 
 

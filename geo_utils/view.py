@@ -162,9 +162,11 @@ def _window(
     best = np.flatnonzero(counts == counts.max())
     first = int(best[len(best) // 2])  # in the middle of equals, so that both sides are seen
     behind = len(places) - first - words
-    notes = [f"[{count:,} words] " if count else "" for count in (first, behind)]
-    end = len(tokens) if not behind else places[first + words]
-    return places[first] if first else 0, end, (notes[0], notes[1].rstrip())
+    notes = [
+        f"(… {count:,} word{'s' * (count > 1)}) " if count else "" for count in (first, behind)
+    ]
+    end = places[first + words - 1] + 1 if behind else len(tokens)
+    return places[first] if first else 0, end, (notes[0], f" {notes[1]}".rstrip())
 
 
 def _highlighted(text: str, wanted: set[str]) -> str:

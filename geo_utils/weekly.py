@@ -35,12 +35,15 @@ _CSS = """
 margin:0 0 10px}
 .geo-slide .geo-head h2{font-size:28px;margin:0;font-weight:700;line-height:1.2}
 .geo-slide .geo-head span{font-size:19px;color:#555;white-space:nowrap}
-.geo-slide img{display:block;max-width:100%;max-height:648px!important;width:auto;height:auto}
-.geo-slide .geo-figure svg{max-width:100%;max-height:648px}
+.geo-slide img,.reveal .jp-OutputArea-output .geo-slide img{display:block;
+width:100%!important;height:auto;max-height:640px!important;
+object-fit:contain;object-position:left top}
+.geo-slide .geo-figure svg{max-width:100%;max-height:640px}
 .geo-slide table{border-collapse:collapse;font-size:19px!important;line-height:1.3;margin:0}
 .geo-slide tr{background:none!important}
 .geo-slide th,.geo-slide td{text-align:left!important;vertical-align:top;padding:5px 18px 5px 0;
-border:0;border-bottom:1px solid #ddd;font-variant-numeric:tabular-nums;max-width:none}
+border:0!important;border-bottom:1px solid #ddd!important;max-width:none;
+font-variant-numeric:tabular-nums}
 .geo-slide table caption{font-size:19px;caption-side:bottom;text-align:left;color:#555}
 .geo-slide pre{font-size:19px;white-space:pre-wrap}
 .geo-slide .geo-foot{font-size:19px;color:#555;margin-top:10px}
@@ -167,25 +170,32 @@ def _example(finished: Sequence[Record]) -> list[Recorded]:
 
 
 def _asked(params: WeeklyParams, chosen: Chosen, left_out: Sequence[Recorded]) -> HTML:
-    rows = [(question(r), r.variant, _when(r), r.provenance) for r in chosen.finished]
-    span = "the runs named" if params.runs else "newest of each notebook and variant"
+    asked: dict[tuple[str, str], list[str]] = {}
+    for r in chosen.finished:
+        asked.setdefault((question(r), r.provenance), []).append(
+            f"{_cut(r.variant, 28)}, {_day(r)}"
+        )
+    rows = [
+        (name, "; ".join(runs[:5]) + _more(runs, 5), _cut(source, 220))
+        for (name, source), runs in asked.items()
+    ]
+    span = "the runs named" if params.runs else "the newest run of each notebook and variant"
     span = f"everything since {params.since}" if params.since else span
     remarks = [f"{datetime.now(UTC):%d %B %Y} · {span}"]
-    bare = [r for r in chosen.finished if not recorded_outputs(r)]
+    bare = [f"{r.notebook[:2]} {r.variant}" for r in chosen.finished if not recorded_outputs(r)]
     if bare:
-        names = ", ".join(f"{r.notebook} {r.variant}" for r in bare[:3])
         remarks.append(
-            f"Without figures here: {names}{_more(bare, 3)} (no executed notebook in the run "
-            "folder, or no cell tagged “weekly”)."
+            f"Without figures here: {', '.join(bare[:3])}{_more(bare, 3)} (its folder holds no "
+            "executed notebook, or one without a cell tagged “weekly”)."
         )
     if left_out:
         remarks.append(
             f"{len(left_out)} more recorded figures did not fit; name fewer runs to see them."
         )
-    table = _table(("asked", "variant", "run on", "source"), rows) if rows else ""
-    none = '<p class="geo-none">No run has finished.</p>' if not rows else ""
+    table = _table(("asked", "runs", "source"), rows, 6)
+    body = table if rows else '<p class="geo-none">No run has finished.</p>'
     foot = "".join(f'<div class="geo-foot">{html.escape(text)}</div>' for text in remarks)
-    return _slide(params.title, none + table + foot)
+    return _slide(params.title, body + foot)
 
 
 def _headlines(finished: Sequence[Record]) -> HTML:
@@ -195,7 +205,7 @@ def _headlines(finished: Sequence[Record]) -> HTML:
     for record, own in zip(finished, told, strict=True):
         for result in own[:each] if each > 1 else own[1:2] or own[:1]:
             name = label(result.method) if result.method else result.quantity
-            run = f"{record.notebook[:2]} {record.variant}"
+            run = f"{record.notebook[:2]} {_cut(record.variant, 28)}"
             rows.append((run, name, result.text, result.counts))
     if not rows:
         return _slide("Headline numbers", "<p>No finished run recorded any.</p>")
@@ -214,7 +224,12 @@ def _failed(unfinished: Sequence[Record]) -> HTML:
     if not unfinished:
         return _slide("What failed", "<p>Nothing: every run that was looked at has finished.</p>")
     rows = [
-        (f"{r.notebook[:2]} {r.variant}", r.status, _when(r), _cut(r.reason or "still running"))
+        (
+            f"{r.notebook[:2]} {_cut(r.variant, 28)}",
+            r.status,
+            _when(r),
+            _cut(r.reason or "still running", 140),
+        )
         for r in unfinished
     ]
     return _slide("What did not finish", _table(("run", "status", "started", "reason"), rows, 8))
@@ -265,12 +280,17 @@ def _slide(title: str, body: str, aside: str = "") -> HTML:
     )
 
 
+def _day(record: Record) -> str:
+    return f"{record.started:%d %b}" if record.started else "date not recorded"
+
+
 def _when(record: Record) -> str:
-    day = f"{record.started:%d %b %H:%M}" if record.started else "not recorded"
-    return f"{day}, {duration(record.seconds)}" if record.seconds is not None else day
+    time = f" {record.started:%H:%M}" if record.started else ""
+    took = "" if record.seconds is None else f", {duration(record.seconds)}"
+    return f"{_day(record)}{time}{took}"
 
 
-def _cut(text: str, most: int = 160) -> str:
+def _cut(text: str, most: int) -> str:
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
