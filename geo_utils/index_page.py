@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import html
 import json
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -22,6 +23,7 @@ from geo_utils.records import Record, changed_parameters, find_records, flattene
 _TEMPLATE = Path(__file__).resolve().parent / "templates" / "index.html"
 _LINKS = {"report": "report.html", "slides": "slides.html", "pdf": "slides.pdf",
           "notebook": "notebook.ipynb", "manifest": "manifest.json"}  # fmt: skip
+_PATIENCE_S = 20.0
 _MOST_PARAMETERS = 6  # beside the headline; the rest unfolds
 
 
@@ -135,10 +137,21 @@ def _links(record: Record, output_root: Path) -> str:
 
 @contextlib.contextmanager
 def _one_at_a_time(output_root: Path) -> Iterator[None]:
-    """Hold the index against other processes, as far as the file system can."""
+    """Hold the index against other processes, as far as the file system can.
+
+    Nobody waits for ever: a run must not fail to end because another one hangs.
+    """
     path = output_root / ".locks" / "index"
     path.parent.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + _PATIENCE_S
     with path.open("w") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks: the last one wins
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:  # a file system without locks: the last one wins
+                break
+            else:
+                break
         yield

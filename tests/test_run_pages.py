@@ -36,7 +36,7 @@ def report(capsys):
 def in_browser(page, script, folder):
     """Return the page's markup after a script has run in it, and the browser's complaints."""
     changed = folder / "changed.html"
-    changed.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    changed.write_text(page.read_text().replace("</html>", f"<script>{script}</script></html>"))
     done = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
          f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=3000", "--dump-dom",
