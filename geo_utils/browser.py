@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -12,6 +13,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
             "microsoft-edge", "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
             "/Applications/Chromium.app/Contents/MacOS/Chromium")  # fmt: skip
 _LIMIT_S = 120
+_PAGE = re.compile(rb"/Type\s*/Page\b(?!s)")
 
 
 class NoPdf(RuntimeError):
@@ -56,5 +58,9 @@ def print_pdf(slides: Path) -> Path:
         printed = Path(folder) / "slides.pdf"
         if done.returncode or not printed.is_file():
             raise NoPdf(f"{browser} did not print {slides.name}: {done.stderr.strip()[-300:]}")
+        wanted = slides.read_text(encoding="utf-8").count("<section><section>")
+        pages = len(_PAGE.findall(printed.read_bytes()))
+        if 0 < pages < wanted:  # none is found where the browser packs the pages' entries
+            raise NoPdf(f"{browser} printed {pages} of the {wanted} slides of {slides.name}")
         shutil.copyfile(printed, path)
     return path

@@ -45,7 +45,7 @@ def write_index(output_root: Path) -> Path:
         )
         page = _TEMPLATE.read_text(encoding="utf-8")
         for mark, text in (
-            ("@COUNT@", f"{len(records):,} runs{counts}"),
+            ("@COUNT@", f"{len(records):,} run{'s' * (len(records) != 1)}{counts}"),
             ("@WHEN@", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
             ("@ROWS@", rows),  # last: what a run says is not searched for marks
         ):

@@ -251,13 +251,22 @@ class TestWithoutABrowser:
             print_pdf(tmp_path / "slides.html")
         assert not (tmp_path / "slides.pdf").exists()
 
-    @pytest.mark.parametrize("script", ["echo broken >&2; exit 3", "exit 0"])
-    def test_one_that_fails_is_named(self, tmp_path, monkeypatch, script):
+    @pytest.mark.parametrize(
+        ("script", "message"),
+        [
+            ("echo broken >&2; exit 3", "chromium did not print slides.html: broken"),
+            ("exit 0", "chromium did not print slides.html"),
+            ('for a; do case $a in --print-to-pdf=*) echo "/Type /Page" > "${a#*=}";; esac; done',
+             "chromium printed 1 of the 2 slides of slides.html"),
+        ],
+    )  # fmt: skip
+    def test_one_that_fails_is_named(self, tmp_path, monkeypatch, script, message):
+        (tmp_path / "slides.html").write_text("<section><section></section></section>" * 2)
         program = tmp_path / "chromium"
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(program.stat().st_mode | stat.S_IEXEC)
         monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-        with pytest.raises(NoPdf, match=r"chromium did not print slides.html"):
+        with pytest.raises(NoPdf, match=message):
             print_pdf(tmp_path / "slides.html")
         assert BROWSERS[0] == "chromium"
 
