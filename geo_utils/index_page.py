@@ -20,7 +20,7 @@ from geo_utils.notebooks import PARAMS, read_parameters
 from geo_utils.parameter_errors import ParameterError
 from geo_utils.records import Record, changed_parameters, find_records, flattened
 
-_TEMPLATE = Path(__file__).resolve().parent / "templates" / "index.html"
+_TEMPLATE = Path(__file__).resolve().parent / "templates" / "geo_index" / "index.html"
 _LINKS = {"report": "report.html", "slides": "slides.html", "pdf": "slides.pdf",
           "notebook": "notebook.ipynb", "manifest": "manifest.json"}  # fmt: skip
 _PATIENCE_S = 20.0
@@ -80,7 +80,7 @@ def duration(seconds: float | None) -> str:
         return "not ended"
     whole = round(seconds)
     units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-    parts = []
+    parts: list[str] = []
     for size, name in units:
         count, whole = divmod(whole, size)
         if count or (parts and len(parts) < 2) or name == "s":

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     root = resolve_path(args.output_root)
     try:
         if args.words == ["index"]:
-            written = [write_index(_folder(root))]
+            written: list[Path | str] = [write_index(_folder(root))]
         elif args.words[0] == "compare":
             records = named_records(args.words[1:], find_records(root))
             written = [write_comparison(records, root)]
@@ -126,7 +126,7 @@ def _a_slide_an_output(node: nbformat.NotebookNode) -> nbformat.NotebookNode:
     Cells that are skipped go, and Papermill's injected one: nbconvert would open the deck with an
     empty slide for the first of them.
     """
-    split = nbformat.from_dict({**node, "cells": []})
+    split: nbformat.NotebookNode = nbformat.from_dict({**node, "cells": []})
     for cell in node.cells:
         tags = cell.metadata.get("tags", ())
         slide_type = cell.metadata.get("slideshow", {}).get("slide_type")

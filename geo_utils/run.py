@@ -194,8 +194,10 @@ def _headline_text(run: Run) -> str:
     from geo_utils.records import Record
 
     record = Record(run.folder)
-    lines = [f"  {PROBABILITY} and other headline numbers ({record.provenance}):"]
-    for result in results(record):
+    found = results(record)
+    what = PROBABILITY if any(r.quantity == PROBABILITY for r in found) else "headline"
+    lines = [f"  {what} ({record.provenance}):"]
+    for result in found:
         lines.append(f"  {result.method or result.quantity:20} {result.text:22} {result.counts}")
     return "\n".join(lines) + "\n"
 

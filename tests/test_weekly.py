@@ -137,7 +137,11 @@ class TestDeck:
 
     def test_only_failures_are_a_deck_too(self, tmp_path):
         make_run(tmp_path, "20260101-1", status="interrupted", reason="signal SIGTERM")
+        torn = make_run(tmp_path, "20260101-2")
+        (torn / "manifest.json").write_text('{"status":')
+        make_run(tmp_path, "20260101-3", status="started", ended_at=None)
         made = deck(tmp_path)
+        assert "still running" in made.slides[2].data and "is torn" in made.slides[2].data
         assert "No run has finished." in made.slides[0].data
         assert "signal SIGTERM" in made.slides[2].data
         assert sources(made.chosen) == "figures of 0 runs: none finished"
