@@ -3,13 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lab lint setup lock clean
+.PHONY: demo weekly index test lab lint setup lock clean
 .DEFAULT_GOAL := demo
 
-demo: setup ## the experiment, offline: notebooks 02, 03 and 04 on the shipped sample
+demo: setup ## the experiment, offline: notebooks 02 to 05 on the shipped sample
 	$(BIN)/python -m geo_utils.run 02_baseline_rewrites smoke
 	$(BIN)/python -m geo_utils.run 03_key_point_prompt smoke
 	$(BIN)/python -m geo_utils.run 04_grpo smoke
+	$(BIN)/python -m geo_utils.run 05_weekly smoke
+
+NOTES ?= params/05_weekly/notes.md
+weekly: setup ## the meeting's deck from the newest finished runs; NOTES=FILE with questions and next steps
+	$(BIN)/python -m geo_utils.run 05_weekly default -p notes "$(NOTES)"
+
+index: setup ## outputs/index.html, a page of all runs
+	$(BIN)/python -m geo_utils.report index
 
 test: setup ## all tests: no network, no GPU; those that measure time run by themselves
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"

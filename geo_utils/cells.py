@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,9 @@ def default_parameters(notebook: Path) -> dict[str, Any]:
     Raises:
         ValueError: No cell is tagged `parameters`, or one of its values is no plain literal.
     """
-    import nbformat  # a second, which no caller of models should pay for
-
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        if "parameters" in cell.metadata.get("tags", ()):
-            return {name: ast.literal_eval(v) for name, v in assignments(cell.source).items()}
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    for cell in cells:  # without nbformat, whose import takes a second
+        if "parameters" in cell["metadata"].get("tags", ()):
+            bound = assignments("".join(cell["source"]))
+            return {name: ast.literal_eval(value) for name, value in bound.items()}
     raise ValueError(f"{notebook}: no cell is tagged 'parameters'")

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from geo_utils.notebook_params import Name, NotebookParams
 from geo_utils.parameter_errors import nearest
-from geo_utils.params import Name, NotebookParams
 
 Place = Literal["trainer", "policy", "engine"]
 RANDOM_SHAPES = ("small", "Qwen3-1.7B", "Qwen2.5-7B")
@@ -98,6 +98,7 @@ class EfficiencyParams(NotebookParams):
     """Parameters of notebook 01.
 
     Attributes:
+        seed: Seed of weights and prompts.
         recorded: Folders of rows measured before, which are shown beside this run's.
         settings: What to measure, by name.
         only: Names of the settings to measure now; none for all.
@@ -122,6 +123,7 @@ class EfficiencyParams(NotebookParams):
     """
 
     notebook: ClassVar[str] = "01_efficiency"
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     recorded: list[str]
     settings: Annotated[dict[Name, Setting], Field(strict=False)]
     only: list[str]

@@ -12,14 +12,16 @@ from geo_utils.cells import default_parameters
 from geo_utils.efficiency_params import EfficiencyParams
 from geo_utils.files import project_root
 from geo_utils.key_point_params import KeyPointPromptParams
+from geo_utils.notebook_params import NotebookParams
 from geo_utils.parameter_errors import ParameterError, nearest, read_yaml
-from geo_utils.params import BaselineRewritesParams, NotebookParams
+from geo_utils.params import BaselineRewritesParams
 from geo_utils.training_params import GrpoParams
+from geo_utils.weekly_params import WeeklyParams
 
-PARAMS: dict[str, type[NotebookParams]] = {
-    model.notebook: model
-    for model in (EfficiencyParams, BaselineRewritesParams, KeyPointPromptParams, GrpoParams)
-}
+_ALL: tuple[type[NotebookParams], ...] = (
+    EfficiencyParams, BaselineRewritesParams, KeyPointPromptParams, GrpoParams, WeeklyParams,
+)  # fmt: skip
+PARAMS = {model.notebook: model for model in _ALL}
 
 
 def read_parameters(

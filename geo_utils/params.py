@@ -1,107 +1,24 @@
-"""Typed notebook parameters: plain literals in, a checked object or one clear error out."""
+"""Parameters of the notebooks that evaluate, and what all that run roles have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from geo_utils.analysis_options import AnalysisOptions
 from geo_utils.call_options import CallOptions
-from geo_utils.cells import bound_names
 from geo_utils.files import resolve_path
 from geo_utils.methods import check_methods, known_method
-from geo_utils.parameter_errors import ParameterError, problem_line
+from geo_utils.notebook_params import Name, NotebookParams
 
 Backend = Literal["offline", "gemini", "openai", "vllm", "transformers"]
 Role = Literal["engine", "judge", "rewriter"]
 NO_ID_NEEDED = ("offline", "offline_strict", "gemini")
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-
-
-class NotebookParams(BaseModel):
-    """Parameters that every notebook has.
-
-    Attributes:
-        variant: Name of this set of parameters; a folder of the outputs.
-        output_root: Folder of the runs; a relative path is taken from the project's root.
-        seed: Seed of every draw.
-    """
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-    notebook: ClassVar[str]
-
-    variant: Name
-    output_root: Annotated[str, Field(min_length=1)]
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-
-    _passed: dict[str, Any] = PrivateAttr(default_factory=dict)
-
-    @property
-    def passed(self) -> dict[str, Any]:
-        """The parameters that were passed to the notebook, as opposed to its defaults."""
-        return dict(self._passed)
-
-    def __str__(self) -> str:
-        """Return the parameters as YAML, a line each."""
-        text: str = yaml.safe_dump(
-            self.model_dump(), sort_keys=False, allow_unicode=True, default_flow_style=None
-        )
-        return text.rstrip()
-
-    @classmethod
-    def check(cls, values: Mapping[str, Any], passed: Iterable[str] = ()) -> Self:
-        """Make parameters from plain values.
-
-        Args:
-            values: One value for every field.
-            passed: Names that the user set, kept for the manifest.
-
-        Raises:
-            ParameterError: Every problem at once: the parameter, its value, what is allowed.
-        """
-        try:
-            params = cls(**values)
-        except ValidationError as error:
-            also = cls._aliases()
-            problems = [problem_line(cls.model_fields, dict(d), also) for d in error.errors()]
-            raise ParameterError(f"{cls.notebook}: " + "\n".join(problems)) from None
-        params._passed = {name: values[name] for name in passed}
-        return params
-
-    @classmethod
-    def _aliases(cls) -> Iterable[str]:
-        """Return the names that `check` takes beside the fields'."""
-        return ()
-
-    @classmethod
-    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
-        """Read the parameters cell, and Papermill's injected one, from a notebook's globals().
-
-        Only names that those cells bind count, so that variables made further down the notebook
-        are never taken for misspelt parameters when a cell is run again.
-
-        Raises:
-            ParameterError: As `check`, also for a parameter that the cells do not bind.
-        """
-        bound, injected = bound_names(namespace, cls.model_fields)
-        known = {name: namespace[name] for name in cls.model_fields if name in namespace}
-        values = known | {name: namespace[name] for name in bound if name in namespace}
-        return cls.check(values, injected)
 
 
 class RunParams(NotebookParams):
-    """Parameters that every notebook that runs roles has.
+    """Parameters that every notebook that runs roles has, beside its variant and place.
 
     Attributes:
         corpus: Which corpus, as `corpus.load_corpus` names them.
@@ -110,6 +27,7 @@ class RunParams(NotebookParams):
         limit: How many queries, drawn from the seed; none for all.
         engine: What answers.
         judge: What gives verdicts.
+        seed: Seed of every draw.
         models: Model id by role, where it is not the backend's default; a local model's may end
             in the GPU that holds it, as `Qwen/Qwen2.5-7B-Instruct@cuda:1`.
         servers: Addresses by role: for `openai` those of the server and its replicas, each ending
@@ -128,6 +46,7 @@ class RunParams(NotebookParams):
     limit: Annotated[int, Field(ge=1)] | None
     engine: Backend
     judge: Backend
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     models: dict[Role, str]
     servers: dict[Role, list[str]]
     temperature: Annotated[float, Field(ge=0, le=2)]
@@ -155,6 +74,15 @@ class RunParams(NotebookParams):
     def backends(self) -> dict[Role, str]:
         """The backend of each role."""
         return {"engine": self.engine, "judge": self.judge}
+
+    @property
+    def in_manifest(self) -> dict[str, Any]:
+        """Seeds and models, for the manifest."""
+        roles = self.backends.items()
+        return {
+            "seeds": {"seed": self.seed},
+            "models": {r: {"backend": b, "model": self.models.get(r)} for r, b in roles},
+        }
 
     @property
     def corpus_options(self) -> dict[str, Any]:

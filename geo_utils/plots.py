@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -109,6 +109,24 @@ def visibility_figure(summary: pd.DataFrame, source: str) -> Figure:
     return figure
 
 
+def estimate_figure(rows: pd.DataFrame, title: str, quantity: str, note: str) -> Figure:
+    """Draw estimates with their intervals, one below the other, in their methods' colours.
+
+    Args:
+        rows: `method`, `mean`, `low` and `high`, indexed by the name to write.
+        title: The claim.
+        quantity: Label of the axis.
+        note: n and source.
+    """
+    figure, axes = canvas(len(rows))
+    _draw(axes, rows, [str(name) for name in rows.index])
+    axes.set(xlabel=quantity)
+    sns.despine(figure, left=True)
+    axes.grid(axis="x", alpha=0.3)
+    _write(figure, title, note)
+    return figure
+
+
 def _unscored(summary: pd.DataFrame, source: str) -> Figure:
     """Draw what there is where a method has no score at all, so that no claim can be made."""
     lost = [label(str(m)) for m in summary.index[summary["key_point_probability"].isna()]]
@@ -144,9 +162,10 @@ def beside(axes: Axes, y: float, text: str) -> None:
 
 
 def canvas(rows: float, extra: float = 0.0) -> tuple[Figure, Axes]:
-    """Return an empty figure for so many rows, with text for a projector."""
+    """Return an empty figure for so many rows, low enough that its 14 pt stay that on a slide."""
     sns.set_theme(style="white", font_scale=1.45)
-    figure, axes = plt.subplots(figsize=(12, 2.4 + 0.55 * rows + extra), layout="constrained")
+    height = max(min(0.55 * rows, 4.2 - extra), 0.24 * rows)
+    figure, axes = plt.subplots(figsize=(12, 2.4 + height + extra), layout="constrained")
     plt.close(figure)  # shown once, by the cell that returns it
     return figure, axes
 
@@ -154,12 +173,18 @@ def canvas(rows: float, extra: float = 0.0) -> tuple[Figure, Axes]:
 def _intervals(
     axes: Axes, summary: pd.DataFrame, mean: str, ends: str, signed: bool = False
 ) -> None:
-    for y, (method, row) in enumerate(summary.iterrows()):
-        values = row[mean], row[f"{ends}_low"], row[f"{ends}_high"]
-        draw_interval(axes, y, values, colour(str(method)))
+    rows = summary.rename(columns={mean: "mean", f"{ends}_low": "low", f"{ends}_high": "high"})
+    names = [label(str(method)) for method in rows.index]
+    _draw(axes, rows.assign(method=rows.index), names, signed)
+
+
+def _draw(axes: Axes, rows: pd.DataFrame, names: Sequence[str], signed: bool = False) -> None:
+    for y, (_, row) in enumerate(rows.iterrows()):
+        values = row["mean"], row["low"], row["high"]
+        draw_interval(axes, y, values, colour(str(row["method"])))
         beside(axes, y, with_interval(*values, signed))
-    axes.set_yticks(range(len(summary)), [label(str(method)) for method in summary.index])
-    axes.set_ylim(len(summary) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
 
 
 def finish(
@@ -184,10 +209,16 @@ def finish(
     """
     sns.despine(figure, left=True)
     axes.grid(axis="x", alpha=0.3)
-    claim = "\n".join(textwrap.wrap(title, 88))
-    figure.suptitle(claim, x=0.01, ha="left", fontweight="bold", fontsize=17)
     queries, samples = count_range(summary["n_examples"]), count_range(summary["n_samples"])
     n = f"n = {queries} queries, {samples} samples"
     missing = f"{int(summary['abstentions'].sum())} abstentions in all"
-    note = f"{note} {n} a {each}, {missing}; 95 % intervals over queries. {source}".strip()
+    _write(
+        figure, title,
+        f"{note} {n} a {each}, {missing}; 95 % intervals over queries. {source}".strip(),
+    )  # fmt: skip
+
+
+def _write(figure: Figure, title: str, note: str) -> None:
+    claim = "\n".join(textwrap.wrap(title, 88))
+    figure.suptitle(claim, x=0.01, ha="left", fontweight="bold", fontsize=17)
     figure.supxlabel("\n".join(textwrap.wrap(note, 120)), x=0.01, ha="left", fontsize=14)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import html
 import re
 import sys
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,12 @@ import nbformat
 from nbconvert import HTMLExporter, SlidesExporter
 from traitlets.config import Config
 
-from geo_utils.files import write_atomic
+from geo_utils.browser import NoPdf, print_pdf
+from geo_utils.files import resolve_path, write_atomic
+from geo_utils.index_page import write_index
+from geo_utils.records import find_records, named_records
 from geo_utils.runs import Run
+from geo_utils.side_by_side import write_comparison
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _REVEAL = files("pyreveal") / "revealjs" / "dist"
@@ -43,29 +47,99 @@ def render_report(notebook: Path, manifest: dict[str, Any] | None = None) -> tup
     }
     report, _ = HTMLExporter(config=_config("geo_report")).from_notebook_node(node, dict(resources))
     write_atomic(folder / "report.html", report)
-    for cell in node.cells:  # one that shows nothing would be an empty slide
-        if cell.cell_type == "code" and not cell.outputs:
-            cell.metadata.setdefault("slideshow", {})["slide_type"] = "skip"
     slides, _ = SlidesExporter(
         config=_config("geo_slides"), reveal_url_prefix="reveal-inline", reveal_theme="white"
-    ).from_notebook_node(_without_empty_slides(node), dict(resources))
+    ).from_notebook_node(_a_slide_an_output(node), dict(resources))
     write_atomic(folder / "slides.html", _REVEAL_LINK.sub(_inline_style, slides))
     return folder / "report.html", folder / "slides.html"
 
 
-def main() -> None:
-    """Render the report and slides of a run folder or an executed notebook."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("path", type=Path, help="run folder or executed .ipynb")
-    path = parser.parse_args().path
+def render_pdf(slides: Path, manifest: dict[str, Any]) -> str | None:
+    """Print the slides of a run that asked for it.
+
+    Args:
+        slides: As `render_report` returns them.
+        manifest: The run's; its parameter `pdf` asks.
+
+    Returns:
+        A line on where the PDF is, or why there is none; none where none was asked for.
+    """
+    parameters = manifest.get("parameters") or {}
+    if not (parameters.get("resolved") or {}).get("pdf"):
+        return None
+    try:
+        return f"pdf: {print_pdf(slides)}"
+    except NoPdf as error:
+        return f"pdf: none, {error}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Render a run's report and slides; or compare runs, or write the index of all runs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m geo_utils.report", description=main.__doc__,
+        usage="%(prog)s PATH [--pdf] | compare RUN RUN ... | index",
+        epilog="PATH: run folder or executed .ipynb. RUN: run folder or run id.",
+    )  # fmt: skip
+    parser.add_argument("words", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--pdf", action="store_true", help="print the slides, too")
+    parser.add_argument("--output-root", default="outputs", help="folder of the runs")
+    args = parser.parse_args(argv)
+    root = resolve_path(args.output_root)
+    try:
+        if args.words == ["index"]:
+            written: list[Path | str] = [write_index(_folder(root))]
+        elif args.words[0] == "compare":
+            records = named_records(args.words[1:], find_records(root))
+            written = [write_comparison(records, root)]
+        elif len(args.words) == 1:
+            written = _rendered(Path(args.words[0]), args.pdf)
+        else:
+            parser.error(f"one PATH, or compare or index before {args.words[0]!r}")
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    print("\n".join(map(str, written)))  # noqa: T201
+
+
+def _rendered(path: Path, pdf: bool) -> list[Path | str]:
     notebook = path / "notebook.ipynb" if path.is_dir() else path
     if not notebook.is_file():
         sys.exit(f"{notebook}: no such notebook; give a run folder or an executed .ipynb")
+    manifest = Run(notebook.parent).manifest
     try:
-        written = render_report(notebook, Run(notebook.parent).manifest)
+        report, slides = render_report(notebook, manifest)
     except Exception as error:  # the parser's and the exporters' errors are of many kinds
         sys.exit(f"{notebook} cannot be rendered: {type(error).__name__}: {error}"[:500])
-    print("\n".join(map(str, written)))  # noqa: T201
+    asked = {"parameters": {"resolved": {"pdf": True}}} if pdf else manifest
+    line = render_pdf(slides, asked)
+    return [report, slides, *([line.removeprefix("pdf: ")] if line else [])]
+
+
+def _folder(root: Path) -> Path:
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder; run a notebook first, or name --output-root")
+    return root
+
+
+def _a_slide_an_output(node: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Return the cells of the deck, each output of a cell tagged `slides` as a slide of its own.
+
+    Cells that are skipped go, those that show nothing, and Papermill's injected one: nbconvert
+    would make empty slides of them.
+    """
+    split: nbformat.NotebookNode = nbformat.from_dict({**node, "cells": []})
+    for cell in node.cells:
+        tags = cell.metadata.get("tags", ())
+        slide_type = cell.metadata.get("slideshow", {}).get("slide_type")
+        empty = cell.cell_type == "code" and not cell.outputs
+        if slide_type == "skip" or empty or "injected-parameters" in tags:
+            continue
+        if "slides" not in tags:
+            split.cells.append(cell)
+            continue
+        for i, output in enumerate(cell.outputs):
+            alone = {**cell, "id": f"{cell.id}-{i}", "outputs": [output]}
+            split.cells.append(nbformat.from_dict(alone))
+    return split
 
 
 def _config(template: str) -> Config:
@@ -77,15 +151,6 @@ def _config(template: str) -> Config:
     config.TemplateExporter.exclude_output_prompt = True
     config.HTMLExporter.embed_images = True
     return config
-
-
-def _without_empty_slides(node: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Skip the cells that show nothing, such as the figure of an analysis switched off."""
-    shown = copy.deepcopy(node)
-    for cell in shown.cells:
-        if cell.cell_type == "code" and not cell.outputs and "slideshow" in cell.metadata:
-            cell.metadata["slideshow"]["slide_type"] = "skip"
-    return shown
 
 
 def _title(node: nbformat.NotebookNode) -> str | None:

@@ -19,9 +19,9 @@ import nbformat
 import yaml
 
 from geo_utils.files import project_root, resolve_path
+from geo_utils.notebook_params import NotebookParams
 from geo_utils.notebooks import PARAMS, read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.params import NotebookParams
 from geo_utils.runs import Run, locate_run
 
 GRACE_S = 20.0
@@ -88,10 +88,11 @@ def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> in
         status = _settle(run, returncode, received)
         sys.stderr.write(f"{notebook}: {status} after {time.monotonic() - started:.0f} s\n")
         if status == "finished":
-            sys.stderr.write(_headline_text(run.manifest))
+            sys.stderr.write(_headline_text(run))
         else:
             sys.stderr.write(f"  {run.manifest.get('reason') or run.manifest.get('rerun')}\n")
         _render(run)
+        _index(params)
         lock.close()
     if received:
         return 128 + received[0]
@@ -188,17 +189,16 @@ def _failure(executed: Path, returncode: int) -> str:
     return f"the kernel died or never started (papermill's exit code {returncode}); out of memory?"
 
 
-def _headline_text(manifest: dict[str, Any]) -> str:
-    if "lines" in manifest["headline"]:  # of a notebook that compares no methods
-        return "".join(
-            f"  {line}\n" for line in (manifest["provenance"], *manifest["headline"]["lines"])
-        )
-    lines = [f"  key-point probability ({manifest['provenance']}):"]
-    for method, row in manifest["headline"]["methods"].items():
-        share = (row["key_point_probability"], row["ci_low"], row["ci_high"])
-        interval = "no score" if None in share else "{:.3f} [{:.3f}, {:.3f}]".format(*share)
-        counts = f"n = {row['n_examples']} queries, {row['n_samples']} samples"
-        lines.append(f"  {method:20} {interval:22} {counts}, {row['abstentions']} abstentions")
+def _headline_text(run: Run) -> str:
+    from geo_utils.headlines import PROBABILITY, results
+    from geo_utils.records import Record
+
+    record = Record(run.folder)
+    found = results(record)
+    what = PROBABILITY if any(r.quantity == PROBABILITY for r in found) else "headline"
+    lines = [f"  {what} ({record.provenance}):"]
+    for result in found:
+        lines.append(f"  {result.method or result.quantity:20} {result.text:22} {result.counts}")
     return "\n".join(lines) + "\n"
 
 
@@ -206,10 +206,11 @@ def _render(run: Run) -> None:
     executed = run.folder / "notebook.ipynb"
     if not executed.is_file():
         return
-    from geo_utils.report import render_report
+    from geo_utils.report import render_pdf, render_report
 
     try:
         paths = render_report(executed, run.manifest)
+        pdf = render_pdf(paths[1], run.manifest)
     except Exception as error:  # the run's results stand whether or not they could be rendered
         sys.stderr.write(f"  report and slides could not be rendered: {error!r}\n")
         return
@@ -217,6 +218,18 @@ def _render(run: Run) -> None:
     for name, path in zip(("report", "slides"), paths, strict=True):
         shown = path.relative_to(root) if path.is_relative_to(root) else path
         print(f"{name}: {shown}")  # noqa: T201
+    if pdf:
+        print(pdf.replace(f"{root}/", ""))  # noqa: T201
+
+
+def _index(params: NotebookParams) -> None:
+    """Write the page of all runs anew."""
+    from geo_utils.index_page import write_index
+
+    try:
+        write_index(resolve_path(params.output_root))
+    except Exception as error:  # a page that can be written at any time by `make index`
+        sys.stderr.write(f"  the index of runs could not be written: {error!r}\n")
 
 
 if __name__ == "__main__":

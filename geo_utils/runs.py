@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from geo_utils.files import project_root, resolve_path, write_atomic
-from geo_utils.params import NotebookParams, RunParams
+from geo_utils.notebook_params import NotebookParams
+from geo_utils.params import RunParams
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,6 +113,7 @@ class Run:
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=150)
             write_atomic(self.folder / "figures" / f"{name}.{kind}", buffer.getvalue())
+        figure.set_dpi(120)  # sharp when a slide shows it as wide as it is
         return figure
 
 
@@ -154,13 +156,7 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
         code_hash=code_hash(),
         notebook_hash=_file_hash(project_root() / "notebooks" / f"{notebook}.ipynb"),
         git=_git_state(),
-        seeds={"seed": params.seed},
-        models={
-            role: {"backend": backend, "model": params.models.get(role)}
-            for role, backend in params.backends.items()
-        }
-        if isinstance(params, RunParams)
-        else {},
+        **params.in_manifest,
         provenance=provenance(params),
         inputs={},
         python=sys.version.split()[0],
@@ -223,11 +219,9 @@ def code_hash() -> str:
 
 
 def _parameters_hash(params: NotebookParams) -> str:
-    values = params.model_dump(exclude=_NO_IDENTITY)
-    if (
-        isinstance(params, RunParams) and params.corpus_path is not None
-    ):  # an edited file is another experiment
-        values["corpus_file"] = _file_hash(resolve_path(params.corpus_path))
+    values = params.model_dump(exclude=_NO_IDENTITY) | params.identity
+    if isinstance(params, RunParams) and params.corpus_path is not None:
+        values["corpus_file"] = _file_hash(resolve_path(params.corpus_path))  # edited: another
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

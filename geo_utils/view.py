@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
 
@@ -17,7 +18,9 @@ from geo_utils.tables import label
 from geo_utils.text import STOPWORDS, content_words, stem, word_spans
 
 _SHOWN_CHARS = 20_000
-_TOKEN = re.compile(r"\s+|\w+|[^\w\s]")
+# A character of a script written without spaces is a token of its own.
+_UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
+_TOKEN = re.compile(rf"\s+|[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 _SOURCE_COLOURS = ("#1b6ca8", "#b4540a", "#2e7d32", "#8e44ad", "#8a6d00", "#00838f", "#ad1457")
 _VERDICT_COLOURS = {"supported": "#2e7d32", "omitted": "#777777", "contradicted": "#c1272d"}
 CSS = """
@@ -58,12 +61,13 @@ def telling_sample(samples: pd.DataFrame, method: str) -> pd.Series:
     return next(part for part in (turned, scored, own) if not part.empty).iloc[0]
 
 
-def example_view(sample: pd.Series, examples: Iterable[Example]) -> HTML:
+def example_view(sample: pd.Series, examples: Iterable[Example], words: int | None = None) -> HTML:
     """Show one sample: original and rewritten page with changes, answer with citations, verdict.
 
     Args:
         sample: One row of the samples table.
         examples: The corpus that holds its example.
+        words: Words of each text to show, those around most of the key point; none for all.
 
     Returns:
         HTML with its own style, for JupyterLab, the report and a slide.
@@ -71,7 +75,7 @@ def example_view(sample: pd.Series, examples: Iterable[Example]) -> HTML:
     sample = sample.astype(object).where(sample.notna(), None)  # parquet gives NaN for None
     example = next(e for e in examples if e.query_id == sample["query_id"])
     wanted = set(content_words(sample["key_point"]))
-    before, after = marked_changes(_cut(example.target), _cut(sample["page"] or ""), wanted)
+    before, after = marked_changes(_cut(example.target), _cut(sample["page"] or ""), wanted, words)
     target = int(sample["target_place"]) + 1
     missing = "abstained" if sample["verdict"] is None else str(sample["verdict"])
     badge = (
@@ -79,7 +83,7 @@ def example_view(sample: pd.Series, examples: Iterable[Example]) -> HTML:
         f'{_VERDICT_COLOURS.get(missing, "#b4540a")}">{missing}</span>'
     )
     reason = html.escape(str(sample["abstention"] or sample["explanation"]))
-    answer = "".join(_cited(sample["answer"] or "", wanted, target))
+    answer = "".join(_cited(_excerpt(sample["answer"] or "", wanted, words), wanted, target))
     sources = ", ".join(
         f'<span class="geo-cite" style="color:{_source_colour(i)}">[{i}]'
         f"{' target' if i == target else ''}</span>"
@@ -111,24 +115,65 @@ def _cut(text: str) -> str:
     return f"{text[:_SHOWN_CHARS]}\n[{len(text) - _SHOWN_CHARS:,} more characters are not shown]"
 
 
-def marked_changes(before: str, after: str, wanted: set[str]) -> tuple[str, str]:
+def marked_changes(
+    before: str, after: str, wanted: set[str], words: int | None = None
+) -> tuple[str, str]:
     """Return both texts as HTML, removed words in <del>, added ones in <ins>.
 
     Args:
         before: Text as it was.
         after: Text as it is.
         wanted: Stems to highlight in both.
+        words: Words of each to show, where most of the wanted stand; none for all.
     """
     old, new = _TOKEN.findall(before), _TOKEN.findall(after)
     # The junk heuristic blurs short texts, and a page of thousands of words needs it.
     matcher = difflib.SequenceMatcher(None, old, new, autojunk=len(old) + len(new) > 4000)
-    left, right = [], []
-    for kind, i, j, k, m in matcher.get_opcodes():
-        removed = _highlighted("".join(old[i:j]), wanted)
-        added = _highlighted("".join(new[k:m]), wanted)
-        left.append(removed if kind == "equal" or not removed else f"<del>{removed}</del>")
-        right.append(added if kind == "equal" or not added else f"<ins>{added}</ins>")
-    return "".join(left), "".join(right)
+    opcodes = matcher.get_opcodes()
+    removed = _marked(old, [(c[0], c[1], c[2]) for c in opcodes], "del", wanted, words)
+    added = _marked(new, [(c[0], c[3], c[4]) for c in opcodes], "ins", wanted, words)
+    return removed, added
+
+
+def _marked(
+    tokens: list[str], stretches: list[tuple[str, int, int]], tag: str, wanted: set[str],
+    words: int | None,
+) -> str:  # fmt: skip
+    """Return the tokens of the window as HTML, changed stretches in the tag."""
+    low, high, left_out = _window(tokens, wanted, words)
+    pieces = []
+    for kind, start, end in stretches:
+        shown = "".join(tokens[max(start, low) : min(end, high)])
+        text = _highlighted(shown, wanted)
+        pieces.append(text if kind == "equal" or not text else f"<{tag}>{text}</{tag}>")
+    return left_out[0] + "".join(pieces) + left_out[1]
+
+
+def _excerpt(text: str, wanted: set[str], words: int | None) -> str:
+    """Return the stretch of a text that holds most of the wanted words."""
+    tokens = _TOKEN.findall(text)
+    low, high, left_out = _window(tokens, wanted, words)
+    return left_out[0] + "".join(tokens[low:high]) + left_out[1]
+
+
+def _window(
+    tokens: list[str], wanted: set[str], words: int | None
+) -> tuple[int, int, tuple[str, str]]:
+    """Return where the stretch starts and ends, and notes on what is before and behind it."""
+    places = [i for i, token in enumerate(tokens) if token[:1].isalnum()]
+    if words is None or len(places) <= words:
+        return 0, len(tokens), ("", "")
+    hits = [stem(tokens[i]) in wanted and tokens[i].lower() not in STOPWORDS for i in places]
+    sums = np.concatenate(([0], np.cumsum(hits)))
+    counts = sums[words:] - sums[:-words]
+    best = np.flatnonzero(counts == counts.max())
+    first = int(best[len(best) // 2])  # in the middle of equals, so that both sides are seen
+    behind = len(places) - first - words
+    notes = [
+        f"(… {count:,} word{'s' * (count > 1)}) " if count else "" for count in (first, behind)
+    ]
+    end = places[first + words - 1] + 1 if behind else len(tokens)
+    return places[first] if first else 0, end, (notes[0], f" {notes[1]}".rstrip())
 
 
 def _highlighted(text: str, wanted: set[str]) -> str:

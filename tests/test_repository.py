@@ -15,7 +15,7 @@ FLOORS = [
     {"files", "cells", "methods", "loops", "parameter_errors", "call_options", "params", "runs"}
     | {"trl_fields", "training_options", "training_params", "notebooks"}
     | {"efficiency_params", "supervisor", "analysis_options", "progress"}
-    | {"study_options", "key_point_params"},
+    | {"study_options", "key_point_params", "notebook_params", "records", "weekly_params"},
     {"text", "lexical", "rows", "corpus", "citations", "visibility", "statistics", "prompts"}
     | {"arrangement", "fidelity", "lint", "measurements", "bounds", "capacity", "pooling"}
     | {"efficiency_contrasts", "key_points", "group_variance"},
@@ -39,6 +39,7 @@ FLOORS = [
     | {"efficiency_text", "efficiency_tables", "efficiency_words", "efficiency_plots"}
     | {"effect_plots", "science_plots", "science_tables"}
     | {"study_tables", "study_findings", "study_plots"}
+    | {"headlines", "index_page", "side_by_side", "recorded", "weekly", "browser"}
     | {"models.simulated_gemini", "models.simulated_answers"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

@@ -1,0 +1,184 @@
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import date
+
+import pytest
+from conftest import PROJECT
+from run_folders import HEADLINE, make_run, method_row
+
+from geo_utils.cells import default_parameters
+from geo_utils.headlines import headline_phrase, results
+from geo_utils.index_page import default_parameters_of
+from geo_utils.notebooks import read_parameters
+from geo_utils.parameter_errors import ParameterError
+from geo_utils.records import Record, changed_parameters, choose_records, find_records
+from geo_utils.weekly_params import WeeklyParams
+
+DEFAULTS = default_parameters(PROJECT / "notebooks" / "05_weekly.ipynb")
+
+
+def chosen(root, *names, since=None):
+    found = choose_records(find_records(root), names, since)
+    return [r.run_id for r in found.finished], [r.run_id for r in found.unfinished]
+
+
+class TestStatus:
+    @pytest.mark.parametrize(
+        "content", ["", '{"status": "fini', "[]", "\x00", '{"status": "well"}']
+    )
+    def test_a_torn_manifest_is_unreadable_and_says_so(self, tmp_path, content):
+        folder = make_run(tmp_path, "20260101-100000000-aaaaaaaa")
+        (folder / "manifest.json").write_text(content)
+        (record,) = find_records(tmp_path)
+        assert record.status == "unreadable" and "torn" in record.reason
+        assert record.parameters == {} and record.seconds is None and results(record) == []
+
+    def test_a_run_whose_process_is_gone_is_abandoned(self, tmp_path):
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        for pid, host, status in (
+            (ended.pid, platform.node(), "abandoned"),
+            (os.getpid(), platform.node(), "started"),
+            (ended.pid, "another-host", "started"),
+        ):
+            attempt = {"pid": pid, "host": host, "started_at": "2026-01-01T10:00:00+00:00"}
+            root = tmp_path / f"{status}-{host}"
+            make_run(root, "20260101-1", status="started", ended_at=None, attempts=[attempt])
+            (record,) = find_records(root)
+            assert record.status == status
+            assert ("is gone" in record.reason) == (status == "abandoned")
+
+    def test_the_last_attempt_is_what_took(self, tmp_path):
+        times = ["2026-01-01T10:00:00+00:00", "2026-01-03T10:00:00+00:00"]
+        make_run(
+            tmp_path, "20260101-1", attempts=[{"started_at": time} for time in times],
+            ended_at="2026-01-03T10:01:05+00:00",
+        )  # fmt: skip
+        assert find_records(tmp_path)[0].seconds == 65
+
+    def test_an_older_manifest_may_lack_anything(self, tmp_path):
+        for entry in ("started_at", "ended_at", "attempts", "parameters", "provenance", "headline"):
+            make_run(tmp_path / entry, "20260101-1", **{entry: None})
+            (record,) = find_records(tmp_path / entry)
+            assert record.status == "finished" and str(record) and record.provenance
+            assert headline_phrase(record)
+            assert chosen(tmp_path / entry, since="2026-01-01") == (["20260101-1"], [])
+
+
+class TestChoice:
+    @pytest.fixture
+    def root(self, tmp_path):
+        make_run(tmp_path, "20260101-1")
+        make_run(tmp_path, "20260102-1")
+        make_run(tmp_path, "20260101-2", status="failed", reason="put right the day after")
+        make_run(tmp_path, "20260103-1", status="interrupted", reason="signal SIGTERM")
+        make_run(tmp_path, "20260103-2", status="interrupted", reason="dry run, nothing was spent")
+        make_run(tmp_path, "20260101-3", variant="other", status="failed", reason="never worked")
+        make_run(tmp_path, "20260104-1", notebook="03_key_point_prompt")
+        (tmp_path / "cache" / "a" / "b").mkdir(parents=True)
+        (tmp_path / "cache" / "a" / "b" / "manifest.json").write_text("{}")
+        return tmp_path
+
+    def test_the_newest_of_each_notebook_and_variant_and_what_failed_since(self, root):
+        assert chosen(root) == (["20260102-1", "20260104-1"], ["20260103-1", "20260101-3"])
+
+    def test_everything_since_a_date(self, root):
+        assert chosen(root, since="2026-01-02") == (["20260102-1", "20260104-1"], ["20260103-1"])
+        assert chosen(root, since="2026-02-01") == ([], [])
+
+    def test_named_runs_by_id_or_folder(self, root):
+        folder = root / "02_baseline_rewrites/smoke/20260101-2"
+        assert chosen(root, "20260101-1", str(folder)) == (["20260101-1"], ["20260101-2"])
+        with pytest.raises(ValueError, match=r"'20269' is no run.*newest are: .*20260104-1"):
+            chosen(root, "20269")
+
+
+class TestHeadlines:
+    def test_results_carry_interval_n_and_abstentions(self, tmp_path):
+        record = Record(make_run(tmp_path, "20260101-1"))
+        assert [(r.method, r.text, r.counts) for r in results(record)][1] == (
+            "key_point", "0.900 [0.800, 1.000]", "n = 30 queries, 90 samples, 2 abstentions",
+        )  # fmt: skip
+
+    def test_any_other_number_is_shown_under_its_name(self, tmp_path):
+        headline = {
+            "gain": {"mean": 0.25, "low": 0.1, "high": 0.4, "p": 0.01, "n_queries": 15},
+            "fastest": {"step_s": 2.5}, "settings": 7, "note": "text", "missing": None,
+        }  # fmt: skip
+        record = Record(make_run(tmp_path, "20260101-1", headline=headline))
+        assert [(r.quantity, r.text, r.counts) for r in results(record)] == [
+            ("gain", "+0.250 [+0.100, +0.400]", "n = 15 queries"),
+            ("fastest.step_s", "2.500", "n not recorded"),
+            ("settings", "7", ""),
+        ]
+
+    @pytest.mark.parametrize(
+        ("methods", "phrase"),
+        [
+            (HEADLINE["methods"], "original 0.400 [0.300, 0.500]; key-point rewrite 0.900"),
+            ({"original": method_row(None, None, None)}, "original no score"),
+            ({"policy/before": method_row(0.2, 0.1, 0.3), "policy/after": method_row(0.6, 0.5, 0.7),
+              "original": method_row(0.1, 0.0, 0.2)}, "original 0.100 [0.000, 0.200]; trained"),
+            ({"original": {"key_point_probability": 0.3}}, "original 0.300 (n not recorded)"),
+        ],
+    )  # fmt: skip
+    def test_the_phrase_names_the_original_and_what_it_is_about(self, tmp_path, methods, phrase):
+        record = Record(make_run(tmp_path, "20260101-1", headline={"methods": methods}))
+        assert headline_phrase(record).startswith(phrase)
+
+
+def test_parameters_that_are_not_the_default(tmp_path):
+    _, _, params = read_parameters("02_baseline_rewrites", "smoke", [("calls.max_cost", "5")])
+    resolved = params.model_dump(mode="json")
+    parameters = {"passed": {"repeats": 3}, "resolved": resolved}
+    record = Record(make_run(tmp_path, "20260101-1", parameters=parameters))
+    usual = default_parameters_of("02_baseline_rewrites")
+    changed = changed_parameters(record, default_parameters_of)
+    assert changed["repeats"] == 3 and changed["calls.max_cost"] == 5
+    assert "seed" not in changed and "variant" not in changed and usual["repeats"] == 5
+    gone = Record(make_run(tmp_path, "20260101-1", notebook="09_gone", parameters=parameters))
+    assert changed_parameters(gone, default_parameters_of) == {"repeats": 3}
+
+
+class TestWeeklyParams:
+    @pytest.fixture
+    def check(self, tmp_path):
+        make_run(tmp_path, "20260101-1")
+        make_run(tmp_path, "20260102-1", notebook="05_weekly")
+
+        def check(**changes):
+            return WeeklyParams.check(DEFAULTS | {"output_root": str(tmp_path)} | changes)
+
+        return check
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"since": "last week"}, "since: 'last week' is no date; write 2026-01-31"),
+            ({"since": 3}, "since=3: input should be a valid string"),
+            ({"runs": ["nope"]}, "runs: 'nope' is no run: give a run folder"),
+            ({"runs": "20260101-1"}, "runs='20260101-1': input should be a valid list"),
+            ({"runs": ["20260101-1"], "since": "2026-01-01"}, "choose differently: give one"),
+            ({"runs": ["05_weekly/default/20260102-1"]}, "is no run"),
+            ({"notes": "nowhere.md"}, "'nowhere.md': no such file; copy params/05_weekly/notes.md"),
+            ({"most_slides": 16}, "most_slides=16: input should be less than or equal to 15"),
+            ({"note": "x"}, "'note' is no parameter; did you mean 'notes'?"),
+            ({"output_root": "no/such/folder"}, "output_root='no/such/folder': no run in"),
+        ],
+    )
+    def test_what_cannot_be_used_is_said(self, check, changes, message):
+        with pytest.raises(ParameterError) as raised:
+            check(**changes)
+        assert message in str(raised.value)
+
+    def test_a_deck_is_not_made_from_decks(self, check, tmp_path):
+        with pytest.raises(ParameterError, match="a deck cannot be made from decks"):
+            check(runs=[str(tmp_path / "05_weekly/smoke/20260102-1")])
+        assert [r.run_id for r in check().records] == ["20260101-1"]
+
+    def test_yaml_reads_a_date_as_one(self, check):
+        assert check(since=date(2026, 1, 31)).since == "2026-01-31"
+        assert json.dumps(check(since="2026-01-31").model_dump())
