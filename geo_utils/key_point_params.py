@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from geo_utils.methods import MODEL_FREE_METHODS, check_methods, known_method
 from geo_utils.params import NO_ID_NEEDED, EvaluationParams
-from geo_utils.study_options import MODEL_JUDGES, EngineOptions, StudyOptions
+from geo_utils.studies.options import MODEL_JUDGES, EngineOptions, StudyOptions
 
 
 class KeyPointPromptParams(EvaluationParams):

@@ -9,14 +9,14 @@ from typing import Any
 import yaml
 
 from geo_utils.cells import default_parameters
-from geo_utils.efficiency_params import EfficiencyParams
+from geo_utils.efficiency.params import EfficiencyParams
 from geo_utils.files import project_root
 from geo_utils.key_point_params import KeyPointPromptParams
+from geo_utils.meeting.params import WeeklyParams
 from geo_utils.notebook_params import NotebookParams
 from geo_utils.parameter_errors import ParameterError, nearest, read_yaml
 from geo_utils.params import BaselineRewritesParams
-from geo_utils.training_params import GrpoParams
-from geo_utils.weekly_params import WeeklyParams
+from geo_utils.training.params import GrpoParams
 
 _ALL: tuple[type[NotebookParams], ...] = (
     EfficiencyParams, BaselineRewritesParams, KeyPointPromptParams, GrpoParams, WeeklyParams,

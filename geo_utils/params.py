@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from geo_utils.analysis_options import AnalysisOptions
+from geo_utils.analyses.options import AnalysisOptions
 from geo_utils.call_options import CallOptions
 from geo_utils.files import resolve_path
 from geo_utils.methods import check_methods, known_method

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from geo_utils.analyses import add_analyses
-from geo_utils.analysis_options import AnalysisOptions
+from geo_utils.analyses.analyses import add_analyses
+from geo_utils.analyses.options import AnalysisOptions
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import evaluate
 from geo_utils.loops import gather_all, run_sync

@@ -15,12 +15,12 @@ import nbformat
 from nbconvert import HTMLExporter, SlidesExporter
 from traitlets.config import Config
 
-from geo_utils.browser import NoPdf, print_pdf
 from geo_utils.files import resolve_path, write_atomic
-from geo_utils.index_page import write_index
-from geo_utils.records import find_records, named_records
+from geo_utils.meeting.browser import NoPdf, print_pdf
+from geo_utils.meeting.index_page import write_index
+from geo_utils.meeting.records import find_records, named_records
+from geo_utils.meeting.side_by_side import write_comparison
 from geo_utils.runs import Run
-from geo_utils.side_by_side import write_comparison
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _REVEAL = files("pyreveal") / "revealjs" / "dist"

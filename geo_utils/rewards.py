@@ -15,8 +15,8 @@ from geo_utils.corpus import load_corpus
 from geo_utils.model_rewriters import RewriteTask
 from geo_utils.notebooks import read_parameters
 from geo_utils.roles import make_roles, prompts_folder
-from geo_utils.scoring import Rewards, Values
-from geo_utils.training_params import GrpoParams
+from geo_utils.training.params import GrpoParams
+from geo_utils.training.scoring import Rewards, Values
 
 
 @lru_cache(maxsize=2)
@@ -35,7 +35,7 @@ async def key_point(**columns: Any) -> Values:
 
     With `reward.soft` the judge's strength of support, else 1 for `supported` and 0 for `omitted`
     or `contradicted`; the mean over `reward.repeats` answers. This and the six below take TRL's
-    columns as `geo_utils.grpo.prepare` writes them and are named in a recipe for `trl grpo` as
+    columns as `training.grpo.prepare` writes them and are named in a recipe for `trl grpo` as
     `geo_utils.rewards.key_point`; in the notebook, `Rewards.functions` are the same.
     """
     return await _component("key_point", columns)

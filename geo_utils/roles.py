@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from geo_utils.analysis_options import AnalysisOptions
+from geo_utils.analyses.options import AnalysisOptions
 from geo_utils.corpus import Corpus, Example
 from geo_utils.engines import Engine, ExtractiveEngine
 from geo_utils.files import resolve_path

@@ -190,8 +190,8 @@ def _failure(executed: Path, returncode: int) -> str:
 
 
 def _headline_text(run: Run) -> str:
-    from geo_utils.headlines import PROBABILITY, results
-    from geo_utils.records import Record
+    from geo_utils.meeting.headlines import PROBABILITY, results
+    from geo_utils.meeting.records import Record
 
     record = Record(run.folder)
     found = results(record)
@@ -224,7 +224,7 @@ def _render(run: Run) -> None:
 
 def _index(params: NotebookParams) -> None:
     """Write the page of all runs anew."""
-    from geo_utils.index_page import write_index
+    from geo_utils.meeting.index_page import write_index
 
     try:
         write_index(resolve_path(params.output_root))

@@ -13,20 +13,52 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 from test_headless import only_run, run_notebook
 
-from geo_utils.analyses import add_analyses, analyse, analysis_headline, rewrites
-from geo_utils.analysis_options import AnalysisOptions
+from geo_utils.analyses.analyses import add_analyses, analyse, analysis_headline, rewrites
+from geo_utils.analyses.collateral import (
+    OTHERS,
+    OWN,
+    collateral,
+    judge_points,
+    other_points,
+    point_shares,
+)
+from geo_utils.analyses.contrasts import contrasts, differing, means
+from geo_utils.analyses.conventions import by_convention, legacy_visibility, rank_flips
+from geo_utils.analyses.counterfactual import (
+    _donors,
+    arms,
+    contribution,
+    evaluate_arms,
+    lifts,
+    placebos,
+)
+from geo_utils.analyses.effect_plots import collateral_figure, convention_figure, strata_figure
+from geo_utils.analyses.frontier import frontier
+from geo_utils.analyses.funnel import attribution, carrier, funnel
+from geo_utils.analyses.gate import check_pages, original_support
+from geo_utils.analyses.options import AnalysisOptions
+from geo_utils.analyses.plots import (
+    frontier_figure,
+    funnel_figure,
+    lift_figure,
+    placebo_figure,
+    strict_figure,
+)
+from geo_utils.analyses.strata import others_carry, strata
+from geo_utils.analyses.tables import (
+    collateral_table,
+    convention_table,
+    frontier_table,
+    funnel_table,
+    lift_table,
+    objective_table,
+    placebo_table,
+    strata_table,
+)
 from geo_utils.cells import default_parameters
-from geo_utils.collateral import OTHERS, OWN, collateral, judge_points, other_points, point_shares
-from geo_utils.contrasts import contrasts, differing, means
-from geo_utils.conventions import by_convention, legacy_visibility, rank_flips
 from geo_utils.corpus import KeyPoint, load_corpus
-from geo_utils.counterfactual import _donors, arms, contribution, evaluate_arms, lifts, placebos
-from geo_utils.effect_plots import collateral_figure, convention_figure, strata_figure
 from geo_utils.engines import Answer, ExtractiveEngine
 from geo_utils.evaluate import draw_placement, evaluate
-from geo_utils.frontier import frontier
-from geo_utils.funnel import attribution, carrier, funnel
-from geo_utils.gate import check_pages, original_support
 from geo_utils.judges import LexicalJudge, Verdict
 from geo_utils.lint import instructions, new_instructions
 from geo_utils.methods import is_arm, is_policy, placebo_of, shuffled_method
@@ -39,24 +71,6 @@ from geo_utils.prompts import load_template
 from geo_utils.report import render_report
 from geo_utils.rewriters import EDITS, EditRewriter
 from geo_utils.roles import make_roles
-from geo_utils.science_plots import (
-    frontier_figure,
-    funnel_figure,
-    lift_figure,
-    placebo_figure,
-    strict_figure,
-)
-from geo_utils.science_tables import (
-    collateral_table,
-    convention_table,
-    frontier_table,
-    funnel_table,
-    lift_table,
-    objective_table,
-    placebo_table,
-    strata_table,
-)
-from geo_utils.strata import others_carry, strata
 from geo_utils.summary import summarise
 
 NB02 = "02_baseline_rewrites"

@@ -12,7 +12,6 @@ import yaml
 from conftest import PROJECT, make_example, run
 
 from geo_utils.arrangement import is_tidy, page_units
-from geo_utils.cold_start import Demonstration, demonstrations, export_llamafactory, main
 from geo_utils.corpus import KeyPoint
 from geo_utils.engines import ExtractiveEngine
 from geo_utils.judges import LexicalJudge
@@ -22,7 +21,8 @@ from geo_utils.models.usage import Usage
 from geo_utils.notebooks import read_parameters
 from geo_utils.policies import policy_rewriter, read_card
 from geo_utils.roles import Roles, make_caller
-from geo_utils.training_options import ColdStart
+from geo_utils.training.cold_start import Demonstration, demonstrations, export_llamafactory, main
+from geo_utils.training.options import ColdStart
 
 POINT = KeyPoint(1, "The Moon raises two bulges of water.")
 LANDS = "The Moon raises two bulges of water. A harbour sees a new tide every 12 hours."

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_headless import only_run, run_notebook
 
-from geo_utils.bounds import all_bounds, bounds, parts, predicted_step
-from geo_utils.capacity import (
+from geo_utils.efficiency.bounds import all_bounds, bounds, parts, predicted_step
+from geo_utils.efficiency.capacity import (
     changes,
     over_latency,
     over_limits,
@@ -23,16 +23,18 @@ from geo_utils.capacity import (
     sweep,
     urgent,
 )
-from geo_utils.efficiency_contrasts import (
+from geo_utils.efficiency.contrasts import (
     ablation,
     against_no_latency,
     against_stock,
     agreement,
     one_by_one,
 )
-from geo_utils.efficiency_params import CapacityOptions, EfficiencyParams
-from geo_utils.efficiency_plots import gpu_figure, latency_figure, sensitivity_figure, step_figure
-from geo_utils.efficiency_tables import (
+from geo_utils.efficiency.measurements import Measurement, read_rows, recorded_settings
+from geo_utils.efficiency.params import CapacityOptions, EfficiencyParams
+from geo_utils.efficiency.plots import gpu_figure, latency_figure, sensitivity_figure, step_figure
+from geo_utils.efficiency.pooling import compared, pooled
+from geo_utils.efficiency.tables import (
     SLIDE_ROWS,
     bound_table,
     contrast_table,
@@ -41,18 +43,16 @@ from geo_utils.efficiency_tables import (
     repeat_table,
     step_table,
 )
-from geo_utils.efficiency_words import (
+from geo_utils.efficiency.words import (
     efficiency_headline,
     latency_findings,
     plan_findings,
     schedule_findings,
     step_findings,
 )
-from geo_utils.measurements import Measurement, read_rows, recorded_settings
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.pooling import compared, pooled
-from geo_utils.trl_fields import field_names
+from geo_utils.training.trl_fields import field_names
 
 NB01 = "01_efficiency"
 # S 0.2, G 2.0, O 0.8; T = O 0.8 + 0.4 + 0.6 + 0.1 + 0.05 + 0.05 = 2.0
@@ -412,9 +412,11 @@ class TestShown:
     def test_the_headline_is_plain_json(self):
         head = efficiency_headline(self.results, plan(planned_work(self.results), self.options))
         read = json.loads(json.dumps(head, allow_nan=False))
-        assert read["urgent"] == "ahead" and len(read["settings"]) == len(self.results)
+        steps, lost = read["seconds a step, median [quartiles]"], read["settings not measured"]
+        assert read["urgent"] == "ahead" and len(steps) + lost == len(self.results)
         empty = row("zero", phases=dict.fromkeys(PHASES, 0.0), reward="negative_length")
-        assert efficiency_headline([empty], [])["settings"][0]["bound_ratio"] is None
+        (only,) = efficiency_headline([empty], [])["seconds a step, median [quartiles]"].values()
+        assert only["bound_ratio"] is None
 
 
 @pytest.mark.parametrize("variant", ["study", "ablation", "smoke"])
@@ -437,7 +439,7 @@ def test_the_study_has_the_issues_groups():
 HARNESS = (PROJECT / "geo_utils" / "efficiency.py").is_file()
 
 
-@pytest.mark.skipif(not HARNESS, reason="geo_utils.efficiency, the harness, is not here")
+@pytest.mark.skipif(not HARNESS, reason="geo_utils.efficiency.sweep, the harness, is not here")
 def test_the_notebook_renders_recorded_rows_without_a_gpu(tmp_path):
     recorded = tmp_path / "recorded"
     recorded.mkdir()

@@ -12,7 +12,7 @@ from geo_utils.notebooks import PARAMS, read_parameters
 from geo_utils.parameter_errors import ParameterError, read_yaml
 from geo_utils.params import BaselineRewritesParams
 from geo_utils.rewriters import EDITS
-from geo_utils.trl_fields import field_names
+from geo_utils.training.trl_fields import field_names
 
 NOTEBOOKS = {name: PROJECT / "notebooks" / f"{name}.ipynb" for name in PARAMS}
 DEFAULTS = default_parameters(NOTEBOOKS["02_baseline_rewrites"])

@@ -10,8 +10,6 @@ from conftest import make_example
 from geo_utils.corpus import load_corpus
 from geo_utils.engines import ExtractiveEngine
 from geo_utils.evaluate import evaluate
-from geo_utils.hand_labels import corrected_lift
-from geo_utils.headroom import headroom_strata, headroom_table, unit_table
 from geo_utils.judges import LexicalJudge
 from geo_utils.rewriters import Rewrite
 from geo_utils.statistics import (
@@ -20,6 +18,8 @@ from geo_utils.statistics import (
     jackknife,
     paired_difference,
 )
+from geo_utils.studies.hand_labels import corrected_lift
+from geo_utils.studies.headroom import headroom_strata, headroom_table, unit_table
 
 SEEDS = range(100)
 ENOUGH = 93

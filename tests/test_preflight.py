@@ -11,21 +11,21 @@ from types import SimpleNamespace
 import pytest
 from servers import free_port
 
-from geo_utils import preflight
-from geo_utils.checkpoints import (
-    base_checksum,
-    check_adapter,
-    checkpoint_step,
-    keep_base_exact,
-    newest_complete,
-)
 from geo_utils.methods import policy_problem
 from geo_utils.models.base import FatalError
 from geo_utils.models.weights import weights_id
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
 from geo_utils.policies import CARD, PolicyCard, read_card, same_card
-from geo_utils.preflight import check_machine, check_server
+from geo_utils.training import preflight
+from geo_utils.training.checkpoints import (
+    base_checksum,
+    check_adapter,
+    checkpoint_step,
+    keep_base_exact,
+    newest_complete,
+)
+from geo_utils.training.preflight import check_machine, check_server
 
 BASE = "Qwen/Qwen3-1.7B"
 
@@ -251,8 +251,8 @@ class TestAdapter:
 
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory):
-    from geo_utils.small_policy import make_small_policy
-    from geo_utils.training_options import SmallModel
+    from geo_utils.training.options import SmallModel
+    from geo_utils.training.small_policy import make_small_policy
 
     folder = tmp_path_factory.mktemp("small") / "policy"
     options = SmallModel(hidden_size=32, layers=1, vocabulary=300)

@@ -10,12 +10,12 @@ from conftest import PROJECT
 from run_folders import HEADLINE, make_run, method_row
 
 from geo_utils.cells import default_parameters
-from geo_utils.headlines import headline_phrase, results
-from geo_utils.index_page import default_parameters_of
+from geo_utils.meeting.headlines import headline_phrase, results
+from geo_utils.meeting.index_page import default_parameters_of
+from geo_utils.meeting.params import WeeklyParams
+from geo_utils.meeting.records import Record, changed_parameters, choose_records, find_records
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.records import Record, changed_parameters, choose_records, find_records
-from geo_utils.weekly_params import WeeklyParams
 
 DEFAULTS = default_parameters(PROJECT / "notebooks" / "05_weekly.ipynb")
 

@@ -12,37 +12,35 @@ import yaml
 from conftest import PROJECT
 
 FLOORS = [
-    {"files", "cells", "methods", "loops", "parameter_errors", "call_options", "params", "runs"}
-    | {"trl_fields", "training_options", "training_params", "notebooks"}
-    | {"efficiency_params", "supervisor", "analysis_options", "progress"}
-    | {"study_options", "key_point_params", "notebook_params", "records", "weekly_params"},
-    {"text", "lexical", "rows", "corpus", "citations", "visibility", "statistics", "prompts"}
-    | {"arrangement", "fidelity", "lint", "measurements", "bounds", "capacity", "pooling"}
-    | {"efficiency_contrasts", "key_points", "group_variance"},
-    {"models"}
-    | {f"models.{name}" for name in ("base", "batching", "cache", "caller", "gemini", "limits")}
-    | {f"models.{name}" for name in ("openai_server", "planner", "prices", "slots", "usage")}
-    | {f"models.{name}" for name in ("transformers_local", "vllm_local", "weights")},
-    {"engines", "judges", "rewriters", "model_roles", "model_rewriters", "cleaning"}
-    | {"source_points"},
-    {"evaluate", "summary", "policies", "roles", "plan", "rollouts", "scoring", "rewards"}
-    | {"call_clock", "free_rewards"}
-    | {"analyses", "collateral", "contrasts", "conventions", "counterfactual", "frontier"}
-    | {"funnel", "gate", "strata"}
-    | {"headroom", "adoption", "transfer", "agreement", "hand_labels", "power", "studies"}
-    | {"study_results"},
-    {"checkpoints", "preflight", "small_policy", "cold_start", "training_data", "training_log"}
-    | {"grpo", "comparison", "phases", "streaming", "overlapped_trainer"}
-    | {"random_weights", "gpus", "servers", "efficiency_recipes", "measure", "efficiency"},
+    "files cells methods loops parameter_errors call_options notebook_params params runs notebooks "
+    "key_point_params progress supervisor efficiency efficiency.params training training.options "
+    "training.params training.trl_fields analyses analyses.options studies studies.options "
+    "meeting meeting.params meeting.records",
+    "text lexical rows corpus citations visibility statistics prompts arrangement fidelity lint "
+    "key_points studies.group_variance efficiency.measurements efficiency.bounds "
+    "efficiency.capacity efficiency.pooling efficiency.contrasts",
+    "models models.base models.batching models.cache models.caller models.gemini models.limits "
+    "models.openai_server models.planner models.prices models.slots models.usage "
+    "models.transformers_local models.vllm_local models.weights",
+    "engines judges rewriters model_roles model_rewriters cleaning studies.source_points",
+    "evaluate summary policies roles plan rewards training.rollouts training.scoring "
+    "training.call_clock training.free_rewards analyses.analyses analyses.collateral "
+    "analyses.contrasts analyses.conventions analyses.counterfactual analyses.frontier "
+    "analyses.funnel analyses.gate analyses.strata studies.headroom studies.adoption "
+    "studies.transfer studies.agreement studies.hand_labels studies.power studies.studies "
+    "studies.results",
+    "training.checkpoints training.preflight training.small_policy training.cold_start "
+    "training.data training.log training.grpo training.comparison training.phases "
+    "training.streaming training.overlapped_trainer servers efficiency.random_weights "
+    "efficiency.gpus efficiency.recipes efficiency.measure efficiency.sweep",
     # The look-alike is a program that answers through the roles; nothing imports it.
-    {"tables", "plots", "training_plots", "view", "rollout_view", "report", "run"}
-    | {"efficiency_text", "efficiency_tables", "efficiency_words", "efficiency_plots"}
-    | {"effect_plots", "science_plots", "science_tables"}
-    | {"study_tables", "study_findings", "study_plots"}
-    | {"headlines", "index_page", "side_by_side", "recorded", "weekly", "browser"}
-    | {"models.simulated_gemini", "models.simulated_answers"},
+    "tables plots view report run training.plots training.rollout_view efficiency.text "
+    "efficiency.tables efficiency.words efficiency.plots analyses.effect_plots analyses.plots "
+    "analyses.tables studies.tables studies.findings studies.plots meeting.headlines "
+    "meeting.index_page meeting.side_by_side meeting.recorded meeting.weekly meeting.browser "
+    "models.simulated_gemini models.simulated_answers",
 ]
-FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
+FLOOR = {module: number for number, names in enumerate(FLOORS) for module in names.split()}
 PACKAGE = PROJECT / "geo_utils"
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path

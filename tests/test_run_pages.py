@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from run_folders import HEADLINE, executed, make_run, method_row, picture
 
-from geo_utils.index_page import duration, write_index
-from geo_utils.records import find_records
+from geo_utils.meeting.index_page import duration, write_index
+from geo_utils.meeting.records import find_records
+from geo_utils.meeting.side_by_side import compare_runs, comparison_view, write_comparison
 from geo_utils.report import main
-from geo_utils.side_by_side import compare_runs, comparison_view, write_comparison
 
 chromium = pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
 

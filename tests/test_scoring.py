@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 from conftest import make_example, run
 
-from geo_utils.call_clock import walls
 from geo_utils.corpus import KeyPoint, load_corpus
 from geo_utils.engines import Answer, ExtractiveEngine
 from geo_utils.evaluate import evaluate
@@ -20,9 +19,10 @@ from geo_utils.models.caller import Caller, Policy
 from geo_utils.models.gemini import Gemini
 from geo_utils.rewriters import EDITS
 from geo_utils.runs import RunInterrupted
-from geo_utils.scoring import Rewards
 from geo_utils.text import sentences
-from geo_utils.training_options import RewardOptions
+from geo_utils.training.call_clock import walls
+from geo_utils.training.options import RewardOptions
+from geo_utils.training.scoring import Rewards
 
 TASK = RewriteTask("key_point")
 ARRANGE = RewriteTask("arrange_key_point")

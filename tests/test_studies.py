@@ -10,27 +10,27 @@ from conftest import make_example, make_row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geo_utils.adoption import (
+from geo_utils.corpus import KeyPoint, choose_key_points, draw_queries, load_corpus
+from geo_utils.engines import Answer, ExtractiveEngine
+from geo_utils.evaluate import evaluate
+from geo_utils.judges import LexicalJudge, Verdict
+from geo_utils.loops import run_sync
+from geo_utils.rewriters import STRESSES, EditRewriter, Rewrite
+from geo_utils.studies.adoption import (
     AdoptionCase,
     adoption_change,
     adoption_order,
     adoption_samples,
     adoption_table,
 )
-from geo_utils.agreement import answer_id, judge_again, judges_of, kappa_table
-from geo_utils.corpus import KeyPoint, choose_key_points, draw_queries, load_corpus
-from geo_utils.engines import Answer, ExtractiveEngine
-from geo_utils.evaluate import evaluate
-from geo_utils.group_variance import beta_no_variance_chance, no_variance_chance
-from geo_utils.hand_labels import accuracy_table, label_sheet, with_labels
-from geo_utils.headroom import best_rewrite, headroom_samples, headroom_table
-from geo_utils.judges import LexicalJudge, Verdict
-from geo_utils.loops import run_sync
-from geo_utils.power import pilot_variance, power_table
-from geo_utils.rewriters import STRESSES, EditRewriter, Rewrite
-from geo_utils.source_points import SourcePoint, page_claims, source_points
-from geo_utils.study_options import HeadroomOptions, JudgeCheckOptions, PowerOptions
-from geo_utils.transfer import transfer_loss, transfer_table
+from geo_utils.studies.agreement import answer_id, judge_again, judges_of, kappa_table
+from geo_utils.studies.group_variance import beta_no_variance_chance, no_variance_chance
+from geo_utils.studies.hand_labels import accuracy_table, label_sheet, with_labels
+from geo_utils.studies.headroom import best_rewrite, headroom_samples, headroom_table
+from geo_utils.studies.options import HeadroomOptions, JudgeCheckOptions, PowerOptions
+from geo_utils.studies.power import pilot_variance, power_table
+from geo_utils.studies.source_points import SourcePoint, page_claims, source_points
+from geo_utils.studies.transfer import transfer_loss, transfer_table
 
 CORPUS = load_corpus().examples[:4]
 PAIRS = choose_key_points(CORPUS)

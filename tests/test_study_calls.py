@@ -11,7 +11,7 @@ from geo_utils.key_point_params import KeyPointPromptParams
 from geo_utils.plan import plan_calls
 from geo_utils.roles import make_roles
 from geo_utils.runs import Run, RunInterrupted
-from geo_utils.studies import check_studies, make_studies
+from geo_utils.studies.studies import check_studies, make_studies
 
 DEFAULTS = default_parameters(PROJECT / "notebooks" / "03_key_point_prompt.ipynb")
 TABLES = ("headroom", "adoption", "transfer", "judges")

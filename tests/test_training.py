@@ -16,7 +16,7 @@ from geo_utils.engines import Answer
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
 from geo_utils.runs import Run
-from geo_utils.training_log import read_jsonl, rewind
+from geo_utils.training.log import read_jsonl, rewind
 
 TESTS = Path(__file__).parent
 QUIET = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
@@ -135,7 +135,7 @@ def test_the_same_recipe_runs_under_trl_grpo(tmp_path):
     path.write_text(yaml.safe_dump(recipe))
     assert read_parameters("04_grpo", str(path))[2].grpo["max_steps"] == 3
     prepared = subprocess.run(
-        [sys.executable, "-m", "geo_utils.grpo", "prepare", path],
+        [sys.executable, "-m", "geo_utils.training.grpo", "prepare", path],
         capture_output=True, text=True, timeout=200, env=QUIET, cwd=PROJECT,
     )  # fmt: skip
     assert prepared.returncode == 0, prepared.stderr[-2000:]

@@ -12,8 +12,8 @@ from conftest import PROJECT
 
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.training_params import GrpoParams
-from geo_utils.trl_fields import field_names
+from geo_utils.training.params import GrpoParams
+from geo_utils.training.trl_fields import field_names
 
 OWN = {
     "variant": "mine",

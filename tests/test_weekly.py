@@ -11,14 +11,14 @@ from conftest import PROJECT
 from run_folders import PIXEL, executed, make_run, picture, table
 from test_run_pages import chromium, in_browser, loads_something
 
-from geo_utils.browser import BROWSERS, NoPdf, print_pdf
 from geo_utils.cells import default_parameters
-from geo_utils.recorded import EXAMPLE_TAG, question, recorded_outputs
-from geo_utils.records import Record
+from geo_utils.meeting.browser import BROWSERS, NoPdf, print_pdf
+from geo_utils.meeting.params import MOST_SLIDES, WeeklyParams
+from geo_utils.meeting.recorded import EXAMPLE_TAG, question, recorded_outputs
+from geo_utils.meeting.records import Record
+from geo_utils.meeting.weekly import make_deck, runs_view, sources
 from geo_utils.report import render_report
 from geo_utils.view import marked_changes
-from geo_utils.weekly import make_deck, runs_view, sources
-from geo_utils.weekly_params import MOST_SLIDES, WeeklyParams
 
 DEFAULTS = default_parameters(PROJECT / "notebooks" / "05_weekly.ipynb")
 NB03 = "03_key_point_prompt"
@@ -249,7 +249,7 @@ class TestSlides:
 
 class TestWithoutABrowser:
     def test_none_is_said_and_an_old_pdf_goes(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("geo_utils.browser.BROWSERS", ("no-such-browser",))
+        monkeypatch.setattr("geo_utils.meeting.browser.BROWSERS", ("no-such-browser",))
         (tmp_path / "slides.pdf").write_text("of another day")
         with pytest.raises(NoPdf, match=r"no browser is installed \(no-such-browser\)"):
             print_pdf(tmp_path / "slides.html")

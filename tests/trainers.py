@@ -17,9 +17,9 @@ from geo_utils.corpus import KeyPoint
 from geo_utils.engines import Answer
 from geo_utils.judges import Verdict
 from geo_utils.model_rewriters import RewriteTask
-from geo_utils.overlapped_trainer import OverlappedTrainer
-from geo_utils.scoring import Rewards
-from geo_utils.training_options import RewardOptions
+from geo_utils.training.options import RewardOptions
+from geo_utils.training.overlapped_trainer import OverlappedTrainer
+from geo_utils.training.scoring import Rewards
 
 NAMES = ("tides", "boats", "moons", "ports", "winds", "waves")
 POINT = (KeyPoint(1, "The Moon raises two bulges of water."),)

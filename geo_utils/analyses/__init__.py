@@ -1,0 +1,1 @@
+"""Notebook 02: what a samples table says beyond the key-point probability."""

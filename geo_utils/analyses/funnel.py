@@ -1,0 +1,99 @@
+"""From a key point in the answer to one that the target is rightly credited for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geo_utils.analyses.contrasts import means
+from geo_utils.citations import CitedSentence, parse_answer
+from geo_utils.lexical import coverage
+from geo_utils.methods import is_arm
+
+STAGES = {
+    "supported": "in the answer",
+    "credited": "its sentence cites the target",
+    "attributed": "and the original page holds it",
+}
+
+
+def carrier(key_point: str, answer: str, n_sources: int) -> tuple[str, tuple[int, ...]]:
+    """Return the sentence of an answer that carries most of a key point, and what it cites.
+
+    Args:
+        key_point: The point.
+        answer: The engine's text.
+        n_sources: How many sources the engine saw.
+
+    Returns:
+        The sentence without its marks and 0-based places of the sources it cites; empty if no
+        sentence shares a word with the point.
+    """
+    parsed = _parsed(answer, n_sources)
+    found = coverage(key_point, [sentence.text for sentence in parsed], window=1)
+    if not found.end:
+        return "", ()
+    return parsed[found.start].text, parsed[found.start].citations
+
+
+@lru_cache(maxsize=8192)
+def _parsed(answer: str, n_sources: int) -> tuple[CitedSentence, ...]:
+    return parse_answer(answer, n_sources).sentences
+
+
+def attribution(samples: pd.DataFrame) -> pd.DataFrame:
+    """Follow each key point from the answer to the original page.
+
+    Args:
+        samples: As `evaluate.evaluate` returns it, with `original_supports`.
+
+    Returns:
+        A row a sample. `credited`: 1.0 if the answer supports the point and the sentence that
+        carries most of it cites the target. `attributed`: 1.0 if also the original page supports
+        it; NaN where the judge was not asked, or abstained. Both NaN where the verdict is, and
+        for answers that saw no target.
+    """
+    rows = []
+    each: Iterable[Any] = samples.itertuples(index=False)
+    for row in each:
+        credited = row.supported
+        if is_arm(row.method):
+            credited = np.nan
+        elif row.supported == 1:
+            _, cited = carrier(row.key_point, row.answer, len(row.source_order))
+            credited = float(row.target_place in cited)
+        attributed = row.original_supports if credited == 1 else credited
+        rows.append((credited, attributed))
+    return pd.DataFrame(rows, columns=["credited", "attributed"], index=samples.index, dtype=float)
+
+
+def funnel(samples: pd.DataFrame) -> pd.DataFrame:
+    """Estimate each stage of the funnel, as a share of all samples, by method.
+
+    Args:
+        samples: With the columns of `attribution`.
+
+    Returns:
+        Indexed by method and stage (a key of `STAGES`): as `contrasts.means`, and `of_previous`,
+        the share that the stage keeps of the one before (1.0 for the first). A stage that was not
+        asked for is missing.
+    """
+    own = samples[~samples["method"].map(is_arm)]
+    parts = {
+        stage: means(own, stage, bounded=True)
+        for stage in STAGES
+        if own[stage].notna().any() and (stage != "attributed" or _asked(own))
+    }
+    found = pd.concat(parts, names=["stage"]).swaplevel().sort_index(sort_remaining=False)
+    found = found.reindex([(m, s) for m in dict.fromkeys(own["method"]) for s in parts])
+    before = found["mean"].groupby("method").shift()
+    found["of_previous"] = (found["mean"] / before.where(before > 0)).where(before.notna(), 1.0)
+    return found
+
+
+def _asked(samples: pd.DataFrame) -> bool:
+    return bool(samples["original_supports"].notna().any())

@@ -1,0 +1,129 @@
+"""Where a method's lift is: by place of the target, by the other sources, by baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geo_utils.analyses.contrasts import differing
+from geo_utils.corpus import Example
+from geo_utils.lexical import SUPPORT_THRESHOLD, coverage
+from geo_utils.statistics import cluster_mean, holm
+from geo_utils.summary import ALPHA, PAIR
+from geo_utils.text import sentences
+
+_BANDS = ("below 20 %", "20 to 80 %", "above 80 %")
+
+
+def others_carry(samples: pd.DataFrame, examples: Iterable[Example]) -> pd.Series:
+    """Tell for each sample whether another source carries its key point, by its words.
+
+    Args:
+        samples: As `evaluate.evaluate` returns it.
+        examples: The corpus.
+
+    Returns:
+        1.0 or 0.0 a sample, as the lexical judge's threshold has it.
+    """
+    pages = {
+        e.query_id: [sentences(s) for i, s in enumerate(e.sources) if i != e.target_id]
+        for e in examples
+    }
+    points = samples[["query_id", "key_point"]].drop_duplicates()
+    known = {
+        (query, point): float(
+            any(coverage(point, page).score >= SUPPORT_THRESHOLD for page in pages[query])
+        )
+        for query, point in points.itertuples(index=False, name=None)
+    }
+    keys = zip(samples["query_id"], samples["key_point"], strict=True)
+    return pd.Series([known[key] for key in keys], index=samples.index)
+
+
+def strongest(samples: pd.DataFrame, methods: Iterable[str], column: str = "supported") -> str:
+    """Return the method with the largest mean of a column, the original page left out."""
+    shown = samples[samples["method"].isin([m for m in methods if m != "original"])]
+    return str(shown.groupby("method", sort=False)[column].mean().idxmax())
+
+
+def strata(
+    samples: pd.DataFrame, method: str, reference: str = "original", seed: int = 0
+) -> pd.DataFrame:
+    """Split a method's lift over a reference by what the queries have in common.
+
+    The baseline is the reference's, measured on the even repeats, and its lift is that of the odd
+    ones: on the same answers a low baseline would be followed by a high lift by chance alone.
+    With one repeat there is no baseline.
+
+    Args:
+        samples: With the column `others_carry`, and the rows of the original page.
+        method: The method; `original` to ask what the page itself contributes.
+        reference: What it is compared with; then `removed`.
+        seed: Seed of resampling and permutation.
+
+    Returns:
+        One row a stratum: `factor`, `stratum`, `mean`, `low`, `high` of the lift, `n_examples`,
+        `n_samples`, `abstentions` (pairs without a score), `p_value` of the factor (permutation
+        test that its strata have one lift; NaN if it has one stratum), `p_holm` over the factors,
+        `clear`, `method` and `reference`.
+    """
+    wide = samples[samples["method"].isin([reference, method])]
+    pairs = wide.pivot(index=PAIR, columns="method", values="supported")
+    lift = (pairs[method] - pairs[reference]).rename("lift").reset_index()
+    known = samples[samples["method"] == "original"]
+    about = known.groupby(PAIR[:2])[["target_place", "others_carry"]].first().reset_index()
+    places = known["source_order"].map(len).max()
+    frame = lift.merge(about, on=PAIR[:2])
+    parts = [
+        ("place of the target", _place(frame["target_place"], int(places)), frame),
+        ("other sources", frame["others_carry"].map({1.0: "carry it", 0.0: "do not carry it"}),
+         frame),
+    ]  # fmt: skip
+    bases = samples[(samples["method"] == reference) & (samples["repeat"] % 2 == 0)]
+    even = bases.groupby(PAIR[:2])["supported"].mean()
+    odd = frame[frame["repeat"] % 2 == 1]
+    if len(odd):
+        base = odd.merge(even.rename("baseline").reset_index(), on=PAIR[:2], how="left")
+        parts.append(("baseline", base["baseline"].map(_band), base))
+    rows = [row for name, labels, part in parts for row in _factor(name, labels, part, seed)]
+    found = pd.DataFrame(rows)
+    first = found.drop_duplicates("factor").set_index("factor")["p_value"]
+    found["p_holm"] = found["factor"].map(dict(zip(first.index, holm(first.tolist()), strict=True)))
+    found["clear"] = found["p_holm"] < ALPHA
+    return found.assign(method=method, reference=reference)
+
+
+def _factor(name: str, labels: pd.Series, frame: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
+    order = {
+        "first": 0, "middle": 1, "last": 2, "do not carry it": 0, "carry it": 1,
+        **{band: i for i, band in enumerate(_BANDS)},
+    }  # fmt: skip
+    rows, groups = [], []
+    for stratum in sorted(labels.dropna().unique(), key=lambda s: order[s]):
+        part = frame[labels == stratum]
+        found = cluster_mean(part["lift"].to_numpy(float), part["query_id"].tolist())
+        groups.append(part.groupby("query_id")["lift"].mean().dropna().to_numpy(float))
+        rows.append({
+            "factor": name, "stratum": stratum, "mean": found.mean, "low": found.low,
+            "high": found.high, "n_examples": found.n_clusters, "n_samples": found.n_samples,
+            "abstentions": int(part["lift"].isna().sum()),
+        })  # fmt: skip
+    p_value = differing(groups, seed)
+    return [row | {"p_value": p_value} for row in rows]
+
+
+def _place(places: pd.Series, n: int) -> pd.Series:
+    return pd.Series(
+        np.select([places == 0, places == n - 1], ["first", "last"], "middle"), index=places.index
+    )
+
+
+def _band(share: float) -> str | None:
+    """Name the band of a baseline: 20 % and 80 % lie in the middle."""
+    if np.isnan(share):
+        return None
+    low, middle, high = _BANDS
+    return low if share < 0.2 else high if share > 0.8 else middle

@@ -1,0 +1,159 @@
+"""One measurement of a training's speed, in a process of its own: a recipe in, a result out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, quantiles
+from typing import Any
+
+from geo_utils.corpus import Example, KeyPoint, load_corpus
+from geo_utils.files import write_atomic
+from geo_utils.model_rewriters import RewriteTask
+from geo_utils.model_roles import ModelEngine
+from geo_utils.policies import fitter, load_tokenizer, prompt_counter
+from geo_utils.rewriters import Rewrite
+from geo_utils.roles import Roles, make_roles
+from geo_utils.training.data import Split, base_model, policy_card, prompt_rows
+from geo_utils.training.grpo import make_trainer
+from geo_utils.training.log import Interrupts, TrainingLog, hush, read_jsonl
+from geo_utils.training.params import GrpoParams
+from geo_utils.training.phases import timed
+from geo_utils.training.preflight import check_machine
+from geo_utils.training.scoring import Rewards
+
+# What vLLM and CUDA say when a setting does not fit.
+NO_MEMORY = ("out of memory", "no available memory", "less than desired gpu memory")
+
+
+def measure(spec: dict[str, Any]) -> dict[str, Any]:
+    """Train for the steps of a specification and return what they took.
+
+    Args:
+        spec: `recipe`, the values of notebook 04's parameters; `warmup_steps`; `answer_tokens`.
+
+    Returns:
+        The row's fields that only the training knows; the steps' begin and end as `window`.
+    """
+    hush()
+    params = GrpoParams.check(spec["recipe"])
+    check_machine(params)
+    examples = load_corpus(**params.corpus_options)
+    roles = make_roles(params)
+    engine = roles.engine
+    if isinstance(engine, ModelEngine):
+        shorter = replace(engine.sampling, max_tokens=spec["answer_tokens"])
+        roles = replace(roles, engine=replace(engine, sampling=shorter))
+    base = base_model(params)
+    rows, prompt_tokens = prompts(params, examples, base)
+    with tempfile.TemporaryDirectory() as folder:
+        log = TrainingLog(Path(folder), policy_card(params), Interrupts())
+        rewards = Rewards(examples, _AnyReply(params.method), roles.engine, roles.judge,
+                          params.reward, params.seed)  # fmt: skip
+        with timed(log.clock):
+            trainer = make_trainer(params, base, rows, rewards, Path(folder), log)
+            trainer.train()
+        steps = read_jsonl(Path(folder) / "metrics.jsonl")
+    if params.reward.schedule == "ahead":
+        steps.pop()  # the last step has no batch to write beside it
+    found = _result(steps, spec["warmup_steps"]) | _spent(roles, params, len(steps))
+    return found | {"prompt_tokens": prompt_tokens}
+
+
+class _AnyReply(RewriteTask):
+    """Takes every reply for a page: whatever it holds, it costs its calls."""
+
+    def page(
+        self, reply: str, example: Example, key_point: KeyPoint, shown: int | None = None
+    ) -> Rewrite:
+        return Rewrite(reply.strip() or example.target)
+
+
+def prompts(
+    params: GrpoParams, examples: Iterable[Example], base: str
+) -> tuple[list[dict[str, Any]], float]:
+    """Return prompts that all have about the longest length, and their mean length in tokens.
+
+    Each page is followed by the query's others, and cut where the prompt is full.
+    """
+    card, tokenizer = policy_card(params), load_tokenizer(base)
+    pairs = []
+    for example in examples:
+        pages = [example.target, *(p for p in example.sources if p != example.target)]
+        sources = list(example.sources)
+        sources[example.target_id] = "\n\n".join(pages)
+        longer = replace(example, sources=tuple(sources))
+        pairs += [(longer, point) for point in example.key_points]
+    fit = fitter(replace(card, max_completion_length=2**20), tokenizer)
+    rows = prompt_rows(Split(pairs, ()), card.task, fit)
+    count = prompt_counter(tokenizer)
+    return rows, round(fmean(count(row["prompt"][0]["content"]) for row in rows), 1)
+
+
+def _result(steps: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
+    """Return the row's fields on time, from the steps after the warm-up."""
+    counted = steps[warmup:]
+    seconds = [row["phases"]["step"] for row in counted]
+    low, middle, high = quantiles(seconds, n=4, method="inclusive")
+
+    def means(part: str) -> dict[str, float]:
+        names = dict.fromkeys(name for row in counted for name in row.get(part, ()))
+        return {
+            name: round(fmean(row.get(part, {}).get(name, 0.0) for row in counted), 4)
+            for name in names
+            if name != "step"
+        }
+
+    def mean(name: str) -> float | None:
+        found = [row[name] for row in counted if row.get(name) is not None]
+        return round(fmean(found), 4) if found else None
+
+    return {
+        "steps": len(counted), "step_s": middle, "step_s_spread": [low, high],
+        "step_s_all": seconds, "phases": means("phases"), "background": means("background"),
+        "reward_s": mean("reward/seconds"), "engine_s": mean("reward/engine_wall"),
+        "judge_s": mean("reward/judge_wall"), "abstained": mean("reward/abstained"),
+        "new_tokens": mean("completions/mean_length"), "reward_mean": mean("reward"),
+        "staleness": mean("sampling/sampling_logp_difference/mean"),
+        "window": [steps[warmup - 1]["at"] if warmup else counted[0]["at"] - seconds[0],
+                   counted[-1]["at"]],
+    }  # fmt: skip
+
+
+def _spent(roles: Roles, params: GrpoParams, steps: int) -> dict[str, Any]:
+    """Return calls and cost of 1,000 rollouts, and the trainer's own peak memory."""
+    import torch
+
+    spent, rollouts = list(roles.usage.report().values()), steps * params.generation_size
+    calls, costs = sum(row["calls"] for row in spent), [row["cost_usd"] for row in spent]
+    cost = None if not costs or None in costs else sum(costs)
+    on_gpu = torch.cuda.is_available()
+    return {
+        "calls_per_1000": round(1000 * calls / rollouts, 1),
+        "cost_per_1000": None if cost is None else round(1000 * cost / rollouts, 4),
+        "trainer_peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1) if on_gpu else None,
+        "served_by": sorted(roles.usage.served_by),
+    }
+
+
+def main(path: str) -> int:
+    """Measure a specification file and write `result.json` beside it."""
+    spec = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        result = {"status": "measured", **measure(spec)}
+    except BaseException as error:
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}".strip()[:600]
+        memory = any(sign in reason.lower() for sign in NO_MEMORY)
+        result = {"status": "out of memory" if memory else "failed", "reason": reason}
+    write_atomic(Path(path).with_name("result.json"), json.dumps(result))
+    return 0 if result["status"] == "measured" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

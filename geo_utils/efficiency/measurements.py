@@ -1,0 +1,224 @@
+"""Measured steps: rows as the harness of notebook 01 wrote them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from geo_utils.efficiency.params import Setting
+from geo_utils.files import project_root, resolve_path
+from geo_utils.parameter_errors import ParameterError, read_yaml
+
+log = logging.getLogger(__name__)
+
+Status = Literal["measured", "not run", "out of memory", "failed", "timed out"]
+Condition = tuple[Any, ...]
+# In the order of a step. "train" parts need no new completion and no reward to begin with.
+TRAIN_PHASES = ("old log-probabilities", "loss forward", "backward", "optimizer",
+                "batch preparation", "between steps")  # fmt: skip
+PHASES = ("weight sync", "generation", "reward", *TRAIN_PHASES)
+
+
+class Measurement(BaseModel):
+    """One setting measured once, or several times put together by `pooling.pooled`.
+
+    Figures are None where the setting was not measured, and where nothing could measure them.
+
+    Attributes:
+        setting: Its name.
+        group: Settings that are compared with each other.
+        status: How the measurement ended.
+        reason: Why it did not end well, or was not begun.
+        policy: How the policy generates.
+        reward: What rewards it.
+        schedule: When rewards are worked out.
+        parallel: Whether an API is asked for a whole batch at once.
+        repeat: Number of the repeat.
+        repeats: How many repeats stand behind the figures.
+        lost: How many more did not end well.
+        hardware: Such as `NVIDIA H200 x 1`.
+        gpus: GPUs that the setting held.
+        gpus_wanted: GPUs that it asks for.
+        shared: Whether roles shared a GPU.
+        completions: A step.
+        new_tokens: Of a completion, mean.
+        prompt_tokens: Of a prompt.
+        natural_lengths: Whether completions ended where they end.
+        reward_latency_s: Of engine and judge together, where they were simulated.
+        on_policy: Whether the weights that generated are those that are trained.
+        warmup_steps: Steps that were dropped.
+        steps: Steps that count.
+        step_s: Seconds a step, median.
+        step_s_all: Seconds of each step.
+        step_s_spread: Quartiles of them.
+        phases: Seconds of each phase of the main thread a step, mean; they exclude each other.
+        background: Seconds of each phase that ran beside the main thread.
+        engine_s: Seconds of a step in which the engine was asked.
+        judge_s: Seconds in which only the judge was.
+        abstained: Share of completions without a score.
+        gpu_seconds_per_sample: Over all GPUs held.
+        samples_per_s: Completions a second.
+        tokens_per_s: New tokens a second.
+        peak_memory_gib: By GPU.
+        gpu_utilisation: Percent, by GPU.
+        energy_j_per_sample: Of all GPUs held.
+        calls_per_1000: Calls of a paid service for 1,000 rollouts.
+        cost_per_1000: Their US dollars.
+        simulated: What was no real service and no trained model.
+        versions: Of the packages.
+        measured_at: When.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    setting: str
+    status: Status
+    group: str = ""
+    reason: str | None = None
+    policy: str = ""
+    reward: str = ""
+    schedule: str = "stock"
+    parallel: bool = True
+    repeat: int = 0
+    repeats: int = 1
+    lost: int = 0
+    hardware: str = "unknown hardware"
+    gpus: int = 1
+    gpus_wanted: int = 1
+    shared: bool = False
+    completions: int | None = None
+    new_tokens: float | None = None
+    prompt_tokens: float | None = None
+    natural_lengths: bool = False
+    reward_latency_s: float | None = None
+    on_policy: bool = True
+    warmup_steps: int = 0
+    steps: int = 0
+    step_s: float | None = None
+    step_s_all: tuple[float, ...] | None = None
+    step_s_spread: tuple[float, float] | None = None
+    phases: dict[str, float] | None = None
+    background: dict[str, float] | None = None
+    engine_s: float | None = None
+    judge_s: float | None = None
+    abstained: float | None = None
+    gpu_seconds_per_sample: float | None = None
+    samples_per_s: float | None = None
+    tokens_per_s: float | None = None
+    peak_memory_gib: tuple[float, ...] | None = None
+    gpu_utilisation: tuple[float, ...] | None = None
+    energy_j_per_sample: float | None = None
+    calls_per_1000: float | None = None
+    cost_per_1000: float | None = None
+    simulated: tuple[str, ...] | None = None
+    versions: dict[str, Any] | None = None
+    measured_at: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_missing(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def device(self) -> str:
+        """The kind of hardware, without how many of it there were."""
+        return self.hardware.rpartition(" x ")[0] or self.hardware
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a step time."""
+        return self.status == "measured" and bool(self.step_s) and bool(self.phases)
+
+    @property
+    def unasked(self) -> bool:
+        """Whether the engine was asked for less than half of its stated latency.
+
+        Completions that hold no page are rewarded without a call, and a step that waits for none
+        says nothing about one that does.
+        """
+        if not self.measured or self.reward != "gemini" or self.engine_s is None:
+            return False
+        return self.engine_s + (self.judge_s or 0.0) < 0.5 * (self.reward_latency_s or 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds a step; NaN where it was not measured."""
+        return float("nan") if self.step_s is None else self.step_s
+
+    @property
+    def work(self) -> tuple[str, int, int, bool]:
+        """Device, completions, tokens and natural lengths: what makes two rows comparable.
+
+        Lengths that end where they end differ from repeat to repeat and are no part of it.
+        """
+        tokens = 0 if self.natural_lengths else round(self.new_tokens or 0)
+        return self.device, self.completions or 0, tokens, self.natural_lengths
+
+    @property
+    def condition(self) -> Condition:
+        """What repeats of one measurement have in common."""
+        latency = self.reward_latency_s if self.reward == "gemini" else None
+        return (self.setting, *self.work, latency, self.shared, self.gpus)
+
+    def part(self, phase: str) -> float:
+        """Return the seconds that a phase takes a step, wherever it runs.
+
+        Of a phase in the background, what the main thread shows is only the wait for it.
+        """
+        background = self.background or {}
+        return background.get(phase, (self.phases or {}).get(phase, 0.0))
+
+
+def read_rows(folders: Iterable[str | Path]) -> list[Measurement]:
+    """Read every `*.jsonl` of some folders; the same measurement counts once.
+
+    A line that is torn or holds no measurement is left out with a warning. A figure that is not
+    known here is ignored, one that is missing is None.
+
+    Raises:
+        ParameterError: A folder does not exist.
+    """
+    found: dict[tuple[Any, ...], Measurement] = {}
+    for folder in folders:
+        path = resolve_path(folder)
+        if not path.is_dir():
+            raise ParameterError(
+                f"recorded={str(folder)!r}: no such folder; name one that holds the rows.jsonl of "
+                "measurements, or leave it out"
+            )
+        for file in sorted(path.glob("*.jsonl")):
+            for row in _rows(file):
+                found[(*row.condition, row.status, row.repeat, row.measured_at)] = row
+    return list(found.values())
+
+
+def _rows(file: Path) -> Iterable[Measurement]:
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            yield Measurement.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            log.warning("%s, line %d left out: %s %s", file.name, number, where, first["msg"])
+
+
+def recorded_settings(*variants: str) -> dict[str, Setting]:
+    """Return the settings of parameter files of notebook 01, in their order.
+
+    Args:
+        variants: Names of files in `params/01_efficiency/`.
+    """
+    settings: dict[str, Setting] = {}
+    for variant in variants:
+        values = read_yaml(project_root() / "params" / "01_efficiency" / f"{variant}.yaml")
+        named: Mapping[str, Any] = values.get("settings", {})
+        settings |= {name: Setting(**fields) for name, fields in named.items()}
+    return settings

@@ -1,0 +1,103 @@
+"""Models of a true shape with random weights: true step times where no weights are at hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from geo_utils.corpus import load_corpus
+from geo_utils.files import write_atomic
+from geo_utils.parameter_errors import ParameterError, nearest
+from geo_utils.training.options import SmallModel
+from geo_utils.training.small_policy import byte_level_tokenizer, make_small_policy, with_chat
+
+# From the models' own config.json on the Hub.
+SHAPES: dict[str, dict[str, Any]] = {
+    "Qwen3-1.7B": {
+        "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 2048,
+        "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+    },
+    "Qwen2.5-7B": {
+        "model_type": "qwen2", "vocab_size": 152_064, "hidden_size": 3584,
+        "intermediate_size": 18_944, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+_TRAINED = 12_000  # tokens that the tokenizer learns; the rest of the vocabulary are made-up words
+
+
+def shape_name(model: str) -> str:
+    """Return the known shape of a model, `Qwen2.5-7B` for `Qwen/Qwen2.5-7B-Instruct`.
+
+    Raises:
+        ParameterError: It is not known.
+    """
+    name = Path(model).name
+    found = next((shape for shape in ("small", *SHAPES) if name.startswith(shape)), None)
+    if found is None:
+        raise ParameterError(
+            f"random_weights: the shape of {model!r} is not known{nearest(name, SHAPES)} Choose "
+            f"from small, {', '.join(SHAPES)}"
+        )
+    return found
+
+
+def make_random_model(shape: str, folder: Path, texts: Iterable[str], seed: int = 0) -> Path:
+    """Make a model of a true shape, on the GPU where there is one; one made before is used again.
+
+    Args:
+        shape: One of `SHAPES`, or `small` for one that a CPU can train.
+        folder: Where model and tokenizer are written.
+        texts: What the tokenizer learns.
+        seed: Seed of the weights.
+
+    Returns:
+        The folder.
+    """
+    done = folder / "random_weights.json"  # written last
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == [shape, seed]:
+        return folder
+    if shape == "small":
+        make_small_policy(folder, texts, SmallModel(), seed)
+    else:
+        _make(SHAPES[shape], folder, texts, seed)
+    write_atomic(done, json.dumps([shape, seed]))
+    return folder
+
+
+def main(shape: str, folder: str) -> int:
+    """Make a model; the tokenizer learns the sample corpus."""
+    texts = [page for example in load_corpus("sample") for page in example.sources]
+    make_random_model(shape, Path(folder), texts)
+    return 0
+
+
+def _make(shape: dict[str, Any], folder: Path, texts: Iterable[str], seed: int) -> None:
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    state = json.loads(byte_level_tokenizer(texts, _TRAINED).to_str())
+    vocabulary = state["model"]["vocab"]  # a random model writes any token: each has to be text
+    for number in range(len(vocabulary), shape["vocab_size"]):
+        vocabulary[f"\u0120w{number}"] = number
+    tokenizer = with_chat(Tokenizer.from_str(json.dumps(state)))
+    config = AutoConfig.for_model(
+        **shape, max_position_embeddings=40_960,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(), torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

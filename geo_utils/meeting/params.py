@@ -1,0 +1,101 @@
+"""Parameters of notebook 05: which runs the week's deck is made from."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from geo_utils.files import resolve_path
+from geo_utils.meeting.records import Record, find_records, named_records
+from geo_utils.notebook_params import NotebookParams
+
+MOST_SLIDES = 15
+
+
+class WeeklyParams(NotebookParams):
+    """Parameters of notebook 05.
+
+    Attributes:
+        title: First line of the deck.
+        runs: Run folders or run ids; empty for the newest finished run of each notebook and
+            variant.
+        since: An ISO date instead: everything that was started then or later, in UTC.
+        notes: Markdown file with open questions and next steps, a slide a heading; relative to
+            the project's root.
+        most_slides: Most slides; what does not fit is named on the first one.
+        pdf: Print the deck as PDF, where there is a browser.
+    """
+
+    notebook: ClassVar[str] = "05_weekly"
+
+    title: Annotated[str, Field(min_length=1, max_length=80)]
+    runs: list[str]
+    since: str | None
+    notes: Annotated[str, Field(min_length=1)]
+    most_slides: Annotated[int, Field(ge=6, le=MOST_SLIDES)]
+    pdf: bool
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The day: the same parameters on the same day write the same deck anew."""
+        return {"day": datetime.now(UTC).date().isoformat()}
+
+    @property
+    def root(self) -> Path:
+        """The folder of the runs, absolute."""
+        return resolve_path(self.output_root)
+
+    @property
+    def records(self) -> list[Record]:
+        """All runs but the decks' own, oldest first."""
+        return [r for r in find_records(self.root) if r.notebook != self.notebook]
+
+    @field_validator("since", mode="before")
+    @classmethod
+    def _iso(cls, since: Any) -> Any:
+        """Take a date that YAML has read as one, and refuse what is none."""
+        if isinstance(since, date):
+            return since.isoformat()[:10]
+        if isinstance(since, str):
+            try:
+                return date.fromisoformat(since).isoformat()
+            except ValueError:
+                raise ValueError(f"{since!r} is no date; write 2026-01-31") from None
+        return since
+
+    @field_validator("notes")
+    @classmethod
+    def _readable(cls, notes: str) -> str:
+        path = resolve_path(notes)
+        if not path.is_file():
+            raise ValueError(
+                f"{notes!r}: no such file; copy params/05_weekly/notes.md and fill it in"
+            )
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{notes!r} is no text in UTF-8") from None
+        return notes
+
+    @model_validator(mode="after")
+    def _check_runs(self) -> Self:
+        if self.runs and self.since is not None:
+            raise ValueError(
+                f"runs={self.runs!r} and since={self.since!r} choose differently: give one of them"
+            )
+        try:
+            known = self.records
+            named = named_records(self.runs, known)
+        except ValueError as error:
+            raise ValueError(f"runs: {error}") from None
+        if any(record.notebook == self.notebook for record in named):
+            raise ValueError(f"runs={self.runs!r}: a deck cannot be made from decks")
+        if not known and not named:
+            raise ValueError(
+                f"output_root={self.output_root!r}: no run in {self.root}; run a notebook first, "
+                "such as python -m geo_utils.run 02_baseline_rewrites smoke"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""Notebook 04: GRPO, its rewards, its supervised start, and what it gained."""
