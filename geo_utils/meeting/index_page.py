@@ -20,7 +20,7 @@ from geo_utils.meeting.records import Record, changed_parameters, find_records, 
 from geo_utils.notebooks import PARAMS, read_parameters
 from geo_utils.parameter_errors import ParameterError
 
-_TEMPLATE = Path(__file__).resolve().parent / "templates" / "geo_index" / "index.html"
+_TEMPLATE = Path(__file__).resolve().parents[1] / "templates" / "geo_index" / "index.html"
 _LINKS = {"report": "report.html", "slides": "slides.html", "pdf": "slides.pdf",
           "notebook": "notebook.ipynb", "manifest": "manifest.json"}  # fmt: skip
 _PATIENCE_S = 20.0
