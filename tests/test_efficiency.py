@@ -1,0 +1,284 @@
+"""Notebook 01's harness: settings placed, measured in processes of their own, and taken down."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT
+
+from geo_utils.efficiency.gpus import GpuWatch, Reading, parse
+from geo_utils.efficiency.params import EfficiencyParams, Setting
+from geo_utils.efficiency.random_weights import SHAPES, shape_name
+from geo_utils.efficiency.recipes import Placement, place, recipe
+from geo_utils.efficiency.sweep import sweep
+from geo_utils.notebooks import read_parameters
+from geo_utils.parameter_errors import ParameterError
+from geo_utils.runs import Run, start_run
+from geo_utils.training.log import read_jsonl
+from geo_utils.training.params import GrpoParams
+
+CPU = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+SMALL = {
+    "recorded": [], "repeats": 1, "warmup_steps": 1, "steps": 2, "completions": 4,
+    "new_tokens": 8, "prompt_tokens": 640, "reward_latency_s": 0.2, "gemini": "simulated",
+    "policy_model": "small", "random_weights": ["small"], "recipe": CPU, "timeout_s": 240.0,
+}  # fmt: skip
+
+
+def parameters(tmp_path, **changes):
+    values = SMALL | {"output_root": str(tmp_path / "outputs")} | changes
+    file = tmp_path / "given.yaml"
+    file.write_text(json.dumps({"variant": "given"} | values))  # JSON is YAML
+    return read_parameters("01_efficiency", str(file))[2]
+
+
+def setting(policy="transformers", reward="negative_length", **more):
+    return Setting(group="g", policy=policy, reward=reward, **more)
+
+
+def measuring(name="", among=None):
+    """The processes that measure a setting, found by the mark in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            mark = f"GEO_UTILS_MEASURE={name}".encode()
+            if mark in environment and (among or "").encode() in environment:
+                found.append(int(entry.name))
+    return found
+
+
+TWO = {"trainer": 0, "policy": 1}
+THREE = {"trainer": 0, "policy": 1, "engine": 2}
+APART = {"trainer": 0, "engine": 1}
+
+
+class TestPlaces:
+    @pytest.mark.parametrize(
+        ("given", "present", "share", "of", "gpus", "shared"),
+        [
+            (setting("colocate"), 1, False, {"trainer": 0}, 1, False),
+            (setting("server", gpus=TWO), 2, False, TWO, 2, False),
+            (setting("server", "qwen_server", gpus=THREE), 4, False, THREE, 3, False),
+            (setting("colocate", "qwen_server", gpus=APART), 1, True,
+             {"trainer": 0, "engine": 0}, 1, True),
+            (setting("server", "qwen_server", gpus=THREE), 2, True,
+             {"trainer": 0, "policy": 1, "engine": 0}, 2, True),
+        ],
+    )  # fmt: skip
+    def test_roles_get_their_gpus(self, tmp_path, given, present, share, of, gpus, shared):
+        found = place(given, parameters(tmp_path, recipe={}, share_gpus=share), present)
+        assert (found.of, found.gpus, found.shared, found.refused) == (of, gpus, shared, None)
+
+    @pytest.mark.parametrize(
+        ("given", "present", "share", "reason"),
+        [
+            (setting("colocate"), 0, True, "not run: needs 1 GPU, 0 here"),
+            (setting("server", gpus=TWO), 1, False, "not run: needs 2 GPUs, 1 here"),
+            (setting("server", gpus=TWO), 1, True, "weights cannot be sent to a policy server"),
+            (setting("server", "qwen_server", gpus=THREE), 2, False, "needs 3 GPUs, 2 here"),
+        ],
+    )
+    def test_or_a_reason_why_not(self, tmp_path, given, present, share, reason):
+        found = place(given, parameters(tmp_path, recipe={}, share_gpus=share), present)
+        assert reason in found.refused
+
+    def test_a_cpu_takes_what_needs_no_gpu(self, tmp_path):
+        params = parameters(tmp_path)
+        assert place(setting(), params, 0) == Placement({}, 0, on_cpu=True)
+        assert place(setting("colocate"), params, 8).refused == "not run: needs a GPU"
+
+    def test_a_second_model_in_the_trainer_s_process_sees_its_own_gpu_as_the_second(self):
+        far = Placement({"trainer": 2, "engine": 0}, 2)
+        assert far.visible == "2,0"
+        assert Placement({"trainer": 0, "policy": 1}, 2).visible == "0"
+        assert Placement({}, 0, on_cpu=True).visible == ""
+
+    def test_a_setting_names_a_gpu_for_each_of_its_roles(self):
+        with pytest.raises(ValueError, match="places trainer, policy, engine; give each a GPU"):
+            setting("server", "qwen_server", gpus=TWO)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"only": ["stok"], "settings": {"stock": {"group": "g", "policy": "colocate",
+              "reward": "negative_length"}}}, "'stok' is no setting; did you mean 'stock'?"),
+            ({"random_weights": ["Qwen3-17B"]}, "'Qwen3-17B' is not known; did you mean"),
+            ({"settings": {"a": {"group": "g", "policy": "colocated", "reward": "gemini"}}},
+             "choose from transformers, colocate, server"),
+            ({"steps": 1}, "steps=1: input should be greater than or equal to 2"),
+        ],
+    )  # fmt: skip
+    def test_what_cannot_be_is_refused_by_name(self, tmp_path, changes, message):
+        with pytest.raises(ParameterError, match=message.replace("?", r"\?")):
+            parameters(tmp_path, **changes)
+
+
+class TestRecipes:
+    def recipe(self, tmp_path, given, urls=None, **changes):
+        params = parameters(tmp_path, **changes)
+        placement = place(given, params, 3)
+        models = {"policy": "POLICY", "engine": "ENGINE"}
+        return recipe(given, params, placement, models, urls or {}, tmp_path)
+
+    def test_the_work_is_fixed(self, tmp_path):
+        made = self.recipe(
+            tmp_path, setting("colocate", completions=64, new_tokens=512), recipe={}, steps=3
+        )
+        grpo = GrpoParams.check(made).grpo
+        assert grpo["max_steps"] == 4 and grpo["generation_kwargs"] == {"ignore_eos": True}
+        assert grpo["per_device_train_batch_size"] * grpo["gradient_accumulation_steps"] == 64
+        assert grpo["max_completion_length"] == 512 and grpo["save_strategy"] == "no"
+        natural = self.recipe(tmp_path, setting(), natural_lengths=True)
+        assert "generation_kwargs" not in natural["grpo_options"]
+
+    def test_ahead_trains_one_step_more_for_the_one_that_is_not_counted(self, tmp_path):
+        grpo = self.recipe(tmp_path, setting(schedule="ahead"), steps=3)["grpo_options"]
+        assert grpo["max_steps"] == 1 + 3 + 1
+
+    def test_one_by_one_is_one_call_at_a_time(self, tmp_path):
+        calls = self.recipe(tmp_path, setting(reward="gemini", parallel=False))["calls"]
+        assert calls == {"max_concurrency": 1}
+
+    def test_an_engine_in_the_trainer_s_process_names_its_gpu(self, tmp_path):
+        given = setting(reward="qwen_transformers", gpus=APART)
+        made = GrpoParams.check(self.recipe(tmp_path, given, recipe={}))
+        assert made.models["engine"] == "ENGINE@cuda:1" and made.judge_mode == "soft"
+
+    def test_servers_are_where_they_were_started(self, tmp_path):
+        given = setting("server", "qwen_server", gpus=THREE)
+        urls = {"policy": "http://p:1", "engine": "http://e:2"}
+        made = GrpoParams.check(self.recipe(tmp_path, given, urls, recipe={}))
+        assert made.servers == {"engine": ["http://e:2/v1"], "judge": ["http://e:2/v1"]}
+        assert made.grpo["vllm_server_base_url"] == "http://p:1"
+
+    def test_a_batch_that_does_not_divide_is_refused(self, tmp_path):
+        given = setting(recipe={"per_device_train_batch_size": 3})
+        with pytest.raises(ParameterError, match="completions=4 are no multiple of"):
+            self.recipe(tmp_path, given)
+
+    def test_a_model_is_known_by_its_shape(self):
+        assert shape_name("Qwen/Qwen2.5-7B-Instruct") == "Qwen2.5-7B"
+        assert {shape_name(name) for name in SHAPES} == set(SHAPES)
+        with pytest.raises(ParameterError, match="shape of 'Llama-3' is not known"):
+            shape_name("Llama-3")
+
+
+class TestGpuReadings:
+    def test_a_line_of_nvidia_smi(self):
+        assert parse("0, 97, 44123, 512.25\n", 1.0) == [Reading(0, 1.0, 97.0, 44123.0, 512.25)]
+        assert parse("0, 97, 44123, [N/A]\n", 1.0) == [Reading(0, 1.0, 97.0, 44123.0, None)]
+        assert parse("NVIDIA-SMI has failed\n", 1.0) == []
+
+    def test_only_the_window_counts(self):
+        watch = GpuWatch([Reading(0, at, 10.0 * at, 1024.0 * at, 100.0) for at in range(10)])
+        seen = watch.between(2.0, 4.0, [0])
+        assert seen["utilisation"] == [30.0] and seen["peak_memory_gib"] == [4.0]
+        assert seen["energy_j"] == [200.0]
+        assert watch.between(20.0, 30.0, [0]) == dict.fromkeys(seen)
+        assert watch.between(2.0, 4.0, [0, 1]) == dict.fromkeys(seen)
+
+
+SETTINGS = {
+    "negative": {"group": "CPU", "policy": "transformers", "reward": "negative_length"},
+    "wrong": {"group": "CPU", "policy": "transformers", "reward": "negative_length",
+              "recipe": {"learning_rate": -1.0, "no_such_field": 1}},
+    "gemini": {"group": "CPU", "policy": "transformers", "reward": "gemini"},
+    "colocate": {"group": "GPU", "policy": "colocate", "reward": "gemini"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep of four settings, one of them wrong and one that needs a GPU; then the same again."""
+    folder = tmp_path_factory.mktemp("sweep")
+    params = parameters(folder, settings=SETTINGS)
+    run = start_run("01_efficiency", params)
+    rows = sweep(params, run)
+    return params, run, rows, sweep(params, run), folder
+
+
+class TestSweep:
+    def test_every_setting_is_a_row(self, swept):
+        rows = {row["setting"]: row for row in swept[2]}
+        assert {name: row["status"] for name, row in rows.items()} == {
+            "negative": "measured", "wrong": "failed", "gemini": "measured", "colocate": "not run",
+        }  # fmt: skip
+        assert "'no_such_field' is no field of GRPOConfig" in rows["wrong"]["reason"]
+        assert rows["colocate"]["reason"] == "not run: needs a GPU"
+
+    def test_a_measured_row_says_what_it_measured(self, swept):
+        row = next(row for row in swept[2] if row["setting"] == "gemini")
+        low, high = row["step_s_spread"]
+        assert low <= row["step_s"] <= high and len(row["step_s_all"]) == row["steps"] == 2
+        assert row["new_tokens"] == 8 and row["completions"] == 4 and row["on_policy"]
+        assert row["simulated"] == [
+            "random weights of small's shape",
+            "Gemini: constant:0.1 s a call",
+        ]
+        assert row["calls_per_1000"] >= 1000 * 2  # an engine and a judge call a completion
+        assert row["gpus"] == 0 and row["gpu_seconds_per_sample"] is None
+        assert row["phases"]["reward"] >= 0.2 and row["abstained"] == 0
+        assert 0.1 <= row["engine_s"] <= row["phases"]["reward"] and row["judge_s"] >= 0.09
+        assert row["hardware"].startswith("CPU")
+
+    def test_measured_settings_are_not_measured_again(self, swept):
+        _, run, rows, again, _ = swept
+        assert again == rows == read_jsonl(run.folder / "rows.jsonl")
+
+    def test_a_killed_sweep_leaves_no_process_and_goes_on_at_the_next_setting(self, swept):
+        folder = swept[4]
+        command = [sys.executable, "-m", "geo_utils.efficiency.sweep", str(folder / "given.yaml"),
+                   "-p", "variant", "killed", "-p", "only", "[negative, gemini]"]  # fmt: skip
+        environment = {**os.environ, "SWEEP_OF_TEST": str(folder)}
+        process = subprocess.Popen(command, cwd=PROJECT, env=environment)
+        runs = folder / "outputs/01_efficiency/killed"
+
+        def rows():
+            return [row for path in runs.glob("*/rows.jsonl") for row in read_jsonl(path)]
+
+        until = time.monotonic() + 120
+        while not (rows() and measuring("gemini", str(folder))):
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        until = time.monotonic() + 15
+        while measuring(among=str(folder)) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not measuring(among=str(folder))
+        assert [row["setting"] for row in rows()] == ["negative"]
+        subprocess.run(command, cwd=PROJECT, env=environment, check=True, capture_output=True)
+        assert [row["setting"] for row in rows()] == ["negative", "gemini"]
+        assert not measuring(among=str(folder))
+
+    def test_one_that_takes_too_long_is_a_row(self, swept, tmp_path):
+        only = {"negative": SETTINGS["negative"]}
+        params = parameters(tmp_path, settings=only, timeout_s=0.5)
+        folder = Path(params.output_root) / "random_weights"
+        folder.parent.mkdir(parents=True)
+        folder.symlink_to(Path(swept[0].output_root) / "random_weights")
+        (row,) = sweep(params, Run(Path(params.output_root) / "run"))
+        assert row["status"] == "timed out" and row["reason"] == "not done after 0.5 s"
+        assert not measuring(among=str(tmp_path))
+
+
+@pytest.mark.alone
+def test_the_phases_add_up_to_the_step(swept):
+    for row in swept[2]:
+        if row["status"] == "measured":
+            steps = sum(row["step_s_all"]) / len(row["step_s_all"])
+            assert sum(row["phases"].values()) == pytest.approx(steps, rel=0.02)
+
+
+def test_smoke_and_study_are_parameters_of_this_notebook():
+    for name in ("default", "smoke", "study", "ablation"):
+        assert isinstance(read_parameters("01_efficiency", name)[2], EfficiencyParams)
