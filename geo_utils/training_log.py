@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from geo_utils.files import write_atomic
+from geo_utils.files import read_jsonl, write_atomic
 from geo_utils.policies import PolicyCard
 from geo_utils.rollouts import Rollout
 from geo_utils.runs import RunInterrupted
@@ -47,19 +47,6 @@ def hush(trainer: Any = None) -> None:
     transformers_logging.disable_progress_bar()
     if trainer is not None:
         trainer.remove_callback(PrinterCallback)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log; a torn last line is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
 
 
 def rewind(path: Path, step: int) -> None:

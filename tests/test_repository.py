@@ -13,7 +13,7 @@ from conftest import PROJECT
 
 FLOORS = [
     {"files", "cells", "methods", "loops", "parameter_errors", "call_options", "params", "runs"}
-    | {"trl_fields", "training_options", "training_params", "notebooks"},
+    | {"trl_fields", "training_options", "training_params", "notebooks", "resources"},
     {"text", "lexical", "rows", "corpus", "citations", "visibility", "statistics", "prompts"}
     | {"arrangement", "fidelity", "lint"},
     {"models"}
@@ -26,6 +26,7 @@ FLOORS = [
     | {"grpo", "comparison"},
     # The look-alike is a program that answers through the roles; nothing imports it.
     {"tables", "plots", "training_plots", "view", "rollout_view", "report", "run"}
+    | {"slurm", "slurm_tasks", "slurm_folder", "slurm_state", "slurm_task"}
     | {"models.simulated_gemini", "models.simulated_answers"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}

@@ -13,10 +13,11 @@ from conftest import PROJECT
 from train_many import SMALL, once
 
 from geo_utils.engines import Answer
+from geo_utils.files import read_jsonl
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
 from geo_utils.runs import Run
-from geo_utils.training_log import read_jsonl, rewind
+from geo_utils.training_log import rewind
 
 TESTS = Path(__file__).parent
 QUIET = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}

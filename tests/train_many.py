@@ -16,12 +16,12 @@ from pathlib import Path
 import transformers
 
 from geo_utils.corpus import load_corpus
+from geo_utils.files import read_jsonl
 from geo_utils.grpo import prepare_policy, train
 from geo_utils.notebooks import read_parameters
 from geo_utils.preflight import check_machine
 from geo_utils.roles import make_roles
 from geo_utils.runs import RunInterrupted, start_run
-from geo_utils.training_log import read_jsonl
 
 SMALL = {
     "limit": "8",
