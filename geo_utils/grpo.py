@@ -248,6 +248,7 @@ def save_now(trainer: Any, log: TrainingLog) -> None:
     if log.changing or step % log.block:
         return
     restore_random_state(log.random_state)
+    trainer.state.num_input_tokens_seen = log.tokens_seen
     trainer._save_checkpoint(trainer.model, trial=None)
     log.on_save(trainer.args, trainer.state, trainer.control)
 

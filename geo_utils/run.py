@@ -101,7 +101,8 @@ def execute(notebook: str, values: dict[str, Any], params: RunParams) -> int:
             sys.stderr.write(_headline_text(run.manifest))
         else:
             sys.stderr.write(f"  {run.manifest.get('reason') or run.manifest.get('rerun')}\n")
-        _render(run)
+        if not received:  # whoever sent a signal does not wait for long
+            _render(run)
         lock.close()
     if received:
         return 128 + received[0]

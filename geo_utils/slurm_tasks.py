@@ -74,10 +74,8 @@ class SlurmSettings(BaseModel):
         """The time limit in seconds."""
         days, dash, rest = self.time.rpartition("-")
         parts = [int(part) for part in rest.split(":")]
-        if dash or len(parts) == 3:  # days-hours:minutes:seconds, or without the days
-            units = (3600, 60, 1)
-        else:  # minutes:seconds
-            units = (60, 1, 0)
+        hours_first = dash or len(parts) == 3  # else minutes[:seconds]
+        units = (3600, 60, 1) if hours_first else (60, 1, 0)
         seconds = sum(n * unit for n, unit in zip(parts, units, strict=False))
         return int(days or 0) * 86400 + seconds
 

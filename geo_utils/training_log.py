@@ -128,6 +128,7 @@ class TrainingLog(TrainerCallback):
         self.folder, self.card, self.interrupts, self.draw = folder, card, interrupts, draw
         self.phases: defaultdict[str, float] = defaultdict(float)
         self.random_state: tuple[Any, ...] | None = None
+        self.tokens_seen = 0
         self._started = self._optimizing = self._drawn = time.monotonic()
         self._rows = read_jsonl(self.folder / "metrics.jsonl")
 
@@ -148,9 +149,10 @@ class TrainingLog(TrainerCallback):
         self.phases["optimizer"] += time.monotonic() - self._optimizing
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Remember the random state that belongs to the weights; stop if a signal came."""
+        """Remember the state that belongs to the weights; stop if a signal came."""
         self.phases["step"] += time.monotonic() - self._started
         self.random_state, self.changing = random_state(), False
+        self.tokens_seen = state.num_input_tokens_seen
         if self.interrupts.received is not None and state.global_step % self.block == 0:
             control.should_log = control.should_save = control.should_training_stop = True
 

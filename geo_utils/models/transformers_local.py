@@ -73,7 +73,8 @@ class TransformersLocal:
     def _generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer a batch with shared sampling; prompts are padded on the left.
 
-        The draw is seeded by the batch's requests, so that the same batch gives the same text.
+        Each request has a draw of its own, so that its text does not hang on what else happened to
+        be in the batch, which is a matter of milliseconds.
         """
         import torch
 
@@ -93,20 +94,17 @@ class TransformersLocal:
         first = requests[0]
         if first.choices:
             return self._choose(requests, batch, started)
-        sampled = first.sampling.temperature > 0
-        # A model's own generation_config, such as Qwen3's top_k of 20, must not leak in.
-        drawn = {
-            "temperature": first.sampling.temperature, "top_p": first.sampling.top_p,
-            "top_k": 0, "min_p": None, "repetition_penalty": 1.0,
-        }  # fmt: skip
-        with torch.random.fork_rng(), torch.inference_mode():
-            torch.manual_seed(_seed(requests))
+        draws = _own_draws(requests, model.device) if first.sampling.temperature > 0 else None
+        with torch.inference_mode():
+            # do_sample stays off: a model's own generation_config, such as Qwen3's top_k of 20,
+            # must not leak in.
             tokens = model.generate(
                 **batch,
                 max_new_tokens=first.sampling.max_tokens,
-                do_sample=sampled,
+                do_sample=False,
+                repetition_penalty=1.0,
                 pad_token_id=tokenizer.pad_token_id,
-                **(drawn if sampled else {}),
+                logits_processor=draws,
             )
         completions = []
         ends = model.generation_config.eos_token_id
@@ -154,6 +152,29 @@ class TransformersLocal:
         return completions
 
 
-def _seed(requests: Sequence[Request]) -> int:
-    said = "\0".join(f"{request.seed} {request.prompt}" for request in requests)
+def _own_draws(requests: Sequence[Request], device: Any) -> Any:
+    """Return a logits processor whose highest score is a draw, each row's from its own generator.
+
+    Adding Gumbel noise to log-probabilities makes their maximum a sample of them.
+    """
+    import torch
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+    sampling = requests[0].sampling
+    warpers: Any = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    generators = [torch.Generator(device).manual_seed(_seed(request)) for request in requests]
+
+    def draw(input_ids: Any, scores: Any) -> Any:
+        for warper in warpers:
+            scores = warper(input_ids, scores)
+        rows = [torch.empty_like(scores[0]).exponential_(generator=g) for g in generators]
+        return scores - torch.stack(rows).log()
+
+    return LogitsProcessorList([draw])
+
+
+def _seed(request: Request) -> int:
+    said = f"{request.seed} {request.prompt}"
     return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=7).digest(), "big")

@@ -1,0 +1,192 @@
+"""Arrays on a real SLURM of one node: preempted, out of time, wrong, cancelled, and collected.
+
+`GEO_UTILS_ARRAY=12 pytest tests/test_slurm_cluster.py -k preempted -s` runs the large array.
+"""
+
+import contextlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import PROJECT
+from slurm_cluster import Cluster, why_not
+from train_many import SMALL
+
+from geo_utils.checkpoints import newest_complete
+from geo_utils.files import read_jsonl
+from geo_utils.runs import Run
+from geo_utils.slurm_folder import find
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+NB02, NB04 = "02_baseline_rewrites", "04_grpo"
+ARRAY = int(os.environ.get("GEO_UTILS_ARRAY", "3"))
+TINY = SMALL | {
+    "cold_start.steps": "40", "save_steps": "4",
+    "evaluation.repeats": "1", "evaluation.key_points": "one",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Two tasks of 8 cores fill it."""
+    with Cluster(tmp_path_factory.mktemp("slurm") / "cluster", cores=16) as started:
+        yield started
+        assert not started.queue("%A")
+
+
+class Sweeps:
+    """The command line against a cluster, with runs and settings of its own."""
+
+    def __init__(self, cluster, root):
+        self.cluster, self.root = cluster, root
+
+    def __call__(self, *arguments, code=0):
+        done = subprocess.run(
+            [sys.executable, "-m", "geo_utils.slurm", *map(str, arguments)], cwd=PROJECT,
+            env=self.cluster.env | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    def submit(self, notebook, *arguments, parameters=(), code=0, **settings):
+        given = yaml.safe_load((PROJECT / "params/slurm.yaml").read_text()) | settings
+        file = self.root / "slurm.yaml"
+        file.write_text(yaml.safe_dump(given))
+        own = {"output_root": self.root, "cache_root": self.root / "cache"}
+        set_ = [part for pair in (own | dict(parameters)).items() for part in ("-p", *pair)]
+        said = self("submit", notebook, *arguments, "--settings", file, *set_, code=code)
+        return find(None, str(self.root)) if code == 0 else said
+
+    def wait(self, submission, seconds):
+        job = submission.info["job_id"]
+        ended = lambda: not self.cluster("squeue", "-h", "-j", job, check=False).strip()  # noqa: E731
+        self.cluster.wait_until(ended, seconds)
+
+    def status(self, submission):
+        return self("status", submission.folder.name, "--root", self.root)
+
+
+@pytest.fixture
+def sweeps(cluster, tmp_path):
+    return Sweeps(cluster, tmp_path)
+
+
+def runs_of(submission):
+    records = [submission.record(index) for index in range(len(submission.info["changes"]))]
+    return [Run(Path(record.run)) for record in records if record.run]
+
+
+def learned(run):
+    """Everything that a training logged, and its result, without what is measured in seconds."""
+    rows = read_jsonl(run.folder / "metrics.jsonl")
+    timed = re.compile("phases|step_time|seconds")
+    steps = [{k: v for k, v in row.items() if not timed.search(k)} for row in rows]
+    rollouts = [(r["step"], r["kind"], r["reply"])
+                for r in read_jsonl(run.folder / "rollouts.jsonl")]  # fmt: skip
+    return steps, rollouts, run.manifest["headline"]
+
+
+def restarts_by_slurm(cluster, submission):
+    job = submission.info["job_id"]
+    told = cluster("scontrol", "show", "job", job)
+    pairs = re.findall(r"ArrayTaskId=(\d+)\b.*?Restarts=(\d+)", told, re.DOTALL)
+    return {int(index): int(count) for index, count in pairs}
+
+
+class Watch(threading.Thread):
+    """Sees trainings go back, and to where: (task, from step, to step, newest checkpoint)."""
+
+    def __init__(self, submission, tasks):
+        super().__init__(daemon=True)
+        self.submission, self.tasks, self.over, self.seen = submission, tasks, False, []
+
+    def run(self):
+        last, saved = dict.fromkeys(range(self.tasks), 0), dict.fromkeys(range(self.tasks), 0)
+        while not self.over:
+            for index in range(self.tasks):
+                record = self.submission.record(index)
+                if record.run is None:
+                    continue
+                folder = Path(record.run)
+                newest = newest_complete(folder / "checkpoints")
+                # the checkpoint first: what is rewound afterwards must not go behind it
+                held = int(newest.name.rpartition("-")[2]) if newest else 0
+                with contextlib.suppress(OSError):
+                    rows = read_jsonl(folder / "metrics.jsonl")
+                    step = rows[-1]["step"] if rows else 0
+                    if step < last[index]:
+                        self.seen.append((index, last[index], step, saved[index]))
+                    last[index], saved[index] = step, held
+            time.sleep(0.05)
+
+
+def preempt(sweeps, submission, times, draw):
+    """Let jobs of high priority take the place of tasks at random moments; return how many did."""
+    hits, job = 0, submission.info["job_id"]
+    deadline = time.monotonic() + 90 * times
+    while hits < times and time.monotonic() < deadline:
+        time.sleep(draw.uniform(2, 14))
+        running = sweeps.cluster("squeue", "-h", "-t", "R", "-j", job, check=False)
+        if not sweeps.cluster("squeue", "-h", "-j", job, check=False).strip():
+            break
+        if len(running.splitlines()) < 2:
+            continue
+        high = sweeps.cluster(
+            "sbatch", "--parsable", "-p", "high", "-c", "8", "-o", "/dev/null", "--wrap", "sleep 1"
+        ).strip()
+        sweeps.cluster.wait_until(
+            lambda high=high: not sweeps.cluster("squeue", "-h", "-j", high, check=False).strip(),
+            60,
+        )
+        hits += 1
+    return hits
+
+
+def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
+    started, seeds = time.monotonic(), "0" if ARRAY < 12 else "0,1,2"
+    variants = [f"v{n}" for n in range(ARRAY // (1 if ARRAY < 12 else 3))]
+    alone = sweeps.submit(NB04, "--params", "smoke", "--grid", f"seed={seeds}", parameters=TINY)
+    sweeps.wait(alone, 400)
+    undisturbed = {run.manifest["seeds"]["seed"]: learned(run) for run in runs_of(alone)}
+    assert all(len(steps) == 16 for steps, _, _ in undisturbed.values())
+    first = time.monotonic() - started
+
+    submission = sweeps.submit(
+        NB04, "--params", "smoke", "--concurrency", "2", "--grid", f"seed={seeds}",
+        f"variant={','.join(variants)}", parameters=TINY,
+    )  # fmt: skip
+    watch = Watch(submission, ARRAY)
+    watch.start()
+    hits = preempt(sweeps, submission, 4 if ARRAY < 12 else 24, random.Random(3))
+    sweeps.wait(submission, 120 * ARRAY)
+    watch.over = True
+    watch.join()
+
+    shown, runs = sweeps.status(submission), runs_of(submission)
+    assert shown.count(" finished ") == ARRAY == len(runs), shown
+    for run in runs:
+        assert learned(run) == undisturbed[run.manifest["seeds"]["seed"]], run
+    counted = restarts_by_slurm(cluster, submission)
+    assert [run.manifest["restarts"] for run in runs] == [counted[i] for i in range(ARRAY)]
+    for index in range(ARRAY):
+        logged = submission.log(index).read_text().count(f"task {index}, start ")
+        assert logged <= counted[index] + 1 and submission.record(index).outcome == "finished"
+    assert 1 <= sum(counted.values()) <= hits
+    for task, before, after, saved in watch.seen:
+        assert after >= saved, f"task {task} went from step {before} to {after} behind {saved}"
+    cluster.wait_until(lambda: not cluster.processes(), 15)
+    sys.stderr.write(
+        f"\n{ARRAY} tasks, {hits} preemptions, restarts {counted}, steps gone back "
+        f"{[(before, after) for _, before, after, _ in watch.seen]}, undisturbed {first:.0f} s, "
+        f"array {time.monotonic() - started - first:.0f} s\n{shown}"
+    )
