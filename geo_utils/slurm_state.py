@@ -227,6 +227,8 @@ def _one_line(text: str, longest: int = 100) -> str:
     return first if len(first) <= longest else first[: longest - 1] + "…"
 
 
-def _interval(row: Mapping[str, Any] | pd.Series, columns: Sequence[str], signed: bool = False) -> str:
+def _interval(
+    row: Mapping[str, Any] | pd.Series, columns: Sequence[str], signed: bool = False
+) -> str:
     mean, low, high = (math.nan if row[name] is None else float(row[name]) for name in columns)
     return with_interval(mean, low, high, signed)

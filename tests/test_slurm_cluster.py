@@ -130,24 +130,37 @@ class Watch(threading.Thread):
             time.sleep(0.05)
 
 
+def steps_of_running(sweeps, submission):
+    """Steps that each running task has logged, by task."""
+    running = sweeps.cluster("squeue", "-h", "-t", "R", "-j", submission.info["job_id"],
+                             "-o", "%K", check=False).split()  # fmt: skip
+    runs = {index: submission.record(int(index)).run for index in running}
+    return {i: len(read_jsonl(Path(r) / "metrics.jsonl")) if r else 0 for i, r in runs.items()}
+
+
 def preempt(sweeps, submission, times, draw):
-    """Let jobs of high priority take the place of tasks at random moments; return how many did."""
+    """Let jobs of high priority take the place of tasks; return how many did.
+
+    Every second one waits a random time, whatever the tasks are at; the others wait for a random
+    step of a training, which is the smaller part of so small a run.
+    """
     hits, job = 0, submission.info["job_id"]
+    busy = lambda job: sweeps.cluster("squeue", "-h", "-j", job, check=False).strip()  # noqa: E731
     deadline = time.monotonic() + 90 * times
-    while hits < times and time.monotonic() < deadline:
-        time.sleep(draw.uniform(2, 14))
-        running = sweeps.cluster("squeue", "-h", "-t", "R", "-j", job, check=False)
-        if not sweeps.cluster("squeue", "-h", "-j", job, check=False).strip():
-            break
-        if len(running.splitlines()) < 2:
-            continue
+    while hits < times and busy(job) and time.monotonic() < deadline:
+        if hits % 2:
+            time.sleep(draw.uniform(1, 14))
+        else:
+            step, until = draw.randint(2, 12), time.monotonic() + 60
+            while time.monotonic() < until and busy(job):
+                if any(step <= n < 15 for n in steps_of_running(sweeps, submission).values()):
+                    break
+        if len(steps_of_running(sweeps, submission)) < 2:
+            continue  # there would be room for both
         high = sweeps.cluster(
             "sbatch", "--parsable", "-p", "high", "-c", "8", "-o", "/dev/null", "--wrap", "sleep 1"
         ).strip()
-        sweeps.cluster.wait_until(
-            lambda high=high: not sweeps.cluster("squeue", "-h", "-j", high, check=False).strip(),
-            60,
-        )
+        sweeps.cluster.wait_until(lambda high=high: not busy(high), 60)
         hits += 1
     return hits
 
@@ -167,7 +180,7 @@ def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
     )  # fmt: skip
     watch = Watch(submission, ARRAY)
     watch.start()
-    hits = preempt(sweeps, submission, 4 if ARRAY < 12 else 24, random.Random(3))
+    hits = preempt(sweeps, submission, 3 if ARRAY < 12 else 24, random.Random(3))
     sweeps.wait(submission, 120 * ARRAY)
     watch.over = True
     watch.join()
@@ -182,11 +195,14 @@ def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
         logged = submission.log(index).read_text().count(f"task {index}, start ")
         assert logged <= counted[index] + 1 and submission.record(index).outcome == "finished"
     assert 1 <= sum(counted.values()) <= hits
+    starts = [start for i in range(ARRAY) for start in submission.record(i).starts]
+    resumed = [start["progress"][0] for start in starts if start["progress"][0]]
+    assert resumed, "no preemption hit a training"
     for task, before, after, saved in watch.seen:
         assert after >= saved, f"task {task} went from step {before} to {after} behind {saved}"
     cluster.wait_until(lambda: not cluster.processes(), 15)
     sys.stderr.write(
-        f"\n{ARRAY} tasks, {hits} preemptions, restarts {counted}, steps gone back "
+        f"\n{ARRAY} tasks, {hits} preemptions, restarts {counted}, resumed after steps {resumed}, gone back "
         f"{[(before, after) for _, before, after, _ in watch.seen]}, undisturbed {first:.0f} s, "
         f"array {time.monotonic() - started - first:.0f} s\n{shown}"
     )
