@@ -4,10 +4,10 @@
 """
 
 import contextlib
-import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -202,7 +202,121 @@ def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
         assert after >= saved, f"task {task} went from step {before} to {after} behind {saved}"
     cluster.wait_until(lambda: not cluster.processes(), 15)
     sys.stderr.write(
-        f"\n{ARRAY} tasks, {hits} preemptions, restarts {counted}, resumed after steps {resumed}, gone back "
-        f"{[(before, after) for _, before, after, _ in watch.seen]}, undisturbed {first:.0f} s, "
-        f"array {time.monotonic() - started - first:.0f} s\n{shown}"
+        f"\n{ARRAY} tasks, {hits} preemptions, restarts {counted}, resumed after steps "
+        f"{resumed}, gone back {watch.seen}, undisturbed {first:.0f} s, array "
+        f" {time.monotonic() - started - first:.0f} s\n{shown}"
     )
+
+
+def test_a_task_that_runs_out_of_time_saves_is_requeued_and_finishes(cluster, sweeps):
+    submission = sweeps.submit(
+        NB04, "--params", "smoke", "--time", "1", parameters=TINY | {"max_steps": "400"},
+        signal_s=40, max_stalled=20, max_restarts=30,
+    )  # fmt: skip
+    saved = lambda: [s["progress"][0] for s in submission.record(0).starts[1:]]  # noqa: E731
+    cluster.wait_until(lambda: any(saved()), 300)  # began again from a checkpoint
+    assert submission.record(0).starts[0]["end"] == "SIGUSR1"
+    assert "requeued" in sweeps.status(submission) or "running" in sweeps.status(submission)
+    cluster("scontrol", "update", f"JobId={submission.info['job_id']}_0", "TimeLimit=10")
+    sweeps.wait(submission, 300)
+    (run,), record = runs_of(submission), submission.record(0)
+    assert record.outcome == run.manifest["status"] == "finished"
+    steps = [row["step"] for row in read_jsonl(run.folder / "metrics.jsonl")]
+    assert steps == list(range(1, 401))  # each once, whatever was begun anew
+    assert run.manifest["restarts"] == restarts_by_slurm(cluster, submission)[0] >= 1
+    assert {start["end"] for start in record.starts[:-1]} == {"SIGUSR1"}
+
+
+def test_a_parameter_gone_bad_fails_once_and_an_ended_task_never_starts_again(cluster, sweeps):
+    submission = sweeps.submit(
+        NB02, "--params", "smoke", "--grid", "seed=0,1",
+        parameters={"limit": "4", "repeats": "1"}, sbatch=["--hold"],
+    )  # fmt: skip
+    job, path = submission.info["job_id"], submission.task_file(1)
+    assert sweeps.status(submission).count(" waiting ") == 2
+    path.write_text(path.read_text().replace("seed: 1", "sede: 1"))
+    cluster("scontrol", "release", job)
+    sweeps.wait(submission, 180)
+    said = sweeps.status(submission)
+    assert " finished " in said and " failed " in said and "'sede' is no parameter" in said
+    assert restarts_by_slurm(cluster, submission) == {0: 0, 1: 0}
+    for index, word in ((0, "finished"), (1, "failed")):  # somebody requeues both
+        cluster("scontrol", "requeue", f"{job}_{index}")
+        cluster.wait_until(
+            lambda i=index, w=word: f"it has {w} before" in submission.log(i).read_text(), 60
+        )
+    sweeps.wait(submission, 60)
+    assert len(submission.record(0).starts) == 1 and not submission.record(1).starts
+    assert runs_of(submission)[0].manifest["restarts"] == 1
+
+
+def test_what_is_wrong_or_refused_leaves_no_array(cluster, sweeps):
+    said = sweeps.submit(NB04, "--params", "smoke", "--grid", "learning_rat=1e-6,5e-6", code=2)
+    assert "2 of 2 tasks cannot run" in said and "did you mean 'learning_rate'" in said
+    said = sweeps.submit(NB02, "--params", "smoke", "--partition", "nowhere", code=2)
+    assert "sbatch: error: invalid partition specified: nowhere" in said
+    said = sweeps.submit(NB02, "--params", "smoke", "--gpus", "9", code=2)
+    assert "sbatch: error" in said
+    assert not list((sweeps.root / "slurm").iterdir()) and not cluster.queue("%A")
+
+
+def test_a_task_gets_its_gpus_and_a_cancelled_one_stays_down(cluster, sweeps):
+    submission = sweeps.submit(
+        NB02, "--params", "smoke", "--gpus", "2", "--concurrency", "1", "--grid", "seed=0,1",
+        parameters={"repeats": "1000"}, setup=['echo "sees GPUs $CUDA_VISIBLE_DEVICES"'],
+    )  # fmt: skip
+    cluster.wait_until(lambda: submission.record(0).starts, 60)
+    assert "sees GPUs 0,1" in submission.log(0).read_text()
+    sweeps("cancel", submission.folder.name, "--root", sweeps.root)
+    sweeps.wait(submission, 60)
+    said = sweeps.status(submission)
+    assert said.count(" cancelled ") == 2, said
+    cluster.wait_until(lambda: not cluster.processes(), 15)
+    assert submission.record(0).outcome is None and not cluster.queue("%A")
+
+
+def test_a_grace_period_ends_early_and_the_task_goes_on(tmp_path):
+    """Told to stop, but not yet taken off the node: the task makes room and requeues itself."""
+    with Cluster(tmp_path / "cluster", cores=8, grace=300) as cluster:
+        sweeps = Sweeps(cluster, tmp_path)
+        submission = sweeps.submit(
+            NB02, "--params", "smoke", "--concurrency", "1", parameters={"limit": "8"}
+        )
+        cluster.wait_until(lambda: submission.record(0).starts, 60)
+        cluster("sbatch", "-p", "high", "-c", "8", "-o", "/dev/null", "--wrap", "sleep 1")
+        sweeps.wait(submission, 120)
+        record = submission.record(0)
+        assert record.outcome == "finished", submission.log(0).read_text()
+        assert [start["restart"] for start in record.starts] == [0, 1]
+        assert record.starts[0]["end"] == "SIGTERM"
+
+
+def test_the_readmes_commands_run(cluster, tmp_path):
+    """In a copy of the project, so that its outputs stay clean."""
+    for name in ("notebooks", "params"):
+        shutil.copytree(PROJECT / name, tmp_path / name)
+    section = (PROJECT / "README.md").read_text().partition("## On a cluster")[2]
+    block = re.search(r"```bash\n(.*?)```", section, re.DOTALL).group(1)
+    commands = [line.partition("#")[0].split() for line in block.splitlines()]
+    seen = []
+    for command in commands:
+        assert command[:3] == [".venv/bin/python", "-m", "geo_utils.slurm"], command
+        arguments = ["5" if part == "ARRAY" else part for part in command[3:]]
+        if arguments[0] == "cancel":
+            arguments[1] = find(None, str(tmp_path / "outputs")).info["job_id"]
+        done = subprocess.run(
+            [sys.executable, "-m", "geo_utils.slurm", *arguments], cwd=tmp_path,
+            env=cluster.env | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, (command, done.stderr)
+        seen.append(arguments[0])
+        if arguments[0] == "status":
+            cluster.wait_until(lambda: not cluster.queue("%A"), 300)
+    assert set(seen) == {"submit", "status", "collect", "cancel"}
+    submission = find(None, str(tmp_path / "outputs"))
+    table = pd.read_csv(submission.folder / "headlines.csv")
+    assert set(table["task"]) == {0, 1, 2, 3}
+    for column in ("key_point_probability", "ci_low", "ci_high", "n_examples", "n_samples",
+                   "abstentions", "provenance", "run", "seed"):  # fmt: skip
+        assert table[column].notna().all(), column
