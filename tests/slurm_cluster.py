@@ -52,6 +52,7 @@ KillWait={kill_wait}
 ReturnToService=2
 GresTypes=gpu
 SlurmdParameters=config_overrides
+{site}
 NodeName=box NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cores} Gres=gpu:{gpus} State=UNKNOWN
 PartitionName=low Nodes=box Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
 PartitionName=high Nodes=box PriorityTier=9 PreemptMode=OFF
@@ -69,10 +70,10 @@ def why_not():
 class Cluster:
     """The cluster; a context manager that takes it down, whatever happened."""
 
-    def __init__(self, folder, cores=2, gpus=4, kill_wait=10, grace=0):
+    def __init__(self, folder, cores=2, gpus=4, kill_wait=10, grace=0, site=""):
         self.folder = Path(folder)
         self.cores, self.gpus = cores, gpus
-        self.options = {"kill_wait": kill_wait, "grace": grace}
+        self.options = {"kill_wait": kill_wait, "grace": grace, "site": site}
         self.conf = self.folder / "slurm.conf"
         # what a job of another cluster says about itself is not for this one
         outer = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH"))}

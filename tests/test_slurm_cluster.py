@@ -211,7 +211,7 @@ def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
 def test_a_task_that_runs_out_of_time_saves_is_requeued_and_finishes(cluster, sweeps):
     submission = sweeps.submit(
         NB04, "--params", "smoke", "--time", "1", parameters=TINY | {"max_steps": "400"},
-        signal_s=40, max_stalled=20, max_restarts=30,
+        signal_s=25, max_stalled=20, max_restarts=30,
     )  # fmt: skip
     saved = lambda: [s["progress"][0] for s in submission.record(0).starts[1:]]  # noqa: E731
     cluster.wait_until(lambda: any(saved()), 300)  # began again from a checkpoint
@@ -275,20 +275,23 @@ def test_a_task_gets_its_gpus_and_a_cancelled_one_stays_down(cluster, sweeps):
     assert submission.record(0).outcome is None and not cluster.queue("%A")
 
 
-def test_a_grace_period_ends_early_and_the_task_goes_on(tmp_path):
-    """Told to stop, but not yet taken off the node: the task makes room and requeues itself."""
-    with Cluster(tmp_path / "cluster", cores=8, grace=300) as cluster:
+def test_a_task_that_is_given_grace_makes_room_at_once_and_goes_on(tmp_path):
+    """Where a site sends the job's own signal and waits, the task does not use the wait up."""
+    site = "SlurmctldParameters=preempt_send_user_signal"
+    with Cluster(tmp_path / "cluster", cores=8, grace=300, site=site) as cluster:
         sweeps = Sweeps(cluster, tmp_path)
         submission = sweeps.submit(
             NB02, "--params", "smoke", "--concurrency", "1", parameters={"limit": "8"}
         )
         cluster.wait_until(lambda: submission.record(0).starts, 60)
-        cluster("sbatch", "-p", "high", "-c", "8", "-o", "/dev/null", "--wrap", "sleep 1")
+        high = cluster("sbatch", "--parsable", "-p", "high", "-c", "8", "-o", "/dev/null",
+                       "--wrap", "sleep 1").strip()  # fmt: skip
+        cluster.wait_until(lambda: not cluster("squeue", "-h", "-j", high, check=False), 60)
         sweeps.wait(submission, 120)
         record = submission.record(0)
         assert record.outcome == "finished", submission.log(0).read_text()
         assert [start["restart"] for start in record.starts] == [0, 1]
-        assert record.starts[0]["end"] == "SIGTERM"
+        assert record.starts[0]["end"] == "SIGUSR1"
 
 
 def test_the_readmes_commands_run(cluster, tmp_path):
