@@ -55,6 +55,7 @@ class TaskRecord:
         outcome: `finished` or `failed` once it has ended; it is never started again.
         reason: Why it failed.
         run: Its run folder.
+        restarts: How often SLURM has started it again.
         starts: One entry a start: `at`, `host`, `restart`, `progress` then, and `end`: the
             signal that ended it, or none if it ended by itself or without a word.
     """
@@ -62,6 +63,7 @@ class TaskRecord:
     outcome: str | None = None
     reason: str | None = None
     run: str | None = None
+    restarts: int = 0
     starts: list[dict[str, Any]] = field(default_factory=list)
 
 

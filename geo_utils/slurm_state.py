@@ -48,7 +48,7 @@ def status_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
         manifest = run.manifest if run else {}
         state = _state(record, states.get(index), bool(info.get("cancelled_at")))
         row = {"task": index, **changes, "state": state}
-        row["restarts"] = record.starts[-1]["restart"] if record.starts else 0
+        row["restarts"] = record.restarts
         row["progress"] = progress(run, params) if run and params and record.starts else "–"  # noqa: RUF001
         row["headline so far"] = headline_text(run) if run and record.starts else "–"  # noqa: RUF001
         row["reason"] = _one_line(record.reason or "")

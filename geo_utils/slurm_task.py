@@ -41,13 +41,13 @@ def run_task(submission: Submission, index: int, serve: Serve | None = None) -> 
         0 finished, 1 failed, above 128 ended by that signal.
     """
     record = submission.record(index)
-    restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    _log(f"task {index}, start {restart + 1} on {platform.node()}")
-    if record.outcome:
-        _log(f"it has {record.outcome} before; nothing to do")
-        if record.run and record.outcome == "finished":
-            Run(Path(record.run)).update(restarts=restart)
-        return int(record.outcome != "finished")
+    record.restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    _log(f"task {index}, start {record.restarts + 1} on {platform.node()}")
+    if record.outcome == "finished":
+        _log("it has finished before; nothing to do")
+        return _finished(submission, index, record)
+    if record.outcome == "failed":
+        return _failed(submission, index, record, f"{record.reason}")
     info = submission.info
     try:
         name, values, params = read_parameters(info["notebook"], str(submission.task_file(index)))
@@ -55,15 +55,15 @@ def run_task(submission: Submission, index: int, serve: Serve | None = None) -> 
         return _failed(submission, index, record, str(error))
     run = locate_run(name, params)
     record.run = str(run.folder)
-    if problem := _hopeless(record, restart, saved_work(run, params), info["settings"]):
+    if problem := _hopeless(record, saved_work(run, params), info["settings"]):
         return _failed(submission, index, record, problem)
     if run.manifest.get("status") == "finished":
         _log(f"{run} has finished before; nothing to do")
-        return _finished(submission, index, record, restart)
+        return _finished(submission, index, record)
     run.folder.mkdir(parents=True, exist_ok=True)  # found again as it is, whatever comes
     record.starts.append({
         "at": datetime.now(UTC).isoformat(timespec="seconds"), "host": platform.node(),
-        "restart": restart, "progress": saved_work(run, params), "end": None,
+        "restart": record.restarts, "progress": saved_work(run, params), "end": None,
     })  # fmt: skip
     submission.save(index, record)
     try:
@@ -71,6 +71,8 @@ def run_task(submission: Submission, index: int, serve: Serve | None = None) -> 
             code = execute(name, values, params)
     except SystemExit as stopped:  # while its servers came up
         code = int(stopped.code or 0)
+    except Exception as error:  # such as a server that does not come up
+        return _failed(submission, index, record, f"{type(error).__name__}: {error}")
     return _ended(submission, index, record, code)
 
 
@@ -101,7 +103,7 @@ def _ended(submission: Submission, index: int, record: TaskRecord, code: int) ->
     """Record how a start ended, and return the task's exit code."""
     manifest = Run(Path(record.run or "")).manifest
     if manifest.get("status") == "finished" or code == 0:
-        return _finished(submission, index, record, record.starts[-1]["restart"])
+        return _finished(submission, index, record)
     if code > 128:
         record.starts[-1]["end"] = signal.Signals(code - 128).name
         submission.save(index, record)
@@ -110,30 +112,30 @@ def _ended(submission: Submission, index: int, record: TaskRecord, code: int) ->
     return _failed(submission, index, record, str(reason or "see the task's log"))
 
 
-def _finished(submission: Submission, index: int, record: TaskRecord, restart: int) -> int:
+def _finished(submission: Submission, index: int, record: TaskRecord) -> int:
     record.outcome = "finished"
     submission.save(index, record)
+    if record.starts and record.run:  # not one that another array had finished
+        Run(Path(record.run)).update(restarts=record.restarts)
     return 0
 
 
 def _failed(submission: Submission, index: int, record: TaskRecord, reason: str) -> int:
     record.outcome, record.reason = "failed", reason
     submission.save(index, record)
-    _log(f"failed, and will not be started again: {reason}")
+    _log(f"it has failed, and will not be started again: {reason}")
     return 1
 
 
-def _hopeless(
-    record: TaskRecord, restart: int, saved: list[int], settings: dict[str, int]
-) -> str | None:
+def _hopeless(record: TaskRecord, saved: list[int], settings: dict[str, int]) -> str | None:
     """Say why a task should not be started once more, or return None.
 
     A start that was preempted is no fault of the task's; one that ran out of time, or that ended
     without a word, and left nothing saved, is.
     """
     most = settings["max_restarts"]
-    if restart > most:
-        return f"restarted {restart} times, max_restarts={most}; submit again to go on"
+    if record.restarts > most:
+        return f"restarted {record.restarts} times, max_restarts={most}; submit again to go on"
     stalled = 0
     for start in reversed(record.starts):
         if start["progress"] != saved:

@@ -89,6 +89,7 @@ class Cluster:
 
     def __exit__(self, *_):
         with contextlib.suppress(Exception):
+            assert (self.folder / "slurmctld.pid").exists(), "there is nobody to ask"
             self("scancel", "--quiet", "--user=root", check=False)
             self.wait_until(lambda: not self.queue("%A"), 15)
         for name in reversed(DAEMONS):

@@ -255,9 +255,22 @@ class TestGuards:
     def test_a_finished_task_ends_at_once(self, submission, monkeypatch, tmp_path):
         run = Run(tmp_path / "run")
         run.update(status="finished", restarts=0)
-        submission.save(0, TaskRecord(outcome="finished", run=str(run.folder)))
-        code, _ = self.end(submission, monkeypatch, 2)
-        assert code == 0 and run.manifest["restarts"] == 2
+        started = TaskRecord(outcome="finished", run=str(run.folder), starts=[{"restart": 1}])
+        submission.save(0, started)
+        code, record = self.end(submission, monkeypatch, 2)
+        assert code == 0 and run.manifest["restarts"] == record.restarts == 2
+
+    def test_a_server_that_does_not_come_up_fails_the_task_once(self, submission, monkeypatch):
+        def broken(server, log):
+            raise OSError("no such program: vllm")
+
+        local = ("servers", "{engine: ['http://127.0.0.1:1/v1']}")
+        model = [("engine", "openai"), ("models", "{engine: any}"), local]
+        text = yaml.safe_dump(read_parameters(NB02, str(submission.task_file(0)), model)[1])
+        submission.task_file(0).write_text(text)
+        monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+        assert run_task(submission, 0, broken) == 1
+        assert submission.record(0).reason == "OSError: no such program: vllm"
 
 
 def test_servers_come_up_before_the_task_and_go_down_with_it(tmp_path):

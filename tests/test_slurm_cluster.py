@@ -41,6 +41,7 @@ def cluster(tmp_path_factory):
     with Cluster(tmp_path_factory.mktemp("slurm") / "cluster", cores=16) as started:
         yield started
         assert not started.queue("%A")
+        started.wait_until(lambda: not started.processes(), 15)
 
 
 class Sweeps:
@@ -191,6 +192,7 @@ def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
         assert learned(run) == undisturbed[run.manifest["seeds"]["seed"]], run
     counted = restarts_by_slurm(cluster, submission)
     assert [run.manifest["restarts"] for run in runs] == [counted[i] for i in range(ARRAY)]
+    assert [submission.record(i).restarts for i in counted] == list(counted.values())
     for index in range(ARRAY):
         logged = submission.log(index).read_text().count(f"task {index}, start ")
         assert logged <= counted[index] + 1 and submission.record(index).outcome == "finished"
@@ -243,10 +245,14 @@ def test_a_parameter_gone_bad_fails_once_and_an_ended_task_never_starts_again(cl
     for index, word in ((0, "finished"), (1, "failed")):  # somebody requeues both
         cluster("scontrol", "requeue", f"{job}_{index}")
         cluster.wait_until(
-            lambda i=index, w=word: f"it has {w} before" in submission.log(i).read_text(), 60
+            lambda i=index, w=word: (
+                "start 2" in (said := submission.log(i).read_text()) and f"it has {w}" in said
+            ),
+            60,
         )
     sweeps.wait(submission, 60)
     assert len(submission.record(0).starts) == 1 and not submission.record(1).starts
+    assert submission.record(1).restarts == 1
     assert runs_of(submission)[0].manifest["restarts"] == 1
 
 
@@ -304,9 +310,9 @@ def test_the_readmes_commands_run(cluster, tmp_path):
     seen = []
     for command in commands:
         assert command[:3] == [".venv/bin/python", "-m", "geo_utils.slurm"], command
-        arguments = ["5" if part == "ARRAY" else part for part in command[3:]]
-        if arguments[0] == "cancel":
-            arguments[1] = find(None, str(tmp_path / "outputs")).info["job_id"]
+        arguments = command[3:]
+        if arguments[-1] == "ARRAY":
+            arguments[-1] = find(None, str(tmp_path / "outputs")).info["job_id"]
         done = subprocess.run(
             [sys.executable, "-m", "geo_utils.slurm", *arguments], cwd=tmp_path,
             env=cluster.env | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
