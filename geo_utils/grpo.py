@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,14 @@ from typing import Any
 
 import yaml
 
-from geo_utils.checkpoints import base_checksum, checkpoint_step, keep_base_exact, newest_complete
+from geo_utils.checkpoints import (
+    base_checksum,
+    checkpoint_step,
+    free_memory,
+    keep_base_exact,
+    keep_prompt_order,
+    newest_complete,
+)
 from geo_utils.cold_start import base_and_demonstrations, train_cold
 from geo_utils.corpus import Corpus, load_corpus
 from geo_utils.files import resolve_path, write_atomic
@@ -110,7 +116,7 @@ def train(
     rewards = Rewards(examples, card.task, roles.engine, roles.judge, params.reward, params.seed,
                       log.on_scored)  # fmt: skip
     with interrupts.listening(), timed_phases(log.phases):
-        trainer = make_trainer(params, base, rows, rewards, folder, log)
+        trainer = make_trainer(params, base, rows, rewards, folder, log, resumed)
         before = base_checksum(trainer.model)
         try:
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
@@ -171,19 +177,11 @@ def training_split(params: GrpoParams, roles: Roles, examples: Corpus, base: str
         free_memory()
 
 
-def free_memory() -> None:
-    """Give the memory of what is no longer used back to the GPU."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
 def make_trainer(
     params: GrpoParams, base: str, rows: list[dict[str, Any]], rewards: Rewards, folder: Path,
-    log: TrainingLog,
+    log: TrainingLog, resumed: Path | None = None,
 ) -> Any:  # fmt: skip
-    """Return TRL's trainer for a recipe."""
+    """Return TRL's trainer for a recipe, to start or to go on from a checkpoint."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
@@ -192,6 +190,9 @@ def make_trainer(
         def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
             log.interrupts.hold()
             super()._save_checkpoint(*args, **kwargs)
+
+        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+            return keep_prompt_order(super()._get_train_sampler(*args, **kwargs), resumed)
 
     trainer = Trainer(
         model=base,
@@ -243,9 +244,8 @@ def save_now(trainer: Any, log: TrainingLog) -> None:
     """
     step = trainer.state.global_step
     done = Path(trainer.args.output_dir) / f"checkpoint-{step}"
-    if not step or log.random_state is None or checkpoint_step(done) == step:
-        return
-    if log.changing or step % log.block:
+    whole = step and log.random_state is not None and not log.changing and not step % log.block
+    if not whole or checkpoint_step(done) == step:
         return
     restore_random_state(log.random_state)
     trainer.state.num_input_tokens_seen = log.tokens_seen

@@ -68,6 +68,18 @@ def test_a_signal_saves_at_once_and_the_rest_is_the_same(undisturbed, tmp_path, 
     assert found["rollouts"] == undisturbed["rollouts"]
 
 
+def test_a_second_epoch_goes_on_with_its_own_order_of_prompts(undisturbed, tmp_path):
+    """Each epoch has another; 12 steps are one here."""
+    shutil.copytree(undisturbed["root"], tmp_path / "again")
+    (folder,) = (tmp_path / "again").glob("04_grpo/smoke/2*/checkpoints")
+    for name in ("final", "checkpoint-16", "checkpoint-15"):
+        shutil.rmtree(folder / name)
+    found = train_many(tmp_path / "again", "undisturbed")
+    assert found["code"] == 0 and "final" in found["checkpoints"]
+    assert found["rewards"] == undisturbed["rewards"]
+    assert found["rollouts"] == undisturbed["rollouts"]
+
+
 def test_the_base_is_frozen_and_the_adapter_is_not(undisturbed):
     (folder,) = undisturbed["root"].glob("04_grpo/smoke/2*")
     checksums = Run(folder).manifest["base_checksum"]
