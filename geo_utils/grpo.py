@@ -244,10 +244,10 @@ def save_now(trainer: Any, log: TrainingLog) -> None:
     """
     step = trainer.state.global_step
     done = Path(trainer.args.output_dir) / f"checkpoint-{step}"
-    whole = step and log.random_state is not None and not log.changing and not step % log.block
-    if not whole or checkpoint_step(done) == step:
+    state, whole = log.random_state, not log.changing and not step % log.block
+    if not step or state is None or not whole or checkpoint_step(done) == step:
         return
-    restore_random_state(log.random_state)
+    restore_random_state(state)
     trainer.state.num_input_tokens_seen = log.tokens_seen
     trainer._save_checkpoint(trainer.model, trial=None)
     log.on_save(trainer.args, trainer.state, trainer.control)
