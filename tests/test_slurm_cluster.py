@@ -214,7 +214,7 @@ def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
 def test_a_task_that_runs_out_of_time_saves_is_requeued_and_finishes(cluster, sweeps):
     """The limit is set once the training is under way: SLURM's shortest is a minute."""
     submission = sweeps.submit(
-        NB04, "--params", "smoke", parameters=TINY | {"max_steps": "600"}, signal_s=90
+        NB04, "--params", "smoke", parameters=TINY | {"max_steps": "400"}, signal_s=90
     )
     task = f"JobId={submission.info['job_id']}_0"
     cluster.wait_until(
@@ -232,7 +232,7 @@ def test_a_task_that_runs_out_of_time_saves_is_requeued_and_finishes(cluster, sw
     assert record.outcome == run.manifest["status"] == "finished"
     assert len(record.starts) == 2 and record.starts[1]["progress"][0] > 4  # not from the start
     steps = [row["step"] for row in read_jsonl(run.folder / "metrics.jsonl")]
-    assert steps == list(range(1, 601))  # each once
+    assert steps == list(range(1, 401))  # each once
     assert run.manifest["restarts"] == restarts_by_slurm(cluster, submission)[0] == 1
 
 
