@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 NB02, NB04 = "02_baseline_rewrites", "04_grpo"
 ARRAY = int(os.environ.get("GEO_UTILS_ARRAY", "3"))
 TINY = SMALL | {
-    "cold_start.steps": "40", "save_steps": "4",
+    "cold_start.steps": "40", "save_steps": "10", "max_steps": "60",
     "evaluation.repeats": "1", "evaluation.key_points": "one",
 }  # fmt: skip
 
@@ -153,9 +153,9 @@ def preempt(sweeps, submission, times, draw):
         if hits % 2:
             time.sleep(draw.uniform(1, 14))
         else:
-            step, until = draw.randint(2, 12), time.monotonic() + 60
+            step, until = draw.randint(2, 40), time.monotonic() + 60
             while time.monotonic() < until and busy(job):
-                if any(step <= n < 15 for n in steps_of_running(sweeps, submission).values()):
+                if any(step <= n < 50 for n in steps_of_running(sweeps, submission).values()):
                     break
         if len(steps_of_running(sweeps, submission)) < 2:
             continue  # there would be room for both
@@ -173,7 +173,7 @@ def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
     alone = sweeps.submit(NB04, "--params", "smoke", "--grid", f"seed={seeds}", parameters=TINY)
     sweeps.wait(alone, 400)
     undisturbed = {run.manifest["seeds"]["seed"]: learned(run) for run in runs_of(alone)}
-    assert all(len(steps) == 16 for steps, _, _ in undisturbed.values())
+    assert all(len(steps) == 60 for steps, _, _ in undisturbed.values())
     first = time.monotonic() - started
 
     submission = sweeps.submit(
