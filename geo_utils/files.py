@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 
 def project_root() -> Path:
@@ -34,3 +36,16 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     except OSError:
         partial.unlink(missing_ok=True)  # half a file, as on a full disk
         raise
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a log; a torn last line is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows

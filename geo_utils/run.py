@@ -25,6 +25,16 @@ from geo_utils.parameter_errors import ParameterError
 from geo_utils.runs import Run, locate_run
 
 GRACE_S = 20.0
+# A cluster's preemption signals every process of a job at once. Papermill has to outlive that, as
+# the kernel ends with it, and has to wait while the kernel saves: its own patience is 5 s.
+_PAPERMILL = f"""
+import signal
+from jupyter_client.manager import KernelManager
+from papermill.cli import papermill
+signal.signal(signal.SIGTERM, lambda *_: None)
+KernelManager.shutdown_wait_time.default_value = {GRACE_S - 5}
+papermill()
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Command line; default, the process's own.
 
     Returns:
-        0 finished, 1 failed, 2 wrong parameters, 130 or 143 interrupted by SIGINT or SIGTERM.
+        0 finished, 1 failed, 2 wrong parameters, 128 and its number interrupted by a signal.
     """
     parser = argparse.ArgumentParser(
         prog="python -m geo_utils.run", description=(main.__doc__ or "").partition("\n")[0]
@@ -91,7 +101,8 @@ def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> in
             sys.stderr.write(_headline_text(run))
         else:
             sys.stderr.write(f"  {run.manifest.get('reason') or run.manifest.get('rerun')}\n")
-        _render(run)
+        if not received:  # whoever sent a signal does not wait for long
+            _render(run)
         _index(params)
         lock.close()
     if received:
@@ -102,7 +113,7 @@ def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> in
 
 @contextlib.contextmanager
 def _signals_remembered() -> Iterator[list[signal.Signals]]:
-    """Collect SIGINT, SIGTERM and SIGHUP instead of dying of them.
+    """Collect SIGINT, SIGTERM, SIGHUP and SIGUSR1 instead of dying of them.
 
     The handlers are there before anything starts: a shell's `&` starts this process with SIGINT
     ignored, and Papermill would inherit that.
@@ -112,7 +123,7 @@ def _signals_remembered() -> Iterator[list[signal.Signals]]:
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
 
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     before = {number: signal.signal(number, remember) for number in wanted}
     try:
         yield received
@@ -140,7 +151,7 @@ def _lock(params: NotebookParams, run: Run) -> IO[str]:
 def _papermill(notebook: str, run: Run, injected: Path, received: list[signal.Signals]) -> int:
     """Execute the notebook in a process group of its own; on a signal end it, gently at first."""
     command = [
-        sys.executable, "-m", "papermill", f"{project_root()}/notebooks/{notebook}.ipynb",
+        sys.executable, "-c", _PAPERMILL, f"{project_root()}/notebooks/{notebook}.ipynb",
         str(run.folder / "notebook.ipynb"), "-f", str(injected), "--no-log-output",
         "--progress-bar" if sys.stderr.isatty() else "--no-progress-bar",
     ]  # fmt: skip

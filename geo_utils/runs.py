@@ -164,6 +164,7 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
         packages=package_versions(),
         gpus=_gpus(),
         slurm={name: os.environ[name] for name in _SLURM if name in os.environ},
+        restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
         headline=before.get("headline"),
         usage=before.get("usage"),
     )

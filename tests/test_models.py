@@ -6,9 +6,12 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
+import torch
 from aiohttp import web
 from conftest import run
+from scipy.stats import chisquare
 from servers import free_port, wait_until_up
 from tiny_model import make_tiny_model
 
@@ -16,7 +19,7 @@ from geo_utils.model_roles import ModelEngine, ModelJudge
 from geo_utils.models.base import FatalError, Request, Sampling, TransientError, UnusableError
 from geo_utils.models.caller import Caller, Policy
 from geo_utils.models.openai_server import OpenAIServer
-from geo_utils.models.transformers_local import TransformersLocal
+from geo_utils.models.transformers_local import TransformersLocal, _own_draws
 from geo_utils.models.vllm_local import VllmLocal
 
 SHORT = Sampling(0.0, 12)
@@ -46,6 +49,30 @@ class TestTransformersLocal:
         assert all(0 < c.tokens_out <= 12 for c in batch)
         assert {c.finish_reason for c in batch} <= {"stop", "length"}
         run(model.close())
+
+    def test_a_draw_hangs_on_its_request_alone(self, tiny_model):
+        """Not on who happened to be in its batch, which is a matter of milliseconds."""
+        model, hot = TransformersLocal(str(tiny_model), device="cpu"), Sampling(1.0, 12, 0.9)
+        asked = [ask("the tide", sampling=hot, sample_index=n) for n in range(6)]
+
+        async def together():
+            return await asyncio.gather(*(model.complete(request) for request in asked))
+
+        batch, single = run(together()), [run(model.complete(request)) for request in asked]
+        assert [c.text for c in batch] == [c.text for c in single]
+        assert len({c.text for c in batch}) > 1
+        run(model.close())
+
+    def test_draws_follow_the_probabilities(self):
+        """4,000 draws from four tokens at temperature 0.5; top-p of 0.85 leaves the least out."""
+        shares = torch.tensor([0.4, 0.3, 0.2, 0.1])
+        asked = [ask(sampling=Sampling(0.5, 1), sample_index=n) for n in range(4000)]
+        drawn = _own_draws(asked, "cpu")(None, shares.log().expand(4000, 4)).argmax(dim=1)
+        squared = np.array([16, 9, 4, 1]) / 30 * 4000
+        assert chisquare(np.bincount(drawn, minlength=4), squared).pvalue > 0.001
+        asked = [ask(sampling=Sampling(1.0, 1, 0.85), sample_index=n) for n in range(400)]
+        drawn = _own_draws(asked, "cpu")(None, shares.log().expand(400, 4)).argmax(dim=1)
+        assert set(drawn.tolist()) == {0, 1, 2}
 
     def test_choices_get_probabilities(self, tiny_model):
         model = TransformersLocal(str(tiny_model), device="cpu")

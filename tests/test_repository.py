@@ -13,9 +13,9 @@ from conftest import PROJECT
 
 FLOORS = [
     "files cells methods loops parameter_errors call_options notebook_params params runs notebooks "
-    "key_point_params progress supervisor efficiency efficiency.params training training.options "
-    "training.params training.trl_fields analyses analyses.options studies studies.options "
-    "meeting meeting.params meeting.records",
+    "key_point_params progress cluster cluster.resources cluster.supervisor efficiency "
+    "efficiency.params training training.options training.params training.trl_fields analyses "
+    "analyses.options studies studies.options meeting meeting.params meeting.records",
     "text lexical rows corpus citations visibility statistics prompts arrangement fidelity lint "
     "key_points studies.group_variance efficiency.measurements efficiency.bounds "
     "efficiency.capacity efficiency.pooling efficiency.contrasts",
@@ -31,10 +31,11 @@ FLOORS = [
     "studies.results",
     "training.checkpoints training.preflight training.small_policy training.cold_start "
     "training.data training.log training.grpo training.comparison training.phases "
-    "training.streaming training.overlapped_trainer servers efficiency.random_weights "
+    "training.streaming training.overlapped_trainer cluster.servers efficiency.random_weights "
     "efficiency.gpus efficiency.recipes efficiency.measure efficiency.sweep",
     # The look-alike is a program that answers through the roles; nothing imports it.
-    "tables plots view report run training.plots training.rollout_view efficiency.text "
+    "tables plots view report run slurm cluster.tasks cluster.folder cluster.state cluster.task "
+    "training.plots training.rollout_view efficiency.text "
     "efficiency.tables efficiency.words efficiency.plots analyses.effect_plots analyses.plots "
     "analyses.tables studies.tables studies.findings studies.plots meeting.headlines "
     "meeting.index_page meeting.side_by_side meeting.recorded meeting.weekly meeting.browser "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from geo_utils.supervisor import Supervised
+from geo_utils.cluster.supervisor import Supervised
 
 # A program with a child in a session of its own that ignores SIGTERM, as an engine's worker may.
 STUBBORN = """
@@ -95,7 +95,7 @@ def test_killing_the_starter_takes_everything_down(tmp_path, number):
     starter = textwrap.dedent(f"""
         import time
         from pathlib import Path
-        from geo_utils.supervisor import Supervised
+        from geo_utils.cluster.supervisor import Supervised
         with Supervised({program(600, 0)!r}, Path({str(log)!r})):
             time.sleep(600)
     """)

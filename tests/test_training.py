@@ -13,10 +13,11 @@ from conftest import PROJECT
 from train_many import SMALL, once
 
 from geo_utils.engines import Answer
+from geo_utils.files import read_jsonl
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
 from geo_utils.runs import Run
-from geo_utils.training.log import read_jsonl, rewind
+from geo_utils.training.log import rewind
 
 TESTS = Path(__file__).parent
 QUIET = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
@@ -63,6 +64,18 @@ def test_a_signal_saves_at_once_and_the_rest_is_the_same(undisturbed, tmp_path, 
     steps = [step for step, _, _ in between["rewards"]]
     assert f"checkpoint-{steps[-1]}" in between["checkpoints"] and steps[-1] < 16
     assert found["code"] == 0
+    assert found["rewards"] == undisturbed["rewards"]
+    assert found["rollouts"] == undisturbed["rollouts"]
+
+
+def test_a_second_epoch_goes_on_with_its_own_order_of_prompts(undisturbed, tmp_path):
+    """Each epoch has another; 12 steps are one here."""
+    shutil.copytree(undisturbed["root"], tmp_path / "again")
+    (folder,) = (tmp_path / "again").glob("04_grpo/smoke/2*/checkpoints")
+    for name in ("final", "checkpoint-16", "checkpoint-15"):
+        shutil.rmtree(folder / name)
+    found = train_many(tmp_path / "again", "undisturbed")
+    assert found["code"] == 0 and "final" in found["checkpoints"]
     assert found["rewards"] == undisturbed["rewards"]
     assert found["rollouts"] == undisturbed["rollouts"]
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import transformers
 
 from geo_utils.corpus import load_corpus
+from geo_utils.files import read_jsonl
 from geo_utils.notebooks import read_parameters
 from geo_utils.roles import make_roles
 from geo_utils.runs import RunInterrupted, start_run
 from geo_utils.training.grpo import prepare_policy, train
-from geo_utils.training.log import read_jsonl
 from geo_utils.training.preflight import check_machine
 
 SMALL = {

@@ -13,7 +13,7 @@ from statistics import fmean, quantiles
 from typing import Any
 
 from geo_utils.corpus import Example, KeyPoint, load_corpus
-from geo_utils.files import write_atomic
+from geo_utils.files import read_jsonl, write_atomic
 from geo_utils.model_rewriters import RewriteTask
 from geo_utils.model_roles import ModelEngine
 from geo_utils.policies import fitter, load_tokenizer, prompt_counter
@@ -21,7 +21,7 @@ from geo_utils.rewriters import Rewrite
 from geo_utils.roles import Roles, make_roles
 from geo_utils.training.data import Split, base_model, policy_card, prompt_rows
 from geo_utils.training.grpo import make_trainer
-from geo_utils.training.log import Interrupts, TrainingLog, hush, read_jsonl
+from geo_utils.training.log import Interrupts, TrainingLog, hush
 from geo_utils.training.params import GrpoParams
 from geo_utils.training.phases import timed
 from geo_utils.training.preflight import check_machine

@@ -16,18 +16,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from geo_utils.cluster.servers import POLICY_OPTIONS, ServerError, simulated_gemini, vllm_server
+from geo_utils.cluster.supervisor import Supervised
 from geo_utils.efficiency.gpus import GpuWatch, gpu_names
 from geo_utils.efficiency.measure import NO_MEMORY
 from geo_utils.efficiency.params import EfficiencyParams, Setting
 from geo_utils.efficiency.random_weights import shape_name
 from geo_utils.efficiency.recipes import Placement, place, recipe
-from geo_utils.files import resolve_path, write_atomic
+from geo_utils.files import read_jsonl, resolve_path, write_atomic
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
 from geo_utils.runs import Run, package_versions, start_run
-from geo_utils.servers import POLICY_OPTIONS, ServerError, simulated_gemini, vllm_server
-from geo_utils.supervisor import Supervised
-from geo_utils.training.log import read_jsonl
 
 log = logging.getLogger(__name__)
 _KEY = "simulated-key"

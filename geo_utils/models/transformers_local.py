@@ -73,7 +73,8 @@ class TransformersLocal:
     def _generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer a batch with shared sampling; prompts are padded on the left.
 
-        Each request has a draw of its own, so that it gets the same text in any batch.
+        Each request has a draw of its own, so that its text does not hang on what else happened to
+        be in the batch, which is a matter of milliseconds.
         """
         import torch
 
@@ -93,18 +94,17 @@ class TransformersLocal:
         first = requests[0]
         if first.choices:
             return self._choose(requests, batch, started)
-        draws = [_Draw(requests, model.device)] if first.sampling.temperature > 0 else []
-        # A model's own generation_config, such as Qwen3's top_k of 20, must not leak in.
-        plain = dict.fromkeys(("temperature", "top_p", "top_k", "min_p"))
+        draws = _own_draws(requests, model.device) if first.sampling.temperature > 0 else None
         with torch.inference_mode():
+            # do_sample stays off: a model's own generation_config, such as Qwen3's top_k of 20,
+            # must not leak in.
             tokens = model.generate(
                 **batch,
                 max_new_tokens=first.sampling.max_tokens,
                 do_sample=False,
-                logits_processor=draws,
-                pad_token_id=tokenizer.pad_token_id,
                 repetition_penalty=1.0,
-                **plain,
+                pad_token_id=tokenizer.pad_token_id,
+                logits_processor=draws,
             )
         completions = []
         ends = model.generation_config.eos_token_id
@@ -152,32 +152,27 @@ class TransformersLocal:
         return completions
 
 
-class _Draw:
-    """Samples each row with a generator of its own: Gumbel noise on log p, then the highest.
+def _own_draws(requests: Sequence[Request], device: Any) -> Any:
+    """Return a logits processor whose highest score is a draw, each row's from its own generator.
 
-    The highest of log p + Gumbel noise is a draw from p (the Gumbel-max trick).
+    Adding Gumbel noise to log-probabilities makes their maximum a sample of them.
     """
+    import torch
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-    def __init__(self, requests: Sequence[Request], device: Any) -> None:
-        import torch
+    sampling = requests[0].sampling
+    warpers: Any = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    generators = [torch.Generator(device).manual_seed(_seed(request)) for request in requests]
 
-        self._sampling = requests[0].sampling
-        self._generators = [torch.Generator(device).manual_seed(_seed(r)) for r in requests]
+    def draw(input_ids: Any, scores: Any) -> Any:
+        for warper in warpers:
+            scores = warper(input_ids, scores)
+        rows = [torch.empty_like(scores[0]).exponential_(generator=g) for g in generators]
+        return scores - torch.stack(rows).log()
 
-    def __call__(self, tokens: Any, scores: Any) -> Any:
-        import torch
-
-        scores = scores.float() / self._sampling.temperature
-        if self._sampling.top_p < 1:  # keep the likeliest tokens until their sum reaches top_p
-            ranked, order = scores.sort(dim=-1, descending=True)
-            before = ranked.softmax(dim=-1).cumsum(dim=-1) - ranked.softmax(dim=-1)
-            ranked = ranked.masked_fill(before >= self._sampling.top_p, -torch.inf)
-            scores = torch.empty_like(scores).scatter(-1, order, ranked)
-        noise = torch.stack([
-            torch.empty(scores.shape[-1], device=scores.device).exponential_(generator=generator)
-            for generator in self._generators
-        ])  # fmt: skip
-        return scores - noise.log()
+    return LogitsProcessorList([draw])
 
 
 def _seed(request: Request) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -36,6 +37,29 @@ def checkpoint_step(folder: Path) -> int | None:
         return int(state["global_step"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def keep_prompt_order(sampler: Any, resumed: Path | None) -> Any:
+    """Return a trainer's sampler, moved on to the epoch that a checkpoint was saved in.
+
+    It draws an order of prompts for every epoch; a training that goes on would begin again with
+    the first epoch's.
+    """
+    import torch
+
+    if resumed is not None:
+        state = json.loads((resumed / _STATE).read_text(encoding="utf-8"))
+        for _ in range(int(state["epoch"] + 1e-6)):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
+    return sampler
+
+
+def free_memory() -> None:
+    """Give the memory of what is no longer used back to the GPU."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def check_adapter(folder: Path, base: str, lora: dict[str, Any]) -> None:

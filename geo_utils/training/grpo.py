@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -25,7 +24,9 @@ from geo_utils.runs import Run
 from geo_utils.training.checkpoints import (
     base_checksum,
     checkpoint_step,
+    free_memory,
     keep_base_exact,
+    keep_prompt_order,
     newest_complete,
 )
 from geo_utils.training.cold_start import base_and_demonstrations, train_cold
@@ -115,7 +116,7 @@ def train(
     rewards = Rewards(examples, card.task, roles.engine, roles.judge, params.reward, params.seed,
                       log.on_scored)  # fmt: skip
     with interrupts.listening(), timed(log.clock):
-        trainer = make_trainer(params, base, rows, rewards, folder, log)
+        trainer = make_trainer(params, base, rows, rewards, folder, log, resumed)
         before = base_checksum(trainer.model)
         try:
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
@@ -176,25 +177,21 @@ def training_split(params: GrpoParams, roles: Roles, examples: Corpus, base: str
         free_memory()
 
 
-def free_memory() -> None:
-    """Give the memory of what is no longer used back to the GPU."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
 def make_trainer(
     params: GrpoParams, base: str, rows: list[dict[str, Any]], rewards: Rewards, folder: Path,
-    log: TrainingLog,
+    log: TrainingLog, resumed: Path | None = None,
 ) -> Any:  # fmt: skip
-    """Return the trainer for a recipe."""
+    """Return the trainer for a recipe, to start or to go on from a checkpoint."""
     from datasets import Dataset
     from peft import LoraConfig
 
     from geo_utils.training.overlapped_trainer import OverlappedTrainer
 
-    trainer = OverlappedTrainer(
+    class Trainer(OverlappedTrainer):
+        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+            return keep_prompt_order(super()._get_train_sampler(*args, **kwargs), resumed)
+
+    trainer = Trainer(
         schedule=params.reward.schedule,
         begin=rewards.begin,
         saving=log.interrupts.hold,

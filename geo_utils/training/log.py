@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from geo_utils.files import write_atomic
+from geo_utils.files import read_jsonl, write_atomic
 from geo_utils.policies import PolicyCard
 from geo_utils.runs import RunInterrupted
 from geo_utils.training.checkpoints import checkpoint_step
@@ -40,19 +40,6 @@ def hush(trainer: Any = None) -> None:
     transformers_logging.disable_progress_bar()
     if trainer is not None:
         trainer.remove_callback(PrinterCallback)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log; a torn last line is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
 
 
 def rewind(path: Path, step: int) -> None:
@@ -136,6 +123,7 @@ class TrainingLog(TrainerCallback):
         self.random_state: tuple[Any, ...] | None = None
         self._ended = self._drawn = time.monotonic()
         self._step_s = 0.0
+        self.tokens_seen = 0
         self._rows = read_jsonl(self.folder / "metrics.jsonl")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -159,13 +147,14 @@ class TrainingLog(TrainerCallback):
         self.changing = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Remember the random state that belongs to the weights; stop if a signal came."""
+        """Remember the state that belongs to the weights; stop if a signal came."""
         synchronise()
         now = time.monotonic()
         self.clock.phases["optimizer"] += now - self.clock.left
         self._step_s += now - self._ended
         self._ended = now
         self.random_state, self.changing = random_state(), False
+        self.tokens_seen = state.num_input_tokens_seen
         if self.interrupts.received is not None and state.global_step % self.block == 0:
             control.should_log = control.should_save = control.should_training_stop = True
 
@@ -243,10 +232,10 @@ def save_now(trainer: Any, log: TrainingLog) -> None:
     """
     step = trainer.state.global_step
     done = Path(trainer.args.output_dir) / f"checkpoint-{step}"
-    if not step or log.random_state is None or checkpoint_step(done) == step:
+    state, whole = log.random_state, not log.changing and not step % log.block
+    if not step or state is None or not whole or checkpoint_step(done) == step:
         return
-    if log.changing or step % log.block:
-        return
-    restore_random_state(log.random_state)
+    restore_random_state(state)
+    trainer.state.num_input_tokens_seen = log.tokens_seen
     trainer._save_checkpoint(trainer.model, trial=None)
     log.on_save(trainer.args, trainer.state, trainer.control)

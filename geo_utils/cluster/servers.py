@@ -10,8 +10,10 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from geo_utils.supervisor import Supervised
+from geo_utils.cluster.resources import LocalServer
+from geo_utils.cluster.supervisor import Supervised
 
 # What a policy server needs to take new weights and to give the sampled tokens' probabilities.
 POLICY_OPTIONS = ("--weight-transfer-config", '{"backend":"nccl"}',
@@ -24,8 +26,9 @@ class ServerError(RuntimeError):
 
 @contextmanager
 def vllm_server(
-    model: str, gpu: int, log: Path, options: Sequence[str] = (), start_s: float = 300.0
-) -> Iterator[str]:
+    model: str, gpu: int | str, log: Path, options: Sequence[str] = (), start_s: float = 300.0,
+    port: int | None = None,
+) -> Iterator[str]:  # fmt: skip
     """Serve a model by vLLM on a GPU of this machine.
 
     Args:
@@ -34,6 +37,7 @@ def vllm_server(
         log: File that gets what it writes.
         options: Of `vllm serve`; `POLICY_OPTIONS` for one that a trainer sends weights to.
         start_s: Longest wait for it to come up.
+        port: Where it listens; default, one that is free.
 
     Yields:
         Its address, without `/v1`.
@@ -41,13 +45,45 @@ def vllm_server(
     Raises:
         ServerError: It ended, or did not come up in time.
     """
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model,
                "--port", str(port), *options]  # fmt: skip
     env = {"CUDA_VISIBLE_DEVICES": str(gpu), "VLLM_SERVER_DEV_MODE": "1"}
     with Supervised(command, log, env) as program:
         url = f"http://127.0.0.1:{port}"
         wait_until_up(program, f"{url}/health", f"vLLM server of {model}", start_s)
+        yield url
+
+
+@contextmanager
+def serve_here(server: LocalServer, gpu: str, log: Path) -> Iterator[str]:
+    """Serve what a run's parameters expect on this host, unless it is up already.
+
+    Args:
+        server: What is expected, and where.
+        gpu: The GPU for it, as in CUDA_VISIBLE_DEVICES; empty if there is none left.
+        log: File that gets what it writes.
+
+    Yields:
+        Its address.
+
+    Raises:
+        ServerError: There is no GPU for it, or it does not come up.
+    """
+    try:
+        with urllib.request.urlopen(f"{server.address}/v1/models", timeout=5):
+            yield server.address
+            return
+    except urllib.error.URLError:
+        pass
+    if not gpu:
+        raise ServerError(
+            f"nothing answers at {server.address}, and there is no GPU for {server.model}: ask "
+            "for one more (--gpus), or start the server in the lines of setup"
+        )
+    options = POLICY_OPTIONS if server.policy else ()
+    port = urlsplit(server.address).port
+    with vllm_server(server.model, gpu, log, options, 600.0, port) as url:
         yield url
 
 

@@ -1,0 +1,181 @@
+"""One task of an array, inside its job: start, resume, or end at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+from geo_utils.cluster.folder import Submission, TaskRecord
+from geo_utils.cluster.resources import LocalServer, gpus_needed, local_servers
+from geo_utils.cluster.servers import serve_here
+from geo_utils.cluster.state import saved_work
+from geo_utils.notebook_params import NotebookParams
+from geo_utils.notebooks import read_parameters
+from geo_utils.parameter_errors import ParameterError
+from geo_utils.run import execute
+from geo_utils.runs import Run, locate_run
+
+# Starts a server on a GPU, is entered once it answers, takes it down at the end; writes to a log.
+Serve = Callable[[LocalServer, str, Path], AbstractContextManager[object]]
+
+
+def run_task(submission: Submission, index: int, serve: Serve = serve_here) -> int:
+    """Run a task's notebook in its run folder, unless it has ended before.
+
+    A task that has finished or failed ends at once, whoever requeued it. Only one that a signal
+    ended is worth another start: the array's script sees to that by the exit code.
+
+    Args:
+        submission: Of the array.
+        index: The task's number.
+        serve: Starts a server that the parameters expect on this host.
+
+    Returns:
+        0 finished, 1 failed, above 128 ended by that signal.
+    """
+    record = submission.record(index)
+    record.restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    _log(f"task {index}, start {record.restarts + 1} on {platform.node()}")
+    if record.outcome == "finished":
+        _log("it has finished before; nothing to do")
+        return _finished(submission, index, record)
+    if record.outcome == "failed":
+        return _failed(submission, index, record, f"{record.reason}")
+    info = submission.info
+    try:
+        name, values, params = read_parameters(info["notebook"], str(submission.task_file(index)))
+    except ParameterError as error:
+        return _failed(submission, index, record, str(error))
+    run = locate_run(name, params)
+    record.run = str(run.folder)
+    if problem := _hopeless(record, saved_work(run, params), info["settings"]):
+        return _failed(submission, index, record, problem)
+    if run.manifest.get("status") == "finished":
+        _log(f"{run} has finished before; nothing to do")
+        return _finished(submission, index, record)
+    run.folder.mkdir(parents=True, exist_ok=True)  # found again as it is, whatever comes
+    record.starts.append({
+        "at": datetime.now(UTC).isoformat(timespec="seconds"), "host": platform.node(),
+        "restart": record.restarts, "progress": saved_work(run, params), "end": None,
+    })  # fmt: skip
+    submission.save(index, record)
+    try:
+        with _signals_end(), servers_up(params, submission.folder / "logs", index, serve):
+            code = execute(name, values, params)
+    except SystemExit as stopped:  # while its servers came up
+        code = int(stopped.code or 0)
+    except Exception as error:  # such as a server that does not come up
+        return _failed(submission, index, record, f"{type(error).__name__}: {error}")
+    return _ended(submission, index, record, code)
+
+
+@contextlib.contextmanager
+def servers_up(
+    params: NotebookParams, logs: Path, index: int, serve: Serve
+) -> Iterator[list[LocalServer]]:
+    """Hold up the servers that parameters expect on this host, and take them down at the end.
+
+    The job's first GPU is the run's own, if it needs one, and the only one that it sees.
+
+    Args:
+        params: The task's.
+        logs: Folder for the servers' logs.
+        index: The task's number.
+        serve: Starts one server.
+
+    Yields:
+        The servers.
+    """
+    servers, given = local_servers(params), os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [gpu for gpu in (given or "").split(",") if gpu]
+    own = gpus_needed(params) - len(servers)
+    with contextlib.ExitStack() as stack:
+        for number, server in enumerate(servers):
+            gpu = gpus[own + number] if own + number < len(gpus) else ""
+            stack.enter_context(serve(server, gpu, logs / f"{index}-server-{number}.log"))
+        if servers and gpus:  # what is left of them would split the run's model over all
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[:own])
+        try:
+            yield servers
+        finally:
+            if given is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = given
+
+
+def _ended(submission: Submission, index: int, record: TaskRecord, code: int) -> int:
+    """Record how a start ended, and return the task's exit code."""
+    manifest = Run(Path(record.run or "")).manifest
+    if manifest.get("status") == "finished" or code == 0:
+        return _finished(submission, index, record)
+    if code > 128:
+        record.starts[-1]["end"] = signal.Signals(code - 128).name
+        submission.save(index, record)
+        return code
+    reason = manifest.get("reason") if code == 1 else None
+    return _failed(submission, index, record, str(reason or "see the task's log"))
+
+
+def _finished(submission: Submission, index: int, record: TaskRecord) -> int:
+    record.outcome = "finished"
+    submission.save(index, record)
+    if record.starts and record.run:  # not one that another array had finished
+        Run(Path(record.run)).update(restarts=record.restarts)
+    return 0
+
+
+def _failed(submission: Submission, index: int, record: TaskRecord, reason: str) -> int:
+    record.outcome, record.reason = "failed", reason
+    submission.save(index, record)
+    _log(f"it has failed, and will not be started again: {reason}")
+    return 1
+
+
+def _hopeless(record: TaskRecord, saved: list[int], settings: dict[str, int]) -> str | None:
+    """Say why a task should not be started once more, or return None.
+
+    A start that was preempted is no fault of the task's; one that ran out of time, or that ended
+    without a word, and left nothing saved, is.
+    """
+    most = settings["max_restarts"]
+    if record.restarts > most:
+        return f"restarted {record.restarts} times, max_restarts={most}; submit again to go on"
+    stalled = 0
+    for start in reversed(record.starts):
+        if start["progress"] != saved:
+            break
+        stalled += start["end"] != "SIGTERM"
+    if stalled >= settings["max_stalled"]:
+        return (
+            f"{stalled} starts in a row saved nothing (max_stalled={settings['max_stalled']}); "
+            "is the time limit too short, or save_steps too large?"
+        )
+    return None
+
+
+@contextlib.contextmanager
+def _signals_end() -> Iterator[None]:
+    """Let signals unwind what is open, so that no server outlives its task."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    wanted = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _log(text: str) -> None:
+    now = datetime.now(UTC)
+    sys.stderr.write(f"[{now:%Y-%m-%d %H:%M:%S} UTC] {text}\n")

@@ -1,0 +1,344 @@
+"""What is submitted, refused and guarded against, where no cluster is needed to see it."""
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import PROJECT, SECRET
+
+from geo_utils.cluster.folder import TaskRecord, create, find, script_text
+from geo_utils.cluster.resources import gpus_needed, local_servers
+from geo_utils.cluster.state import saved_work, slurm_states
+from geo_utils.cluster.task import run_task, servers_up
+from geo_utils.cluster.tasks import SlurmSettings, default_settings, make_tasks, parse_grid
+from geo_utils.notebooks import read_parameters
+from geo_utils.parameter_errors import ParameterError
+from geo_utils.runs import Run, locate_run
+from geo_utils.slurm import main
+
+NB02, NB04 = "02_baseline_rewrites", "04_grpo"
+
+
+def settings(**changes):
+    return SlurmSettings(**changes)
+
+
+@pytest.fixture
+def submission(tmp_path):
+    """Two tasks of notebook 02, written and not submitted."""
+    overrides = [("output_root", str(tmp_path)), ("cache_root", str(tmp_path / "cache"))]
+    notebook, tasks = make_tasks(NB02, ["smoke"], {"seed": [0, 1]}, overrides)
+    return create("sweep", notebook, tasks, settings(max_restarts=3, max_stalled=2))
+
+
+class TestGrid:
+    @pytest.mark.parametrize(
+        "text, values",
+        [
+            ("learning_rate=1e-6,5e-6", [1e-6, 5e-6]),
+            ("learning_rate=1E-6", [1e-6]),
+            ("seed=0,1,2", [0, 1, 2]),
+            ("variant=e,one", ["e", "one"]),
+            ("judge_mode=soft", ["soft"]),
+            ("methods=[original,key_point],[original,rules]",
+             [["original", "key_point"], ["original", "rules"]]),
+            ("limit=null,5", [None, 5]),
+            ("calls.max_cost=0.5", [0.5]),
+        ],
+    )  # fmt: skip
+    def test_values_are_read_as_yaml_and_exponents_as_numbers(self, text, values):
+        name = text.partition("=")[0]
+        assert parse_grid([text]) == {name: values}
+        assert [type(v) for v in parse_grid([text])[name]] == [type(v) for v in values]
+
+    @pytest.mark.parametrize("text", ["seed", "seed=", "=1", "methods=[original", "seed={a"])
+    def test_what_is_no_entry_is_named(self, text):
+        with pytest.raises(ParameterError, match="write name=value,value"):
+            parse_grid([text])
+
+    def test_a_name_given_twice_is_refused(self):
+        with pytest.raises(ParameterError, match="seed is given twice"):
+            parse_grid(["seed=0", "seed=1"])
+
+    def test_the_last_name_varies_fastest_and_every_file_meets_every_point(self):
+        grid = {"learning_rate": [1e-6, 5e-6], "seed": [0, 1]}
+        name, tasks = make_tasks(NB04, ["smoke", "default"], grid)
+        assert name == NB04 and len(tasks) == 8
+        assert [t.changes["seed"] for t in tasks[:4]] == [0, 1, 0, 1]
+        assert [t.changes["params"] for t in tasks] == ["smoke"] * 4 + ["default"] * 4
+        assert tasks[2].params.grpo["learning_rate"] == 5e-6
+
+    def test_every_task_is_checked_and_the_wrong_ones_are_listed(self):
+        with pytest.raises(ParameterError) as error:
+            make_tasks(NB04, ["smoke"], {"num_generations": [16, 3], "seed": [0, -1]})
+        said = str(error.value)
+        assert said.startswith("3 of 4 tasks cannot run")
+        assert "seed=-1" in said and "tasks 1 (num_generations=16, seed=-1); 3 (num" in said
+        assert "64 completions do not divide into groups of num_generations=3" in said
+
+    def test_a_misspelt_name_is_said_once(self):
+        with pytest.raises(ParameterError, match="did you mean 'learning_rate'") as error:
+            make_tasks(NB04, ["smoke"], {"learning_rat": [1e-6, 2e-6, 3e-6]})
+        assert str(error.value).count("is no parameter") == 1
+
+    def test_twins_are_refused(self):
+        with pytest.raises(ParameterError, match=r"tasks 0 .* and 1 .* are the same run"):
+            make_tasks(NB02, ["smoke"], {"calls.max_cost": [1, 2]})
+
+
+class TestSettings:
+    def test_the_shipped_file_names_every_setting(self):
+        shipped = yaml.safe_load(default_settings().read_text())
+        assert set(shipped) == set(SlurmSettings.model_fields)
+        assert SlurmSettings.read(default_settings(), {"gpus": 2, "time": "2-00"}).gpus == 2
+
+    @pytest.mark.parametrize(
+        "time, seconds",
+        [("90", 5400), ("10:30", 630), ("04:00:00", 14400), ("1-12", 129600), ("2-01:30", 178200)],
+    )
+    def test_a_time_is_read_as_slurm_reads_it(self, time, seconds):
+        assert settings(time=time).seconds == seconds
+
+    @pytest.mark.parametrize(
+        "text, said",
+        [
+            ("time: 4:00:00", "14400 is no time limit.*in quotes"),
+            ("time: soon", "'soon' is no time limit"),
+            ("partitoin: gpu", "did you mean 'partition'"),
+            ("concurrency: 0", "concurrency=0"),
+            ("sbatch: [--nodes=2]", "a task runs on one node"),
+            ("sbatch: [-N 2]", "a task runs on one node"),
+            ("sbatch: [--array=0-3]", "--array is set here"),
+            ("time: '1'\nsignal_s: 60", "told to save before it has begun"),
+        ],
+    )
+    def test_what_cannot_be_used_is_named(self, tmp_path, text, said):
+        file = tmp_path / "slurm.yaml"
+        file.write_text(text)
+        with pytest.raises(ParameterError, match=said):
+            SlurmSettings.read(file, {})
+
+
+class TestGpus:
+    @pytest.mark.parametrize(
+        "notebook, recipe, gpus",
+        [
+            (NB04, "smoke", 0), (NB04, "default", 1), (NB04, "colocate", 1), (NB04, "gemini", 2),
+            (NB04, "qwen_server", 3), (NB02, "smoke", 0), (NB02, "gemini", 0),
+            (NB02, "qwen_server", 1),
+        ],
+    )  # fmt: skip
+    def test_a_recipe_needs_the_gpus_that_the_readme_says(self, notebook, recipe, gpus):
+        assert gpus_needed(read_parameters(notebook, recipe)[2]) == gpus
+
+    def test_a_server_elsewhere_needs_no_gpu_here_and_a_shared_one_counts_once(self):
+        far = ("servers", "{engine: ['http://node7:8000/v1'], judge: ['http://node7:8000/v1'], "
+               "rewriter: ['http://127.0.0.1:9000/v1']}")  # fmt: skip
+        params = read_parameters(NB04, "qwen_server", [far])[2]
+        found = {server.address: server for server in local_servers(params)}
+        assert set(found) == {"http://127.0.0.1:8001", "http://127.0.0.1:9000"}
+        assert found["http://127.0.0.1:8001"].policy
+        assert found["http://127.0.0.1:9000"].model == "Qwen/Qwen2.5-7B-Instruct"
+
+    def test_a_model_in_this_process_needs_one(self):
+        local = [("engine", "transformers"), ("models", "{engine: any}")]
+        assert gpus_needed(read_parameters(NB02, "smoke", local)[2]) == 1
+
+
+class TestScript:
+    def test_it_is_one_array_and_bash_can_read_it(self, tmp_path):
+        notebook, tasks = make_tasks(NB04, ["gemini"], {"seed": [0, 1, 2]})
+        given = settings(partition="spot", account="lab", concurrency=2, signal_s=90,
+                         sbatch=["--mem=64G"], setup=["module load cuda"])  # fmt: skip
+        text = script_text(tmp_path / "a b", notebook, tasks, given)
+        for line in ("--array=0-2%2", "--requeue", "--open-mode=append", "--signal=B:USR1@90",
+                     "--gres=gpu:2", "--partition=spot", "--account=lab", "--mem=64G",
+                     "--time=04:00:00", "--nodes=1"):  # fmt: skip
+            assert f"#SBATCH {line}\n" in text
+        assert "\nmodule load cuda\n" in text and f"'{tmp_path}/a b'" in text
+        subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+    def test_a_key_is_in_no_file_of_the_submission(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("GEMINI_API_KEY", SECRET)
+        notebook, tasks = make_tasks(NB02, ["gemini"], {}, [("output_root", str(tmp_path))])
+        submission = create("sweep", notebook, tasks, settings())
+        written = [p.read_text() for p in submission.folder.rglob("*") if p.is_file()]
+        assert len(written) == 3 and not any(SECRET in text for text in written)
+
+    def test_a_task_file_runs_by_hand_as_it_would_in_the_array(self, submission):
+        _, tasks = make_tasks(NB02, ["smoke"], {"seed": [0, 1]})
+        again = read_parameters(NB02, str(submission.task_file(1)))[2]
+        changed = {"output_root": again.output_root, "cache_root": again.cache_root}
+        assert again.model_dump() == tasks[1].params.model_dump() | changed
+
+    def test_a_name_is_taken_once(self, submission):
+        _, tasks = make_tasks(
+            NB02, ["smoke"], {}, [("output_root", str(submission.folder.parents[1]))]
+        )
+        with pytest.raises(ParameterError, match="is there; choose another"):
+            create("sweep", NB02, tasks, settings())
+
+    def test_dry_run_shows_script_and_tasks_and_leaves_nothing(self, tmp_path, capsys):
+        code = main(["submit", NB04, "--params", "smoke", "--grid", "learning_rate=1e-6,5e-6",
+                     "seed=0,1,2", "--dry-run", "-p", "output_root", str(tmp_path)])  # fmt: skip
+        said = capsys.readouterr().out
+        assert code == 0 and "#SBATCH --array=0-5%4" in said
+        assert "task 5: learning_rate=5e-06, seed=2" in said
+        assert not list(tmp_path.iterdir())
+
+    def test_several_nodes_are_out_of_scope_and_it_says_so(self, capsys):
+        assert main(["submit", NB04, "--params", "smoke", "--nodes", "2"]) == 2
+        assert "--nodes 2: a task runs on one node" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            main(["submit", "--help"])
+        assert "a task runs on one node" in " ".join(capsys.readouterr().out.split())
+
+    def test_without_a_cluster_submit_says_so_and_leaves_no_folder(
+        self, tmp_path, capsys, monkeypatch
+    ):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert main(["submit", NB02, "--params", "smoke", "-p", "output_root", str(tmp_path)]) == 2
+        assert "sbatch cannot be started" in capsys.readouterr().err
+        assert not list((tmp_path / "slurm").iterdir())
+
+
+class TestGuards:
+    """A task that should not start never reaches its notebook."""
+
+    def end(self, submission, monkeypatch, restart):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        monkeypatch.setattr("geo_utils.cluster.task.execute", lambda *_: pytest.fail("it started"))
+        return run_task(submission, 0), submission.record(0)
+
+    def stalled(self, submission, ends):
+        notebook, _, params = read_parameters(NB02, str(submission.task_file(0)))
+        work = saved_work(locate_run(notebook, params), params)
+        starts = [{"at": "", "host": "", "restart": i, "progress": work, "end": end}
+                  for i, end in enumerate(ends)]  # fmt: skip
+        submission.save(0, TaskRecord(starts=starts))
+
+    def test_too_many_restarts(self, submission, monkeypatch):
+        code, record = self.end(submission, monkeypatch, 4)
+        assert code == 1 and record.outcome == "failed"
+        assert "restarted 4 times, max_restarts=3" in record.reason
+
+    @pytest.mark.parametrize("ends", [["SIGUSR1", "SIGUSR1"], ["SIGUSR1", "SIGTERM", None]])
+    def test_starts_that_save_nothing(self, submission, monkeypatch, ends):
+        self.stalled(submission, ends)
+        code, record = self.end(submission, monkeypatch, len(ends))
+        assert code == 1 and "2 starts in a row saved nothing" in record.reason
+
+    def test_preempted_starts_are_no_fault_and_progress_counts(self, submission, monkeypatch):
+        self.stalled(submission, ["SIGTERM", "SIGTERM", "SIGUSR1"])
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+        monkeypatch.setattr("geo_utils.cluster.task.execute", lambda *_: 128 + 10)
+        assert run_task(submission, 0) == 138
+        (submission.folder.parents[1] / "cache").mkdir()
+        (submission.folder.parents[1] / "cache/a.answers.jsonl").write_text("{}\n")
+        assert run_task(submission, 0) == 138  # the cache has grown since
+        record = submission.record(0)
+        assert record.outcome is None and [s["end"] for s in record.starts[-2:]] == ["SIGUSR1"] * 2
+        assert run_task(submission, 0) == 138
+        assert run_task(submission, 0) == 1  # and twice not
+
+    def test_a_wrong_parameter_fails_once(self, submission, monkeypatch):
+        path = submission.task_file(0)
+        path.write_text(path.read_text() + "repaets: 3\n")
+        code, record = self.end(submission, monkeypatch, 0)
+        assert code == 1 and "did you mean 'repeats'" in record.reason
+        path.write_text("no longer read")
+        assert self.end(submission, monkeypatch, 1)[0] == 1
+
+    def test_a_finished_task_ends_at_once(self, submission, monkeypatch, tmp_path):
+        run = Run(tmp_path / "run")
+        run.update(status="finished", restarts=0)
+        started = TaskRecord(outcome="finished", run=str(run.folder), starts=[{"restart": 1}])
+        submission.save(0, started)
+        code, record = self.end(submission, monkeypatch, 2)
+        assert code == 0 and run.manifest["restarts"] == record.restarts == 2
+
+    def test_a_server_that_does_not_come_up_fails_the_task_once(self, submission, monkeypatch):
+        def broken(server, log):
+            raise OSError("no such program: vllm")
+
+        local = ("servers", "{engine: ['http://127.0.0.1:1/v1']}")
+        model = [("engine", "openai"), ("models", "{engine: any}"), local]
+        text = yaml.safe_dump(read_parameters(NB02, str(submission.task_file(0)), model)[1])
+        submission.task_file(0).write_text(text)
+        monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+        assert run_task(submission, 0, broken) == 1
+        assert submission.record(0).reason == "OSError: no such program: vllm"
+
+
+def test_servers_come_up_before_the_task_and_go_down_with_it(tmp_path):
+    params, seen = read_parameters(NB04, "qwen_server")[2], []
+
+    class Server:
+        def __init__(self, server, log):
+            self.server, self.log = server, log
+
+        def __enter__(self):
+            seen.append(("up", self.server.address, self.log.name))
+
+        def __exit__(self, *_):
+            seen.append(("down", self.server.address))
+
+    with pytest.raises(SystemExit), servers_up(params, tmp_path, 3, Server):
+        seen.append("task")
+        raise SystemExit(143)
+    assert seen == [
+        ("up", "http://127.0.0.1:8001", "3-server-0.log"),
+        ("up", "http://127.0.0.1:8000", "3-server-1.log"), "task",
+        ("down", "http://127.0.0.1:8000"), ("down", "http://127.0.0.1:8001"),
+    ]  # fmt: skip
+
+
+class TestStatus:
+    def test_without_slurm_the_records_speak(self, submission, capsys, monkeypatch, tmp_path):
+        submission.update(job_id="7")
+        submission.save(0, TaskRecord(outcome="failed", reason="seed=-1: too small\nmore"))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert main(["status", "7", "--root", str(submission.folder.parents[1])]) == 0
+        said = capsys.readouterr().out
+        assert "failed" in said and "seed=-1: too small" in said and "unknown" in said
+        assert "squeue does not answer" in said
+
+    def test_what_sacct_knows_is_shown_where_squeue_has_forgotten(self, monkeypatch, tmp_path):
+        """Programs that print what sacct 22.05 prints for an array, and squeue for none."""
+        known = ("7_0|COMPLETED", "7_1|TIMEOUT", "7_2|CANCELLED by 0", "7_[3-5%2]|PENDING")
+        said = {
+            "sacct": "; ".join(f"echo '{line}'" for line in known),
+            "squeue": "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
+        }
+        for name, line in said.items():
+            path = tmp_path / name
+            path.write_text(f"#!/bin/sh\n{line}\n")
+            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        states, notes = slurm_states("7")
+        assert states == {0: "COMPLETED", 1: "TIMEOUT", 2: "CANCELLED"} and not notes
+
+    def test_an_array_is_found_by_name_job_or_folder_and_else_named(self, submission):
+        submission.update(job_id="7")
+        root = str(submission.folder.parents[1])
+        for array in (None, "7", "sweep", str(submission.folder)):
+            assert find(array, root) == submission
+        with pytest.raises(ParameterError, match="did you mean 'sweep'"):
+            find("sweeep", root)
+        with pytest.raises(ParameterError, match="no array was submitted under"):
+            find(None, f"{root}/elsewhere")
+
+    def test_collect_without_a_finished_task_says_so(self, submission, capsys):
+        root = str(submission.folder.parents[1])
+        assert main(["collect", "--root", root]) == 2
+        assert "no task has finished yet" in capsys.readouterr().err
+
+
+def test_the_commands_start_quickly():
+    """Nothing heavy is imported on a login node."""
+    code = "import geo_utils.slurm, sys; print(*{'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT)
+    assert done.returncode == 0 and not done.stdout.strip(), done.stderr + done.stdout
