@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0, or 2 with a message for what cannot be used or what SLURM refuses. `task`, which the
-        array's script calls: as `slurm_task.run_task`.
+        array's script calls: as `cluster.task.run_task`.
     """
     args = _parser().parse_args(argv)
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -117,12 +117,15 @@ def _collect(args: argparse.Namespace) -> int:
     submission = find(args.array, args.root)
     table, notes = collect_table(submission)
     if table.empty:
-        raise ParameterError(f"{submission.folder.name}: no task has finished yet")
+        raise ParameterError(
+            f"{submission.folder.name}: no task has finished yet, or its notebook compares no "
+            "methods; `report compare` shows any runs side by side"
+        )
     path = submission.folder / "headlines.csv"
     write_atomic(path, table.to_csv(index=False))
     changes = [name for name in submission.info["changes"][0] if name in table]
     sources = [f"Source: {source}." for source in sorted(set(table["provenance"]))]
-    intervals = "95 % intervals: bootstrap over queries."
+    intervals = "95 % intervals over queries."
     _say("\n".join([collected_text(table, changes), intervals, *sources, *notes, str(path)]))
     return 0
 

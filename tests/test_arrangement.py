@@ -303,7 +303,7 @@ class TestRewriters:
             def __init__(self, word):
                 self.word = word
 
-            async def rewrite(self, method, example, key_point):
+            async def rewrite(self, method, example, key_point, sample_index=0):
                 return Rewrite(f"{self.word} {method}")
 
         both = NamedRewriters(Says("other"), {"runs/a": Says("policy")})

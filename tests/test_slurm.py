@@ -10,7 +10,8 @@ import yaml
 from conftest import PROJECT, SECRET
 
 from geo_utils.cluster.folder import TaskRecord, create, find, script_text
-from geo_utils.cluster.resources import gpus_needed, local_servers
+from geo_utils.cluster.resources import LocalServer, gpus_needed, local_servers
+from geo_utils.cluster.servers import ServerError, serve_here
 from geo_utils.cluster.state import saved_work, slurm_states
 from geo_utils.cluster.task import run_task, servers_up
 from geo_utils.cluster.tasks import SlurmSettings, default_settings, make_tasks, parse_grid
@@ -261,7 +262,7 @@ class TestGuards:
         assert code == 0 and run.manifest["restarts"] == record.restarts == 2
 
     def test_a_server_that_does_not_come_up_fails_the_task_once(self, submission, monkeypatch):
-        def broken(server, log):
+        def broken(server, gpu, log):
             raise OSError("no such program: vllm")
 
         local = ("servers", "{engine: ['http://127.0.0.1:1/v1']}")
@@ -273,25 +274,27 @@ class TestGuards:
         assert submission.record(0).reason == "OSError: no such program: vllm"
 
 
-def test_servers_come_up_before_the_task_and_go_down_with_it(tmp_path):
+def test_servers_come_up_before_the_task_and_go_down_with_it(tmp_path, monkeypatch):
     params, seen = read_parameters(NB04, "qwen_server")[2], []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
 
     class Server:
-        def __init__(self, server, log):
-            self.server, self.log = server, log
+        def __init__(self, server, gpu, log):
+            self.server, self.gpu, self.log = server, gpu, log
 
         def __enter__(self):
-            seen.append(("up", self.server.address, self.log.name))
+            seen.append(("up", self.server.address, self.gpu, self.log.name))
 
         def __exit__(self, *_):
             seen.append(("down", self.server.address))
 
     with pytest.raises(SystemExit), servers_up(params, tmp_path, 3, Server):
-        seen.append("task")
+        seen.append(f"task on {os.environ['CUDA_VISIBLE_DEVICES']}")
         raise SystemExit(143)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6"
     assert seen == [
-        ("up", "http://127.0.0.1:8001", "3-server-0.log"),
-        ("up", "http://127.0.0.1:8000", "3-server-1.log"), "task",
+        ("up", "http://127.0.0.1:8001", "5", "3-server-0.log"),
+        ("up", "http://127.0.0.1:8000", "6", "3-server-1.log"), "task on 4",
         ("down", "http://127.0.0.1:8000"), ("down", "http://127.0.0.1:8001"),
     ]  # fmt: skip
 
@@ -342,3 +345,12 @@ def test_the_commands_start_quickly():
     code = "import geo_utils.slurm, sys; print(*{'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT)
     assert done.returncode == 0 and not done.stdout.strip(), done.stderr + done.stdout
+
+
+def test_a_server_without_a_gpu_says_what_to_do(tmp_path):
+    missing = LocalServer("http://127.0.0.1:1", "Qwen/Qwen2.5-7B-Instruct", policy=False)
+    with (
+        pytest.raises(ServerError, match="there is no GPU for Qwen/Qwen2"),
+        serve_here(missing, "", tmp_path / "log"),
+    ):
+        raise AssertionError

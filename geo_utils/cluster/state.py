@@ -16,6 +16,7 @@ from geo_utils.files import read_jsonl, resolve_path
 from geo_utils.notebook_params import NotebookParams
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
+from geo_utils.params import RunParams
 from geo_utils.policies import CARD
 from geo_utils.runs import Run, locate_run
 from geo_utils.tables import label, with_interval
@@ -122,17 +123,19 @@ def progress(run: Run, params: NotebookParams) -> str:
 def saved_work(run: Run, params: NotebookParams) -> list[int]:
     """Return what a run would not have to do again; equal before and after, it got nowhere.
 
-    The newest complete checkpoint, how many policies are whole, and the size of the cache, which
-    other runs may add to as well.
+    The newest complete checkpoint, how many policies are whole, the size of what was measured, and
+    that of the cache, which other runs may add to as well.
     """
     checkpoints = run.folder / "checkpoints"
     newest = newest_complete(checkpoints)
     policies = [run.folder / "policy", checkpoints / "final"]
-    cache = resolve_path(params.cache_root).glob("*.answers.jsonl")
+    written = list(run.folder.glob("rows.jsonl"))
+    if isinstance(params, RunParams):
+        written += resolve_path(params.cache_root).glob("*.answers.jsonl")
     return [
         int(newest.name.rpartition("-")[2]) if newest else 0,
         sum((folder / CARD).is_file() for folder in policies),
-        sum(path.stat().st_size for path in cache),
+        sum(path.stat().st_size for path in written),
     ]
 
 
@@ -171,7 +174,7 @@ def collect_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
         if manifest.get("status") != "finished" or not headline:
             missing.append(index)
             continue
-        for method, numbers in headline["methods"].items():
+        for method, numbers in headline.get("methods", {}).items():
             row = {"task": index, **changes, "method": method, **numbers}
             if headline.get("gain") and method == list(headline["methods"])[-1]:
                 row |= {f"gain_{name}": value for name, value in headline["gain"].items()}
