@@ -267,7 +267,7 @@ class TestAhead:
         assert clipped[0] == clipped[3] == 0 and len(clipped) == 5
 
     def test_a_server_writes_while_the_training_runs(self, policy, tmp_path, monkeypatch):
-        sampler = Sampler(policy, pause=0.2)
+        sampler = Sampler(policy, pause=1.0)  # longer than a training step
         with_sampler(monkeypatch, sampler)
         trainer = trained(policy, tmp_path, "ahead", use_vllm=True, vllm_mode="server")
         main = threading.main_thread()

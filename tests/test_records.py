@@ -166,13 +166,16 @@ class TestWeeklyParams:
             ({"notes": "nowhere.md"}, "'nowhere.md': no such file; copy params/05_weekly/notes.md"),
             ({"most_slides": 16}, "most_slides=16: input should be less than or equal to 15"),
             ({"note": "x"}, "'note' is no parameter; did you mean 'notes'?"),
-            ({"output_root": "no/such/folder"}, "output_root='no/such/folder': no run in"),
         ],
     )
     def test_what_cannot_be_used_is_said(self, check, changes, message):
         with pytest.raises(ParameterError) as raised:
             check(**changes)
         assert message in str(raised.value)
+
+    def test_without_any_run_there_is_no_deck(self):
+        with pytest.raises(ParameterError, match="output_root='no/such/folder': no run in"):
+            WeeklyParams.from_notebook(DEFAULTS | {"output_root": "no/such/folder"})
 
     def test_a_deck_is_not_made_from_decks(self, check, tmp_path):
         with pytest.raises(ParameterError, match="a deck cannot be made from decks"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -11,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from geo_utils.files import resolve_path
 from geo_utils.meeting.records import Record, find_records, named_records
 from geo_utils.notebook_params import NotebookParams
+from geo_utils.parameter_errors import ParameterError
 
 MOST_SLIDES = 15
 
@@ -93,9 +95,19 @@ class WeeklyParams(NotebookParams):
             raise ValueError(f"runs: {error}") from None
         if any(record.notebook == self.notebook for record in named):
             raise ValueError(f"runs={self.runs!r}: a deck cannot be made from decks")
-        if not known and not named:
-            raise ValueError(
-                f"output_root={self.output_root!r}: no run in {self.root}; run a notebook first, "
-                "such as python -m geo_utils.run 02_baseline_rewrites smoke"
-            )
         return self
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
+        """Read the notebook's parameters; see `NotebookParams.from_notebook`.
+
+        Raises:
+            ParameterError: Also where there is no run to make a deck from.
+        """
+        params = super().from_notebook(namespace)
+        if not params.records and not params.runs:
+            raise ParameterError(
+                f"output_root={params.output_root!r}: no run in {params.root}; run a notebook "
+                "first, such as python -m geo_utils.run 02_baseline_rewrites smoke"
+            )
+        return params
