@@ -71,3 +71,8 @@ def gemini_server(tmp_path, monkeypatch):
 
 
 SECRET = "AIza-a-secret-that-must-never-show"
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the file that takes longest, so that no worker is left alone with it."""
+    items.sort(key=lambda item: "test_slurm_cluster" not in item.nodeid)

@@ -52,6 +52,18 @@ def shell(root, command, run=False):
     )  # fmt: skip
 
 
+def test_every_command_from_clone_to_meeting_is_run_by_a_test(project):
+    text = (PROJECT / "README.md").read_text()
+    path = re.search(r"From a clone to the meeting.*?```bash\n(.*?)```", text, re.DOTALL).group(1)
+    commands = [line.partition("#")[0].strip() for line in path.splitlines()]
+    elsewhere = re.search(r"## On a cluster.*?```bash\n(.*?)```", text, re.DOTALL).group(1)
+    known = {line.partition("#")[0].strip() for line in elsewhere.splitlines()} | set(COMMANDS)
+    known |= set((PROJECT / ".ci/run").read_text().replace("time ", "").splitlines())
+    (own,) = [command for command in commands if command not in known]
+    done = shell(project, f"{own} -p limit 4")
+    assert done.returncode == 0 and "key-point probability" in done.stderr, done.stderr
+
+
 def test_a_run_ends_with_the_index_written(project):
     page = (project / "index-of-the-first-run.html").read_text()
     assert "1 run · 1 finished" in page and "limit=5" in page

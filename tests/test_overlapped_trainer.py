@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny_model import make_tiny_model
-from trainers import Answers, Sampler, adapter, logged, make, with_sampler
+from trainers import Answers, Sampler, Watched, adapter, logged, make, with_sampler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from geo_utils.engines import Answer
@@ -267,8 +267,9 @@ class TestAhead:
         assert clipped[0] == clipped[3] == 0 and len(clipped) == 5
 
     def test_a_server_writes_while_the_training_runs(self, policy, tmp_path, monkeypatch):
-        sampler = Sampler(policy, pause=1.0)  # longer than a training step
+        sampler = Sampler(policy, pause=1.0)
         with_sampler(monkeypatch, sampler)
+        monkeypatch.setattr(Watched, "slow", 0.4)  # the server has begun, and has not ended
         trainer = trained(policy, tmp_path, "ahead", use_vllm=True, vllm_mode="server")
         main = threading.main_thread()
         spans = [(begun, ended) for begun, ended, thread in sampler.spans if thread is not main]

@@ -91,7 +91,7 @@ def runs_of(submission):
 def learned(run):
     """Everything that a training logged, and its result, without what is measured in seconds."""
     rows = read_jsonl(run.folder / "metrics.jsonl")
-    timed = re.compile("phases|step_time|seconds")
+    timed = re.compile("^at$|phases|background|step_time|seconds|_wall$")
     steps = [{k: v for k, v in row.items() if not timed.search(k)} for row in rows]
     rollouts = [(r["step"], r["kind"], r["reply"])
                 for r in read_jsonl(run.folder / "rollouts.jsonl")]  # fmt: skip

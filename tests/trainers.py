@@ -204,11 +204,14 @@ class Verdicts:
 class Watched(OverlappedTrainer):
     """Notes what each step was trained on, and when."""
 
+    slow = 0.0  # seconds that each loss takes more
+
     def __init__(self, *args, **kwargs):
         self.seen, self.times = [], []
         super().__init__(*args, **kwargs)
 
     def _compute_loss(self, model, inputs):
+        time.sleep(self.slow)
         self.times.append(time.monotonic())
         loss = super()._compute_loss(model, inputs)
         kept = {k: v.clone() for k, v in inputs.items() if isinstance(v, torch.Tensor)}
