@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 .PHONY: demo weekly index test lab lint setup lock clean
 .DEFAULT_GOAL := demo
 
-demo: setup ## the experiment, offline: notebooks 02 to 05 on the shipped sample
+demo: setup ## the experiment, offline: notebooks 01 to 05 on the shipped sample
+	$(BIN)/python -m geo_utils.run 01_efficiency smoke
 	$(BIN)/python -m geo_utils.run 02_baseline_rewrites smoke
 	$(BIN)/python -m geo_utils.run 03_key_point_prompt smoke
 	$(BIN)/python -m geo_utils.run 04_grpo smoke

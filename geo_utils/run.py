@@ -206,7 +206,8 @@ def _headline_text(run: Run) -> str:
 
     record = Record(run.folder)
     found = results(record)
-    what = PROBABILITY if any(r.quantity == PROBABILITY for r in found) else "headline"
+    told = [r for r in found if r.quantity in (PROBABILITY, "gain")]
+    what, found = (PROBABILITY, told) if told else ("headline", found)
     lines = [f"  {what} ({record.provenance}):"]
     for result in found:
         lines.append(f"  {result.method or result.quantity:20} {result.text:22} {result.counts}")

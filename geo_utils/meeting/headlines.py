@@ -106,6 +106,11 @@ def _estimates(values: Mapping[str, Any], prefix: str) -> list[Result]:
                 found.append(_result(place, "", value, ("mean", "low", "high")))
             else:
                 found += _estimates(value, f"{place}.")
+        elif f"{name}_low" in values:  # an estimate, its ends and its n beside it
+            ends = (name, f"{name}_low", f"{name}_high")
+            found.append(_result(place, "", values, ends))
+        elif name in _COUNTS or name.endswith(("_low", "_high")):
+            continue  # of an estimate
         elif _number(value) is not None:
             counts = "" if isinstance(value, int) else "n not recorded"  # a count is its own n
             found.append(Result(place, "", _number(value), None, None, counts))

@@ -52,16 +52,22 @@ class StudyTables:
         """Return the numbers that the manifest records."""
         found: dict[str, Any] = {}
         if self.headroom is not None:
-            wanted = self.headroom[["mean", "low", "high"]].to_dict("index")
+            wanted = self.headroom[["mean", "low", "high", "n_queries"]].to_dict("index")
             found["headroom"] = {str(name): _plain(row) for name, row in wanted.items()}
         if self.adoption is not None:
-            rows = self.adoption.drop(columns=["n_queries", "n_samples"]).to_dict("index")
+            rows = self.adoption.to_dict("index")
             found["adoption"] = {str(n): _plain(row) for n, row in rows.items()}
         if self.kappa is not None:
-            rows = self.kappa[["kappa", "low", "high"]].to_dict("index")
+            wanted = self.kappa.rename(columns={"kappa": "mean"})
+            rows = wanted[["mean", "low", "high", "n_queries"]].to_dict("index")
             found["kappa"] = {str(name): _plain(row) for name, row in rows.items()}
         return {"studies": found} if found else {}
 
 
-def _plain(row: Mapping[Any, Any]) -> dict[str, float | None]:
-    return {str(name): None if pd.isna(value) else float(value) for name, value in row.items()}
+def _plain(row: Mapping[Any, Any]) -> dict[str, float | int | None]:
+    whole = ("n_", "abstentions")
+    return {
+        str(name): None if pd.isna(value)
+        else int(value) if str(name).startswith(whole) else float(value)
+        for name, value in row.items()
+    }  # fmt: skip
