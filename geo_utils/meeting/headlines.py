@@ -11,6 +11,7 @@ from geo_utils.meeting.records import Record
 from geo_utils.tables import label, with_interval
 
 PROBABILITY = "key-point probability"
+_NO_N = "n not recorded"
 _COUNTS = {
     "n_examples": "queries", "n_queries": "queries", "n_samples": "samples", "n_pairs": "pairs",
     "n_steps": "steps", "n": "",
@@ -66,13 +67,17 @@ def results(record: Record) -> list[Result]:
 
 
 def telling_results(found: list[Result]) -> list[Result]:
-    """Return what a run is about: original, trained policy, best other method; then the rest."""
+    """Return what a run is about: original, trained policy, best other method; then the rest.
+
+    Of the rest, a number without an n tells nobody anything.
+    """
     rows = {r.method: r for r in found if r.quantity == PROBABILITY}
     named = [rows.pop(name) for name in ("original", "policy/after") if name in rows]
     rows.pop("policy/before", None)
     scored = [row for row in rows.values() if row.mean is not None]
     best = max(scored, key=lambda r: r.mean or 0.0, default=None)
-    return [*named, *([best] if best else []), *(r for r in found if r.quantity != PROBABILITY)]
+    rest = (r for r in found if r.quantity != PROBABILITY and r.counts != _NO_N)
+    return [*named, *([best] if best else []), *rest]
 
 
 def headline_phrase(record: Record, most: int = 4) -> str:
@@ -112,7 +117,7 @@ def _estimates(values: Mapping[str, Any], prefix: str) -> list[Result]:
         elif name in _COUNTS or name.endswith(("_low", "_high")):
             continue  # of an estimate
         elif _number(value) is not None:
-            counts = "" if isinstance(value, int) else "n not recorded"  # a count is its own n
+            counts = "" if isinstance(value, int) else _NO_N  # a count is its own n
             found.append(Result(place, "", _number(value), None, None, counts))
     return found
 
@@ -126,7 +131,7 @@ def _result(
         for name, unit in _COUNTS.items()
         if isinstance(row.get(name), int)
     ]
-    counts = f"n = {', '.join(counted)}" if counted else "n not recorded"
+    counts = f"n = {', '.join(counted)}" if counted else _NO_N
     if isinstance(row.get("abstentions"), int):
         counts += f", {row['abstentions']:,} abstentions"
     return Result(quantity, method, mean, low, high, counts)

@@ -58,8 +58,8 @@ class StudyTables:
             rows = self.adoption.to_dict("index")
             found["adoption"] = {str(n): _plain(row) for n, row in rows.items()}
         if self.kappa is not None:
-            wanted = self.kappa.rename(columns={"kappa": "mean"})
-            rows = wanted[["mean", "low", "high", "n_queries"]].to_dict("index")
+            table = self.kappa.rename(columns={"kappa": "mean"})
+            rows = table[["mean", "low", "high", "n_queries"]].to_dict("index")
             found["kappa"] = {str(name): _plain(row) for name, row in rows.items()}
         return {"studies": found} if found else {}
 
