@@ -29,10 +29,11 @@ FLOORS = [
     "analyses.funnel analyses.gate analyses.strata studies.headroom studies.adoption "
     "studies.transfer studies.agreement studies.hand_labels studies.power studies.studies "
     "studies.results",
-    "training.checkpoints training.preflight training.small_policy training.cold_start "
-    "training.data training.log training.grpo training.comparison training.phases "
-    "training.streaming training.overlapped_trainer cluster.servers efficiency.random_weights "
-    "efficiency.gpus efficiency.recipes efficiency.measure efficiency.sweep",
+    "training.checkpoints training.compilation training.heap training.preflight "
+    "training.small_policy training.cold_start training.data training.log training.grpo "
+    "training.comparison training.phases training.streaming training.overlapped_trainer "
+    "cluster.servers efficiency.random_weights efficiency.gpus efficiency.recipes "
+    "efficiency.measure efficiency.sweep",
     # The look-alike is a program that answers through the roles; nothing imports it.
     "tables plots view report run slurm cluster.tasks cluster.folder cluster.state cluster.task "
     "training.plots training.rollout_view efficiency.text "

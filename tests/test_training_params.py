@@ -276,6 +276,11 @@ class TestOverrides:
             {"reward": {"schedule": "ahead"}},
             "'ahead' trains on completions of older weights; leave vllm_importance_sampling_corr",
         ),
+        (
+            {"torch_compile": True},
+            {},
+            "torch_compile=True: Transformers would compile anew for each token that it generates",
+        ),
         ({"use_peft": False}, {}, "use_peft: only true; the policy is trained as an adapter"),
         ({"env": {"GEO_UTILS": 3}}, {}, "env: GEO_UTILS=3 must map this project's parameters"),
     ],

@@ -6,8 +6,9 @@ import json
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any
@@ -27,6 +28,9 @@ from geo_utils.training.phases import timed
 from geo_utils.training.preflight import check_machine
 from geo_utils.training.scoring import Rewards
 
+Reward = Callable[..., Awaitable[list[float | None]]]
+_APART = 0.001
+_FILLER = " and"  # one token in most vocabularies
 # What vLLM and CUDA say when a setting does not fit.
 NO_MEMORY = ("out of memory", "no available memory", "less than desired gpu memory")
 
@@ -35,7 +39,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Train for the steps of a specification and return what they took.
 
     Args:
-        spec: `recipe`, the values of notebook 04's parameters; `warmup_steps`; `answer_tokens`.
+        spec: `recipe`, the values of notebook 04's parameters; `warmup_steps`; `answer_tokens`;
+            `same_length`, whether all prompts have as many tokens, so that nothing is padded.
 
     Returns:
         The row's fields that only the training knows; the steps' begin and end as `window`.
@@ -50,11 +55,12 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         shorter = replace(engine.sampling, max_tokens=spec["answer_tokens"])
         roles = replace(roles, engine=replace(engine, sampling=shorter))
     base = base_model(params)
-    rows, prompt_tokens = prompts(params, examples, base)
+    rows, prompt_tokens = prompts(params, examples, base, spec["same_length"])
     with tempfile.TemporaryDirectory() as folder:
         log = TrainingLog(Path(folder), policy_card(params), Interrupts())
         rewards = Rewards(examples, _AnyReply(params.method), roles.engine, roles.judge,
                           params.reward, params.seed)  # fmt: skip
+        rewards.functions = [_unequal(function) for function in rewards.functions]
         with timed(log.clock):
             trainer = make_trainer(params, base, rows, rewards, Path(folder), log)
             trainer.train()
@@ -74,12 +80,27 @@ class _AnyReply(RewriteTask):
         return Rewrite(reply.strip() or example.target)
 
 
+def _unequal(reward: Reward) -> Reward:
+    """Set the rewards of a group a little apart.
+
+    All equal, they would leave the group a gradient of zeros, which a GPU multiplies faster.
+    """
+
+    @wraps(reward)
+    async def apart(*args: Any, **columns: Any) -> list[float | None]:
+        values = await reward(*args, **columns)
+        return [None if v is None else v + _APART * place for place, v in enumerate(values)]
+
+    return apart
+
+
 def prompts(
-    params: GrpoParams, examples: Iterable[Example], base: str
+    params: GrpoParams, examples: Iterable[Example], base: str, same_length: bool
 ) -> tuple[list[dict[str, Any]], float]:
     """Return prompts that all have about the longest length, and their mean length in tokens.
 
-    Each page is followed by the query's others, and cut where the prompt is full.
+    Each page is followed by the query's others, and cut where the prompt is full. For the same
+    length, a word fills up what is left.
     """
     card, tokenizer = policy_card(params), load_tokenizer(base)
     pairs = []
@@ -92,6 +113,12 @@ def prompts(
     fit = fitter(replace(card, max_completion_length=2**20), tokenizer)
     rows = prompt_rows(Split(pairs, ()), card.task, fit)
     count = prompt_counter(tokenizer)
+    if same_length:
+        for message in (row["prompt"][0] for row in rows):
+            text = message["content"]
+            length = count(text)
+            missing = params.data.max_prompt_tokens - length
+            message["content"] = text + _FILLER * (missing // (count(text + _FILLER) - length))
     return rows, round(fmean(count(row["prompt"][0]["content"]) for row in rows), 1)
 
 

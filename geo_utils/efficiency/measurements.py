@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -69,6 +70,7 @@ class Measurement(BaseModel):
         calls_per_1000: Calls of a paid service for 1,000 rollouts.
         cost_per_1000: Their US dollars.
         simulated: What was no real service and no trained model.
+        recipe: Fields of GRPOConfig that the setting named.
         versions: Of the packages.
         measured_at: When.
     """
@@ -115,6 +117,7 @@ class Measurement(BaseModel):
     calls_per_1000: float | None = None
     cost_per_1000: float | None = None
     simulated: tuple[str, ...] | None = None
+    recipe: dict[str, Any] = {}
     versions: dict[str, Any] | None = None
     measured_at: str | None = None
 
@@ -164,7 +167,8 @@ class Measurement(BaseModel):
     def condition(self) -> Condition:
         """What repeats of one measurement have in common."""
         latency = self.reward_latency_s if self.reward == "gemini" else None
-        return (self.setting, *self.work, latency, self.shared, self.gpus)
+        recipe = json.dumps(self.recipe, sort_keys=True)
+        return (self.setting, *self.work, latency, self.shared, self.gpus, recipe)
 
     def part(self, phase: str) -> float:
         """Return the seconds that a phase takes a step, wherever it runs.

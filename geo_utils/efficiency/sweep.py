@@ -141,7 +141,8 @@ def _measured(
             urls = _servers(stack, setting, params, placement, models, folder)
             wanted = recipe(setting, params, placement, models, urls, folder)
             spec = {"recipe": wanted, "warmup_steps": params.warmup_steps,
-                    "answer_tokens": params.answer_tokens}  # fmt: skip
+                    "answer_tokens": params.answer_tokens,
+                    "same_length": not params.natural_lengths}  # fmt: skip
             write_atomic(folder / "spec.json", json.dumps(spec))
             env = {"CUDA_VISIBLE_DEVICES": placement.visible, "GEO_UTILS_MEASURE": name}
             env |= {} if real_gemini(params) else {"GEMINI_API_KEY": _KEY}
@@ -197,7 +198,8 @@ def _servers(
                              options, params.timeout_s)  # fmt: skip
         urls["policy"] = stack.enter_context(server)
     if setting.reward == "qwen_server":
-        memory = "0.45" if placement.shared else "0.85"
+        alone = list(placement.of.values()).count(placement.of["engine"]) == 1
+        memory = "0.85" if alone else "0.3"
         options = ["--gpu-memory-utilization", memory, "--max-model-len", "16384"]
         server = vllm_server(models["engine"], placement.of["engine"], folder / "engine.txt",
                              options, params.timeout_s)  # fmt: skip

@@ -106,11 +106,12 @@ class SimulatedGemini:
             assert request.transport is not None
             request.transport.abort()
             return web.Response()
-        await asyncio.sleep(self._draw_latency())
+        until = time.monotonic() + self._draw_latency()
         draw = hashlib.sha256(f"{self.settings.seed}|{config.get('seed')}|{prompt}".encode())
         seed = int.from_bytes(draw.digest()[:4], "big")  # same prompt and seed, same answer
         text = await reply(prompt, config.get("responseJsonSchema"), seed)
         response = _response(model, prompt, text, fault)
+        await asyncio.sleep(max(until - time.monotonic(), 0.0))  # thinking is part of the latency
         gone = request.transport is None or request.transport.is_closing()
         self._note(prompt, config, "undelivered" if gone else fault or "answered", None)
         return web.json_response(response)

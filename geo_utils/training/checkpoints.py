@@ -58,6 +58,7 @@ def free_memory() -> None:
     """Give the memory of what is no longer used back to the GPU."""
     import torch
 
+    gc.unfreeze()  # what `SettledHeap` took out
     gc.collect()
     torch.cuda.empty_cache()
 

@@ -30,6 +30,7 @@ from geo_utils.training.checkpoints import (
     newest_complete,
 )
 from geo_utils.training.cold_start import base_and_demonstrations, train_cold
+from geo_utils.training.compilation import compile_layers
 from geo_utils.training.data import (
     Split,
     base_model,
@@ -185,6 +186,7 @@ def make_trainer(
     from datasets import Dataset
     from peft import LoraConfig
 
+    from geo_utils.training.heap import SettledHeap
     from geo_utils.training.overlapped_trainer import OverlappedTrainer
 
     class Trainer(OverlappedTrainer):
@@ -200,13 +202,12 @@ def make_trainer(
         args=grpo_config(params, folder),
         train_dataset=Dataset.from_list(rows),
         peft_config=LoraConfig(**params.lora, task_type="CAUSAL_LM"),
-        callbacks=[log],
+        callbacks=[log, SettledHeap()],
     )
     hush(trainer)
     keep_base_exact(trainer)
     if params.grpo.get("torch_compile"):
-        for layer in trainer.model.get_base_model().model.layers:  # one compilation serves all
-            layer.compile(dynamic=True)
+        compile_layers(trainer.model)
     return trainer
 
 

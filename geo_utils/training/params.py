@@ -42,8 +42,7 @@ class GrpoParams(RunParams):
         data: Prompts and their split.
         evaluation: The comparison at the end.
         cold_start: Supervised fine-tuning before.
-        grpo_options: Fields of GRPOConfig; `torch_compile` compiles the decoder's layers in
-            place, so that weights keep their names.
+        grpo_options: Fields of GRPOConfig; for `torch_compile`, see `compile_layers`.
         lora_options: Fields of LoraConfig.
     """
 
@@ -227,6 +226,15 @@ class GrpoParams(RunParams):
             raise ValueError(
                 f"save_steps={grpo['save_steps']}: {block} steps share a generation, and only "
                 f"after the last of them can a training go on; choose a multiple of {block}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_compilation(self) -> Self:
+        if self.grpo.get("torch_compile") and self.generation == "transformers":
+            raise ValueError(
+                "torch_compile=True: Transformers would compile anew for each token that it "
+                "generates; set use_vllm: true, or leave torch_compile out"
             )
         return self
 

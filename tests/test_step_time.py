@@ -1,0 +1,127 @@
+"""What is done for a step's time: layers compiled, the heap settled, equal work in each step."""
+
+import asyncio
+import gc
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_model import make_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from geo_utils.corpus import load_corpus
+from geo_utils.efficiency.measure import _unequal, prompts
+from geo_utils.models import simulated_gemini
+from geo_utils.notebooks import read_parameters
+from geo_utils.training.checkpoints import free_memory
+from geo_utils.training.compilation import compile_layers
+from geo_utils.training.heap import SettledHeap
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def policy(folder):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    return get_peft_model(model, lora).train()
+
+
+def losses(model, lengths, padded=0):
+    found = []
+    for length in lengths:
+        ids = torch.arange(2 * length).reshape(2, length) % 300
+        mask = torch.ones_like(ids)
+        mask[0, :padded] = 0
+        loss = model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss
+        loss.backward()
+        found.append(loss.item())
+    weights = [p for p in model.parameters() if p.requires_grad]
+    return found, torch.cat([p.grad.flatten() for p in weights])
+
+
+@pytest.mark.parametrize("padded", [0, 3])
+def test_two_graphs_serve_all_layers_and_all_lengths(folder, monkeypatch, padded):
+    graphs = []
+
+    def note(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    own = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer: own(layer, backend=note))
+    torch._dynamo.reset()
+    plain, compiled = policy(folder), policy(folder)
+    compile_layers(compiled)
+    lengths = (40, 41, 57, 40, 33)
+    expected, gradient = losses(plain, lengths, padded)
+    found, compiled_gradient = losses(compiled, lengths, padded)
+    assert len(compiled.get_base_model().model.layers) == 2
+    assert len(graphs) == 2  # of the first length, and of any
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(gradient, compiled_gradient, rtol=1e-4, atol=1e-6)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
+def test_the_heap_settles_after_the_first_steps_and_lets_go_in_the_end():
+    settled = SettledHeap()
+    frozen, kept = [], []
+    for step in (1, 2, 3):
+        kept += [{"token": [step]} for _ in range(1000)]
+        settled.on_step_end(None, SimpleNamespace(global_step=step), None)
+        frozen.append(gc.get_freeze_count())
+    assert frozen[0] > 1000 and frozen[1] > frozen[0] + 1000 and frozen[2] <= frozen[1]
+    free_memory()
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_fixed_work_pads_nothing(folder, same):
+    params = read_parameters("04_grpo", "smoke")[2]
+    data = params.data.model_copy(update={"max_prompt_tokens": 1500})
+    params = params.model_copy(update={"data": data})
+    rows, mean = prompts(params, load_corpus("sample", limit=6), str(folder), same)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    lengths = {
+        len(tokenizer.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"])
+        for row in rows
+    }  # fmt: skip
+    filler = len(tokenizer(" and")["input_ids"])
+    assert max(lengths) <= 1500 and (mean > 1500 - filler) == same
+    assert (max(lengths) - min(lengths) < filler) == same
+
+
+def test_rewards_of_a_group_differ_and_an_abstention_stays_one():
+    async def negative_length(completions, **columns):
+        return [-8.0, None, -8.0]
+
+    reward = _unequal(negative_length)
+    first, lost, last = asyncio.run(reward(["a", "b", "c"]))
+    assert lost is None and first != last and first == pytest.approx(last, abs=0.01)
+    assert reward.__name__ == "negative_length"
+
+
+def test_the_look_alikes_own_work_is_part_of_its_latency(monkeypatch):
+    server = simulated_gemini.SimulatedGemini(simulated_gemini.Settings(latency="constant:0.4"))
+
+    async def slow(*_):
+        await asyncio.sleep(0.3)
+        return "An answer [1]."
+
+    async def body():
+        return {"contents": [{"parts": [{"text": "what of tides?"}]}]}
+
+    monkeypatch.setattr(simulated_gemini, "reply", slow)
+    request = SimpleNamespace(
+        match_info={"model": server.settings.models[0]}, json=body, headers={}, query={},
+        transport=SimpleNamespace(is_closing=lambda: False),
+    )  # fmt: skip
+    began = time.monotonic()
+    answer = asyncio.run(server._generate(request))
+    assert answer.status == 200 and time.monotonic() - began == pytest.approx(0.4, abs=0.1)
