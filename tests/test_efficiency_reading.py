@@ -39,6 +39,7 @@ from geo_utils.efficiency.tables import (
     bound_table,
     contrast_table,
     earlier_table,
+    missing_table,
     plan_table,
     repeat_table,
     step_table,
@@ -266,9 +267,9 @@ def test_a_row_that_hardly_asked_its_engine_is_named_and_not_chosen():
     assert "**Idle hardly asked its engine**: 0.00 s a step of a stated 2 s" in step_findings(
         [idle]
     )
-    assert "hardly asked its engine" in text_of(step_table([idle, busy], {}))
-    assert "hardly asked" not in text_of(step_table([busy], {})) + step_findings([busy])
-    assert "25%" in text_of(step_table([row(abstained=0.25)], {}))
+    assert "hardly asked its engine" in text_of(step_table([idle, busy]))
+    assert "hardly asked" not in text_of(step_table([busy])) + step_findings([busy])
+    assert "25%" in text_of(step_table([row(abstained=0.25)]))
 
 
 def test_where_the_winner_changes():
@@ -347,7 +348,7 @@ class TestRows:
         (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
         first, second = read_rows([tmp_path, tmp_path])  # twice the same folder: once each
         assert first.step_s is None and not first.measured and second.measured
-        assert step_table(pooled([first]), {}).to_html()
+        assert missing_table(pooled([first]), {}).to_html()
 
     def test_a_folder_that_is_not_there_is_named(self, tmp_path):
         with pytest.raises(ParameterError, match=r"recorded='.*nowhere': no such folder"):
@@ -364,15 +365,16 @@ class TestShown:
 
     def test_every_planned_setting_is_a_row(self):
         planned = recorded_settings("study")
-        text = text_of(step_table(self.results, planned))
+        missing = text_of(missing_table(self.results, planned))
+        text = text_of(step_table(self.results)) + missing
         assert all(name.replace("_", " ") in text for name in planned)
-        assert "no row was recorded" in text and "wants 3" in text
+        assert "no row was recorded" in missing
         assert "needs 3 GPUs, &lt;2&gt; are here" in text  # escaped
         assert "6.25 [" in text and "3 x 2" in text and "SIMULATED" in text
 
     def test_a_slide_has_few_rows(self):
         many = pooled([row(f"s{i}", 5.0 + i) for i in range(30)])
-        for table in (step_table(many, {}, SLIDE_ROWS), bound_table(many, SLIDE_ROWS)):
+        for table in (step_table(many, SLIDE_ROWS), bound_table(many, SLIDE_ROWS)):
             assert table.to_html().count("<tr>") == SLIDE_ROWS + 1
         plans = plan(planned_work(many), self.options)
         assert plan_table(plans, many, self.options).to_html().count("<tr>") == SLIDE_ROWS + 1
@@ -394,7 +396,7 @@ class TestShown:
         nothing = [broken("a"), broken("b", "failed")]
         for table in (bound_table(nothing), contrast_table([], "x"), repeat_table(nothing),
                       plan_table([], nothing, self.options)):  # fmt: skip
-            assert "none to show" in table.to_html()
+            assert "none was measured" in table.to_html()
         assert "no measured row" in plan_findings([], [], self.options) or "nothing to plan" in (
             plan_findings([], [], self.options)
         )

@@ -39,7 +39,7 @@ EARLIER_STEPS = {
 _ON_POLICY = {"stock": ("stock",), "best on policy": ("stock", "fused", "early")}
 
 _WORDS = ("setting", "against", "group", "work", "policy", "schedule", "status", "limited by",
-          "rows")  # fmt: skip
+          "rows", "note", "reason")  # fmt: skip
 
 
 def main_rows(results: Sequence[Measurement], most: int = SLIDE_ROWS) -> list[Measurement]:
@@ -47,33 +47,52 @@ def main_rows(results: Sequence[Measurement], most: int = SLIDE_ROWS) -> list[Me
     return compared((r for r in results if r.work in works(results, 1)), most)
 
 
-def step_table(
-    results: Sequence[Measurement], planned: Mapping[str, Setting], most: int | None = None
-) -> Styler:
-    """List every setting: what a step of it takes, or why there is no figure.
+def step_table(results: Sequence[Measurement], most: int | None = None) -> Styler:
+    """List what a step of each measured setting takes.
 
     Args:
         results: Put together by `pooling.pooled`.
-        planned: Settings that have to appear, measured or not.
         most: Show so many rows of the main work only, for a slide; see `pooling.compared`.
     """
-    known = {r.setting for r in results}
-    shown = [*results, *(_absent(name, s) for name, s in planned.items() if name not in known)]
-    order = {name: place for place, name in enumerate(planned)}
-    shown.sort(key=lambda r: order.get(r.setting, len(order)))
-    cut = ""
+    measured = [r for r in results if r.measured]
+    shown, cut = measured, ""
     if most is not None:
-        main = [r for r in results if r.measured and r.work in works(results, 1)]
+        main = [r for r in measured if r.work in works(results, 1)]
         shown = main_rows(results, most)
-        cut = f" {len(shown)} of {len(main)} rows of this work; all are in the report."
+        cut = f" A step: {work_name(shown[0])}." if shown else ""
+        cut += f" {len(shown)} of {len(main)} rows of this work; all are in the report."
     table = pd.DataFrame([_step_row(result) for result in shown])
     if most is not None:
-        same = f" A step: {work_name(shown[0])}." if shown else ""
-        cut, table = same + cut, table.drop(columns=["group", "work", "status"], errors="ignore")
-    best = min((r.seconds for r in shown if r.measured), default=None)
+        table = table.drop(columns=["group", "work", "note"], errors="ignore")
+    best = min((r.seconds for r in shown), default=None)
     marked = [i for i, r in enumerate(shown) if r.seconds == best]
-    caption = f"{SPREAD} GPU-s: over all GPUs held.{cut} {sentence(results)}"
+    caption = f"{SPREAD} GPU-s: over all GPUs held.{cut} {sentence(measured)}"
     return _laid_out(table, marked, caption)
+
+
+def missing_table(results: Sequence[Measurement], planned: Mapping[str, Setting]) -> Styler:
+    """List every setting without a figure, and why there is none.
+
+    Args:
+        results: Put together by `pooling.pooled`.
+        planned: Settings that were to be measured.
+    """
+    known = {r.setting for r in results}
+    lost = [r for r in results if not r.measured]
+    lost += [_absent(name, setting) for name, setting in planned.items() if name not in known]
+    order = {name: place for place, name in enumerate(planned)}
+    lost.sort(key=lambda r: order.get(r.setting, len(order)))
+    rows = [
+        {
+            "setting": named(r.setting),
+            "group": r.group,
+            "GPUs wanted": r.gpus_wanted,
+            "status": r.status,
+            "reason": html.escape((r.reason or "").removeprefix(f"{r.status}: ")[:160]),
+        }
+        for r in lost
+    ]
+    return _laid_out(pd.DataFrame(rows), [], f"{len(lost)} settings without a figure.")
 
 
 def bound_table(results: Sequence[Measurement], most: int | None = None) -> Styler:
@@ -208,26 +227,25 @@ def earlier_table(results: Sequence[Measurement]) -> Styler:
 
 def _step_row(result: Measurement) -> dict[str, Any]:
     def number(value: float | None, form: str = "{:.2f}") -> str:
-        return NONE if value is None or not result.measured else form.format(value)
+        return NONE if value is None else form.format(value)
 
     memory = max(result.peak_memory_gib, default=None) if result.peak_memory_gib else None
-    status = result.status + (" (shared GPU)" if result.shared else "")
-    status += " (hardly asked its engine)" if result.unasked else ""
-    reason = f": {html.escape(result.reason[:160])}" if result.reason else ""
+    notes = ["roles share a GPU"] if result.shared else []
+    notes += ["hardly asked its engine"] if result.unasked else []
     return {
         "setting": named(result.setting),
         "group": result.group,
-        "work": work_name(result) if result.completions else NONE,
+        "work": work_name(result),
         "latency": latency(result),
         "policy": "on" if result.on_policy else "one step off",
-        "GPUs": result.gpus if result.measured else f"wants {result.gpus_wanted}",
+        "GPUs": result.gpus,
         "s a step": seconds(result),
         "GPU-s a sample": number(result.gpu_seconds_per_sample),
         "samples a s": number(result.samples_per_s),
         "peak GiB": number(memory, "{:.0f}"),
         "abstained": number(result.abstained, "{:.0%}"),
-        "n": count(result) if result.measured else NONE,
-        "status": status + reason,
+        "n": count(result),
+        "note": ", ".join(notes),
     }
 
 
@@ -236,15 +254,14 @@ def _absent(name: str, setting: Setting) -> Measurement:
         setting=name, group=setting.group, status="not run", reason="no row was recorded",
         policy=setting.policy, reward=setting.reward, schedule=setting.schedule,
         on_policy=setting.on_policy, gpus_wanted=setting.gpus_wanted, repeats=0,
-        completions=setting.completions, new_tokens=setting.new_tokens,
     )  # fmt: skip
 
 
 def _laid_out(table: pd.DataFrame, marked: list[int], caption: str) -> Styler:
     if table.empty:
-        table = pd.DataFrame({"rows": ["none to show"]})
+        table, caption = pd.DataFrame({"rows": ["none was measured"]}), ""
     words = [column for column in table if column in _WORDS]
-    short: list[Hashable] = [column for column in table if column != "status"]
+    short: list[Hashable] = [column for column in table if column != "reason"]
     laid_out = styled(table, marked, caption).hide(axis="index")
     left: list[Any] = [
         {"selector": f"td.col{table.columns.get_loc(word)}", "props": "text-align: left"}
