@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from geo_utils.loops import gather_all, run_sync
 from geo_utils.methods import MODEL_FREE_METHODS, is_policy
 from geo_utils.model_rewriters import PAGE, ModelRewriter, NamedRewriters
 from geo_utils.model_roles import ANSWER, Completes, ModelEngine, ModelJudge, extract_key_points
+from geo_utils.models.apart import Apart
 from geo_utils.models.base import LanguageModel, ModelError
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller, Policy
@@ -124,7 +126,7 @@ def make_roles(params: RunParams, like: Roles | None = None) -> Roles:
         name, servers = params.models.get(role), tuple(params.servers.get(role, ()))
         key = (backend, name, servers)
         if key not in models:  # roles on one model share its limits and its breaker
-            model = make_model(backend, name, servers)
+            model = make_model(backend, name, servers, params.calls.apart)
             models[key] = make_caller(model, params, usage, backend)
             run_sync(model.probe())
         callers[role] = models[key]
@@ -193,8 +195,16 @@ def with_key_points(corpus: Corpus, roles: Roles) -> Corpus:
     return replace(corpus, examples=examples, notes=(*corpus.notes, note))
 
 
-def make_model(backend: str, name: str | None, servers: tuple[str, ...] = ()) -> LanguageModel:
+def make_model(
+    backend: str, name: str | None, servers: tuple[str, ...] = (), apart: bool = False
+) -> LanguageModel:
     """Return a language model; its libraries are imported here and nowhere above.
+
+    Args:
+        backend: Service or library.
+        name: The model's id.
+        servers: Addresses.
+        apart: Ask a service from a process of its own.
 
     Raises:
         ValueError: Unknown backend.
@@ -203,7 +213,8 @@ def make_model(backend: str, name: str | None, servers: tuple[str, ...] = ()) ->
     if backend == "gemini":
         from geo_utils.models.gemini import DEFAULT_MODEL, Gemini
 
-        return Gemini(name or DEFAULT_MODEL, servers[0] if servers else None)
+        make = partial(Gemini, name or DEFAULT_MODEL, servers[0] if servers else None)
+        return Apart(make) if apart else make()
     if name is None:
         raise ValueError(f"backend {backend!r} needs a model id")
     device = None
@@ -213,7 +224,8 @@ def make_model(backend: str, name: str | None, servers: tuple[str, ...] = ()) ->
     if backend == "openai":
         from geo_utils.models.openai_server import OpenAIServer
 
-        return OpenAIServer(name, servers)
+        served = partial(OpenAIServer, name, servers)
+        return Apart(served) if apart else served()
     if backend == "vllm":
         from geo_utils.models.vllm_local import VllmLocal
 

@@ -19,8 +19,8 @@ FLOORS = [
     "text lexical rows corpus citations visibility statistics prompts arrangement fidelity lint "
     "key_points studies.group_variance efficiency.measurements efficiency.bounds "
     "efficiency.capacity efficiency.pooling efficiency.contrasts",
-    "models models.base models.batching models.cache models.caller models.gemini models.limits "
-    "models.openai_server models.planner models.prices models.slots models.usage "
+    "models models.apart models.base models.batching models.cache models.caller models.gemini "
+    "models.limits models.openai_server models.planner models.prices models.slots models.usage "
     "models.transformers_local models.vllm_local models.weights",
     "engines judges rewriters model_roles model_rewriters cleaning studies.source_points",
     "evaluate summary policies roles plan rewards training.rollouts training.scoring "

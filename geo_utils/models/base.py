@@ -153,7 +153,7 @@ class UnusableError(ModelError):
         again: Whether another try may do better.
     """
 
-    def __init__(self, message: str, kind: str, again: bool = False) -> None:
+    def __init__(self, message: str, kind: str = "unusable", again: bool = False) -> None:
         """Describe what came; `kind` is such as `blocked`, `truncated`, `empty`, `unparsable`."""
         super().__init__(message)
         self.kind, self.again = kind, again
