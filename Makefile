@@ -21,7 +21,7 @@ index: setup ## outputs/index.html, a page of all runs
 	$(BIN)/python -m geo_utils.report index
 
 test: setup ## all tests: no network, no GPU; those that measure time run by themselves
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
 lab: setup ## JupyterLab on the notebooks

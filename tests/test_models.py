@@ -278,7 +278,7 @@ class TestOpenAIServer:
         class Hanging(Replica):
             async def chat(self, request):
                 self.bodies.append(None)
-                await asyncio.sleep(60)
+                await asyncio.sleep(3)  # ten timeouts
 
         async def scene():
             async with Hanging() as stuck, Replica() as well:

@@ -29,7 +29,7 @@ from geo_utils.training.checkpoints import newest_complete
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 NB02, NB04 = "02_baseline_rewrites", "04_grpo"
-ARRAY = int(os.environ.get("GEO_UTILS_ARRAY", "3"))
+ARRAY = int(os.environ.get("GEO_UTILS_ARRAY", "2"))
 TINY = SMALL | {
     "cold_start.steps": "40", "save_steps": "10", "max_steps": "60",
     "evaluation.repeats": "1", "evaluation.key_points": "one",
@@ -182,7 +182,7 @@ def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
     )  # fmt: skip
     watch = Watch(submission, ARRAY)
     watch.start()
-    hits = preempt(sweeps, submission, 3 if ARRAY < 12 else 24, random.Random(3))
+    hits = preempt(sweeps, submission, 2 if ARRAY < 12 else 24, random.Random(3))
     sweeps.wait(submission, 120 * ARRAY)
     watch.over = True
     watch.join()

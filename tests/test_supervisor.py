@@ -93,9 +93,10 @@ def test_killing_the_supervisor_takes_everything_down(tmp_path):
 def test_killing_the_starter_takes_everything_down(tmp_path, number):
     log = tmp_path / "log"
     starter = textwrap.dedent(f"""
-        import time
+        import signal, time
         from pathlib import Path
         from geo_utils.cluster.supervisor import Supervised
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
         with Supervised({program(600, 0)!r}, Path({str(log)!r})):
             time.sleep(600)
     """)
