@@ -146,7 +146,12 @@ class TestRecipes:
 
     def test_one_by_one_is_one_call_at_a_time(self, tmp_path):
         calls = self.recipe(tmp_path, setting(reward="gemini", parallel=False))["calls"]
-        assert calls == {"max_concurrency": 1}
+        assert calls == {"max_concurrency": 1, "apart": False}
+
+    @pytest.mark.parametrize("schedule", ["stock", "fused", "early", "ahead"])
+    def test_what_runs_beside_the_training_is_asked_apart(self, tmp_path, schedule):
+        calls = self.recipe(tmp_path, setting(reward="gemini", schedule=schedule))["calls"]
+        assert calls["apart"] == (schedule in ("early", "ahead"))
 
     def test_an_engine_in_the_trainer_s_process_names_its_gpu(self, tmp_path):
         given = setting(reward="qwen_transformers", gpus=APART)
