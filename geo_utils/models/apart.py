@@ -1,8 +1,8 @@
 """A service's client in a process of its own, for a process that has better things to compute.
 
 A client takes milliseconds of Python for each call. In the process of a training these come out
-of the training's own, as Python runs one thread at a time: a batch of 64 rewards held a step up
-by half a second.
+of the training's own, as Python runs one thread at a time: on two CPU cores, a loop of small
+operations lost 0.3 to 0.6 s beside 64 rewards, and 0.2 s where the client was apart.
 """
 
 from __future__ import annotations
