@@ -1,13 +1,26 @@
-"""After `make demo`: did the small policy learn what the README says it learns?"""
+"""After `make demo`: is it as the README says?"""
 
 import json
 import sys
 from pathlib import Path
 
-root = Path(__file__).resolve().parent.parent / "outputs/04_grpo/smoke"
-newest = max(root.glob("*/manifest.json"))
-manifest = json.loads(newest.read_text(encoding="utf-8"))
+root = Path(__file__).resolve().parent.parent / "outputs"
+
+
+def newest(notebook: str) -> Path:
+    """Return the folder of the newest run."""
+    return max((root / notebook / "smoke").glob("*/manifest.json")).parent
+
+
+lines = (newest("01_efficiency") / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+asked = {row["setting"]: row["calls_per_1000"] for row in map(json.loads, lines)
+         if row["reward"] == "gemini"}  # fmt: skip
+if set(asked.values()) != {2000.0}:  # an engine and a judge call a rollout
+    sys.exit(f"calls of 1,000 rollouts: {asked}")
+
+folder = newest("04_grpo")
+manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 gain = manifest["headline"]["gain"]
 learned = manifest["status"] == "finished" and gain["mean"] >= 0.15 and gain["low"] > 0
-sys.stdout.write(f"{newest.parent.name}: {manifest['status']}, gain {gain}\n")
+sys.stdout.write(f"{folder.name}: {manifest['status']}, gain {gain}\n")
 sys.exit(0 if learned else "the demo's policy did not gain 0.15 in key-point probability")

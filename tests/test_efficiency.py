@@ -229,7 +229,7 @@ class TestSweep:
             "random weights of small's shape",
             "Gemini: constant:0.1 s a call",
         ]
-        assert row["calls_per_1000"] >= 1000 * 2  # an engine and a judge call a completion
+        assert row["calls_per_1000"] == 1000 * 2  # an engine and a judge call a completion
         assert row["gpus"] == 0 and row["gpu_seconds_per_sample"] is None
         assert row["phases"]["reward"] >= 0.2 and row["abstained"] == 0
         assert 0.1 <= row["engine_s"] <= row["phases"]["reward"] and row["judge_s"] >= 0.09
@@ -261,6 +261,19 @@ class TestSweep:
             time.sleep(0.05)
         assert not measuring(among=str(folder))
         assert [row["setting"] for row in rows()] == ["negative"]
+        again = subprocess.Popen(
+            command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by some CI
+        )  # fmt: skip
+        while not measuring("gemini", str(folder)):
+            assert time.monotonic() < until + 60 and again.poll() is None
+            time.sleep(0.05)
+        again.send_signal(signal.SIGINT)
+        out = again.communicate()[0].decode()
+        assert again.returncode == 130 and "stopped by Ctrl-C" in out
+        assert not measuring(among=str(folder))
+        (manifest,) = (json.loads(path.read_text()) for path in runs.glob("*/manifest.json"))
+        assert manifest["status"] == "interrupted" and "goes on" in manifest["reason"]
         subprocess.run(command, cwd=PROJECT, env=environment, check=True, capture_output=True)
         assert [row["setting"] for row in rows()] == ["negative", "gemini"]
         assert not measuring(among=str(folder))

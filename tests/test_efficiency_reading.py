@@ -6,7 +6,6 @@ import math
 import re
 
 import pytest
-from conftest import PROJECT
 from hypothesis import given
 from hypothesis import strategies as st
 from test_headless import only_run, run_notebook
@@ -33,7 +32,7 @@ from geo_utils.efficiency.contrasts import (
 from geo_utils.efficiency.measurements import Measurement, read_rows, recorded_settings
 from geo_utils.efficiency.params import CapacityOptions, EfficiencyParams
 from geo_utils.efficiency.plots import gpu_figure, latency_figure, sensitivity_figure, step_figure
-from geo_utils.efficiency.pooling import compared, pooled
+from geo_utils.efficiency.pooling import compared, pooled, unmeasured
 from geo_utils.efficiency.tables import (
     SLIDE_ROWS,
     bound_table,
@@ -348,7 +347,7 @@ class TestRows:
         (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
         first, second = read_rows([tmp_path, tmp_path])  # twice the same folder: once each
         assert first.step_s is None and not first.measured and second.measured
-        assert missing_table(pooled([first]), {}).to_html()
+        assert missing_table(unmeasured(pooled([first]), {})).to_html()
 
     def test_a_folder_that_is_not_there_is_named(self, tmp_path):
         with pytest.raises(ParameterError, match=r"recorded='.*nowhere': no such folder"):
@@ -365,7 +364,7 @@ class TestShown:
 
     def test_every_planned_setting_is_a_row(self):
         planned = recorded_settings("study")
-        missing = text_of(missing_table(self.results, planned))
+        missing = text_of(missing_table(unmeasured(self.results, planned)))
         text = text_of(step_table(self.results)) + missing
         assert all(name.replace("_", " ") in text for name in planned)
         assert "no row was recorded" in missing
@@ -412,12 +411,17 @@ class TestShown:
             assert "ahead is fastest" in step_figure([results[3]]).get_suptitle()
 
     def test_the_headline_is_plain_json(self):
-        head = efficiency_headline(self.results, plan(planned_work(self.results), self.options))
+        plans, planned = plan(planned_work(self.results), self.options), recorded_settings("study")
+        missing = unmeasured(self.results, planned)
+        head = efficiency_headline(self.results, plans, missing)
         read = json.loads(json.dumps(head, allow_nan=False))
         steps, lost = read["seconds a step, median [quartiles]"], read["settings not measured"]
-        assert read["urgent"] == "ahead" and len(steps) + lost == len(self.results)
+        assert read["urgent"] == "ahead" and len(steps) == sum(r.measured for r in self.results)
+        assert lost == len(missing) > len(planned) - len(self.results)
         empty = row("zero", phases=dict.fromkeys(PHASES, 0.0), reward="negative_length")
-        (only,) = efficiency_headline([empty], [])["seconds a step, median [quartiles]"].values()
+        (only,) = efficiency_headline([empty], [], [])[
+            "seconds a step, median [quartiles]"
+        ].values()
         assert only["bound_ratio"] is None
 
 
@@ -438,10 +442,6 @@ def test_the_study_has_the_issues_groups():
     assert {s.gpus_wanted for s in settings.values()} == {1, 2, 3}
 
 
-HARNESS = (PROJECT / "geo_utils" / "efficiency.py").is_file()
-
-
-@pytest.mark.skipif(not HARNESS, reason="geo_utils.efficiency.sweep, the harness, is not here")
 def test_the_notebook_renders_recorded_rows_without_a_gpu(tmp_path):
     recorded = tmp_path / "recorded"
     recorded.mkdir()

@@ -65,10 +65,10 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             trainer = make_trainer(params, base, rows, rewards, Path(folder), log)
             trainer.train()
         steps = read_jsonl(Path(folder) / "metrics.jsonl")
+    spent = _spent(roles, params, len(steps))
     if params.reward.schedule == "ahead":
-        steps.pop()  # the last step has no batch to write beside it
-    found = _result(steps, spec["warmup_steps"]) | _spent(roles, params, len(steps))
-    return found | {"prompt_tokens": prompt_tokens}
+        steps.pop()  # the last step has no batch to write beside it, though calls of its own
+    return _result(steps, spec["warmup_steps"]) | spent | {"prompt_tokens": prompt_tokens}
 
 
 class _AnyReply(RewriteTask):

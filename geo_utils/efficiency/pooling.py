@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from geo_utils.efficiency.measurements import Condition, Measurement
+from geo_utils.efficiency.params import Setting
 
 ABLATION = "ablation"  # group of settings that change one thing at a time
 
@@ -27,6 +28,28 @@ def pooled(rows: Sequence[Measurement]) -> list[Measurement]:
     results = [_together(group) for group in repeats.values()]
     known = {result.setting for result in results if result.measured}
     return [r for r in results if r.measured or r.status != "not run" or r.setting not in known]
+
+
+def unmeasured(results: Sequence[Measurement], planned: Mapping[str, Setting]) -> list[Measurement]:
+    """Return what has no figure, in the plan's order: measured in vain, or never recorded.
+
+    Args:
+        results: Put together by `pooled`.
+        planned: Settings that were to be measured.
+    """
+    known = {r.setting for r in results}
+    lost = [r for r in results if not r.measured]
+    lost += [_absent(name, setting) for name, setting in planned.items() if name not in known]
+    order = {name: place for place, name in enumerate(planned)}
+    return sorted(lost, key=lambda r: order.get(r.setting, len(order)))
+
+
+def _absent(name: str, setting: Setting) -> Measurement:
+    return Measurement(
+        setting=name, group=setting.group, status="not run", reason="no row was recorded",
+        policy=setting.policy, reward=setting.reward, schedule=setting.schedule,
+        on_policy=setting.on_policy, gpus_wanted=setting.gpus_wanted, repeats=0,
+    )  # fmt: skip
 
 
 def _measured_as(lost: Measurement, row: Measurement) -> bool:

@@ -242,12 +242,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         params = read_parameters("01_efficiency", args.parameters, [tuple(p) for p in args.p])[2]
         assert isinstance(params, EfficiencyParams)
         run = start_run(params.notebook, params)
-        sweep(params, run)
     except ParameterError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    sys.stdout.write(f"{run.folder}/rows.jsonl\n")
-    return 0
+    stopped = None
+    try:
+        sweep(params, run)
+    except KeyboardInterrupt:
+        stopped = "stopped by Ctrl-C; the same command goes on at the next setting"
+    run.end("interrupted", stopped or "measured; run as a notebook, it goes on to the report")
+    sys.stdout.write(f"{stopped or 'measured'}: {run.folder}/rows.jsonl\n")
+    return 130 if stopped else 0
 
 
 if __name__ == "__main__":

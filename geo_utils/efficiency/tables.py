@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,7 +13,7 @@ from geo_utils.efficiency.bounds import bounds
 from geo_utils.efficiency.capacity import Plan
 from geo_utils.efficiency.contrasts import Contrast, agreement
 from geo_utils.efficiency.measurements import Measurement
-from geo_utils.efficiency.params import CapacityOptions, Setting
+from geo_utils.efficiency.params import CapacityOptions
 from geo_utils.efficiency.pooling import compared, works
 from geo_utils.efficiency.text import (
     NONE,
@@ -70,18 +70,8 @@ def step_table(results: Sequence[Measurement], most: int | None = None) -> Style
     return _laid_out(table, marked, caption)
 
 
-def missing_table(results: Sequence[Measurement], planned: Mapping[str, Setting]) -> Styler:
-    """List every setting without a figure, and why there is none.
-
-    Args:
-        results: Put together by `pooling.pooled`.
-        planned: Settings that were to be measured.
-    """
-    known = {r.setting for r in results}
-    lost = [r for r in results if not r.measured]
-    lost += [_absent(name, setting) for name, setting in planned.items() if name not in known]
-    order = {name: place for place, name in enumerate(planned)}
-    lost.sort(key=lambda r: order.get(r.setting, len(order)))
+def missing_table(missing: Sequence[Measurement]) -> Styler:
+    """List settings without a figure, as `pooling.unmeasured` finds them, with the reason."""
     rows = [
         {
             "setting": named(r.setting),
@@ -90,9 +80,9 @@ def missing_table(results: Sequence[Measurement], planned: Mapping[str, Setting]
             "status": r.status,
             "reason": html.escape((r.reason or "").removeprefix(f"{r.status}: ")[:160]),
         }
-        for r in lost
+        for r in missing
     ]
-    return _laid_out(pd.DataFrame(rows), [], f"{len(lost)} settings without a figure.")
+    return _laid_out(pd.DataFrame(rows), [], f"{len(missing)} settings without a figure.")
 
 
 def bound_table(results: Sequence[Measurement], most: int | None = None) -> Styler:
@@ -247,14 +237,6 @@ def _step_row(result: Measurement) -> dict[str, Any]:
         "n": count(result),
         "note": ", ".join(notes),
     }
-
-
-def _absent(name: str, setting: Setting) -> Measurement:
-    return Measurement(
-        setting=name, group=setting.group, status="not run", reason="no row was recorded",
-        policy=setting.policy, reward=setting.reward, schedule=setting.schedule,
-        on_policy=setting.on_policy, gpus_wanted=setting.gpus_wanted, repeats=0,
-    )  # fmt: skip
 
 
 def _laid_out(table: pd.DataFrame, marked: list[int], caption: str) -> Styler:

@@ -117,8 +117,10 @@ def plan_findings(
     return "\n".join([*body, "", f"For {plan_basis(results, options)}."])
 
 
-def efficiency_headline(results: Sequence[Measurement], plans: Sequence[Plan]) -> dict[str, Any]:
-    """Return the numbers that the manifest records."""
+def efficiency_headline(
+    results: Sequence[Measurement], plans: Sequence[Plan], missing: Sequence[Measurement]
+) -> dict[str, Any]:
+    """Return the numbers that the manifest records; `missing` as by `pooling.unmeasured`."""
     one, many = urgent(plans), sweep(plans)
     return {
         "seconds a step, median [quartiles]": {
@@ -131,7 +133,7 @@ def efficiency_headline(results: Sequence[Measurement], plans: Sequence[Plan]) -
             for r in results
             if r.measured
         },
-        "settings not measured": sum(not r.measured for r in results),
+        "settings not measured": len(missing),
         "urgent": one and one.setting,
         "sweep": many and many.setting,
     }  # fmt: skip
