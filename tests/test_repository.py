@@ -31,7 +31,8 @@ FLOORS = [
     "studies.results",
     "training.checkpoints training.compilation training.heap training.preflight "
     "training.small_policy training.cold_start training.data training.log training.grpo "
-    "training.comparison training.phases training.streaming training.overlapped_trainer "
+    "training.comparison training.phases training.streaming training.unpadded "
+    "training.overlapped_trainer "
     "cluster.servers efficiency.random_weights efficiency.gpus efficiency.recipes "
     "efficiency.measure efficiency.sweep",
     # The look-alike is a program that answers through the roles; nothing imports it.

@@ -2,9 +2,9 @@
 
 Four schedules, each with what those before it have (the setting `reward.schedule`):
 
-- `stock`: TRL's order, every phase after the other.
-- `fused`: vLLM's log-probabilities are corrected by those of the loss's own forward pass. TRL runs
-  a pass of its own for that before it, with the same weights and so with the same result.
+- `stock`: TRL's trainer, every phase after the other.
+- `fused`: no padding before the tokens (`unpadded`), and vLLM's log-probabilities are corrected by
+  those of the loss's own forward pass. TRL runs one more for that, of the same result.
 - `early`: a completion's reward is asked for as soon as it is written. On policy.
 - `ahead`: the next batch is generated, and its rewards asked for, before this one is trained on.
   A batch is trained on at most one step after its weights; the importance-sampling correction
@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from trl.extras.profiling import profiling_context
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
 from geo_utils.training.streaming import in_background, stream_completions
+from geo_utils.training.unpadded import UnpaddedTrainer
 
 _SAMPLING = {
     "sampling_logp_difference": ("mean", "max"),
@@ -64,7 +64,7 @@ class _Batch:
 _JUDGED: ContextVar[_Batch | None] = ContextVar("batch whose rewards are worked out", default=None)
 
 
-class OverlappedTrainer(GRPOTrainer):
+class OverlappedTrainer(UnpaddedTrainer):
     """GRPO by one of the schedules."""
 
     args: Any  # TRL's are narrower than the base class says
@@ -93,6 +93,7 @@ class OverlappedTrainer(GRPOTrainer):
         self._early = schedule in ("early", "ahead")
         self._fused = schedule != "stock" and corrected and aligned
         self._ahead = schedule == "ahead"
+        self.unpadded = schedule != "stock"
         self._served = self.use_vllm and self.vllm_mode == "server"
         self._now: _Batch | None = None
         self._next: _Batch | None = None
