@@ -85,6 +85,11 @@ class RunParams(NotebookParams):
         }
 
     @property
+    def policy_source(self) -> str:
+        """What the trained policy is, for captions; empty where none is trained."""
+        return ""
+
+    @property
     def corpus_options(self) -> dict[str, Any]:
         """The arguments of `corpus.load_corpus` that these parameters ask for."""
         path = None if self.corpus_path is None else resolve_path(self.corpus_path)

@@ -28,8 +28,8 @@ from geo_utils.models.usage import Usage
 from geo_utils.params import RunParams
 from geo_utils.policies import policy_rewriter
 from geo_utils.prompts import load_template
+from geo_utils.provenance import provenance
 from geo_utils.rewriters import EditRewriter, Rewriter
-from geo_utils.runs import provenance
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -22,6 +22,7 @@ import yaml
 from geo_utils.files import project_root, resolve_path, write_atomic
 from geo_utils.notebook_params import NotebookParams
 from geo_utils.params import RunParams
+from geo_utils.provenance import elsewhere, provenance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,7 +158,8 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
         notebook_hash=_file_hash(project_root() / "notebooks" / f"{notebook}.ipynb"),
         git=_git_state(),
         **params.in_manifest,
-        provenance=provenance(params),
+        # Figures kept from before keep the label they were made under.
+        provenance=before["provenance"] if before.get("headline") else provenance(params),
         inputs={},
         python=sys.version.split()[0],
         platform=platform.platform(),
@@ -185,28 +187,6 @@ def locate_run(notebook: str, params: NotebookParams) -> Run:
     return Run(parent / f"{now:%Y%m%d-%H%M%S}{now.microsecond // 1000:03d}-{digest[:8]}")
 
 
-def provenance(params: NotebookParams, served_by: Iterable[str] = ()) -> str:
-    """Say what the figures of a run come from, for captions and the manifest.
-
-    Args:
-        params: The run's parameters.
-        served_by: What the models called themselves; a stand-in's name starts with `simulated`.
-    """
-    if not isinstance(params, RunParams):
-        return "each figure names its own source"
-    if all(backend.startswith("offline") for backend in params.backends.values()):
-        strict = " (strict)" if params.backends["judge"] == "offline_strict" else ""
-        rewriters = "edit-based rewriters; no model" if params.notebook[:2] != "04" else "edits"
-        return f"offline roles: extractive engine, lexical judge{strict}, {rewriters}"
-    parts = [
-        f"{role} {backend}" + (f" {params.models[role]}" if role in params.models else "")
-        for role, backend in params.backends.items()
-    ]
-    stand_ins = sorted(name for name in served_by if name.startswith("simulated"))
-    label = f"SIMULATED by a stand-in ({', '.join(stand_ins)}): " if stand_ins else ""
-    return label + ", ".join(parts)
-
-
 @lru_cache(maxsize=1)
 def code_hash() -> str:
     """Return a hash of the package's files and the notebooks: the code a result depends on."""
@@ -223,6 +203,8 @@ def _parameters_hash(params: NotebookParams) -> str:
     values = params.model_dump(exclude=_NO_IDENTITY) | params.identity
     if isinstance(params, RunParams) and params.corpus_path is not None:
         values["corpus_file"] = _file_hash(resolve_path(params.corpus_path))  # edited: another
+    if isinstance(params, RunParams) and elsewhere(params):
+        values["gemini"] = "at another address"  # never taken for a run of the real service
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

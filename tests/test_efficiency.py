@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
-from geo_utils.efficiency.gpus import GpuWatch, Reading, parse
+from geo_utils.efficiency.gpus import GpuWatch, Reading, parse, visible_gpus
 from geo_utils.efficiency.params import EfficiencyParams, Setting
 from geo_utils.efficiency.random_weights import SHAPES, shape_name
 from geo_utils.efficiency.recipes import Placement, place, recipe
@@ -71,11 +71,11 @@ class TestPlaces:
             (setting("colocate", "qwen_server", gpus=APART), 1, True,
              {"trainer": 0, "engine": 0}, 1, True),
             (setting("server", "qwen_server", gpus=THREE), 2, True,
-             {"trainer": 0, "policy": 1, "engine": 0}, 2, True),
+             {"trainer": 0, "policy": 1, "engine": 1}, 2, True),
         ],
     )  # fmt: skip
     def test_roles_get_their_gpus(self, tmp_path, given, present, share, of, gpus, shared):
-        found = place(given, parameters(tmp_path, recipe={}, share_gpus=share), present)
+        found = place(given, parameters(tmp_path, recipe={}, share_gpus=share), range(present))
         assert (found.of, found.gpus, found.shared, found.refused) == (of, gpus, shared, None)
 
     @pytest.mark.parametrize(
@@ -88,13 +88,17 @@ class TestPlaces:
         ],
     )
     def test_or_a_reason_why_not(self, tmp_path, given, present, share, reason):
-        found = place(given, parameters(tmp_path, recipe={}, share_gpus=share), present)
+        found = place(given, parameters(tmp_path, recipe={}, share_gpus=share), range(present))
         assert reason in found.refused
+
+    def test_they_are_those_that_may_be_used(self, tmp_path):
+        found = place(setting("server", gpus=TWO), parameters(tmp_path, recipe={}), [5, 3])
+        assert found.of == {"trainer": 5, "policy": 3}
 
     def test_a_cpu_takes_what_needs_no_gpu(self, tmp_path):
         params = parameters(tmp_path)
-        assert place(setting(), params, 0) == Placement({}, 0, on_cpu=True)
-        assert place(setting("colocate"), params, 8).refused == "not run: needs a GPU"
+        assert place(setting(), params, []) == Placement({}, 0, on_cpu=True)
+        assert place(setting("colocate"), params, range(8)).refused == "not run: needs a GPU"
 
     def test_a_second_model_in_the_trainer_s_process_sees_its_own_gpu_as_the_second(self):
         far = Placement({"trainer": 2, "engine": 0}, 2)
@@ -125,7 +129,7 @@ class TestPlaces:
 class TestRecipes:
     def recipe(self, tmp_path, given, urls=None, **changes):
         params = parameters(tmp_path, **changes)
-        placement = place(given, params, 3)
+        placement = place(given, params, range(3))
         models = {"policy": "POLICY", "engine": "ENGINE"}
         return recipe(given, params, placement, models, urls or {}, tmp_path)
 
@@ -175,6 +179,28 @@ class TestRecipes:
         assert {shape_name(name) for name in SHAPES} == set(SHAPES)
         with pytest.raises(ParameterError, match="shape of 'Llama-3' is not known"):
             shape_name("Llama-3")
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        (None, {0: "H200", 1: "A100", 2: "H200"}),
+        ("2,1", {2: "H200", 1: "A100"}),
+        ("GPU-bb", {1: "A100"}),
+        ("", {}),
+        ("7", {}),
+    ],
+)
+def test_only_this_process_s_gpus_are_used(tmp_path, monkeypatch, asked, found):
+    fake = tmp_path / "nvidia-smi"
+    lines = "0, GPU-aa11, H200\\n1, GPU-bb22, A100\\n2, GPU-cc33, H200\\n"
+    fake.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", asked)
+    assert list(visible_gpus().items()) == list(found.items())
 
 
 class TestGpuReadings:

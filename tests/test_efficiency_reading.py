@@ -307,6 +307,51 @@ def test_a_setting_that_was_measured_elsewhere_is_not_shown_as_not_run():
     ]  # fmt: skip
 
 
+def test_only_like_is_pooled():
+    other = [
+        row(prompt_tokens=4096.0),
+        row(simulated=["Gemini: lognormal:1,0.4 s a call"]),
+        row(models={"policy": "Qwen/Qwen3-4B"}),
+        row(recipe={"per_device_train_batch_size": 4}),
+    ]
+    assert len(pooled([row(), *other])) == 5
+    assert len(pooled([row(), row(repeat=1)])) == 1
+
+
+def test_what_ran_out_of_memory_stays_a_row_of_its_own_recipe():
+    lost = broken("s", "out of memory", recipe={"per_device_train_batch_size": 16})
+    found = pooled([row(), lost])
+    assert [(r.measured, r.lost) for r in found] == [(True, 0), (False, 1)]
+    longer = broken("s", "out of memory", new_tokens=4096)
+    assert [r.lost for r in pooled([row(), longer])] == [0, 1]
+    assert [r.lost for r in pooled([row(), broken("s", "failed")])] == [1]
+
+
+def test_only_one_thing_differs_in_a_contrast():
+    tuned, asleep = {"torch_compile": True}, {"vllm_enable_sleep_mode": True}
+    stock, fused = row("stock", 6.0), row("fused", 5.0, schedule="fused", recipe=tuned)
+    assert not against_stock([stock, fused])
+    (found,) = against_stock([stock, row("tuned", 5.2, recipe=tuned), fused])
+    assert found.against.setting == "tuned"
+    slow = row("one_by_one", 36.5, parallel=False)
+    assert not against_stock([slow, row("early", 5.5, schedule="early")])
+    none = [row("none", 2.0, reward="negative_length"),
+            row("none_asleep", 4.0, reward="negative_length", recipe=asleep)]  # fmt: skip
+    (found,) = against_no_latency([row("asleep", 6.0, recipe=asleep), *none])
+    assert found.against.setting == "none_asleep"
+
+
+def test_the_real_service_keeps_its_measured_time():
+    real = row("real", 5.5, schedule="early", reward_latency_s=None, engine_s=1.5, judge_s=0.5)
+    assert [predicted_step(real, at) for at in (0.0, 2.0, 20.0)] == [5.5] * 3
+
+
+def test_means_are_held_against_means():
+    uneven = row("s", 2.0, step_s_all=[2.0, 2.0, 2.0, 8.0], reward="negative_length",
+                 reward_latency_s=None, phases={"generation": 3.0, "backward": 0.5})  # fmt: skip
+    assert bounds(uneven).ratio == pytest.approx(1.0)
+
+
 def test_contrasts_worked_by_hand():
     results = pooled(study())
     (slow,) = one_by_one(results)

@@ -12,7 +12,8 @@ import yaml
 from conftest import PROJECT
 
 FLOORS = [
-    "files cells methods loops parameter_errors call_options notebook_params params runs notebooks "
+    "files cells methods loops parameter_errors call_options notebook_params params "
+    "provenance runs notebooks "
     "key_point_params progress cluster cluster.resources cluster.supervisor efficiency "
     "efficiency.params training training.options training.params training.trl_fields analyses "
     "analyses.options studies studies.options meeting meeting.params meeting.records",

@@ -11,6 +11,7 @@ from geo_utils import runs
 from geo_utils.cells import default_parameters
 from geo_utils.files import project_root, resolve_path, write_atomic
 from geo_utils.params import BaselineRewritesParams
+from geo_utils.provenance import provenance
 from geo_utils.runs import locate_run, start_run
 
 NAME = "02_baseline_rewrites"
@@ -111,3 +112,37 @@ def test_relative_paths_start_at_the_projects_root(monkeypatch):
     assert project_root() == PROJECT
     assert resolve_path("outputs") == PROJECT / "outputs"
     assert str(resolve_path("/tmp/x")) == "/tmp/x"
+
+
+class TestRehearsal:
+    """A run against a stand-in of Gemini's service is never taken for one of the service."""
+
+    @pytest.fixture
+    def gemini(self, params):
+        return params(engine="gemini")
+
+    def test_it_is_a_run_of_its_own(self, gemini, monkeypatch):
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://127.0.0.1:8765")
+        rehearsal = start_run(NAME, gemini)
+        rehearsal.finish({"lift": 0.5})
+        assert "at another address" in rehearsal.manifest["provenance"]
+        monkeypatch.delenv("GOOGLE_GEMINI_BASE_URL")
+        real = start_run(NAME, gemini)
+        assert real.folder != rehearsal.folder and real.manifest["headline"] is None
+        assert "another address" not in real.manifest["provenance"]
+
+    def test_figures_that_are_kept_keep_their_label(self, gemini):
+        run = start_run(NAME, gemini)
+        run.update(provenance="SIMULATED by a stand-in")
+        run.finish({"lift": 0.5})
+        again = start_run(NAME, gemini)
+        again.end("failed", "Gemini cannot be reached")
+        assert again.folder == run.folder
+        assert again.manifest["provenance"] == "SIMULATED by a stand-in"
+
+    def test_a_model_that_was_asked_besides_is_named(self, params, gemini):
+        asked = ["simulated-flash", "/somewhere/checkpoints/final"]
+        assert provenance(params(), asked).startswith("SIMULATED by a stand-in (simulated-flash)")
+        assert "no model" not in provenance(params(), asked)
+        assert "somewhere" not in provenance(params(), asked)
+        assert "no model" in provenance(params()) and "SIMULATED" in provenance(gemini, asked)

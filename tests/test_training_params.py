@@ -281,6 +281,7 @@ class TestOverrides:
             {},
             "torch_compile=True: Transformers would compile anew for each token that it generates",
         ),
+        ({"logging_steps": 5}, {}, "logging_steps=5: a line of metrics.jsonl is a step"),
         ({"use_peft": False}, {}, "use_peft: only true; the policy is trained as an adapter"),
         ({"env": {"GEO_UTILS": 3}}, {}, "env: GEO_UTILS=3 must map this project's parameters"),
     ],
@@ -376,3 +377,14 @@ class TestAtOnce:
             [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
         )
         assert done.stdout.strip() == "set()"
+
+
+def test_further_gpus_are_not_trained_on(tmp_path, monkeypatch):
+    """Transformers would train on every GPU that it sees, and TRL refuses that."""
+    from trl.trainer.grpo_config import GRPOConfig
+
+    from geo_utils.training.grpo import grpo_config
+
+    found = GRPOConfig.n_gpu.fget
+    monkeypatch.setattr(GRPOConfig, "n_gpu", property(lambda self: 2 * max(found(self), 1)))
+    assert grpo_config(read_parameters("04_grpo", "smoke")[2], tmp_path)._n_gpu == 1

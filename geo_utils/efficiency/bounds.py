@@ -15,6 +15,7 @@ on one GPU add up. A measurement below its bound shows where that does not hold.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from geo_utils.efficiency.measurements import TRAIN_PHASES, Measurement
@@ -57,7 +58,7 @@ class Bounds:
         streaming: On policy, rewards begun as completions are written.
         ahead: One step off policy: the next batch is generated and judged meanwhile.
         own: The one for the row's schedule.
-        ratio: Measured over `own`.
+        ratio: Mean measured step over `own`, which is made of means as well.
         reward_ratio: Reward phase over its floor, where it is waited for and has a stated
             latency; else None.
     """
@@ -180,7 +181,7 @@ def bounds(row: Measurement) -> Bounds:
         streaming=found["streaming"],
         ahead=found["ahead"],
         own=own,
-        ratio=row.seconds / own if own else float("nan"),
+        ratio=fmean(row.step_s_all or (row.seconds,)) / own if own else float("nan"),
         reward_ratio=(row.phases or {}).get("reward", 0.0) / floor if waited and floor else None,
     )
 
@@ -200,7 +201,7 @@ def predicted_step(row: Measurement, latency_s: float) -> float:
     It is the bound of the row's schedule at that latency, and what the measurement took above its
     own bound. A row whose reward has no stated latency keeps its measured time.
     """
-    if reward_floor(row, latency_s) is None:
+    if reward_floor(row) is None:
         return row.seconds
     regime = REGIME[row.schedule]
     then, now = (all_bounds(parts(row, at), row)[regime] for at in (latency_s, None))

@@ -89,7 +89,8 @@ def against_stock(results: Sequence[Measurement]) -> list[Contrast]:
     for result in results:
         if result.measured and result.schedule != "stock":
             stock = [r for r in results if r.schedule == "stock" and _alike(result, r)]
-            same = [r for r in stock if _reward(r) == _reward(result)]
+            asked = (_reward(result), result.parallel)
+            same = [r for r in stock if (_reward(r), r.parallel) == asked]
             base = _closest(result, same)
             found += [contrast(result, base)] if base else []
     return found
@@ -133,11 +134,13 @@ def _waits(result: Measurement) -> bool:
 
 
 def _alike(one: Measurement, other: Measurement) -> bool:
-    """Return whether two results do the same work with the policy in the same place."""
+    """Return whether two results do the same work by the same recipe in the same place."""
+    alike = ("work", "policy", "recipe", "shared")
     return (
-        other.measured and not other.unasked
-        and one.work == other.work and one.policy == other.policy
-    )  # fmt: skip
+        other.measured
+        and not other.unasked
+        and all(getattr(one, name) == getattr(other, name) for name in alike)
+    )
 
 
 def _same(one: Measurement, other: Measurement) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import threading
@@ -12,16 +13,32 @@ from types import TracebackType
 from typing import Self
 
 
-def gpu_names() -> list[str]:
-    """Return the name of every GPU of this machine; none without nvidia-smi."""
+def visible_gpus() -> dict[int, str]:
+    """Return the names of this process's GPUs, by nvidia-smi's index; none without nvidia-smi.
+
+    CUDA_VISIBLE_DEVICES says which of the machine's they are, and in which order.
+    """
     if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return {}
+    query = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
-        return []
-    return done.stdout.strip().splitlines()
+        return {}
+    found = [line.split(", ", 2) for line in done.stdout.strip().splitlines()]
+    names = {int(index): name for index, _, name in found}
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if asked is None:
+        return names
+    known = {index: int(index) for index, _, _ in found}
+    given = [entry.strip() for entry in asked.split(",") if entry.strip()]
+    of = [known.get(e) if e in known else _by_uuid(e, found) for e in given]
+    return {index: names[index] for index in of if index is not None}
+
+
+def _by_uuid(entry: str, found: list[list[str]]) -> int | None:
+    """Return the index of the GPU whose UUID begins so, as CUDA takes it."""
+    return next((int(index) for index, uuid, _ in found if uuid.startswith(entry)), None)
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,7 @@ class GpuWatch:
 
     def __enter__(self) -> Self:
         """Start reading."""
-        if gpu_names():
+        if visible_gpus():
             query = "--query-gpu=index,utilization.gpu,memory.used,power.draw"
             self._program = subprocess.Popen(
                 ["nvidia-smi", query, "--format=csv,noheader,nounits", "-lms", "200"],

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 Status = Literal["measured", "not run", "out of memory", "failed", "timed out"]
 Condition = tuple[Any, ...]
+Work = tuple[str, int, int, bool, int]
 # In the order of a step. "train" parts need no new completion and no reward to begin with.
 TRAIN_PHASES = ("old log-probabilities", "loss forward", "backward", "optimizer",
                 "batch preparation", "between steps")  # fmt: skip
@@ -71,6 +72,7 @@ class Measurement(BaseModel):
         cost_per_1000: Their US dollars.
         simulated: What was no real service and no trained model.
         recipe: Fields of GRPOConfig that the setting named.
+        models: Policy, engine, and the tokens of an answer.
         versions: Of the packages.
         measured_at: When.
     """
@@ -118,6 +120,7 @@ class Measurement(BaseModel):
     cost_per_1000: float | None = None
     simulated: tuple[str, ...] | None = None
     recipe: dict[str, Any] = {}
+    models: dict[str, Any] = {}
     versions: dict[str, Any] | None = None
     measured_at: str | None = None
 
@@ -155,20 +158,21 @@ class Measurement(BaseModel):
         return float("nan") if self.step_s is None else self.step_s
 
     @property
-    def work(self) -> tuple[str, int, int, bool]:
-        """Device, completions, tokens and natural lengths: what makes two rows comparable.
+    def work(self) -> Work:
+        """Device, completions, tokens, natural lengths, tokens of a prompt: what is comparable.
 
         Lengths that end where they end differ from repeat to repeat and are no part of it.
         """
         tokens = 0 if self.natural_lengths else round(self.new_tokens or 0)
-        return self.device, self.completions or 0, tokens, self.natural_lengths
+        prompt = round(self.prompt_tokens or 0, -1)  # a fixed length is met within a word
+        return self.device, self.completions or 0, tokens, self.natural_lengths, int(prompt)
 
     @property
     def condition(self) -> Condition:
         """What repeats of one measurement have in common."""
         latency = self.reward_latency_s if self.reward == "gemini" else None
-        recipe = json.dumps(self.recipe, sort_keys=True)
-        return (self.setting, *self.work, latency, self.shared, self.gpus, recipe)
+        same = json.dumps([self.recipe, self.models, self.simulated], sort_keys=True)
+        return (self.setting, *self.work, latency, self.shared, self.gpus, same)
 
     def part(self, phase: str) -> float:
         """Return the seconds that a phase takes a step, wherever it runs.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from geo_utils.efficiency.measurements import Condition, Measurement
+from geo_utils.efficiency.measurements import Condition, Measurement, Work
 from geo_utils.efficiency.params import Setting
 
 ABLATION = "ablation"  # group of settings that change one thing at a time
@@ -58,6 +58,8 @@ def _measured_as(lost: Measurement, row: Measurement) -> bool:
         row.measured
         and (row.setting, row.device) == (lost.setting, lost.device)
         and lost.completions in (None, row.completions)
+        and (lost.natural_lengths or lost.new_tokens in (None, round(row.new_tokens or 0)))
+        and lost.recipe in ({}, row.recipe)
         and lost.natural_lengths == row.natural_lengths
         and (lost.reward != "gemini" or lost.reward_latency_s in (None, row.reward_latency_s))
     )
@@ -100,18 +102,16 @@ def _mean_mapping(mappings: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([m.get(name, 0.0) for m in mappings])) for name in names}
 
 
-def works(results: Sequence[Measurement], most: int = 2) -> list[tuple[str, int, int, bool]]:
+def works(results: Sequence[Measurement], most: int = 2) -> list[Work]:
     """Return what can be compared, that with most measured settings first."""
-    counts: dict[tuple[str, int, int, bool], int] = {}
+    counts: dict[Work, int] = {}
     for result in results:
         if result.measured:
             counts[result.work] = counts.get(result.work, 0) + 1
     return sorted(counts, key=lambda work: -counts[work])[:most]
 
 
-def of_work(
-    results: Iterable[Measurement], work: tuple[str, int, int, bool] | None
-) -> list[Measurement]:
+def of_work(results: Iterable[Measurement], work: Work | None) -> list[Measurement]:
     """Return what was measured with the same work on the same kind of hardware."""
     return [result for result in results if result.measured and result.work == work]
 

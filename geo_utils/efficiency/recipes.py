@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,13 @@ class Placement:
         return [self.of["trainer"], *([self.of["engine"]] if "engine" in self.of else [])]
 
 
-def place(setting: Setting, params: EfficiencyParams, present: int) -> Placement:
+def place(setting: Setting, params: EfficiencyParams, present: Sequence[int]) -> Placement:
     """Place a setting's roles on the GPUs of this machine.
 
     Args:
         setting: Names a GPU for each role.
         params: Say whether roles may share one.
-        present: GPUs of this machine.
+        present: Indices of the GPUs that may be used.
     """
     wanted = setting.gpus_wanted
     if (params.recipe | setting.recipe).get("use_cpu"):
@@ -56,17 +57,19 @@ def place(setting: Setting, params: EfficiencyParams, present: int) -> Placement
             return Placement({}, 0, on_cpu=True, refused="not run: needs a GPU")
         return Placement({}, 0, on_cpu=True)
     order = {gpu: index for index, gpu in enumerate(sorted(set(setting.gpus.values())))}
-    of: dict[Place, int] = {role: order[gpu] for role, gpu in setting.gpus.items()}
-    if present >= wanted:
+    last = len(present) - 1  # which the engine shares with the role before it
+    of: dict[Place, int] = {
+        role: present[min(order[gpu], last)] for role, gpu in setting.gpus.items() if present
+    }
+    if len(present) >= wanted:
         return Placement(of, wanted)
-    needs = f"not run: needs {wanted} GPU{'s' if wanted > 1 else ''}, {present} here"
+    needs = f"not run: needs {wanted} GPU{'s' if wanted > 1 else ''}, {len(present)} here"
     if not present or not params.share_gpus:
-        return Placement(of, wanted, refused=needs)
-    shared: dict[Place, int] = {role: gpu % present for role, gpu in of.items()}
-    if shared.get("policy") == shared["trainer"]:
+        return Placement({}, wanted, refused=needs)
+    if of.get("policy") == of["trainer"]:
         why = "weights cannot be sent to a policy server on the trainer's own GPU"
-        return Placement(of, wanted, refused=f"{needs}: {why}")
-    return Placement(shared, len(set(shared.values())), shared=True)
+        return Placement({}, wanted, refused=f"{needs}: {why}")
+    return Placement(of, len(set(of.values())), shared=True)
 
 
 def recipe(

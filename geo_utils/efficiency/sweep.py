@@ -18,7 +18,7 @@ from typing import Any
 
 from geo_utils.cluster.servers import POLICY_OPTIONS, ServerError, simulated_gemini, vllm_server
 from geo_utils.cluster.supervisor import Supervised
-from geo_utils.efficiency.gpus import GpuWatch, gpu_names
+from geo_utils.efficiency.gpus import GpuWatch, visible_gpus
 from geo_utils.efficiency.measure import NO_MEMORY
 from geo_utils.efficiency.params import EfficiencyParams, Setting
 from geo_utils.efficiency.random_weights import shape_name
@@ -48,13 +48,14 @@ def sweep(params: EfficiencyParams, run: Run) -> list[dict[str, Any]]:
     path = run.folder / "rows.jsonl"
     rows = read_jsonl(path)
     done = {(row["setting"], row["repeat"]) for row in rows}
-    present = gpu_names()
+    present = visible_gpus()
     for repeat in range(params.repeats):
         for name, setting in params.chosen.items():
-            placement = place(setting, params, len(present))
+            placement = place(setting, params, list(present))
             if (name, repeat) in done or (placement.refused and repeat):
                 continue
-            row = _labels(name, setting, params, placement, present) | {"repeat": repeat}
+            names = list(present.values())
+            row = _labels(name, setting, params, placement, names) | {"repeat": repeat}
             if placement.refused:
                 row |= {"status": "not run", "reason": placement.refused}
             else:
@@ -85,6 +86,7 @@ def _labels(
         "reward_latency_s": latency_s(setting, params), "on_policy": setting.on_policy,
         "warmup_steps": params.warmup_steps, "steps": params.steps, "reason": None,
         "recipe": params.recipe | setting.recipe, "simulated": simulated(setting, params),
+        "models": _asked(setting, params) | {"answer_tokens": params.answer_tokens},
         "versions": package_versions(),
     }  # fmt: skip
 
@@ -97,10 +99,15 @@ def simulated(setting: Setting, params: EfficiencyParams) -> list[str]:
     return found
 
 
+def _asked(setting: Setting, params: EfficiencyParams) -> dict[str, str]:
+    """Return the models that a setting needs on this machine, by role."""
+    engine = {"engine": params.engine_model} if setting.reward.startswith("qwen") else {}
+    return {"policy": params.policy_model} | engine
+
+
 def _random(setting: Setting, params: EfficiencyParams) -> list[str]:
-    models = [params.policy_model]
-    models += [params.engine_model] if setting.reward.startswith("qwen") else []
     known = params.random_weights
+    models = _asked(setting, params).values()
     return [shape_name(m) for m in models if known and shape_name(m) in known]
 
 
@@ -171,10 +178,8 @@ def _read(folder: Path, program: Supervised) -> dict[str, Any]:
 
 def _models(setting: Setting, params: EfficiencyParams) -> dict[str, str]:
     """Return policy and engine model, made with random weights where the parameters say so."""
-    asked = {"policy": params.policy_model}
-    asked |= {"engine": params.engine_model} if setting.reward.startswith("qwen") else {}
     found = {}
-    for role, model in asked.items():
+    for role, model in _asked(setting, params).items():
         known = params.random_weights
         if known and shape_name(model) in known:
             shape = shape_name(model)

@@ -193,7 +193,7 @@ def earlier_table(results: Sequence[Measurement]) -> Styler:
     for (device, policy), before in EARLIER_STEPS.items():
         same = [
             r for r in results
-            if r.measured and r.work == (device, 16, 512, False) and r.policy == policy
+            if r.measured and r.work[:4] == (device, 16, 512, False) and r.policy == policy
             and r.reward == "negative_length"
         ]  # fmt: skip
         for kind, schedules in _ON_POLICY.items():

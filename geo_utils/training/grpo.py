@@ -239,9 +239,12 @@ def grpo_config(params: GrpoParams, folder: Path) -> Any:
         extra = settings.get("generation_kwargs") or {}
         settings["generation_kwargs"] = {"detokenize": False} | extra
     try:
-        return GRPOConfig(**settings)
+        config = GRPOConfig(**settings)
     except (TypeError, ValueError) as error:
         raise ParameterError(f"grpo_options: {error}") from None
+    # A further GPU is an engine's: Transformers would spread the batch over all that it sees.
+    config._n_gpu = min(config.n_gpu, 1)
+    return config
 
 
 def prepare(recipe: str) -> tuple[Path, str]:

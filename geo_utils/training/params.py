@@ -89,7 +89,7 @@ class GrpoParams(RunParams):
 
     @property
     def policy_source(self) -> str:
-        """Say what the policy is, for captions."""
+        """What the policy is, for captions."""
         small = self.cold_start.small_model
         if small is None:
             return f"policy {self.model_name_or_path}"
@@ -226,6 +226,15 @@ class GrpoParams(RunParams):
             raise ValueError(
                 f"save_steps={grpo['save_steps']}: {block} steps share a generation, and only "
                 f"after the last of them can a training go on; choose a multiple of {block}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_logging(self) -> Self:
+        if self.grpo["logging_steps"] != 1:
+            raise ValueError(
+                f"logging_steps={self.grpo['logging_steps']}: a line of metrics.jsonl is a step; "
+                "leave it out"
             )
         return self
 

@@ -132,15 +132,19 @@ def gain_figure(gains: dict[str, Estimate], source: str) -> Figure:
     return finished(figure, title, f"{n}; 95 % intervals over queries. {source}")
 
 
-def live_figure(source: str) -> Callable[[Sequence[dict[str, Any]]], None]:
-    """Return a function that shows the reward so far, in one place of the notebook."""
+def live_figure(source: Callable[[], str]) -> Callable[[Sequence[dict[str, Any]]], None]:
+    """Return a function that shows the reward so far, in one place of the notebook.
+
+    Args:
+        source: Says what the figures come from; a stand-in is known once it has answered.
+    """
     from IPython.display import display
 
     handle = display(display_id=True)
 
     def draw(metrics: Sequence[dict[str, Any]]) -> None:
         if handle is not None:
-            handle.update(reward_figure(metrics, source))
+            handle.update(reward_figure(metrics, source()))
 
     return draw
 
