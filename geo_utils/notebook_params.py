@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
@@ -67,7 +67,10 @@ class NotebookParams(BaseModel):
             params = cls(**values)
         except ValidationError as error:
             also = cls._aliases()
-            problems = [problem_line(cls.model_fields, dict(d), also) for d in error.errors()]
+            problems = [
+                problem_line(_known(cls, d["loc"]), dict(d), also if len(d["loc"]) == 1 else ())
+                for d in error.errors()
+            ]
             raise ParameterError(f"{cls.notebook}: " + "\n".join(problems)) from None
         params._passed = {name: values[name] for name in passed}
         return params
@@ -91,3 +94,15 @@ class NotebookParams(BaseModel):
         known = {name: namespace[name] for name in cls.model_fields if name in namespace}
         values = known | {name: namespace[name] for name in bound if name in namespace}
         return cls.check(values, injected)
+
+
+def _known(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
+    """Return the names that are known beside the last of a place; none inside a free mapping."""
+    for part in place[:-1]:
+        field = model.model_fields.get(part)
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if len(inner) != 1:
+            return []
+        model = inner[0]
+    return list(model.model_fields)

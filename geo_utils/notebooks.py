@@ -58,7 +58,7 @@ def read_parameters(
     for key, text in overrides:
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # the latter of a date that is none
             raise ParameterError(f"-p {key}: {text!r} is not YAML: {error}") from None
         passed |= _override(defaults | passed, key, value)
     return name, passed, PARAMS[name].check(defaults | passed, passed)

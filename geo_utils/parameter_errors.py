@@ -25,7 +25,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ParameterError(f"no parameter file {path}; there are: {', '.join(there) or 'none'}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ParameterError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ParameterError(f"{path}: must map parameter names to values")
@@ -42,7 +42,7 @@ def problem_line(fields: Iterable[str], detail: Mapping[str, Any], also: Iterabl
     """Put one pydantic error into one line: parameter, value, what is allowed.
 
     Args:
-        fields: The parameters' names.
+        fields: The names that are known at its place.
         detail: The error.
         also: Further names that may have been meant.
     """
@@ -51,8 +51,9 @@ def problem_line(fields: Iterable[str], detail: Mapping[str, Any], also: Iterabl
     message = detail["msg"].removeprefix("Value error, ")
     fields = sorted(fields)
     if detail["type"] == "extra_forbidden":
-        known = "" if len(place) > 1 else f" Known are {', '.join(fields)}"
-        return f"{name!r} is no parameter{nearest(name, [*fields, *also])}{known}"
+        meant = nearest(str(place[-1]), [*fields, *also])
+        known = f" Known are {', '.join(fields)}" if fields else ""
+        return f"{name!r} is no parameter{meant}{known}"
     if detail["type"] == "missing":
         where = " from the parameters cell" if len(place) == 1 else ""
         return f"{name} is missing{where}"

@@ -113,7 +113,8 @@ def make_roles(params: RunParams, like: Roles | None = None) -> Roles:
         like: Roles whose models, where they are the same, and whose budget are shared.
 
     Raises:
-        FatalError: A key is missing or refused, a model unknown, a server down.
+        FatalError: A key is missing or refused, a model unknown, a server down; a dry run does
+            not ask.
         ValueError: A prompt template is missing.
     """
     prices = {model: Price(p.tokens_in, p.tokens_out) for model, p in params.calls.prices.items()}
@@ -128,7 +129,8 @@ def make_roles(params: RunParams, like: Roles | None = None) -> Roles:
         if key not in models:  # roles on one model share its limits and its breaker
             model = make_model(backend, name, servers, params.calls.apart)
             models[key] = make_caller(model, params, usage, backend)
-            run_sync(model.probe())
+            if not params.dry_run:
+                run_sync(model.probe())
         callers[role] = models[key]
     policies = {
         method: policy_rewriter(str(resolve_path(method)), lambda m: make_caller(m, params, usage))

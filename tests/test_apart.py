@@ -86,13 +86,14 @@ def test_errors_are_the_clients_own(gemini_server, apart, faults, kind, attribut
 
 
 def test_a_refused_key_and_a_missing_one_stop_the_run(gemini_server, apart, monkeypatch):
-    client = apart(gemini_server(key="another").url)
+    url = gemini_server(key="another").url
+    client = apart(url)
     with pytest.raises(FatalError, match="refuses the key"):
         run_sync(client.complete(ask()))
     monkeypatch.delenv("GEMINI_API_KEY")
     monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
     with pytest.raises(FatalError, match="no Gemini key: set GEMINI_API_KEY"):
-        Apart(Gemini)
+        run_sync(apart(url).probe())
 
 
 def test_a_cancelled_call_is_cancelled_there(gemini_server, apart):

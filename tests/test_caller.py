@@ -202,7 +202,7 @@ class TestCache:
     def test_the_command_shows_and_prunes(self, tmp_path):
         cache = AnswerCache(tmp_path)
         cache.put("a" * 64, "m", ask(), Completion("one", tokens_in=5))
-        cache.put("b" * 64, "n", Request("judge", "x"), Completion("two"))
+        cache.put("b" * 64, "n", Request("judge", "x"), Completion("two", served_by="simulated-n"))
 
         def command(*arguments):
             line = [sys.executable, "-m", "geo_utils.models.cache", *arguments, "--root", tmp_path]
@@ -210,6 +210,7 @@ class TestCache:
 
         shown = command("show")
         assert "engine     m" in shown and "2 answers held" in shown
+        assert "judge      simulated-n" in shown
         assert "to delete" in command("prune", "--role", "judge")
         assert "left alone" in command("prune", "--role", "judge", "--yes")  # we write to it
         descriptor, _ = cache._segment
@@ -463,7 +464,7 @@ class TestAgainstAServer:
         monkeypatch.delenv("GEMINI_API_KEY", raising=False)
         monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
         with pytest.raises(FatalError, match="set GEMINI_API_KEY"):
-            Gemini()
+            run(Gemini().probe())
         monkeypatch.setenv("GEMINI_API_KEY", "k")
         with pytest.raises(FatalError, match="cannot be reached"):
             run(Gemini(base_url="http://127.0.0.1:9").probe())

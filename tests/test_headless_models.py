@@ -114,6 +114,7 @@ def test_no_key_and_a_wrong_key_are_found_before_a_call(
     }
     with pytest.raises(FatalError, match=message):
         make_roles(BaselineRewritesParams.check(values))
+    make_roles(BaselineRewritesParams.check(values | {"dry_run": True}))  # a price needs no key
     assert server.entries() == []
 
 

@@ -76,7 +76,10 @@ def test_default_yaml_spells_out_every_parameter(name):
         ({"engine": "openai"}, "engine='openai' needs a model id"),
         ({"engine": "openai", "models": {"engine": "m"}}, "engine='openai' needs an address"),
         ({"models": {"egine": "m"}}, "choose from engine, judge, rewriter; did you mean 'engine'?"),
-        ({"calls": {"max_concurency": 3}}, "'calls.max_concurency' is no parameter"),
+        (
+            {"calls": {"max_concurency": 3}},
+            "'calls.max_concurency' is no parameter; did you mean 'max_concurrency'? Known are",
+        ),
         ({"calls": {"timeout_s": 0}}, "calls.timeout_s=0: input should be greater than 0"),
         ({"calls": {"prices": {"m": {"tokens_in": 1}}}}, "calls.prices.m.tokens_out is missing"),
         ({"judge_mode": "soft"}, "judge_mode='soft': judge='offline' gives no log-probabilities"),
@@ -116,7 +119,7 @@ def test_notebook_03_compares_its_method_with_the_baselines():
 @pytest.mark.parametrize(
     ("studies", "changes", "message"),
     [
-        ({"headrom": {}}, {}, "'studies.headrom' is no parameter"),
+        ({"headrom": {}}, {}, "'studies.headrom' is no parameter; did you mean 'headroom'?"),
         ({"headroom": {"rewrites": 1}}, {}, "studies.headroom: rewrites=1: a best of them and"),
         ({"headroom": {"answers": 1}}, {}, "studies.headroom: answers=1: the answer noise"),
         ({"headroom": {"rewrites": 17}}, {}, "studies.headroom.rewrites=17: input should be less"),

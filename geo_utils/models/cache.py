@@ -240,13 +240,15 @@ def main() -> None:
     tokens: Counter[tuple[str, str]] = Counter()
     chosen: set[str] = set()
     for key, entry in cache.entries():
-        group = str(entry.get("role")), str(entry.get("model"))
-        if args.role not in (None, group[0]) or args.model not in (None, group[1]):
+        used = entry.get("completion", {})
+        model, served = str(entry.get("model")), str(used.get("served_by") or "")
+        # A stand-in was asked by the name of the model that it stands in for.
+        group = str(entry.get("role")), served if served.startswith("simulated") else model
+        if args.role not in (None, group[0]) or args.model not in (None, group[1], model):
             continue
         age_s = time.time() - float(entry.get("created", 0))
         if args.older_than_days is not None and age_s < args.older_than_days * 86_400:
             continue
-        used = entry.get("completion", {})
         counts[group] += 1
         tokens[group] += used.get("tokens_in", 0) + used.get("tokens_out", 0)
         chosen.add(key)

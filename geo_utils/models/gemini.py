@@ -37,23 +37,18 @@ class Gemini:
     def __init__(
         self, model: str = DEFAULT_MODEL, base_url: str | None = None, timeout_s: float = 120.0
     ) -> None:
-        """Make a client; the key is read from the environment and kept nowhere else.
-
-        Raises:
-            FatalError: No key is set.
-        """
+        """Make a client; the key is read from the environment and kept nowhere else."""
         self.model = model
-        address = base_url or os.environ.get("GOOGLE_GEMINI_BASE_URL")
-        self.cache_id = f"{model} at another address" if address else model
+        self._address = base_url or os.environ.get("GOOGLE_GEMINI_BASE_URL")
+        self.cache_id = f"{model} at another address" if self._address else model
         key = next((os.environ[name] for name in KEY_NAMES if os.environ.get(name)), None)
-        if key is None:
-            raise FatalError(f"no Gemini key: set {KEY_NAMES[0]} in the environment")
+        self._has_key = key is not None  # a plan is made without one
         options = types.HttpOptions(
             base_url=base_url,
             timeout=int(timeout_s * 1000),
             retry_options=types.HttpRetryOptions(attempts=1),  # else it sends twice, uncounted
         )
-        self._client = genai.Client(api_key=key, http_options=options)
+        self._client = genai.Client(api_key=key or "none", http_options=options)
 
     async def complete(self, request: Request) -> Completion:
         """Answer one request; see `LanguageModel`."""
@@ -85,7 +80,13 @@ class Gemini:
         return _completion(response, time.monotonic() - started)
 
     async def probe(self) -> None:
-        """Ask for the model's card, which costs nothing."""
+        """Ask for the model's card, which costs nothing.
+
+        Raises:
+            FatalError: No key is set or it is refused, the model unknown, the service not there.
+        """
+        if not self._has_key:
+            raise FatalError(f"no Gemini key: set {KEY_NAMES[0]} in the environment")
         try:
             await self._client.aio.models.get(model=self.model)
         except errors.APIError as error:
@@ -97,7 +98,8 @@ class Gemini:
             raise FatalError(str(translated)) from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise FatalError(
-                f"Gemini cannot be reached ({type(error).__name__}); is there a network?"
+                f"Gemini cannot be reached ({type(error).__name__}); is there "
+                + (f"a service at {redacted(self._address)}?" if self._address else "a network?")
             ) from None
 
     async def close(self) -> None:

@@ -252,7 +252,10 @@ def main() -> None:
         )
     except ValueError as error:
         sys.exit(str(error))
-    web.run_app(server.app, host=args.host, port=args.port, print=None, access_log=None)
+    try:
+        web.run_app(server.app, host=args.host, port=args.port, print=None, access_log=None)
+    except OSError as error:
+        sys.exit(f"{args.host}:{args.port}: {error.strerror or error}; choose another --port")
 
 
 if __name__ == "__main__":
