@@ -310,7 +310,7 @@ class TestAgreement:
     def test_the_sheet_goes_out_blind_and_comes_back(self, tmp_path):
         table = verdicts(one=[Y, Y, N, N], two=[Y, N, None, N])
         path = tmp_path / "sheet.csv"
-        path.write_text(label_sheet(table))
+        path.write_text(label_sheet(table, path))
         assert "verdict" not in path.read_text()
         sheet = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("answer_id")
         for name, label in zip(table["answer_id"], [" Supported", Y, Y, C], strict=True):
@@ -322,6 +322,17 @@ class TestAgreement:
         assert (one["precision"], one["recall"], one["specificity"]) == (1.0, 2 / 3, 1.0)
         assert (two["recall"], two["n_recall"], two["abstentions"]) == (0.5, 2, 1)
         assert one["precision_low"] < 1.0 == one["precision_high"]
+
+    def test_a_sheet_that_is_written_again_keeps_its_labels_by_answer(self, tmp_path):
+        table, path = verdicts(one=[Y, N, N]), tmp_path / "sheet.csv"
+        first, second, third = table["answer_id"]
+        path.write_text(f"answer_id,label\n{third}, Omitted\n{first},\ngone,supported\n")
+        path.write_text(label_sheet(table, path))
+        sheet = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("answer_id")
+        assert sheet["label"].to_dict() == {first: "", second: "", third: " Omitted"}
+        path.write_text("a note\n")
+        with pytest.raises(ValueError, match="no column answer_id, label"):
+            label_sheet(table, path)
 
     def test_without_labels_there_is_no_row(self):
         assert accuracy_table(verdicts(one=[Y, N])).empty

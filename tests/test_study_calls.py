@@ -78,8 +78,12 @@ def test_they_are_counted_kept_and_resumed(gemini_server, tmp_path):
     assert not any("soft" in name for name in found.kappa.index)
     assert found.origins == {"target": 2, "model": 8}
 
+    path = tmp_path / "whole" / "label_sheet.csv"
+    filled = pd.read_csv(path, dtype=str).assign(label=["supported", "omitted", "contradicted"])
+    filled.to_csv(path, index=False)
     again, _, _ = planned_and_run(server, tmp_path / "whole")
     assert again["calls"].sum() == 0 and again["held"].sum() > 0
+    pd.testing.assert_frame_equal(pd.read_csv(path, dtype=str), filled)  # labels are not lost
     assert len(server.entries()) == asked
 
     for _ in range(2):

@@ -24,9 +24,23 @@ HUMAN = "person"
 _SHEET = ["answer_id", "query", "key_point", "answer", "label"]
 
 
-def label_sheet(table: pd.DataFrame) -> str:
-    """Return the CSV that a person labels: answers in the order of their ids, methods unseen."""
-    sheet = table.assign(label="").sort_values("answer_id")[_SHEET]
+def label_sheet(table: pd.DataFrame, earlier: Path) -> str:
+    """Return the CSV that a person labels: answers in the order of their ids, methods unseen.
+
+    Args:
+        table: As `judge_again` returns it.
+        earlier: Where a sheet may lie that a person has begun to fill; its labels, as they were
+            written, stay with the answers of the same id.
+
+    Raises:
+        ValueError: The file there is no such sheet, so that its labels would be lost.
+    """
+    labels = pd.Series("", index=table.index)
+    if earlier.exists():
+        given = _read_sheet(earlier)
+        given = given[given["label"].str.strip() != ""].drop_duplicates("answer_id")
+        labels = table["answer_id"].map(given.set_index("answer_id")["label"]).fillna("")
+    sheet = table.assign(label=labels).sort_values("answer_id")[_SHEET]
     return str(sheet.to_csv(index=False))
 
 
@@ -41,12 +55,7 @@ def with_labels(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         ValueError: The file is no such sheet, names a label that there is not, contradicts
             itself, or labels none of these answers.
     """
-    try:
-        sheet = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"labels {path}: cannot be read ({error})") from None
-    if missing := [name for name in ("answer_id", "label") if name not in sheet]:
-        raise ValueError(f"labels {path}: no column {', '.join(missing)}; fill the run's sheet")
+    sheet = _read_sheet(path)
     given = sheet.assign(label=sheet["label"].str.strip().str.lower())
     given = given[given["label"] != ""].drop_duplicates(["answer_id", "label"])
     for number, label in given["label"].items():
@@ -62,6 +71,16 @@ def with_labels(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     if labels.isna().all():
         raise ValueError(f"labels {path}: none of its {len(given)} labels is for these answers")
     return table.assign(**{f"verdict: {HUMAN}": labels.where(labels.notna(), None)})
+
+
+def _read_sheet(path: Path) -> pd.DataFrame:
+    try:
+        sheet = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"labels {path}: cannot be read ({error})") from None
+    if missing := [name for name in ("answer_id", "label") if name not in sheet]:
+        raise ValueError(f"labels {path}: no column {', '.join(missing)}; fill the run's sheet")
+    return sheet
 
 
 def accuracy_table(table: pd.DataFrame) -> pd.DataFrame:

@@ -121,7 +121,8 @@ class Studies:
             notes["transfer"] = "; ".join(named)
         if options.judges:
             table = self._judges(examples, samples, self.roles)
-            write_atomic(run.folder / "label_sheet.csv", label_sheet(table))
+            sheet = run.folder / "label_sheet.csv"
+            write_atomic(sheet, label_sheet(table, sheet))
             if options.judges.labels is not None:
                 table = with_labels(table, resolve_path(options.judges.labels))
             kept["judges"] = run.save_table(table, "judges")
