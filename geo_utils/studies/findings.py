@@ -149,13 +149,9 @@ def judge_findings(found: StudyTables, source: str) -> str:
         for name, row in found.kappa.iterrows()
     ]
     fix = found.correction
-    if fix is None:
-        lines.append(
-            "- No hand labels (or too few of both kinds), so no precision, recall or corrected "
-            "lift: fill `label_sheet.csv` of this run folder and pass it as "
-            "`studies.judges.labels`."
-        )
-    else:
+    if isinstance(fix, str):
+        lines.append(f"- No corrected lift: {fix}.")
+    elif fix is not None:
         seen, true, shrink = fix.observed, fix.corrected, fix.shrinkage
         lines.append(
             f"- The judge sees {with_interval(shrink.mean, shrink.low, shrink.high)} of a lift "

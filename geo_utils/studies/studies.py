@@ -216,7 +216,7 @@ class Studies:
         judges = judges_of(roles.judge, options, self.params.judge not in NO_ID_NEEDED)
         return judge_again(samples, examples, judges, options.answers, self.params.seed)
 
-    def _correction(self, samples: pd.DataFrame, judged: pd.DataFrame) -> Correction | None:
+    def _correction(self, samples: pd.DataFrame, judged: pd.DataFrame) -> Correction | str:
         """Correct the lift of the method under study for the errors of the run's own judge."""
         own = "lexical"
         if self.params.judge != "offline":
