@@ -268,6 +268,7 @@ class TestFunnel:
             ("d", 0.0, 1, 1.0, 0.0, 0.0),
             ("e", NAN, 1, 1.0, NAN, NAN),
             ("f", 1.0, 1, NAN, 1.0, NAN),
+            ("g", 1.0, 0, NAN, 0.0, NAN),
         ]
         frame = pd.DataFrame(
             [
@@ -291,9 +292,10 @@ class TestFunnel:
     def test_the_table_by_hand(self):
         frame = self.rows()
         table = funnel(pd.concat([frame, attribution(frame)], axis=1)).loc["original"]
-        assert table["mean"].tolist() == pytest.approx([4 / 5, 3 / 5, 1 / 4])
-        assert table["abstentions"].tolist() == [1, 1, 2]
-        assert table["of_previous"].tolist() == pytest.approx([1, 3 / 4, 5 / 12])
+        assert table["mean"].tolist() == pytest.approx([5 / 6, 3 / 6, 1 / 4])
+        assert table["abstentions"].tolist() == [1, 1, 3]
+        # Of the two that are credited and have a verdict on the page, one is held by it.
+        assert table["of_previous"].tolist() == pytest.approx([1, 3 / 5, 1 / 2])
 
     def test_a_judge_that_was_not_asked_leaves_two_steps(self):
         frame = self.rows().assign(original_supports=NAN)
