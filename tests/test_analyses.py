@@ -519,6 +519,15 @@ class TestStrata:
         assert place["n_examples"].to_dict() == {"first": 60, "middle": 180, "last": 60}
         assert not found.loc["other sources"]["clear"].any()
 
+    def test_the_last_place_is_that_of_the_querys_own_sources(self):
+        samples = self.noise(0.1, 40)
+        samples["source_order"] = [
+            list(range(3 if query in ("q2", "q7") else 5)) for query in samples["query_id"]
+        ]
+        found = strata(samples, "m").set_index(["factor", "stratum"])
+        place = found.loc["place of the target", "n_examples"]
+        assert place.to_dict() == {"first": 8, "middle": 22, "last": 10}
+
     def test_one_repeat_has_no_baseline(self):
         found = strata(self.noise(0.1, 40, repeats=1), "m")
         assert set(found["factor"]) == {"place of the target", "other sources"}
