@@ -96,6 +96,14 @@ def test_they_are_counted_kept_and_resumed(gemini_server, tmp_path):
         pd.testing.assert_frame_equal(whole, cut, check_exact=True)
 
 
+def test_an_arrangement_is_planned_with_the_calls_about_it(gemini_server, tmp_path):
+    params = parameters(gemini_server(), tmp_path)
+    methods = ["original", "key_point", "arrange_key_point"]
+    plan = plan_calls(make_roles(params), load_corpus(**params.corpus_options), methods)
+    # two queries; two answers a page, each with its verdict
+    assert plan["calls"].to_dict() == {"engine": 2 * 3 * 2, "judge": 2 * 3 * 2, "rewriter": 2 * 2}
+
+
 def test_faults_are_abstentions_that_the_tables_count(gemini_server, tmp_path):
     server = gemini_server(faults="blocked:0.15", seed=3)
     _, found, _ = planned_and_run(server, tmp_path)
