@@ -28,7 +28,7 @@ from geo_utils.studies.group_variance import beta_no_variance_chance, no_varianc
 from geo_utils.studies.hand_labels import accuracy_table, label_sheet, with_labels
 from geo_utils.studies.headroom import best_rewrite, headroom_samples, headroom_table
 from geo_utils.studies.options import HeadroomOptions, JudgeCheckOptions, PowerOptions
-from geo_utils.studies.power import pilot_variance, power_table
+from geo_utils.studies.power import PilotVariance, Planned, pilot_variance, power_table
 from geo_utils.studies.source_points import SourcePoint, page_claims, source_points
 from geo_utils.studies.transfer import transfer_loss, transfer_table
 
@@ -353,6 +353,11 @@ class TestAgreement:
             with_labels(verdicts(one=[Y]), path)
 
 
+def pilot_of(between, points, within, points_a_query=1.0):
+    draws = np.tile([between, points, within], (50, 1))
+    return PilotVariance("key_point", between, points, within, 0.0, 9, 18, points_a_query, draws)
+
+
 class TestPower:
     def pilot(self):
         """Differences 1 0 | 0 0 | 1 1: query means 1/2, 0, 1; within 1/2, 0, 0."""
@@ -370,6 +375,7 @@ class TestPower:
         assert found.within == pytest.approx(0.5 / 3)
         assert found.between == pytest.approx(0.25 - 0.5 / 3 / 2)
         assert (found.mean, found.n_queries, found.n_pairs) == (0.5, 3, 6)
+        assert (found.between_points, found.points_a_query) == (0.0, 1.0)
         flat = self.pilot().assign(supported=0.0)
         assert pilot_variance(flat, "key_point") is None
         assert pilot_variance(self.pilot().query("query_id != 'q0'"), "key_point") is None
@@ -377,16 +383,14 @@ class TestPower:
     def test_the_queries_are_the_textbooks(self):
         """Cohen: d = 0.5, two-sided 5 %, power 0.8, one sample: 34."""
         options = PowerOptions(lifts=[0.5], repeats=[1])
-        pilot = pilot_variance(self.pilot(), "key_point")
-        unit = type(pilot)("key_point", 0.6, 0.4, 0.0, 9, 18, np.tile([0.6, 0.4], (50, 1)))
+        unit = pilot_of(0.6, 0.0, 0.4)
         (row,) = power_table(unit, options).to_dict("records")
         assert (row["queries"], row["low"], row["high"]) == (34, 34, 34)
         assert np.isnan(row["calls"]) and np.isnan(row["cost_usd"])
 
     def test_that_many_queries_have_that_power(self):
         rng = np.random.default_rng(0)
-        pilot = pilot_variance(self.pilot(), "key_point")
-        spread = type(pilot)("key_point", 0.09, 0.16, 0.0, 9, 18, np.tile([0.09, 0.16], (9, 1)))
+        spread = pilot_of(0.09, 0.0, 0.16)
         options = PowerOptions(lifts=[0.1], repeats=[4])
         n = int(power_table(spread, options)["queries"].iloc[0])
         means = 0.1 + rng.normal(0, np.sqrt(0.09 + 0.04), (4000, n))
@@ -406,13 +410,67 @@ class TestPower:
             index=["engine", "judge", "rewriter"],
         )
         options = PowerOptions(lifts=[0.2], repeats=[6])
-        table = power_table(None, options, plan.drop(index="rewriter"), (10, 3))
+        table = power_table(None, options, plan.drop(index="rewriter"), Planned(10, 1.0, 3))
         queries = table["queries"].iloc[0]
         # 60 answers for 10 queries x 3: 12 a query at 6 repeats, verdicts as many
         assert table["calls"].iloc[0] == np.ceil(24 * queries)
         assert table["cost_usd"].iloc[0] == pytest.approx(queries * (1.2 + 1.2))
-        unknown = power_table(None, options, plan, (10, 3)).iloc[0]
+        unknown = power_table(None, options, plan, Planned(10, 1.0, 3)).iloc[0]
         assert np.isnan(unknown["cost_usd"]) and unknown["calls"] == np.ceil(26 * queries)
+
+    def several(self, rng, n, points, repeats, spread=(0.3, 0.2, 0.25)):
+        """Differences of n queries x points x repeats, normal, with a spread of each kind."""
+        between, point, within = spread
+        value = rng.normal(0.1, between, (n, 1, 1)) + rng.normal(0, point, (n, points, 1))
+        value = value + rng.normal(0, within, (n, points, repeats))
+        q, p, r = np.indices(value.shape).reshape(3, -1)
+        names = {"query_id": q, "key_point_number": p, "repeat": r}
+        own = pd.DataFrame(names | {"method": "key_point", "supported": value.ravel()})
+        return pd.concat([own, own.assign(method="original", supported=0.0)], ignore_index=True)
+
+    def test_key_points_of_a_query_are_no_repeats(self):
+        """1 1 and 0 0, 1 0 and 0 0, 1 1 and 1 1: points' means 1 0, 1/2 0, 1 1."""
+        cells = [[(1, 1), (0, 0)], [(1, 0), (0, 0)], [(1, 1), (1, 1)]]
+        rows = [
+            (f"q{i}", p, j, method, value)
+            for i, query in enumerate(cells)
+            for p, pair in enumerate(query)
+            for j, value in enumerate(pair)
+            for method, value in (("original", 0.0), ("key_point", float(value)))
+        ]
+        names = ["query_id", "key_point_number", "repeat", "method", "supported"]
+        found = pilot_variance(pd.DataFrame(rows, columns=names), "key_point")
+        # within a point: 1/2 in one of six; between points 1/2, 1/8, 0 less an error of 1/8 a query
+        assert found.within == pytest.approx(0.5 / 6)
+        assert found.between_points == pytest.approx((1 / 2 + 1 / 8 - 1 / 8) / 3)
+        raw = np.var([1 / 2, 1 / 4, 1], ddof=1)
+        assert found.between == pytest.approx(raw - (1 / 2 + 1 / 8) / 2 / 3)
+        assert (found.points_a_query, found.n_queries, found.n_pairs) == (2.0, 3, 12)
+
+    def test_their_variances_are_found_and_the_queries_hold(self):
+        rng = np.random.default_rng(0)
+        pilot = pilot_variance(self.several(rng, 4000, 6, 3), "key_point")
+        assert pilot.between == pytest.approx(0.09, rel=0.1)
+        assert pilot.between_points == pytest.approx(0.04, rel=0.1)
+        assert pilot.within == pytest.approx(0.0625, rel=0.1)
+        row = power_table(pilot, PowerOptions(lifts=[0.1], repeats=[1])).iloc[0]
+        n = int(row["queries"])
+        assert row["answers"] == n * 6
+        rounds = self.several(rng, 1000 * n, 6, 1).query("method == 'key_point'")
+        means = rounds.groupby("query_id")["supported"].mean().to_numpy().reshape(1000, n)
+        t = means.mean(1) / (means.std(1, ddof=1) / np.sqrt(n))
+        assert 0.76 < (np.abs(t) > 1.99).mean() < 0.84
+
+    def test_a_query_is_priced_with_all_its_points(self):
+        plan = pd.DataFrame(
+            {"calls": [180], "held": [0], "cost_usd": [18.0]}, index=["engine"]
+        )  # 10 queries x 6 points x 3 repeats
+        options, several = PowerOptions(lifts=[0.2], repeats=[6]), pilot_of(0.09, 0.06, 0.36, 2.0)
+        row = power_table(several, options, plan, Planned(10, 6.0, 3)).iloc[0]
+        same = power_table(pilot_of(0.09 + 0.06 / 6 + 0.36 / 36, 0, 0), options).iloc[0]
+        assert row["queries"] == same["queries"] and row["answers"] == 36 * row["queries"]
+        assert row["calls"] == 36 * row["queries"]
+        assert row["cost_usd"] == pytest.approx(3.6 * row["queries"])
 
 
 def test_a_smaller_draw_of_queries_is_part_of_a_larger():

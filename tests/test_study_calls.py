@@ -1,5 +1,6 @@
 """The studies with a model: counted before, kept after, the same when they are resumed."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import PROJECT, make_example
@@ -102,6 +103,20 @@ def test_an_arrangement_is_planned_with_the_calls_about_it(gemini_server, tmp_pa
     plan = plan_calls(make_roles(params), load_corpus(**params.corpus_options), methods)
     # two queries; two answers a page, each with its verdict
     assert plan["calls"].to_dict() == {"engine": 2 * 3 * 2, "judge": 2 * 3 * 2, "rewriter": 2 * 2}
+
+
+def test_queries_are_priced_with_all_their_key_points(gemini_server, tmp_path):
+    params = parameters(gemini_server(), tmp_path)
+    params = params.model_copy(update={"key_points": "all"})
+    examples = load_corpus(**params.corpus_options)
+    roles = make_roles(params)
+    plan = plan_calls(roles, examples, params.methods)
+    table = make_studies(params, roles).power_before(plan, examples)
+    points = sum(len(example.key_points) for example in examples)
+    assert points > 2  # of two queries
+    row = table.iloc[0]
+    assert row["calls"] == pytest.approx(row["queries"] / 2 * plan["calls"].sum(), abs=1)
+    assert row["answers"] == np.ceil(row["queries"] / 2 * points * params.repeats)
 
 
 def test_faults_are_abstentions_that_the_tables_count(gemini_server, tmp_path):

@@ -36,7 +36,7 @@ from geo_utils.studies.hand_labels import (
     with_labels,
 )
 from geo_utils.studies.headroom import headroom_samples, headroom_strata, headroom_table
-from geo_utils.studies.power import load_pilot, pilot_variance, power_table
+from geo_utils.studies.power import Planned, load_pilot, pilot_variance, power_table
 from geo_utils.studies.results import StudyTables
 from geo_utils.studies.source_points import source_points
 from geo_utils.studies.transfer import (
@@ -160,7 +160,8 @@ class Studies:
         if pilot is None:  # the bound is the same for any number of answers
             options = options.model_copy(update={"repeats": [self.params.repeats]})
         pairs = choose_key_points(examples, self.params.key_points, self.params.seed)
-        planned = (max(len(pairs), 1), self.params.repeats)
+        queries = max(len({example.query_id for example, _ in pairs}), 1)
+        planned = Planned(queries, max(len(pairs), 1) / queries, self.params.repeats)
         return power_table(pilot, options, plan, planned)
 
     def _headroom(
