@@ -142,6 +142,34 @@ class TestHeadroom:
         kept = same[same["method"] == "key_point"]
         assert first["answer"].tolist() == kept["answer"].tolist()
 
+    def test_no_two_rewrites_share_an_answers_noise(self):
+        class Spy:
+            def __init__(self):
+                self.asked = []
+
+            async def answer(self, query, sources, sample_index=0):
+                self.asked.append(sample_index)
+                return await ExtractiveEngine().answer(query, sources, sample_index)
+
+        spy, options = Spy(), HeadroomOptions(rewrites=3, answers=2, fresh_answers=4)
+        samples = headroom_samples(PAIRS[:1], "key_point", spy, *ROLES[1:], options,
+                                   progress=quiet)  # fmt: skip
+        assert len(set(spy.asked)) == len(spy.asked) == 3 * 2 + 4
+        chosen = samples[samples["stage"] == "choose"]
+        assert chosen.groupby("rewrite")["repeat"].agg(list).tolist() == [[0, 1]] * 3
+
+    def test_equal_rewrites_have_no_variance_between_them(self):
+        class Same:
+            async def rewrite(self, method, example, key_point, sample_index=0):
+                return Rewrite(example.target)
+
+        options = HeadroomOptions(rewrites=8, answers=2, fresh_answers=1)
+        engine = ExtractiveEngine(word_budget=80, temperature=0.3)
+        samples = headroom_samples(choose_key_points(load_corpus().examples), "original", engine,
+                                   LexicalJudge(), Same(), options, progress=quiet)  # fmt: skip
+        found = headroom_table(samples, [2]).loc["between rewrites"]
+        assert found["low"] < 0 < found["high"]
+
     def test_a_rewriter_that_fails_leaves_abstentions(self):
         class Refuses:
             async def rewrite(self, method, example, key_point, sample_index=0):
