@@ -155,12 +155,19 @@ class UnusableError(ModelError):
 
     Attributes:
         again: Whether another try may do better.
+        counts: The tokens that the service reports all the same; None if it reports none.
     """
 
-    def __init__(self, message: str, kind: str = "unusable", again: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        kind: str = "unusable",
+        again: bool = False,
+        counts: Completion | None = None,
+    ) -> None:
         """Describe what came; `kind` is such as `blocked`, `truncated`, `empty`, `unparsable`."""
         super().__init__(message)
-        self.kind, self.again = kind, again
+        self.kind, self.again, self.counts = kind, again, counts
 
 
 class FatalError(Exception):
