@@ -11,7 +11,7 @@ from geo_utils.cleaning import clean_rewrite
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.methods import MODEL_FREE_METHODS
 from geo_utils.model_roles import Completes
-from geo_utils.models.base import ModelError, Request, Sampling
+from geo_utils.models.base import GUESSED, ModelError, Request, Sampling
 from geo_utils.prompts import Template, load_rules, load_template
 from geo_utils.rewriters import EditRewriter, Rewrite, Rewriter
 
@@ -100,6 +100,8 @@ class ModelRewriter:
             found = await self.caller.complete(request)
         except ModelError as error:
             return Rewrite("", f"{error.kind}: {error}")
+        if found.finish_reason == GUESSED:  # no arrangement, though it may have to stand for one
+            return Rewrite(found.text)
         return task.page(found.text, example, key_point)
 
 

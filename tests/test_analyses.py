@@ -268,6 +268,7 @@ class TestFunnel:
             ("d", 0.0, 1, 1.0, 0.0, 0.0),
             ("e", NAN, 1, 1.0, NAN, NAN),
             ("f", 1.0, 1, NAN, 1.0, NAN),
+            ("g", 1.0, 0, NAN, 0.0, NAN),
         ]
         frame = pd.DataFrame(
             [
@@ -291,9 +292,10 @@ class TestFunnel:
     def test_the_table_by_hand(self):
         frame = self.rows()
         table = funnel(pd.concat([frame, attribution(frame)], axis=1)).loc["original"]
-        assert table["mean"].tolist() == pytest.approx([4 / 5, 3 / 5, 1 / 4])
-        assert table["abstentions"].tolist() == [1, 1, 2]
-        assert table["of_previous"].tolist() == pytest.approx([1, 3 / 4, 5 / 12])
+        assert table["mean"].tolist() == pytest.approx([5 / 6, 3 / 6, 1 / 4])
+        assert table["abstentions"].tolist() == [1, 1, 3]
+        # Of the two that are credited and have a verdict on the page, one is held by it.
+        assert table["of_previous"].tolist() == pytest.approx([1, 3 / 5, 1 / 2])
 
     def test_a_judge_that_was_not_asked_leaves_two_steps(self):
         frame = self.rows().assign(original_supports=NAN)
@@ -516,6 +518,15 @@ class TestStrata:
         assert place["clear"].all() and place.loc["first", "low"] > 0.2
         assert place["n_examples"].to_dict() == {"first": 60, "middle": 180, "last": 60}
         assert not found.loc["other sources"]["clear"].any()
+
+    def test_the_last_place_is_that_of_the_querys_own_sources(self):
+        samples = self.noise(0.1, 40)
+        samples["source_order"] = [
+            list(range(3 if query in ("q2", "q7") else 5)) for query in samples["query_id"]
+        ]
+        found = strata(samples, "m").set_index(["factor", "stratum"])
+        place = found.loc["place of the target", "n_examples"]
+        assert place.to_dict() == {"first": 8, "middle": 22, "last": 10}
 
     def test_one_repeat_has_no_baseline(self):
         found = strata(self.noise(0.1, 40, repeats=1), "m")

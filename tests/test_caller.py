@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import run
+from google.genai import types
 
 from geo_utils.models.base import (
     Completion,
@@ -27,7 +29,7 @@ from geo_utils.models.base import (
 )
 from geo_utils.models.cache import AnswerCache, request_key
 from geo_utils.models.caller import Caller, Policy, ServiceDown
-from geo_utils.models.gemini import Gemini
+from geo_utils.models.gemini import Gemini, _completion
 from geo_utils.models.limits import RateLimit
 from geo_utils.models.prices import Price
 from geo_utils.models.usage import BudgetReached, Usage
@@ -543,6 +545,38 @@ class TestAgainstAServer:
         assert 0.05 <= row["latency_p50_s"] < 1
         assert row["cost_usd"] == pytest.approx((101 * 0.10 + row["tokens_out"] * 0.40) / 1e6)
         assert usage.served_by == {"simulated-gemini-2.5-flash-lite"}
+
+    def test_what_is_blocked_counts_towards_the_budget(self, gemini_server):
+        server = gemini_server(faults="blocked:1")
+        usage = Usage(max_cost=0.0001)  # a call takes 0.0000101 of it
+        caller = Caller(Gemini(base_url=server.url), policy=QUICK, usage=usage)
+        short = Sampling(max_tokens=1)
+        for i in range(9):
+            with pytest.raises(UnusableError, match="prompt blocked: SAFETY"):
+                run(caller.complete(ask(f"{i}" * 400, sampling=short)))
+        with pytest.raises(BudgetReached, match=r"0\.0001 is reached \(0\.0001 spent\)"):
+            run(caller.complete(ask("a" * 400, sampling=short)))
+        row = usage.report()["engine"]
+        assert (row["answered"], row["failures"]) == (0, {"blocked": 9})
+        assert (row["tokens_in"], row["tokens_out"]) == (9 * 101, 0)
+        assert row["cost_usd"] == pytest.approx(9 * 101 * 0.10 / 1e6)
+
+    @pytest.mark.parametrize(
+        ("body", "counts"),
+        [
+            ({"candidates": [{"finishReason": "SAFETY"}]}, (7, 12, 2)),
+            ({"candidates": []}, (7, 12, 2)),
+            ({"candidates": [{"finishReason": "SAFETY"}], "usageMetadata": None}, None),
+        ],
+    )
+    def test_an_answer_that_is_lost_brings_its_counts(self, body, counts):
+        used = {"promptTokenCount": 7, "candidatesTokenCount": 4, "thoughtsTokenCount": 8,
+                "cachedContentTokenCount": 2}  # fmt: skip
+        response = types.GenerateContentResponse.model_validate({"usageMetadata": used} | body)
+        with pytest.raises(UnusableError) as caught:
+            _completion(response, 0.5)
+        told = pickle.loads(pickle.dumps(caught.value)).counts  # as from a process of its own
+        assert (told and (told.tokens_in, told.tokens_out, told.tokens_cached)) == counts
 
     def test_64_engine_and_judge_calls_of_a_second_take_two(self, gemini_server):
         server = gemini_server(latency="constant:1")

@@ -235,9 +235,10 @@ class TestOpenAIServer:
         if status == 429:
             assert caught.value.retry_after_s == 3
 
-    def test_a_filtered_answer_is_blocked(self):
-        with pytest.raises(UnusableError, match="blocked"):
+    def test_a_filtered_answer_is_blocked_and_its_tokens_are_known(self):
+        with pytest.raises(UnusableError, match="blocked") as caught:
             served(Replica({"finish_reason": "content_filter"}))
+        assert (caught.value.counts.tokens_in, caught.value.counts.tokens_out) == (7, 2)
 
     def test_structured_output_is_asked_for_in_the_servers_fields(self):
         replica = Replica({"message": {"role": "assistant", "content": '{"a": 1}'}})

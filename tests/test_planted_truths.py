@@ -18,8 +18,11 @@ from geo_utils.statistics import (
     jackknife,
     paired_difference,
 )
+from geo_utils.studies.agreement import kappa_table
+from geo_utils.studies.findings import judge_findings
 from geo_utils.studies.hand_labels import corrected_lift
 from geo_utils.studies.headroom import headroom_strata, headroom_table, unit_table
+from geo_utils.studies.results import StudyTables
 
 SEEDS = range(100)
 ENOUGH = 93
@@ -172,12 +175,36 @@ class TestErringJudge:
         wider = found.corrected.high - found.corrected.low
         assert wider > (lift.estimate.high - lift.estimate.low) / 0.7
 
-    def test_without_labels_or_skill_there_is_no_correction(self):
+    def test_without_labels_or_skill_it_is_said_why_there_is_no_correction(self):
         lift, table = self.judged(0)
-        assert corrected_lift(lift, table.drop(columns="verdict: person"), "lexical") is None
-        assert corrected_lift(lift, table, "batch") is None
-        table["verdict: lexical"] = "supported"
-        assert corrected_lift(lift, table, "lexical") is None
+        one_kind = table[table["verdict: person"] == "supported"]
+        refused = (table[["verdict: person", "verdict: lexical"]] == "omitted").all(axis=1)
+        alone = pd.concat([one_kind, table[refused][:1]])
+        cases = [
+            (table.drop(columns="verdict: person"), "lexical", "no hand labels; fill"),
+            (table, "batch", "`batch`, is not among `studies.judges.judges`"),
+            (table.assign(**{"verdict: lexical": "supported"}), "lexical", "better than chance"),
+            (self.swapped(table), "lexical", "not clearly better than chance on these labels (re"),
+            (one_kind, "lexical", f"{len(one_kind)} are supported; it takes some that are"),
+            (alone, "lexical", "are of one query alone"),
+        ]
+        for given, judge, why in cases:
+            reason = corrected_lift(lift, given, judge)
+            assert why in reason
+            found = StudyTables(kappa=kappa_table(table), correction=reason)
+            assert f"- No corrected lift: {reason}." in judge_findings(found, "a test")
+
+    def swapped(self, table):
+        wrong = {"supported": "omitted", "omitted": "supported"}
+        return table.assign(**{"verdict: lexical": table["verdict: person"].map(wrong)})
+
+    def test_a_judge_that_never_errs_changes_nothing(self):
+        lift, table = self.judged(0)
+        found = corrected_lift(lift, table.assign(**{"verdict: lexical": table["verdict: person"]}),
+                               "lexical")  # fmt: skip
+        assert found.shrinkage.mean == 1 and np.isnan(found.shrinkage.low)
+        ends = [(e.mean, e.low, e.high) for e in (found.corrected, found.observed)]
+        assert ends[0] == pytest.approx(ends[1])
 
 
 def rollouts(seed, spread, n=30, k=8, m=4, fresh=4):

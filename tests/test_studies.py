@@ -28,7 +28,7 @@ from geo_utils.studies.group_variance import beta_no_variance_chance, no_varianc
 from geo_utils.studies.hand_labels import accuracy_table, label_sheet, with_labels
 from geo_utils.studies.headroom import best_rewrite, headroom_samples, headroom_table
 from geo_utils.studies.options import HeadroomOptions, JudgeCheckOptions, PowerOptions
-from geo_utils.studies.power import pilot_variance, power_table
+from geo_utils.studies.power import PilotVariance, Planned, pilot_variance, power_table
 from geo_utils.studies.source_points import SourcePoint, page_claims, source_points
 from geo_utils.studies.transfer import transfer_loss, transfer_table
 
@@ -141,6 +141,34 @@ class TestHeadroom:
         first = samples[(samples["rewrite"] == 0) & (samples["stage"] == "choose")]
         kept = same[same["method"] == "key_point"]
         assert first["answer"].tolist() == kept["answer"].tolist()
+
+    def test_no_two_rewrites_share_an_answers_noise(self):
+        class Spy:
+            def __init__(self):
+                self.asked = []
+
+            async def answer(self, query, sources, sample_index=0):
+                self.asked.append(sample_index)
+                return await ExtractiveEngine().answer(query, sources, sample_index)
+
+        spy, options = Spy(), HeadroomOptions(rewrites=3, answers=2, fresh_answers=4)
+        samples = headroom_samples(PAIRS[:1], "key_point", spy, *ROLES[1:], options,
+                                   progress=quiet)  # fmt: skip
+        assert len(set(spy.asked)) == len(spy.asked) == 3 * 2 + 4
+        chosen = samples[samples["stage"] == "choose"]
+        assert chosen.groupby("rewrite")["repeat"].agg(list).tolist() == [[0, 1]] * 3
+
+    def test_equal_rewrites_have_no_variance_between_them(self):
+        class Same:
+            async def rewrite(self, method, example, key_point, sample_index=0):
+                return Rewrite(example.target)
+
+        options = HeadroomOptions(rewrites=8, answers=2, fresh_answers=1)
+        engine = ExtractiveEngine(word_budget=80, temperature=0.3)
+        samples = headroom_samples(choose_key_points(load_corpus().examples), "original", engine,
+                                   LexicalJudge(), Same(), options, progress=quiet)  # fmt: skip
+        found = headroom_table(samples, [2]).loc["between rewrites"]
+        assert found["low"] < 0 < found["high"]
 
     def test_a_rewriter_that_fails_leaves_abstentions(self):
         class Refuses:
@@ -310,7 +338,7 @@ class TestAgreement:
     def test_the_sheet_goes_out_blind_and_comes_back(self, tmp_path):
         table = verdicts(one=[Y, Y, N, N], two=[Y, N, None, N])
         path = tmp_path / "sheet.csv"
-        path.write_text(label_sheet(table))
+        path.write_text(label_sheet(table, path))
         assert "verdict" not in path.read_text()
         sheet = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("answer_id")
         for name, label in zip(table["answer_id"], [" Supported", Y, Y, C], strict=True):
@@ -322,6 +350,17 @@ class TestAgreement:
         assert (one["precision"], one["recall"], one["specificity"]) == (1.0, 2 / 3, 1.0)
         assert (two["recall"], two["n_recall"], two["abstentions"]) == (0.5, 2, 1)
         assert one["precision_low"] < 1.0 == one["precision_high"]
+
+    def test_a_sheet_that_is_written_again_keeps_its_labels_by_answer(self, tmp_path):
+        table, path = verdicts(one=[Y, N, N]), tmp_path / "sheet.csv"
+        first, second, third = table["answer_id"]
+        path.write_text(f"answer_id,label\n{third}, Omitted\n{first},\ngone,supported\n")
+        path.write_text(label_sheet(table, path))
+        sheet = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("answer_id")
+        assert sheet["label"].to_dict() == {first: "", second: "", third: " Omitted"}
+        path.write_text("a note\n")
+        with pytest.raises(ValueError, match="no column answer_id, label"):
+            label_sheet(table, path)
 
     def test_without_labels_there_is_no_row(self):
         assert accuracy_table(verdicts(one=[Y, N])).empty
@@ -342,6 +381,11 @@ class TestAgreement:
             with_labels(verdicts(one=[Y]), path)
 
 
+def pilot_of(between, points, within, points_a_query=1.0):
+    draws = np.tile([between, points, within], (50, 1))
+    return PilotVariance("key_point", between, points, within, 0.0, 9, 18, points_a_query, draws)
+
+
 class TestPower:
     def pilot(self):
         """Differences 1 0 | 0 0 | 1 1: query means 1/2, 0, 1; within 1/2, 0, 0."""
@@ -359,6 +403,7 @@ class TestPower:
         assert found.within == pytest.approx(0.5 / 3)
         assert found.between == pytest.approx(0.25 - 0.5 / 3 / 2)
         assert (found.mean, found.n_queries, found.n_pairs) == (0.5, 3, 6)
+        assert (found.between_points, found.points_a_query) == (0.0, 1.0)
         flat = self.pilot().assign(supported=0.0)
         assert pilot_variance(flat, "key_point") is None
         assert pilot_variance(self.pilot().query("query_id != 'q0'"), "key_point") is None
@@ -366,16 +411,14 @@ class TestPower:
     def test_the_queries_are_the_textbooks(self):
         """Cohen: d = 0.5, two-sided 5 %, power 0.8, one sample: 34."""
         options = PowerOptions(lifts=[0.5], repeats=[1])
-        pilot = pilot_variance(self.pilot(), "key_point")
-        unit = type(pilot)("key_point", 0.6, 0.4, 0.0, 9, 18, np.tile([0.6, 0.4], (50, 1)))
+        unit = pilot_of(0.6, 0.0, 0.4)
         (row,) = power_table(unit, options).to_dict("records")
         assert (row["queries"], row["low"], row["high"]) == (34, 34, 34)
         assert np.isnan(row["calls"]) and np.isnan(row["cost_usd"])
 
     def test_that_many_queries_have_that_power(self):
         rng = np.random.default_rng(0)
-        pilot = pilot_variance(self.pilot(), "key_point")
-        spread = type(pilot)("key_point", 0.09, 0.16, 0.0, 9, 18, np.tile([0.09, 0.16], (9, 1)))
+        spread = pilot_of(0.09, 0.0, 0.16)
         options = PowerOptions(lifts=[0.1], repeats=[4])
         n = int(power_table(spread, options)["queries"].iloc[0])
         means = 0.1 + rng.normal(0, np.sqrt(0.09 + 0.04), (4000, n))
@@ -395,13 +438,67 @@ class TestPower:
             index=["engine", "judge", "rewriter"],
         )
         options = PowerOptions(lifts=[0.2], repeats=[6])
-        table = power_table(None, options, plan.drop(index="rewriter"), (10, 3))
+        table = power_table(None, options, plan.drop(index="rewriter"), Planned(10, 1.0, 3))
         queries = table["queries"].iloc[0]
         # 60 answers for 10 queries x 3: 12 a query at 6 repeats, verdicts as many
         assert table["calls"].iloc[0] == np.ceil(24 * queries)
         assert table["cost_usd"].iloc[0] == pytest.approx(queries * (1.2 + 1.2))
-        unknown = power_table(None, options, plan, (10, 3)).iloc[0]
+        unknown = power_table(None, options, plan, Planned(10, 1.0, 3)).iloc[0]
         assert np.isnan(unknown["cost_usd"]) and unknown["calls"] == np.ceil(26 * queries)
+
+    def several(self, rng, n, points, repeats, spread=(0.3, 0.2, 0.25)):
+        """Differences of n queries x points x repeats, normal, with a spread of each kind."""
+        between, point, within = spread
+        value = rng.normal(0.1, between, (n, 1, 1)) + rng.normal(0, point, (n, points, 1))
+        value = value + rng.normal(0, within, (n, points, repeats))
+        q, p, r = np.indices(value.shape).reshape(3, -1)
+        names = {"query_id": q, "key_point_number": p, "repeat": r}
+        own = pd.DataFrame(names | {"method": "key_point", "supported": value.ravel()})
+        return pd.concat([own, own.assign(method="original", supported=0.0)], ignore_index=True)
+
+    def test_key_points_of_a_query_are_no_repeats(self):
+        """1 1 and 0 0, 1 0 and 0 0, 1 1 and 1 1: points' means 1 0, 1/2 0, 1 1."""
+        cells = [[(1, 1), (0, 0)], [(1, 0), (0, 0)], [(1, 1), (1, 1)]]
+        rows = [
+            (f"q{i}", p, j, method, value)
+            for i, query in enumerate(cells)
+            for p, pair in enumerate(query)
+            for j, value in enumerate(pair)
+            for method, value in (("original", 0.0), ("key_point", float(value)))
+        ]
+        names = ["query_id", "key_point_number", "repeat", "method", "supported"]
+        found = pilot_variance(pd.DataFrame(rows, columns=names), "key_point")
+        # within a point: 1/2 in one of six; between points 1/2, 1/8, 0 less an error of 1/8 a query
+        assert found.within == pytest.approx(0.5 / 6)
+        assert found.between_points == pytest.approx((1 / 2 + 1 / 8 - 1 / 8) / 3)
+        raw = np.var([1 / 2, 1 / 4, 1], ddof=1)
+        assert found.between == pytest.approx(raw - (1 / 2 + 1 / 8) / 2 / 3)
+        assert (found.points_a_query, found.n_queries, found.n_pairs) == (2.0, 3, 12)
+
+    def test_their_variances_are_found_and_the_queries_hold(self):
+        rng = np.random.default_rng(0)
+        pilot = pilot_variance(self.several(rng, 4000, 6, 3), "key_point")
+        assert pilot.between == pytest.approx(0.09, rel=0.1)
+        assert pilot.between_points == pytest.approx(0.04, rel=0.1)
+        assert pilot.within == pytest.approx(0.0625, rel=0.1)
+        row = power_table(pilot, PowerOptions(lifts=[0.1], repeats=[1])).iloc[0]
+        n = int(row["queries"])
+        assert row["answers"] == n * 6
+        rounds = self.several(rng, 1000 * n, 6, 1).query("method == 'key_point'")
+        means = rounds.groupby("query_id")["supported"].mean().to_numpy().reshape(1000, n)
+        t = means.mean(1) / (means.std(1, ddof=1) / np.sqrt(n))
+        assert 0.76 < (np.abs(t) > 1.99).mean() < 0.84
+
+    def test_a_query_is_priced_with_all_its_points(self):
+        plan = pd.DataFrame(
+            {"calls": [180], "held": [0], "cost_usd": [18.0]}, index=["engine"]
+        )  # 10 queries x 6 points x 3 repeats
+        options, several = PowerOptions(lifts=[0.2], repeats=[6]), pilot_of(0.09, 0.06, 0.36, 2.0)
+        row = power_table(several, options, plan, Planned(10, 6.0, 3)).iloc[0]
+        same = power_table(pilot_of(0.09 + 0.06 / 6 + 0.36 / 36, 0, 0), options).iloc[0]
+        assert row["queries"] == same["queries"] and row["answers"] == 36 * row["queries"]
+        assert row["calls"] == 36 * row["queries"]
+        assert row["cost_usd"] == pytest.approx(3.6 * row["queries"])
 
 
 def test_a_smaller_draw_of_queries_is_part_of_a_larger():

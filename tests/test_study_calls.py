@@ -1,5 +1,6 @@
 """The studies with a model: counted before, kept after, the same when they are resumed."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import PROJECT, make_example
@@ -78,8 +79,12 @@ def test_they_are_counted_kept_and_resumed(gemini_server, tmp_path):
     assert not any("soft" in name for name in found.kappa.index)
     assert found.origins == {"target": 2, "model": 8}
 
+    path = tmp_path / "whole" / "label_sheet.csv"
+    filled = pd.read_csv(path, dtype=str).assign(label=["supported", "omitted", "contradicted"])
+    filled.to_csv(path, index=False)
     again, _, _ = planned_and_run(server, tmp_path / "whole")
     assert again["calls"].sum() == 0 and again["held"].sum() > 0
+    pd.testing.assert_frame_equal(pd.read_csv(path, dtype=str), filled)  # labels are not lost
     assert len(server.entries()) == asked
 
     for _ in range(2):
@@ -90,6 +95,28 @@ def test_they_are_counted_kept_and_resumed(gemini_server, tmp_path):
     for name in TABLES:
         whole, cut = (pd.read_parquet(tmp_path / f / f"{name}.parquet") for f in ("whole", "cut"))
         pd.testing.assert_frame_equal(whole, cut, check_exact=True)
+
+
+def test_an_arrangement_is_planned_with_the_calls_about_it(gemini_server, tmp_path):
+    params = parameters(gemini_server(), tmp_path)
+    methods = ["original", "key_point", "arrange_key_point"]
+    plan = plan_calls(make_roles(params), load_corpus(**params.corpus_options), methods)
+    # two queries; two answers a page, each with its verdict
+    assert plan["calls"].to_dict() == {"engine": 2 * 3 * 2, "judge": 2 * 3 * 2, "rewriter": 2 * 2}
+
+
+def test_queries_are_priced_with_all_their_key_points(gemini_server, tmp_path):
+    params = parameters(gemini_server(), tmp_path)
+    params = params.model_copy(update={"key_points": "all"})
+    examples = load_corpus(**params.corpus_options)
+    roles = make_roles(params)
+    plan = plan_calls(roles, examples, params.methods)
+    table = make_studies(params, roles).power_before(plan, examples)
+    points = sum(len(example.key_points) for example in examples)
+    assert points > 2  # of two queries
+    row = table.iloc[0]
+    assert row["calls"] == pytest.approx(row["queries"] / 2 * plan["calls"].sum(), abs=1)
+    assert row["answers"] == np.ceil(row["queries"] / 2 * points * params.repeats)
 
 
 def test_faults_are_abstentions_that_the_tables_count(gemini_server, tmp_path):

@@ -54,8 +54,9 @@ def attribution(samples: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row a sample. `credited`: 1.0 if the answer supports the point and the sentence that
         carries most of it cites the target. `attributed`: 1.0 if also the original page supports
-        it; NaN where the judge was not asked, or abstained. Both NaN where the verdict is, and
-        for answers that saw no target.
+        it; NaN, credited or not, where the judge was not asked about that page, or abstained:
+        to leave out the credited ones alone would make the share too small. Both NaN where the
+        verdict is, and for answers that saw no target.
     """
     rows = []
     each: Iterable[Any] = samples.itertuples(index=False)
@@ -66,8 +67,7 @@ def attribution(samples: pd.DataFrame) -> pd.DataFrame:
         elif row.supported == 1:
             _, cited = carrier(row.key_point, row.answer, len(row.source_order))
             credited = float(row.target_place in cited)
-        attributed = row.original_supports if credited == 1 else credited
-        rows.append((credited, attributed))
+        rows.append((credited, credited * row.original_supports))
     return pd.DataFrame(rows, columns=["credited", "attributed"], index=samples.index, dtype=float)
 
 
@@ -79,21 +79,24 @@ def funnel(samples: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Indexed by method and stage (a key of `STAGES`): as `contrasts.means`, and `of_previous`,
-        the share that the stage keeps of the one before (1.0 for the first). A stage that was not
-        asked for is missing.
+        the share that the stage keeps of the one before (1.0 for the first), over the samples
+        that have both. A stage that was not asked for is missing.
     """
     own = samples[~samples["method"].map(is_arm)]
     parts = {
-        stage: means(own, stage, bounded=True)
+        stage: means(own, stage, bounded=True).assign(of_previous=_kept(own, stage))
         for stage in STAGES
-        if own[stage].notna().any() and (stage != "attributed" or _asked(own))
+        if own[stage].notna().any()
     }
     found = pd.concat(parts, names=["stage"]).swaplevel().sort_index(sort_remaining=False)
-    found = found.reindex([(m, s) for m in dict.fromkeys(own["method"]) for s in parts])
-    before = found["mean"].groupby("method").shift()
-    found["of_previous"] = (found["mean"] / before.where(before > 0)).where(before.notna(), 1.0)
-    return found
+    return found.reindex([(m, s) for m in dict.fromkeys(own["method"]) for s in parts])
 
 
-def _asked(samples: pd.DataFrame) -> bool:
-    return bool(samples["original_supports"].notna().any())
+def _kept(samples: pd.DataFrame, stage: str) -> pd.Series | float:
+    """Return by method what a stage keeps of the one before; NaN where that one is empty."""
+    stages = list(STAGES)
+    if stage == stages[0]:
+        return 1.0
+    before = stages[stages.index(stage) - 1]
+    both = samples.dropna(subset=[before, stage]).groupby("method")[[before, stage]].sum()
+    return both[stage] / both[before].where(both[before] > 0)

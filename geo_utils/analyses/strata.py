@@ -74,11 +74,12 @@ def strata(
     pairs = wide.pivot(index=PAIR, columns="method", values="supported")
     lift = (pairs[method] - pairs[reference]).rename("lift").reset_index()
     known = samples[samples["method"] == "original"]
-    about = known.groupby(PAIR[:2])[["target_place", "others_carry"]].first().reset_index()
-    places = known["source_order"].map(len).max()
+    known = known.assign(sources=known["source_order"].map(len))
+    columns = ["target_place", "sources", "others_carry"]
+    about = known.groupby(PAIR[:2])[columns].first().reset_index()
     frame = lift.merge(about, on=PAIR[:2])
     parts = [
-        ("place of the target", _place(frame["target_place"], int(places)), frame),
+        ("place of the target", _place(frame["target_place"], frame["sources"]), frame),
         ("other sources", frame["others_carry"].map({1.0: "carry it", 0.0: "do not carry it"}),
          frame),
     ]  # fmt: skip
@@ -115,7 +116,8 @@ def _factor(name: str, labels: pd.Series, frame: pd.DataFrame, seed: int) -> lis
     return [row | {"p_value": p_value} for row in rows]
 
 
-def _place(places: pd.Series, n: int) -> pd.Series:
+def _place(places: pd.Series, n: pd.Series) -> pd.Series:
+    """Name each place among the query's own `n` sources; queries may have different numbers."""
     return pd.Series(
         np.select([places == 0, places == n - 1], ["first", "last"], "middle"), index=places.index
     )

@@ -62,6 +62,10 @@ class Request:
         return self.sample_index * 1000 + self.attempt
 
 
+# How a plan's guess says that no model wrote it.
+GUESSED = "guessed"
+
+
 @dataclass(frozen=True)
 class Completion:
     """What a language model answered.
@@ -72,7 +76,7 @@ class Completion:
         tokens_in: Tokens of the prompt.
         tokens_out: Tokens of the answer, thoughts included.
         tokens_cached: Tokens of the prompt that the service had cached.
-        finish_reason: `stop`, `length` or the service's own word.
+        finish_reason: `stop`, `length`, the service's own word, or `GUESSED`.
         latency_s: Seconds from sending to receiving.
         logprobs: Log-probability of each allowed choice, where asked for and given.
         served_by: The model as the service names it; starts with `simulated` if it is a stand-in.
@@ -151,12 +155,19 @@ class UnusableError(ModelError):
 
     Attributes:
         again: Whether another try may do better.
+        counts: The tokens that the service reports all the same; None if it reports none.
     """
 
-    def __init__(self, message: str, kind: str = "unusable", again: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        kind: str = "unusable",
+        again: bool = False,
+        counts: Completion | None = None,
+    ) -> None:
         """Describe what came; `kind` is such as `blocked`, `truncated`, `empty`, `unparsable`."""
         super().__init__(message)
-        self.kind, self.again = kind, again
+        self.kind, self.again, self.counts = kind, again, counts
 
 
 class FatalError(Exception):

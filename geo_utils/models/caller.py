@@ -211,12 +211,9 @@ class Caller:
             except TransientError as error:
                 pause, last = self._pause(number, error), error
             spent_s += time.monotonic() - started + pause
+            out_of_time = spent_s > self.policy.deadline_s
             out_of_retries = self._breaker.retries >= self.policy.max_retries
-            if (
-                number == self.policy.max_tries
-                or spent_s > self.policy.deadline_s
-                or out_of_retries
-            ):
+            if number == self.policy.max_tries or out_of_time or out_of_retries:
                 raise last
             self._breaker.retries += 1
             role.retries += 1
@@ -257,6 +254,7 @@ class Caller:
             raise TransientError(f"no answer within {timeout:g} s", "timeout") from None
         except (ModelError, FatalError) as error:
             failure = getattr(error, "kind", "fatal")
+            completion = completion or getattr(error, "counts", None)  # of what was blocked
             raise
         finally:
             self.usage.settle(role, reserved, completion, failure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -117,17 +118,10 @@ class Gemini:
 
 
 def _completion(response: types.GenerateContentResponse, latency_s: float) -> Completion:
-    blocked = response.prompt_feedback and response.prompt_feedback.block_reason
-    if blocked:
-        raise UnusableError(f"prompt blocked: {blocked.value}", "blocked")
-    if not response.candidates:
-        raise UnusableError("no candidate in the answer", "empty", again=True)
-    reason = response.candidates[0].finish_reason
-    if reason not in (*_FINISHED, _CUT_OFF):
-        raise UnusableError(f"answer blocked: {reason.value if reason else reason}", "blocked")
+    reason = response.candidates[0].finish_reason if response.candidates else None
     used = response.usage_metadata or types.GenerateContentResponseUsageMetadata()
-    return Completion(
-        text=response.text or "",
+    counts = Completion(
+        text="",
         tokens_in=used.prompt_token_count or 0,
         tokens_out=(used.candidates_token_count or 0) + (used.thoughts_token_count or 0),
         tokens_cached=used.cached_content_token_count or 0,
@@ -135,6 +129,17 @@ def _completion(response: types.GenerateContentResponse, latency_s: float) -> Co
         latency_s=latency_s,
         served_by=response.model_version or "",
     )
+    # Whether what was blocked is billed is not known; the budget counts it, to be kept either way.
+    reported = counts if response.usage_metadata else None
+    blocked = response.prompt_feedback and response.prompt_feedback.block_reason
+    if blocked:
+        raise UnusableError(f"prompt blocked: {blocked.value}", "blocked", counts=reported)
+    if not response.candidates:
+        raise UnusableError("no candidate in the answer", "empty", again=True, counts=reported)
+    if reason not in (*_FINISHED, _CUT_OFF):
+        said = reason.value if reason else reason
+        raise UnusableError(f"answer blocked: {said}", "blocked", counts=reported)
+    return replace(counts, text=response.text or "")
 
 
 def _translated(error: errors.APIError) -> Exception:

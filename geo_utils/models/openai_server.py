@@ -157,15 +157,13 @@ def _completion(response: Any, request: Request, latency_s: float) -> Completion
     if not getattr(response, "choices", None):
         raise UnusableError("no choice in the answer", "empty", again=True)
     choice, used = response.choices[0], response.usage
-    if choice.finish_reason == "content_filter":
-        raise UnusableError("answer blocked by the server's filter", "blocked")
     details = getattr(used, "prompt_tokens_details", None)
     logprobs = None
     if request.choices and choice.logprobs and choice.logprobs.content:
         found = {t.token.strip().lower(): t.logprob for t in
                  reversed(choice.logprobs.content[0].top_logprobs)}  # fmt: skip
         logprobs = {c: found[c.lower()] for c in request.choices if c.lower() in found}
-    return Completion(
+    completion = Completion(
         text=choice.message.content or "",
         tokens_in=getattr(used, "prompt_tokens", 0) or 0,
         tokens_out=getattr(used, "completion_tokens", 0) or 0,
@@ -175,3 +173,7 @@ def _completion(response: Any, request: Request, latency_s: float) -> Completion
         logprobs=logprobs or None,
         served_by=response.model or "",
     )
+    if choice.finish_reason == "content_filter":
+        said = "answer blocked by the server's filter"
+        raise UnusableError(said, "blocked", counts=completion if used else None)
+    return completion

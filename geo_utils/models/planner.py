@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from geo_utils.models.base import Completion, Request
+from geo_utils.models.base import GUESSED, Completion, Request
 from geo_utils.models.caller import Caller
 from geo_utils.models.usage import CHARS_PER_TOKEN, estimated_tokens
 
@@ -48,6 +48,7 @@ class Planner:
         text = request.prompt if request.role == "rewriter" else "x" * CHARS_PER_TOKEN * tokens_out
         text = f"{key[:12]} {text}"
         if request.choices:
-            return Completion(text, logprobs=dict.fromkeys(request.choices, -0.7))
+            chances = dict.fromkeys(request.choices, -0.7)
+            return Completion(text, logprobs=chances, finish_reason=GUESSED)
         parsed = {"verdict": "omitted", "reason": "", "verdicts": [], "key_points": []}
-        return Completion(text, parsed if request.schema else None)
+        return Completion(text, parsed if request.schema else None, finish_reason=GUESSED)

@@ -149,13 +149,9 @@ def judge_findings(found: StudyTables, source: str) -> str:
         for name, row in found.kappa.iterrows()
     ]
     fix = found.correction
-    if fix is None:
-        lines.append(
-            "- No hand labels (or too few of both kinds), so no precision, recall or corrected "
-            "lift: fill `label_sheet.csv` of this run folder and pass it as "
-            "`studies.judges.labels`."
-        )
-    else:
+    if isinstance(fix, str):
+        lines.append(f"- No corrected lift: {fix}.")
+    elif fix is not None:
         seen, true, shrink = fix.observed, fix.corrected, fix.shrinkage
         lines.append(
             f"- The judge sees {with_interval(shrink.mean, shrink.low, shrink.high)} of a lift "
@@ -173,14 +169,17 @@ def power_findings(found: StudyTables, power: float, source: str) -> str:
     rows, pilot = found.power, found.pilot
     small = rows[rows["lift"] == rows["lift"].min()]
     few, many = small.iloc[0], small.iloc[-1]
+    points = ""
+    if pilot.points_a_query > 1:
+        points = f", {pilot.between_points:.3f} between the key points of a query"
     return "\n".join(
         [
             f"- A lift of {few['lift']:.2f} is found with {power:.0%} power by "
             f"{few['queries']:,} queries [{few['low']:,}, {few['high']:,}] at {few['repeats']} "
             f"a page, by {many['queries']:,} [{many['low']:,}, {many['high']:,}] at "
             f"{many['repeats']} answers a page.",
-            f"- Of the variance of a pair, {pilot.between:.3f} lies between queries and "
-            f"{pilot.within:.3f} between repeats: more repeats only help with the second.",
+            f"- Of the variance of a pair, {pilot.between:.3f} lies between queries{points} and "
+            f"{pilot.within:.3f} between repeats: more repeats only help with the last.",
             "",
             f"Pilot: {pilot.n_queries} queries, {pilot.n_pairs} pairs of "
             f"{label(pilot.method)}; intervals by bootstrap over its queries. Source: {source}.",

@@ -24,9 +24,23 @@ HUMAN = "person"
 _SHEET = ["answer_id", "query", "key_point", "answer", "label"]
 
 
-def label_sheet(table: pd.DataFrame) -> str:
-    """Return the CSV that a person labels: answers in the order of their ids, methods unseen."""
-    sheet = table.assign(label="").sort_values("answer_id")[_SHEET]
+def label_sheet(table: pd.DataFrame, earlier: Path) -> str:
+    """Return the CSV that a person labels: answers in the order of their ids, methods unseen.
+
+    Args:
+        table: As `judge_again` returns it.
+        earlier: Where a sheet may lie that a person has begun to fill; its labels, as they were
+            written, stay with the answers of the same id.
+
+    Raises:
+        ValueError: The file there is no such sheet, so that its labels would be lost.
+    """
+    labels = pd.Series("", index=table.index)
+    if earlier.exists():
+        given = _read_sheet(earlier)
+        given = given[given["label"].str.strip() != ""].drop_duplicates("answer_id")
+        labels = table["answer_id"].map(given.set_index("answer_id")["label"]).fillna("")
+    sheet = table.assign(label=labels).sort_values("answer_id")[_SHEET]
     return str(sheet.to_csv(index=False))
 
 
@@ -41,12 +55,7 @@ def with_labels(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         ValueError: The file is no such sheet, names a label that there is not, contradicts
             itself, or labels none of these answers.
     """
-    try:
-        sheet = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"labels {path}: cannot be read ({error})") from None
-    if missing := [name for name in ("answer_id", "label") if name not in sheet]:
-        raise ValueError(f"labels {path}: no column {', '.join(missing)}; fill the run's sheet")
+    sheet = _read_sheet(path)
     given = sheet.assign(label=sheet["label"].str.strip().str.lower())
     given = given[given["label"] != ""].drop_duplicates(["answer_id", "label"])
     for number, label in given["label"].items():
@@ -62,6 +71,16 @@ def with_labels(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     if labels.isna().all():
         raise ValueError(f"labels {path}: none of its {len(given)} labels is for these answers")
     return table.assign(**{f"verdict: {HUMAN}": labels.where(labels.notna(), None)})
+
+
+def _read_sheet(path: Path) -> pd.DataFrame:
+    try:
+        sheet = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"labels {path}: cannot be read ({error})") from None
+    if missing := [name for name in ("answer_id", "label") if name not in sheet]:
+        raise ValueError(f"labels {path}: no column {', '.join(missing)}; fill the run's sheet")
+    return sheet
 
 
 def accuracy_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -113,12 +132,14 @@ class Correction:
     corrected: Estimate
 
 
-def corrected_lift(found: PairedDifference, table: pd.DataFrame, judge: str) -> Correction | None:
+def corrected_lift(found: PairedDifference, table: pd.DataFrame, judge: str) -> Correction | str:
     """Correct a lift for a judge's errors, as hand labels show them (Rogan and Gladen, 1978).
 
     What is taken for granted: the judge errs at the same rates on answers to the original and to
     the rewritten page, and on answers that were not labelled. The interval is by the delta
-    method, lift and error rates taken for independent.
+    method, lift and error rates taken for independent. A judge without an error on these labels,
+    or with the same rates whichever query is left out, has error rates without an interval: they
+    are taken as they are.
 
     Args:
         found: The lift in the judge's verdicts.
@@ -126,27 +147,59 @@ def corrected_lift(found: PairedDifference, table: pd.DataFrame, judge: str) -> 
         judge: The judge's name in the table.
 
     Returns:
-        None without labels of both kinds, or where the judge does no better than chance.
+        The correction, or why there is none.
     """
     person, given = table.get(f"verdict: {HUMAN}"), table.get(f"verdict: {judge}")
-    if person is None or given is None:
-        return None
+    if person is None:
+        return (
+            "there are no hand labels; fill `label_sheet.csv` of this run folder and pass it as "
+            "`studies.judges.labels`, which gives precision and recall as well"
+        )
+    if given is None:
+        return f"the run's own judge, `{judge}`, is not among `studies.judges.judges`"
     kept = (person.notna() & given.notna()).to_numpy()
     true = (person == "supported").to_numpy()[kept]
     said = (given == "supported").to_numpy()[kept]
     queries = table["query_id"].to_numpy()[kept]
     shrinkage = _youden(true, said, queries)
-    if not shrinkage.low > 0:
-        return None
+    if why := _no_correction(shrinkage, true, queries, judge):
+        return why
     observed, n = found.estimate, found.estimate.n_clusters
     mean = observed.mean / shrinkage.mean
     error_lift = (observed.high - observed.low) / 2 / interval_reach(n)
-    error_judge = (shrinkage.high - shrinkage.low) / 2 / interval_reach(shrinkage.n_clusters)
+    error_judge = 0.0
+    if not np.isnan(shrinkage.low):
+        error_judge = (shrinkage.high - shrinkage.low) / 2 / interval_reach(shrinkage.n_clusters)
     error = float(np.hypot(error_lift, mean * error_judge)) / shrinkage.mean
     half = interval_reach(min(n, shrinkage.n_clusters)) * error
     return Correction(
         observed, shrinkage, Estimate(mean, mean - half, mean + half, n, observed.n_samples)
     )
+
+
+def _no_correction(
+    shrinkage: Estimate, true: NDArray[np.bool_], queries: NDArray[Any], judge: str
+) -> str | None:
+    """Say why a judge's errors on these labels cannot correct a lift; None if they can."""
+    if np.isnan(shrinkage.mean):
+        return (
+            f"of the {true.size} labelled answers that `{judge}` judged, "
+            f"{int(true.sum())} are supported; it takes some that are and some that are not"
+        )
+    if shrinkage.mean <= 0 or shrinkage.low <= 0:
+        known = not np.isnan(shrinkage.low)
+        ends = f" [{shrinkage.low:.3f}, {shrinkage.high:.3f}]" if known else ""
+        return (
+            f"`{judge}` is not clearly better than chance on these labels (recall + specificity "
+            f"- 1 is {shrinkage.mean:.3f}{ends}, {true.size} labels)"
+        )
+    fewest = min(len(set(queries[kind])) for kind in (true, ~true))
+    if np.isnan(shrinkage.low) and shrinkage.mean < 1 and fewest < 2:
+        return (
+            f"the labels that are supported, or those that are not, are of one query alone, which "
+            f"does not tell how sure the errors of `{judge}` are"
+        )
+    return None
 
 
 def _youden(true: NDArray[np.bool_], said: NDArray[np.bool_], queries: NDArray[Any]) -> Estimate:

@@ -54,9 +54,9 @@ def headroom_samples(
         progress: As `evaluate`'s.
 
     Returns:
-        Rows as `evaluate` returns them, with `rewrite` (its number, from 0) and `stage`:
-        `choose` for the k x m answers, `fresh` for those that only the best rewrite got, drawn
-        after the choice.
+        Rows as `evaluate` returns them, with `rewrite` (its number, from 0), `repeat` (the
+        answer's number within its rewrite) and `stage`: `choose` for the k x m answers, `fresh`
+        for those that only the best rewrite got, drawn after the choice.
     """
     show, done = progress or Counter("samples of headroom"), 0
     each = options.rewrites * options.answers + options.fresh_answers
@@ -69,10 +69,13 @@ def headroom_samples(
         )
 
         async def sample(rewrite: int, repeat: int, stage: str) -> dict[str, Any]:
+            # An index that no other rewrite has: the offline engine's noise would be theirs, too,
+            # and the answers of two rewrites no independent draws. The first has the comparison's.
+            index = rewrite * (options.answers + options.fresh_answers) + repeat
             row = await score_rewrite(
-                example, point, method, pages[rewrite], engine, judge, seed, repeat
+                example, point, method, pages[rewrite], engine, judge, seed, index
             )
-            return row | {"rewrite": rewrite, "stage": stage}
+            return row | {"rewrite": rewrite, "repeat": repeat, "stage": stage}
 
         rows = await gather_all(
             sample(i, j, "choose") for i in numbers for j in range(options.answers)

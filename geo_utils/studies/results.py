@@ -26,7 +26,8 @@ class StudyTables:
         transfer_loss: As `transfer.transfer_loss`.
         kappa: As `agreement.kappa_table`.
         accuracy: As `hand_labels.accuracy_table`; without rows where there are no labels.
-        correction: As `hand_labels.corrected_lift`, of the method under study.
+        correction: As `hand_labels.corrected_lift`, of the method under study: or why there is
+            none.
         power: As `power.power_table`, with this run as the pilot.
         pilot: What that rests on.
         notes: What a caption has to say, by study.
@@ -42,7 +43,7 @@ class StudyTables:
     transfer_loss: pd.DataFrame | None = None
     kappa: pd.DataFrame | None = None
     accuracy: pd.DataFrame | None = None
-    correction: Correction | None = None
+    correction: Correction | str | None = None
     power: pd.DataFrame | None = None
     pilot: PilotVariance | None = None
     notes: Mapping[str, str] = field(default_factory=dict)

@@ -36,7 +36,7 @@ from geo_utils.studies.hand_labels import (
     with_labels,
 )
 from geo_utils.studies.headroom import headroom_samples, headroom_strata, headroom_table
-from geo_utils.studies.power import load_pilot, pilot_variance, power_table
+from geo_utils.studies.power import Planned, load_pilot, pilot_variance, power_table
 from geo_utils.studies.results import StudyTables
 from geo_utils.studies.source_points import source_points
 from geo_utils.studies.transfer import (
@@ -121,7 +121,8 @@ class Studies:
             notes["transfer"] = "; ".join(named)
         if options.judges:
             table = self._judges(examples, samples, self.roles)
-            write_atomic(run.folder / "label_sheet.csv", label_sheet(table))
+            sheet = run.folder / "label_sheet.csv"
+            write_atomic(sheet, label_sheet(table, sheet))
             if options.judges.labels is not None:
                 table = with_labels(table, resolve_path(options.judges.labels))
             kept["judges"] = run.save_table(table, "judges")
@@ -159,7 +160,8 @@ class Studies:
         if pilot is None:  # the bound is the same for any number of answers
             options = options.model_copy(update={"repeats": [self.params.repeats]})
         pairs = choose_key_points(examples, self.params.key_points, self.params.seed)
-        planned = (max(len(pairs), 1), self.params.repeats)
+        queries = max(len({example.query_id for example, _ in pairs}), 1)
+        planned = Planned(queries, max(len(pairs), 1) / queries, self.params.repeats)
         return power_table(pilot, options, plan, planned)
 
     def _headroom(
@@ -215,7 +217,7 @@ class Studies:
         judges = judges_of(roles.judge, options, self.params.judge not in NO_ID_NEEDED)
         return judge_again(samples, examples, judges, options.answers, self.params.seed)
 
-    def _correction(self, samples: pd.DataFrame, judged: pd.DataFrame) -> Correction | None:
+    def _correction(self, samples: pd.DataFrame, judged: pd.DataFrame) -> Correction | str:
         """Correct the lift of the method under study for the errors of the run's own judge."""
         own = "lexical"
         if self.params.judge != "offline":
