@@ -77,7 +77,8 @@ def headroom_verdict(found: StudyTables) -> str:
     size = str(useful.idxmax()).rpartition(" = ")[2]
     price = 1_000 * 1_000 / useful.max() if useful.max() > 0 else float("inf")
     return (
-        f"{answer}; most room is at key points of probability {room.idxmax()}; 1,000 useful "
+        f"{answer}; most room is at key points of probability {room.idxmax()} "
+        f"(n = {found.strata.loc[room.idxmax(), 'n_queries']:.0f} queries); 1,000 useful "
         f"groups of {size} cost about {price:,.0f} calls."
     )
 

@@ -125,12 +125,12 @@ def headroom_table(samples: pd.DataFrame, groups: Sequence[int]) -> pd.DataFrame
     clusters = units.index.get_level_values("query_id").tolist()
     rows: dict[str, tuple[Estimate, str]] = {}
 
-    def add(name: str, values: Any, how: str = "", top: float = np.inf) -> None:
+    def add(name: str, values: Any, how: str = "", bottom: float = -1.0) -> None:
         found = cluster_mean(np.asarray(values, float), clusters, bounded=name == _IN_BAND)
-        rows[name] = (_within(found, top), how)
+        rows[name] = (_within(found, bottom, 1.0), how)
 
-    add("mean of rewrites", units["mean"], top=1.0)
-    add("room above the mean", 1 - units["mean"], top=1.0)
+    add("mean of rewrites", units["mean"], bottom=0.0)
+    add("room above the mean", 1 - units["mean"], bottom=0.0)
     inside = units["mean"].between(*BAND).where(units["mean"].notna())
     add(_IN_BAND, inside.astype(float), "share of key points at 20 to 80 %")
     add("best of k, fresh answers", units["fresh"] - units["mean"])
@@ -217,8 +217,9 @@ def headroom_strata(samples: pd.DataFrame) -> pd.DataFrame:
         known = inside.astype(float).where(units["first"].notna()).to_numpy(float)
         share = cluster_mean(np.asarray(known, float), clusters.tolist(), bounded=True)
         part, own = units[inside], clusters[inside.to_numpy()].tolist()
-        mean = cluster_mean(np.asarray(part["second"], float), own)
+        mean = _within(cluster_mean(np.asarray(part["second"], float), own), 0.0, 1.0)
         gain = cluster_mean(np.asarray(part["fresh"] - part["second"], float), own)
+        gain = _within(gain, -1.0, 1.0)
         row: dict[str, float] = {}
         for column, found in (("share", share), ("mean", mean), ("gain", gain)):
             row |= {column: found.mean, f"{column}_low": found.low, f"{column}_high": found.high}
@@ -276,14 +277,12 @@ def _group_rows(
     mean, low, high = (most * (1 - end) for end in (found.mean, found.high, found.low))
     useful = replace(found, mean=mean, low=low, high=high)
     return {
-        f"no variance, G = {size}": (_within(found, 1.0), how),
-        f"useful groups in 1,000 calls, G = {size}": (_within(useful, most), how),
+        f"no variance, G = {size}": (_within(found, 0.0, 1.0), how),
+        f"useful groups in 1,000 calls, G = {size}": (_within(useful, 0.0, most), how),
     }
 
 
-def _within(found: Estimate, top: float) -> Estimate:
-    """Return an estimate whose interval keeps to 0..top, if there is a top."""
-    if not np.isfinite(top):
-        return found
-    low, high = np.clip([found.low, found.high], 0, top).tolist()
+def _within(found: Estimate, bottom: float, top: float) -> Estimate:
+    """Return an estimate whose interval keeps to what is possible."""
+    low, high = np.clip([found.low, found.high], bottom, top).tolist()
     return replace(found, low=low, high=high)
