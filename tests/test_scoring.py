@@ -265,6 +265,25 @@ class TestFailures:
         made = rewards(["visibility"], FakeEngine({"": slow}), deadline_s=0.5, repeats=2)
         assert called(made, [PAGE])["visibility"] == [0.0]
 
+    def test_a_failed_original_is_asked_for_again_by_the_next_batch_only(self):
+        engine = FakeEngine({EXAMPLE.target: Answer("", "503: down")})
+        made = rewards(["visibility"], engine, repeats=2)
+        pages = [f"The Moon raises two bulges of water. Copy {i}." for i in range(4)]
+        for batches in (1, 2):
+            assert called(made, pages)["visibility"] == [None] * 4
+            originals = [a for a in engine.asked if EXAMPLE.target in a[1]]
+            assert len(originals) == 2 * batches  # each repeat once
+        engine.instead = {}
+        assert None not in called(made, pages)["visibility"]
+        engine.instead = {EXAMPLE.target: Answer("", "503: down")}
+        assert None not in called(made, pages)["visibility"]  # one that was had is kept
+
+    def test_an_original_that_fails_by_hand_is_asked_for_again_by_hand(self):
+        made = rewards(["visibility"], FakeEngine({EXAMPLE.target: Answer("", "503: down")}))
+        assert made.by_hand("Two bulges.", "q1").abstention
+        made.engine.instead = {}
+        assert made.by_hand("Two bulges.", "q1").rewards
+
     def test_batches_without_any_score_end_the_run(self):
         made = rewards(["key_point"], FakeEngine({"": Answer("", "503: down")}), most_lost=3)
         for _ in range(2):

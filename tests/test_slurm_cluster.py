@@ -211,29 +211,35 @@ def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
     )
 
 
-def test_a_task_that_runs_out_of_time_saves_is_requeued_and_finishes(cluster, sweeps):
-    """The limit is set once the training is under way: SLURM's shortest is a minute."""
+def test_tasks_that_run_out_of_time_save_are_requeued_and_finish(cluster, sweeps):
+    """Two of them: one has the array's own job id. SLURM's shortest limit is a minute, set late."""
     submission = sweeps.submit(
-        NB04, "--params", "smoke", parameters=TINY | {"max_steps": "400"}, signal_s=90
-    )
-    task = f"JobId={submission.info['job_id']}_0"
+        NB04, "--params", "smoke", "--concurrency", "2", "--grid", "seed=0,1",
+        parameters=TINY | {"max_steps": "400"}, signal_s=90,
+    )  # fmt: skip
+    tasks, job = (0, 1), submission.info["job_id"]
+    first = lambda index: submission.record(index).starts[0]  # noqa: E731
     cluster.wait_until(
-        lambda: next(iter(steps_of_running(sweeps, submission).values()), 0) > 4, 200
+        lambda: sum(n > 4 for n in steps_of_running(sweeps, submission).values()) == 2, 300
     )
-    began = datetime.fromisoformat(submission.record(0).starts[0]["at"])
-    minutes = int((datetime.now(UTC) - began).total_seconds() // 60) + 2
-    cluster("scontrol", "update", task, f"TimeLimit={minutes}")
-    cluster.wait_until(lambda: submission.record(0).starts[0]["end"], 120)
-    assert submission.record(0).starts[0]["end"] == "SIGUSR1"
-    cluster.wait_until(lambda: "requeued" in sweeps.status(submission), 60)
-    cluster("scontrol", "update", task, "TimeLimit=60")
-    sweeps.wait(submission, 400)
-    (run,), record = runs_of(submission), submission.record(0)
-    assert record.outcome == run.manifest["status"] == "finished"
-    assert len(record.starts) == 2 and record.starts[1]["progress"][0] > 4  # not from the start
-    steps = [row["step"] for row in read_jsonl(run.folder / "metrics.jsonl")]
-    assert steps == list(range(1, 401))  # each once
-    assert run.manifest["restarts"] == restarts_by_slurm(cluster, submission)[0] == 1
+    for index in tasks:
+        took = datetime.now(UTC) - datetime.fromisoformat(first(index)["at"])
+        minutes = int(took.total_seconds() // 60) + 2
+        cluster("scontrol", "update", f"JobId={job}_{index}", f"TimeLimit={minutes}")
+    cluster.wait_until(lambda: all(first(index)["end"] for index in tasks), 120)
+    assert [first(index)["end"] for index in tasks] == ["SIGUSR1"] * 2
+    cluster.wait_until(lambda: sweeps.status(submission).count("requeued") == 2, 60)
+    cluster("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    sweeps.wait(submission, 500)
+    counted = restarts_by_slurm(cluster, submission)
+    for index, run in zip(tasks, runs_of(submission), strict=True):
+        record = submission.record(index)
+        assert record.outcome == run.manifest["status"] == "finished"
+        # not from the start
+        assert len(record.starts) == 2 and record.starts[1]["progress"][0] > 4
+        steps = [row["step"] for row in read_jsonl(run.folder / "metrics.jsonl")]
+        assert steps == list(range(1, 401))  # each once
+        assert run.manifest["restarts"] == counted[index] == 1
 
 
 def test_a_parameter_gone_bad_fails_once_and_an_ended_task_never_starts_again(cluster, sweeps):

@@ -40,8 +40,10 @@ wait "$task"; code=$?
 
 # 0 finished, 1 and 2 failed; above 128 a signal ended it.
 if [ -n "$told" ] && [ "$code" -gt 128 ]; then
-  state=$(squeue -h -j "$SLURM_JOB_ID" -o %T)
-  [ "$state" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"
+  # Not by SLURM_JOB_ID: one task's is the array's own, which means every task.
+  self="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+  state=$(squeue -h -j "$self" -o %T)
+  [ "$state" = RUNNING ] && scontrol requeue "$self"
 fi
 exit "$code"
 """

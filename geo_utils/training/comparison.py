@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,24 +88,33 @@ def training_headline(summary: pd.DataFrame, found: PairedDifference) -> dict[st
 def plan_training(params: GrpoParams, roles: Roles, final: Roles, split: Split) -> pd.DataFrame:
     """Count the calls of the reward and of the comparison, before the first is made.
 
-    The reward's are counted on the original pages of the training queries and scaled to the
-    rollouts; equal completions share answers, so that it will be fewer. Trial rewrites of a
-    prefilter and demonstrations come on top.
+    A rollout is a page of its own: as many answers as the reward repeats, and as many verdicts
+    where a component asks for them, each as long as on the original pages and none of them held.
+    Equal completions share answers, so that it will be fewer. The original pages' answers that
+    `visibility` compares with, trial rewrites of a prefilter and demonstrations come on top.
 
     Returns:
         As `plan.plan_calls`, the reward's roles first.
     """
     shares = []
     if {"key_point", "visibility"} & set(params.reward.funcs):
-        examples = list(dict.fromkeys(example for example, _ in split.train))
-        reward = plan_calls(roles, examples, ["original"], params.reward.repeats)
-        points = {"one": 1, "exclusive": 1}.get(params.key_points)
-        asked = sum(points or len(example.key_points) for example in examples)
-        counts = ["calls", "tokens_in", "tokens_out", "cost_usd"]
-        scale = params.rollouts / max(asked, 1)
-        reward[counts] = reward[counts].astype(float) * scale
-        reward["held"] = 0
-        shares.append(reward[reward.index != "rewriter"].rename(index=lambda r: f"reward's {r}"))
+        shares.append(_reward_calls(params, roles, split))
     shares.append(plan_calls(final, split.held_out, compared_methods(params)))
     plan = pd.concat([part for part in shares if len(part)] or shares[-1:])
     return plan.astype({name: int for name in ("calls", "held", "tokens_in", "tokens_out")})
+
+
+def _reward_calls(params: GrpoParams, roles: Roles, split: Split) -> pd.DataFrame:
+    """Return what the rollouts cost, by tokens and price of a call on the original pages."""
+    examples = list(dict.fromkeys(example for example, _ in split.train))
+    callers = {r: Caller(c.model) for r, c in roles.callers.items() if isinstance(c, Caller)}
+    plan = plan_calls(
+        replace(roles, callers=callers), examples, ["original"], params.reward.repeats
+    )  # without a cache: what is held of the original pages is of no use to a rollout
+    asked = {"engine", "judge"} if "key_point" in params.reward.funcs else {"engine"}
+    plan = plan[plan.index.isin(asked)].copy()
+    calls = params.rollouts * params.reward.repeats
+    spent = ["tokens_in", "tokens_out", "cost_usd"]
+    plan[spent] = plan[spent].astype(float).mul(calls / plan["calls"], axis=0)
+    plan["calls"] = calls
+    return plan.rename(index=lambda role: f"reward's {role}")

@@ -63,6 +63,7 @@ class Rewards:
         self.options, self.seed, self.on_scored = options, seed, on_scored
         self.functions = [self._function(name) for name in options.funcs]
         self._originals: dict[tuple[str, int], asyncio.Task[dict[str, Any]]] = {}
+        self._failed: set[tuple[str, int]] = set()  # of the originals
         self._batch: tuple[Any, asyncio.Task[list[Rollout]]] | None = None
         self._calls: set[asyncio.Task[dict[str, Any]]] = set()
         self._begun: dict[tuple[Any, ...], list[tuple[asyncio.Task[dict[str, Any]], Clock]]] = {}
@@ -83,6 +84,7 @@ class Rewards:
         run_sync(
             self._score(found, found, monotonic() + self.options.deadline_s, defaultdict(list))
         )
+        self._forget_failed()
         return found
 
     async def score(self, step: int = 0, *, completions: Sequence[Any], query_id: Sequence[str],
@@ -120,6 +122,7 @@ class Rewards:
             self._score(rollout, donor, until, clock)
             for rollout, donor in zip(batch, donors, strict=True)
         )
+        self._forget_failed()
         lost = Counter(r.abstention for r in batch if r.abstention)
         if log_metric:
             log_metric("reward/seconds", monotonic() - started)
@@ -246,18 +249,20 @@ class Rewards:
             )  # fmt: skip
         return self._originals[key]
 
+    def _forget_failed(self) -> None:
+        """Let the next batch ask again for the originals that could not be had."""
+        while self._failed:
+            self._originals.pop(self._failed.pop(), None)
+
     async def _gain(
         self, rollout: Rollout, rows: Sequence[Mapping[str, Any]], clock: Clock
     ) -> float | None:
-        """Return the mean gain in visibility over the original page's answers of the same repeats.
-
-        An original that could not be had is asked for again by the next batch.
-        """
+        """Return the mean gain in visibility over the original's answers of the same repeats."""
         gains = []
         for repeat, row in enumerate(rows):
             before = await asyncio.shield(self._original(rollout, repeat, clock))
             if before.get("pawc") is None:
-                self._originals.pop((rollout.example.query_id, repeat), None)
+                self._failed.add((rollout.example.query_id, repeat))
             elif row.get("pawc") is not None:
                 gains.append(self._figure(row) - self._figure(before))
         return fmean(gains) if gains else None
