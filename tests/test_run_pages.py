@@ -180,6 +180,18 @@ class TestComparison:
         shown = comparison_view(find_records(tmp_path)).data
         assert "<th>seed</th>" in shown and "<th>AD</th>" in shown
 
+    def test_quartiles_are_not_called_95_percent_intervals(self, tmp_path):
+        seconds = {"mean": 2.0, "low": 1.5, "high": 2.5, "n_steps": 8}
+        for i in range(2):
+            make_run(tmp_path, f"20260101-{i}", "01_efficiency", headline={
+                "seconds a step, median [quartiles]": {"a": seconds},
+            })  # fmt: skip
+        records = find_records(tmp_path)
+        figure = compare_runs(records).figure
+        assert "n = 8 steps; quartiles." in [text.get_text() for text in figure.texts]
+        shown = comparison_view(records).data
+        assert "Headlines [quartiles]" in shown and "95 %" not in shown
+
     def test_runs_without_intervals_have_no_figure(self, tmp_path):
         for i in range(2):
             make_run(tmp_path, f"20260101-{i}", headline={"step_s": 2.0 + i})

@@ -109,12 +109,32 @@ class TestDeck:
         asked, headlines, *_, failed, questions, _ = (slide.data for slide in made.slides)
         assert "03 · And now?" in asked and "offline roles" in asked
         assert "0.900 [0.800, 1.000]" in headlines
-        assert "n = 30 queries, 90 samples, 2 abstentions" in headlines
+        assert "<td>30 queries, 90 samples, 2 abstentions</td>" in headlines
         assert "no &lt;b&gt;corpus" in failed and "03 x" in failed
         assert "This is the template" in questions
         assert made.headline == {"slides": 9, "finished runs": 2, "unfinished runs": 1}
         assert sources(made.chosen) == "figures of 2 runs: offline roles"
         assert "differs most" not in runs_view(made.chosen.finished[:1]).data
+
+    def test_each_headline_names_its_quantity_its_interval_and_its_source(self, root):
+        quartiles = {"seconds a step, median [quartiles]": {
+            "a": {"mean": 2.0, "low": 1.5, "high": 2.5, "n_steps": 8},
+        }}  # fmt: skip
+        said = "measured on a GPU; SIMULATED: Gemini, random weights of a shape"
+        make_run(root, "20260104-1", "01_efficiency", headline=quartiles, provenance=said)
+        for i in range(6):  # as many sources as the first slide's table has rows
+            make_run(root, f"20260105-{i}", NB03, f"v{i}", provenance=f"engine e{i}, judge j")
+        shown = deck(root).slides[1].data
+        rows = [re.findall("<td>(.*?)</td>", row) for row in shown.split("<tr>")[2:]]
+        assert rows[0] == [
+            "01 smoke", "seconds a step, median [quartiles].a", "2.000 [1.500, 2.500]",
+            "8 steps", "SIMULATED, random weights",
+        ]  # fmt: skip
+        assert [row[-1] for row in rows[1:]] == ["offline roles"] * 2 + [
+            f"engine e{i}" for i in range(6)
+        ]
+        assert all(row[1].startswith("key-point probability, ") for row in rows[1:])
+        assert "[ ]: 95 % interval, or quartiles where named" in shown
 
     def test_what_does_not_fit_is_counted_and_every_run_has_a_share(self, root):
         for i in range(4):

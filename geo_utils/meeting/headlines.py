@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -26,7 +26,7 @@ class Result:
         quantity: What was measured, `PROBABILITY` or the manifest's own name for it.
         method: The method it was measured for, empty where there is none.
         mean: The number; none where nothing could be scored.
-        low: Lower end of its 95 % interval, if there is one.
+        low: Lower end of its interval, if there is one: `interval_kind` says of which.
         high: Upper end.
         counts: n and abstentions in words; says so where the manifest has none.
     """
@@ -37,6 +37,11 @@ class Result:
     low: float | None
     high: float | None
     counts: str
+
+    @property
+    def name(self) -> str:
+        """The quantity, and the method where there is one."""
+        return f"{self.quantity}, {label(self.method)}" if self.method else self.quantity
 
     @property
     def text(self) -> str:
@@ -78,6 +83,14 @@ def telling_results(found: list[Result]) -> list[Result]:
     best = max(scored, key=lambda r: r.mean or 0.0, default=None)
     rest = (r for r in found if r.quantity != PROBABILITY and r.counts != _NO_N)
     return [*named, *([best] if best else []), *rest]
+
+
+def interval_kind(found: Iterable[Result]) -> str:
+    """Say what the ends of these numbers are; a quantity with quartiles has them in its name."""
+    named = {"quartiles" in result.quantity for result in found if result.low is not None}
+    if named == {True}:
+        return "quartiles"
+    return "95 % interval" + ", or quartiles where named" * (True in named)
 
 
 def headline_phrase(record: Record, most: int = 4) -> str:

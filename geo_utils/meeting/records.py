@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from geo_utils.runs import Run
 
 # A notebook's folder starts with its number; caches, locks and prompts do not.
 _PATTERN = "[0-9][0-9]_*/*/*/manifest.json"
+_WARNINGS = ("SIMULATED", "random weights")  # as `runs.provenance` and the recipes write them
 # Parameters that say where and how a run went, not what it was about.
 _PLACES = {"variant", "output_root", "cache_root", "servers"}
 
@@ -87,6 +89,12 @@ class Record:
     def provenance(self) -> str:
         """Where the figures come from."""
         return _text(self.manifest.get("provenance")) or "source not recorded"
+
+    @property
+    def short_source(self) -> str:
+        """What the provenance warns of, else its first words."""
+        warned = [warning for warning in _WARNINGS if warning in self.provenance]
+        return ", ".join(warned) or re.split("[:,;]", self.provenance)[0]
 
     @property
     def parameters(self) -> dict[str, Any]:

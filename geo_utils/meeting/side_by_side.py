@@ -20,7 +20,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from geo_utils.files import write_atomic
-from geo_utils.meeting.headlines import PROBABILITY, Result, results
+from geo_utils.meeting.headlines import PROBABILITY, Result, interval_kind, results
 from geo_utils.meeting.index_page import duration
 from geo_utils.meeting.records import Record
 from geo_utils.plots import estimate_figure
@@ -101,13 +101,14 @@ def comparison_view(records: Sequence[Record], folder: Path | None = None) -> HT
     for run_id, place in links.items():
         runs = runs.replace(f"<td>{run_id}</td>", f'<td><a href="{place}/">{run_id}</a></td>')
     notes = "".join(f'<p class="geo-note">{html.escape(note)}</p>' for note in compared.notes)
+    kind = interval_kind(r for record in records for r in results(record))
     picture = "<p>No run has a headline number with an interval.</p>"
     if compared.figure is not None:
         picture = _picture(compared.figure)
     return HTML(
         f'<style>{_CSS}</style><div class="geo-compare">{runs}{notes}'
         f"<h3>Parameters that differ</h3>{_table(compared.parameters)}"
-        f"<h3>Headlines, with 95 % intervals</h3>{_table(compared.headlines)}{picture}</div>"
+        f"<h3>Headlines [{kind}]</h3>{_table(compared.headlines)}{picture}</div>"
     )
 
 
@@ -227,8 +228,9 @@ def _figure(found: dict[str, list[Result]]) -> Figure | None:
     ).set_index(pd.Index([name for name, _, _ in rows]))
     counts = sorted({r.counts for _, _, r in rows})
     note = counts[0] if len(counts) == 1 else "n of each in the table"
+    kind = interval_kind(r for _, _, r in rows)
     axis = PROBABILITY if shown[0][0] == PROBABILITY else "headline number"
-    return estimate_figure(frame, _claim(with_ends, shown), axis, f"{note}; 95 % intervals.")
+    return estimate_figure(frame, _claim(with_ends, shown), axis, f"{note}; {kind}.")
 
 
 def _claim(found: dict[str, dict[tuple[str, str], Result]], names: list[tuple[str, str]]) -> str:

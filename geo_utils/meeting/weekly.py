@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from IPython.display import HTML
 
 from geo_utils.files import resolve_path
-from geo_utils.meeting.headlines import results, telling_results
+from geo_utils.meeting.headlines import interval_kind, results, telling_results
 from geo_utils.meeting.index_page import duration
 from geo_utils.meeting.params import WeeklyParams
 from geo_utils.meeting.recorded import (
@@ -24,7 +24,6 @@ from geo_utils.meeting.recorded import (
 )
 from geo_utils.meeting.records import Chosen, Record, choose_records
 from geo_utils.meeting.side_by_side import comparison_view
-from geo_utils.tables import label
 
 _LINES, _LINE_CHARS = 15, 88  # what a slide holds of a notes file
 _SECTION = re.compile(r"^## +(.+)$", re.MULTILINE)
@@ -44,6 +43,7 @@ object-fit:contain;object-position:left top}
 .geo-slide th,.geo-slide td{text-align:left!important;vertical-align:top;padding:5px 18px 5px 0;
 border:0!important;border-bottom:1px solid #ddd!important;max-width:none;
 font-variant-numeric:tabular-nums}
+.geo-slide .geo-headlines td:is(:nth-child(1),:nth-child(3),:nth-child(4)){white-space:nowrap}
 .geo-slide table caption{font-size:19px;caption-side:bottom;text-align:left;color:#555}
 .geo-slide pre{font-size:19px;white-space:pre-wrap}
 .geo-slide .geo-foot{font-size:19px;color:#555;margin-top:10px}
@@ -202,15 +202,18 @@ def _headlines(finished: Sequence[Record]) -> HTML:
     told = [telling_results(results(record)) for record in finished]
     each = next((n for n in (4, 3, 2) if sum(len(t[:n]) for t in told) <= MOST_ROWS), 1)
     rows = []
-    for record, own in zip(finished, told, strict=True):
-        for result in own[:each] if each > 1 else own[1:2] or own[:1]:
-            name = label(result.method) if result.method else result.quantity
-            run = f"{record.notebook[:2]} {_cut(record.variant, 28)}"
-            rows.append((run, name, result.text, result.counts))
+    for r, own in zip(finished, told, strict=True):
+        run = f"{r.notebook[:2]} {_cut(r.variant, 28)}"
+        shown = own[:each] if each > 1 else own[1:2] or own[:1]
+        rows += [
+            (run, n.name, n.text, n.counts.removeprefix("n = "), r.short_source) for n in shown
+        ]
     if not rows:
         return _slide("Headline numbers", "<p>No finished run recorded any.</p>")
-    body = _table(("run", "key-point probability of", "[95 % interval]", "n"), rows)
-    note = "A gain is paired: the trained policy minus its start. Sources: first slide."
+    body = _table(("run", "quantity", "value [interval]", "n", "source"), rows)
+    kind = interval_kind(found for own in told for found in own)
+    note = f"[ ]: {kind}. A gain is paired: the trained policy minus its start."
+    body = f'<div class="geo-headlines">{body}</div>'
     return _slide("Headline numbers", f'{body}<div class="geo-foot">{note}</div>')
 
 
