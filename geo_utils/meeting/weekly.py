@@ -204,17 +204,15 @@ def _headlines(finished: Sequence[Record]) -> HTML:
     rows = []
     for r, own in zip(finished, told, strict=True):
         run = f"{r.notebook[:2]} {_cut(r.variant, 28)}"
-        shown = own[:each] if each > 1 else own[1:2] or own[:1]
-        rows += [
-            (run, n.name, n.text, n.counts.removeprefix("n = "), r.short_source) for n in shown
-        ]
+        for n in own[:each] if each > 1 else own[1:2] or own[:1]:
+            rows.append((run, n.name, n.text, n.counts.removeprefix("n = "), r.short_source))
     if not rows:
         return _slide("Headline numbers", "<p>No finished run recorded any.</p>")
     body = _table(("run", "quantity", "value [interval]", "n", "source"), rows)
     kind = interval_kind(found for own in told for found in own)
     note = f"[ ]: {kind}. A gain is paired: the trained policy minus its start."
-    body = f'<div class="geo-headlines">{body}</div>'
-    return _slide("Headline numbers", f'{body}<div class="geo-foot">{note}</div>')
+    told_as = f'<div class="geo-headlines">{body}</div><div class="geo-foot">{note}</div>'
+    return _slide("Headline numbers", told_as)
 
 
 def _result(found: Recorded) -> HTML:
