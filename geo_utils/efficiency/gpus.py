@@ -32,7 +32,7 @@ def visible_gpus() -> dict[int, str]:
         return names
     known = {index: int(index) for index, _, _ in found}
     given = [entry.strip() for entry in asked.split(",") if entry.strip()]
-    of = [known.get(e) if e in known else _by_uuid(e, found) for e in given]
+    of = [known.get(entry, _by_uuid(entry, found)) for entry in given]
     return {index: names[index] for index in of if index is not None}
 
 

@@ -16,7 +16,7 @@ from geo_utils.runs import Run
 
 # A notebook's folder starts with its number; caches, locks and prompts do not.
 _PATTERN = "[0-9][0-9]_*/*/*/manifest.json"
-_WARNINGS = ("SIMULATED", "random weights")  # as `runs.provenance` and the recipes write them
+_WARNINGS = ("SIMULATED", "random weights")  # as `provenance` and the harness write them
 # Parameters that say where and how a run went, not what it was about.
 _PLACES = {"variant", "output_root", "cache_root", "servers"}
 
