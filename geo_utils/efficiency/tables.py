@@ -107,7 +107,8 @@ def bound_table(results: Sequence[Measurement], most: int | None = None) -> Styl
         table = table.drop(columns="work", errors="ignore")
     caption = (
         "Least seconds a step by the mean of the measured parts: every part after the other; "
-        "rewards begun as completions are written (on policy); the next batch written meanwhile (one step off). "
+        "rewards begun as completions are written (on policy); the next batch "
+        "written meanwhile (one step off). "
         f"Measured / bound: the mean step over that of its own schedule. {sentence(results)}"
     )
     return _laid_out(table, [], caption)
