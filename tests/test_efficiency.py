@@ -315,6 +315,26 @@ class TestSweep:
         assert not measuring(among=str(tmp_path))
 
 
+def test_a_model_whose_answers_are_all_cut_off_is_asked_once(swept, tmp_path):
+    """As one of random weights, which ends only at its longest, and says neither yes nor no."""
+    params = swept[0]
+    small = str(Path(params.output_root) / "random_weights/small")
+    given = setting(reward="qwen_server", gpus=APART)
+    models, urls = {"policy": small, "engine": small}, {"engine": "http://unused"}
+    placement = Placement({}, 0, on_cpu=True)
+    values = recipe(given, params, placement, models, urls, tmp_path)
+    values |= {"engine": "transformers", "judge": "transformers", "servers": {}}
+    values["grpo_options"]["max_steps"] = 6  # a training ends after 5 batches without a score
+    spec = {"recipe": values, "warmup_steps": 1, "answer_tokens": 4, "same_length": True}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "geo_utils.efficiency.measure", str(tmp_path / "spec.json")]
+    subprocess.run(command, cwd=PROJECT, check=False, capture_output=True)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "measured", result
+    assert result["calls_per_1000"] == 1000 * 2 and result["abstained"] == 0
+    assert result["engine_s"] > 0 and result["judge_s"] > 0
+
+
 @pytest.mark.alone
 def test_the_phases_add_up_to_the_step(swept):
     for row in swept[2]:

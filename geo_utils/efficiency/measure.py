@@ -7,16 +7,19 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any
 
 from geo_utils.corpus import Example, KeyPoint, load_corpus
+from geo_utils.engines import Engine
 from geo_utils.files import read_jsonl, write_atomic
+from geo_utils.judges import Judge
 from geo_utils.model_rewriters import RewriteTask
-from geo_utils.model_roles import ModelEngine
+from geo_utils.model_roles import Completes, ModelEngine, ModelJudge
+from geo_utils.models.base import Completion, Request
 from geo_utils.policies import fitter, load_tokenizer, prompt_counter
 from geo_utils.rewriters import Rewrite
 from geo_utils.roles import Roles, make_roles
@@ -50,16 +53,13 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     check_machine(params)
     examples = load_corpus(**params.corpus_options)
     roles = make_roles(params)
-    engine = roles.engine
-    if isinstance(engine, ModelEngine):
-        shorter = replace(engine.sampling, max_tokens=spec["answer_tokens"])
-        roles = replace(roles, engine=replace(engine, sampling=shorter))
+    engine, judge = _asked_once(roles, spec["answer_tokens"])
     base = base_model(params)
     rows, prompt_tokens = prompts(params, examples, base, spec["same_length"])
     with tempfile.TemporaryDirectory() as folder:
         log = TrainingLog(Path(folder), policy_card(params), Interrupts())
-        rewards = Rewards(examples, _AnyReply(params.method), roles.engine, roles.judge,
-                          params.reward, params.seed)  # fmt: skip
+        task = _AnyReply(params.method)
+        rewards = Rewards(examples, task, engine, judge, params.reward, params.seed)
         rewards.functions = [_unequal(function) for function in rewards.functions]
         with timed(log.clock):
             trainer = make_trainer(params, base, rows, rewards, Path(folder), log)
@@ -78,6 +78,32 @@ class _AnyReply(RewriteTask):
         self, reply: str, example: Example, key_point: KeyPoint, shown: int | None = None
     ) -> Rewrite:
         return Rewrite(reply.strip() or example.target)
+
+
+@dataclass(frozen=True)
+class _AsItComes:
+    """Takes a model's first answer, whatever it is.
+
+    An answer as long as it may be counts as cut off, and a training would ask for it anew, time
+    and again; a judge of random weights may say neither yes nor no.
+    """
+
+    caller: Completes
+
+    async def complete(self, request: Request) -> Completion:
+        found = await self.caller.complete(replace(request, as_is=True))
+        return replace(found, logprobs=found.logprobs or dict.fromkeys(request.choices, -1.0))
+
+
+def _asked_once(roles: Roles, answer_tokens: int) -> tuple[Engine, Judge]:
+    """Return engine and judge that cost the calls of answers which are all of use."""
+    engine, judge = roles.engine, roles.judge
+    if isinstance(engine, ModelEngine):
+        shorter = replace(engine.sampling, max_tokens=answer_tokens)
+        engine = replace(engine, caller=_AsItComes(engine.caller), sampling=shorter)
+    if isinstance(judge, ModelJudge) and judge.soft:  # any other must be read
+        judge = replace(judge, caller=_AsItComes(judge.caller))
+    return engine, judge
 
 
 def _unequal(reward: Reward) -> Reward:
