@@ -251,6 +251,16 @@ def test_cost_and_budget():
     assert measured.cost == pytest.approx(1.6) and measured.affordable is True
 
 
+def test_of_settings_that_no_measurement_tells_apart_the_one_with_the_fewest_gpu_hours_is_chosen():
+    # the tokens carry either sweep at the same pace, but for what rounds leave over
+    options = CapacityOptions(requests_per_minute=None, tokens_per_minute=1e6, experiments=24)
+    slow, fast = plan([row("slow", 6.3), row("fast", 3.0)], options)
+    assert slow.sweep_hours == pytest.approx(fast.sweep_hours, rel=0.01)
+    assert slow.gpu_hours > fast.gpu_hours and sweep([slow, fast]) is fast
+    near, held = plan([row("near", 6.3), row("held", 6.2, gpus=2)], CapacityOptions())
+    assert urgent([held, near]) is near  # 2 % slower, with half the GPUs
+
+
 def test_a_reward_that_asks_nothing_is_never_chosen():
     assert [r.setting for r in rewarded(study()[4:8])] == ["ahead", "qwen"]
 

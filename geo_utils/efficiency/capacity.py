@@ -26,6 +26,7 @@ class Plan:
         gpus: GPUs of one experiment.
         step_s: Seconds a step of one experiment that has everything to itself; longer than
             measured where the API's limit is below what it asks for.
+        step_gpu_s: GPU-seconds of a step that no limit slows down.
         at_once: Experiments at a time that do not slow each other down; 0 where one does not fit.
             One that the API's limit slows down even alone is 1.
         binds: What keeps it from more: `GPUs`, `requests` or `tokens`.
@@ -42,6 +43,7 @@ class Plan:
     setting: str
     gpus: int
     step_s: float
+    step_gpu_s: float
     at_once: int
     binds: str
     slowed: bool
@@ -84,7 +86,8 @@ def plan_setting(
     cost = _cost(row, options)
     return Plan(
         setting=row.setting, gpus=gpus, step_s=step_s / min(api, 1.0),
-        at_once=min(held, max(_whole(api), 1)), binds=binds, slowed=api < 1, hours=slowed,
+        step_gpu_s=step_s * gpus, at_once=min(held, max(_whole(api), 1)), binds=binds,
+        slowed=api < 1, hours=slowed,
         per_day=min(held, api) * 24 / hours, sweep_hours=_sweep_hours(hours, held, api, options),
         gpu_hours=slowed * gpus, cost=cost, affordable=_affordable(cost, options),
     )  # fmt: skip
@@ -129,14 +132,16 @@ def plan(
 
 
 def urgent(plans: Sequence[Plan]) -> Plan | None:
-    """Return the plan that finishes one experiment first; None if none fits."""
-    return min(_fitting(plans), key=lambda p: (p.hours, p.gpu_hours), default=None)
+    """Return the plan that finishes one experiment first; None if none fits.
+
+    Of those that no measurement tells apart, it is the one that needs the GPUs least.
+    """
+    return _best(_fitting(plans), "hours")
 
 
 def sweep(plans: Sequence[Plan]) -> Plan | None:
-    """Return the plan that finishes the sweep first and within the budget; None if none does."""
-    affordable = [p for p in _fitting(plans) if p.affordable is not False]
-    return min(affordable, key=lambda p: (p.sweep_hours, p.gpu_hours), default=None)
+    """Return the plan that finishes the sweep first and within the budget; as `urgent`."""
+    return _best([p for p in _fitting(plans) if p.affordable is not False], "sweep_hours")
 
 
 def over_latency(
@@ -207,6 +212,12 @@ def _stays(
     now = next(p for p in plans if p.setting == before.setting)
     near: float = getattr(now, hours) / getattr(best, hours)
     return now if near <= SAME and now.at_once and now.affordable is not False else best
+
+
+def _best(plans: Sequence[Plan], hours: str) -> Plan | None:
+    least = min((getattr(p, hours) for p in plans), default=0.0)
+    near = [p for p in plans if getattr(p, hours) <= SAME * least]
+    return min(near, key=lambda p: (p.step_gpu_s, getattr(p, hours)), default=None)
 
 
 def _fitting(plans: Sequence[Plan]) -> list[Plan]:

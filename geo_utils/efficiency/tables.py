@@ -10,7 +10,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from geo_utils.efficiency.bounds import bounds
-from geo_utils.efficiency.capacity import Plan
+from geo_utils.efficiency.capacity import Plan, sweep
 from geo_utils.efficiency.contrasts import Contrast, agreement
 from geo_utils.efficiency.measurements import Measurement
 from geo_utils.efficiency.params import CapacityOptions
@@ -164,7 +164,8 @@ def plan_table(
     plans: Sequence[Plan], results: Sequence[Measurement], options: CapacityOptions
 ) -> Styler:
     """Show how many experiments fit side by side in each setting, and what that is worth."""
-    shown = sorted(plans, key=lambda p: p.sweep_hours)[:SLIDE_ROWS]
+    best = sweep(plans)
+    shown = sorted(plans, key=lambda p: (p is not best, round(p.sweep_hours, 1), p.step_gpu_s))
     rows = [
         {
             "setting": named(p.setting),
@@ -178,14 +179,14 @@ def plan_table(
             "US dollars each": "not known" if p.cost is None else f"{p.cost:.2f}",
             "in budget": {True: "yes", False: "no", None: "not known"}[p.affordable],
         }
-        for p in shown
+        for p in shown[:SLIDE_ROWS]
     ]
     cut = f" The best {SLIDE_ROWS} of {len(plans)}." if len(plans) > SLIDE_ROWS else ""
     caption = (
         "At once: without slowing each other down. A day, and for the sweep: with as many side by "
         f"side as finish soonest. Computed for {plan_basis(results, options)}.{cut}"
     )
-    return _laid_out(pd.DataFrame(rows), [0] if rows else [], caption)
+    return _laid_out(pd.DataFrame(rows), [0] if best else [], caption)
 
 
 def earlier_table(results: Sequence[Measurement]) -> Styler:
