@@ -35,8 +35,9 @@ def render_report(notebook: Path, manifest: dict[str, Any] | None = None) -> tup
         manifest: The run's manifest, for the banner that says how the run ended.
 
     Returns:
-        Paths of `report.html` (all cells but their code) and `slides.html` (the cells whose
-        slide type is not `skip`). Neither loads anything from anywhere.
+        Paths of `report.html` (all cells but their code, without those tagged `slides-only`) and
+        `slides.html` (the cells whose slide type is not `skip`). Neither loads anything from
+        anywhere.
     """
     node = nbformat.read(notebook, as_version=4)
     folder = notebook.resolve().parent
@@ -45,7 +46,10 @@ def render_report(notebook: Path, manifest: dict[str, Any] | None = None) -> tup
         "geo_banner": _banner(manifest or {}),
         "geo_reveal_js": (_REVEAL / "reveal.js").read_text(encoding="utf-8"),
     }
-    report, _ = HTMLExporter(config=_config("geo_report")).from_notebook_node(node, dict(resources))
+    config = _config("geo_report")
+    config.TagRemovePreprocessor.enabled = True
+    config.TagRemovePreprocessor.remove_cell_tags = {"slides-only"}
+    report, _ = HTMLExporter(config=config).from_notebook_node(node, dict(resources))
     write_atomic(folder / "report.html", report)
     slides, _ = SlidesExporter(
         config=_config("geo_slides"), reveal_url_prefix="reveal-inline", reveal_theme="white"

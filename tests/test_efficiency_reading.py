@@ -513,4 +513,7 @@ def test_the_notebook_renders_recorded_rows_without_a_gpu(tmp_path):
         assert (run.folder / "figures" / f"{name}.png").is_file()
     report = (run.folder / "report.html").read_text()
     assert "line 15 left out" in report and "no row was recorded" in report
+    slides = (run.folder / "slides.html").read_text()
+    for caption in ("Over the first row of a size.", "Least seconds a step by the mean"):
+        assert report.count(caption) == slides.count(caption) == 1  # the short one, or the whole
     assert "stock" in done.stderr and "s a step" in done.stderr
