@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from statistics import mean
 
 root = Path(__file__).resolve().parent.parent / "outputs"
 
@@ -13,8 +14,11 @@ def newest(notebook: str) -> Path:
 
 
 lines = (newest("01_efficiency") / "rows.jsonl").read_text(encoding="utf-8").splitlines()
-asked = {row["setting"]: row["calls_per_1000"] for row in map(json.loads, lines)
-         if row["reward"] == "gemini"}  # fmt: skip
+rows = [json.loads(line) for line in lines]
+covered = {row["setting"]: sum(row["phases"].values()) / mean(row["step_s_all"]) for row in rows}
+if len(covered) != 5 or any(abs(share - 1) > 0.02 for share in covered.values()):
+    sys.exit(f"the phases' sum over the step: {covered}")
+asked = {row["setting"]: row["calls_per_1000"] for row in rows if row["reward"] == "gemini"}
 if set(asked.values()) != {2000.0}:  # an engine and a judge call a rollout
     sys.exit(f"calls of 1,000 rollouts: {asked}")
 
