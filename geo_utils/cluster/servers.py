@@ -21,38 +21,55 @@ POLICY_OPTIONS = ("--weight-transfer-config", '{"backend":"nccl"}',
 
 
 class ServerError(RuntimeError):
-    """A server did not come up, with the reason and the end of its log."""
+    """A server did not come up.
+
+    Attributes:
+        log: The end of what it wrote.
+    """
+
+    def __init__(self, message: str, log: str = "") -> None:
+        """Say what did not come up, and why."""
+        super().__init__(message)
+        self.log = log
 
 
-@contextmanager
-def vllm_server(
-    model: str, gpu: int | str, log: Path, options: Sequence[str] = (), start_s: float = 300.0,
-    port: int | None = None,
-) -> Iterator[str]:  # fmt: skip
-    """Serve a model by vLLM on a GPU of this machine.
+def start_vllm(
+    model: str, gpu: int | str, log: Path, options: Sequence[str] = (), port: int | None = None
+) -> tuple[Supervised, str]:
+    """Start a vLLM server on a GPU of this machine, without waiting for it.
 
     Args:
         model: Folder or Hub id.
         gpu: Index of its GPU.
         log: File that gets what it writes.
         options: Of `vllm serve`; `POLICY_OPTIONS` for one that a trainer sends weights to.
-        start_s: Longest wait for it to come up.
         port: Where it listens; default, one that is free.
 
-    Yields:
-        Its address, without `/v1`.
-
-    Raises:
-        ServerError: It ended, or did not come up in time.
+    Returns:
+        The program, and its address without `/v1`.
     """
     port = port or free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model,
                "--port", str(port), *options]  # fmt: skip
     env = {"CUDA_VISIBLE_DEVICES": str(gpu), "VLLM_SERVER_DEV_MODE": "1"}
-    with Supervised(command, log, env) as program:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_up(program, f"{url}/health", f"vLLM server of {model}", start_s)
-        yield url
+    return Supervised(command, log, env), f"http://127.0.0.1:{port}"
+
+
+def start_simulated_gemini(latency: str, key: str, log: Path) -> tuple[Supervised, str]:
+    """Start the Gemini look-alike, without waiting for it.
+
+    Args:
+        latency: Distribution of a call's seconds, such as `constant:1.0`.
+        key: The key that it accepts.
+        log: File that gets what it writes.
+
+    Returns:
+        The program and its address.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "geo_utils.models.simulated_gemini", "--port", str(port),
+               "--latency", latency, "--key", key]  # fmt: skip
+    return Supervised(command, log), f"http://127.0.0.1:{port}"
 
 
 @contextmanager
@@ -83,28 +100,9 @@ def serve_here(server: LocalServer, gpu: str, log: Path) -> Iterator[str]:
         )
     options = POLICY_OPTIONS if server.policy else ()
     port = urlsplit(server.address).port
-    with vllm_server(server.model, gpu, log, options, 600.0, port) as url:
-        yield url
-
-
-@contextmanager
-def simulated_gemini(latency: str, key: str, log: Path) -> Iterator[str]:
-    """Serve the Gemini look-alike.
-
-    Args:
-        latency: Distribution of a call's seconds, such as `constant:1.0`.
-        key: The key that it accepts.
-        log: File that gets what it writes.
-
-    Yields:
-        Its address.
-    """
-    port = free_port()
-    command = [sys.executable, "-m", "geo_utils.models.simulated_gemini", "--port", str(port),
-               "--latency", latency, "--key", key]  # fmt: skip
-    with Supervised(command, log) as program:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_up(program, f"{url}/v1/models", "simulated Gemini", 60.0)
+    program, url = start_vllm(server.model, gpu, log, options, port)
+    with program:
+        wait_until_up(program, f"{url}/health", f"vLLM server of {server.model}", 600.0)
         yield url
 
 
@@ -118,7 +116,8 @@ def wait_until_up(program: Supervised, url: str, name: str, start_s: float) -> N
     while True:
         status = program.poll()
         if status is not None:
-            raise ServerError(f"{name} ended with status {status}: {program.tail()}")
+            tail = program.tail(1500)
+            raise ServerError(f"{name} ended with status {status}: {tail[-600:]}", tail)
         try:
             with urllib.request.urlopen(url, timeout=2):
                 return
@@ -128,7 +127,8 @@ def wait_until_up(program: Supervised, url: str, name: str, start_s: float) -> N
         except OSError:
             pass
         if time.monotonic() > until:
-            raise ServerError(f"{name} was not up after {start_s:g} s: {program.tail()}")
+            tail = program.tail(1500)
+            raise ServerError(f"{name} was not up after {start_s:g} s: {tail[-600:]}", tail)
         time.sleep(0.2)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean, quantiles
+from statistics import fmean, median, quantiles
 from typing import Any
 
 from geo_utils.corpus import Example, KeyPoint, load_corpus
@@ -31,6 +34,7 @@ from geo_utils.training.phases import timed
 from geo_utils.training.preflight import check_machine
 from geo_utils.training.scoring import Rewards
 
+log = logging.getLogger(__name__)
 Reward = Callable[..., Awaitable[list[float | None]]]
 _APART = 0.001
 _FILLER = " and"  # one token in most vocabularies
@@ -38,12 +42,15 @@ _FILLER = " and"  # one token in most vocabularies
 NO_MEMORY = ("out of memory", "no available memory", "less than desired gpu memory")
 
 
-def measure(spec: dict[str, Any]) -> dict[str, Any]:
+def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train for the steps of a specification and return what they took.
 
     Args:
         spec: `recipe`, the values of notebook 04's parameters; `warmup_steps`; `answer_tokens`;
-            `same_length`, whether all prompts have as many tokens, so that nothing is padded.
+            `page_tokens`, of each page in an engine's prompt, the rewritten one among them;
+            `same_length`, whether all policy prompts have as many tokens, so that nothing is
+            padded.
+        folder: Gets a file `phase` that says how far it is.
 
     Returns:
         The row's fields that only the training knows; the steps' begin and end as `window`.
@@ -51,33 +58,97 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     hush()
     params = GrpoParams.check(spec["recipe"])
     check_machine(params)
-    examples = load_corpus(**params.corpus_options)
     roles = make_roles(params)
     engine, judge = _asked_once(roles, spec["answer_tokens"])
     base = base_model(params)
+    resize = Resize(load_tokenizer(base), spec["page_tokens"])
+    examples = work_examples(load_corpus(**params.corpus_options), resize)
     rows, prompt_tokens = prompts(params, examples, base, spec["same_length"])
-    with tempfile.TemporaryDirectory() as folder:
-        log = TrainingLog(Path(folder), policy_card(params), Interrupts())
-        task = _AnyReply(params.method)
+    _note(folder, "making the trainer")
+    with tempfile.TemporaryDirectory() as scratch:
+        noted = _NotedLog(Path(scratch), policy_card(params), Interrupts())
+        noted.noted = folder
+        task = _AnyReply(params.method, resize=resize)
         rewards = Rewards(examples, task, engine, judge, params.reward, params.seed)
         rewards.functions = [_unequal(function) for function in rewards.functions]
-        with timed(log.clock):
-            trainer = make_trainer(params, base, rows, rewards, Path(folder), log)
+        with timed(noted.clock):
+            trainer = make_trainer(params, base, rows, rewards, Path(scratch), noted)
             trainer.train()
-        steps = read_jsonl(Path(folder) / "metrics.jsonl")
+        steps = read_jsonl(Path(scratch) / "metrics.jsonl")
+    whole_s = sum(row["phases"]["step"] for row in steps)
     spent = _spent(roles, params, len(steps))
     if params.reward.schedule == "ahead":
         steps.pop()  # the last step has no batch to write beside it, though calls of its own
-    return _result(steps, spec["warmup_steps"]) | spent | {"prompt_tokens": prompt_tokens}
+    found = _result(steps, spec["warmup_steps"]) | spent
+    return found | {"prompt_tokens": prompt_tokens, "all_steps_s": round(whole_s, 2)}
 
 
+class _NotedLog(TrainingLog):
+    """Notes which step is under way; the first ones are those that compile."""
+
+    noted: Path
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        super().on_step_begin(args, state, control, **more)
+        _note(self.noted, f"step {state.global_step + 1} of {state.max_steps}")
+
+
+def _note(folder: Path, phase: str) -> None:
+    log.info("%s", phase)
+    write_atomic(folder / "phase", phase)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Gives a page a number of tokens: cuts it, or fills it up with one word.
+
+    Attributes:
+        tokenizer: Counts.
+        tokens: How many.
+    """
+
+    tokenizer: Any
+    tokens: int
+
+    def __call__(self, page: str) -> str:
+        """Return the page with as many tokens, within one or two at the cut."""
+        found = self.tokenizer(page, add_special_tokens=False, return_offsets_mapping=True)
+        ends = [end for _, end in found["offset_mapping"]]
+        if len(ends) >= self.tokens:
+            return page[: ends[self.tokens - 1]]
+        one = len(self.tokenizer(_FILLER, add_special_tokens=False)["input_ids"])
+        return page + _FILLER * ((self.tokens - len(ends)) // one)
+
+
+def work_examples(corpus: Iterable[Example], resize: Resize) -> list[Example]:
+    """Return an example a key point, whose pages all have the size of the study's.
+
+    A page of the sample is short: the query's others follow it. Each page begins with a line that
+    no other example has, so that a server's prefix cache holds nothing but what completions of
+    one prompt share, as in a training on a corpus that is large.
+    """
+    made = []
+    for example in corpus:
+        for point in example.key_points:
+            name = f"{example.query_id}-{point.number}"
+            pages = []
+            for place, page in enumerate(example.sources):
+                rest = [other for other in example.sources if other != page]
+                pages.append(resize("\n\n".join([f"# {name}, page {place + 1}", page, *rest])))
+            made.append(replace(example, query_id=name, sources=tuple(pages), key_points=(point,)))
+    return made
+
+
+@dataclass(frozen=True)
 class _AnyReply(RewriteTask):
-    """Takes every reply for a page: whatever it holds, it costs its calls."""
+    """Takes every reply for a page of the study's size: whatever it holds, it costs its calls."""
+
+    resize: Callable[[str], str] = str
 
     def page(
         self, reply: str, example: Example, key_point: KeyPoint, shown: int | None = None
     ) -> Rewrite:
-        return Rewrite(reply.strip() or example.target)
+        return Rewrite(self.resize(reply.strip() or example.target))
 
 
 @dataclass(frozen=True)
@@ -125,17 +196,10 @@ def prompts(
 ) -> tuple[list[dict[str, Any]], float]:
     """Return prompts that all have about the longest length, and their mean length in tokens.
 
-    Each page is followed by the query's others, and cut where the prompt is full. For the same
-    length, a word fills up what is left.
+    A page is cut where the prompt is full. For the same length, a word fills up what is left.
     """
     card, tokenizer = policy_card(params), load_tokenizer(base)
-    pairs = []
-    for example in examples:
-        pages = [example.target, *(p for p in example.sources if p != example.target)]
-        sources = list(example.sources)
-        sources[example.target_id] = "\n\n".join(pages)
-        longer = replace(example, sources=tuple(sources))
-        pairs += [(longer, point) for point in example.key_points]
+    pairs = [(example, point) for example in examples for point in example.key_points]
     fit = fitter(replace(card, max_completion_length=2**20), tokenizer)
     rows = prompt_rows(Split(pairs, ()), card.task, fit)
     count = prompt_counter(tokenizer)
@@ -154,13 +218,13 @@ def _result(steps: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
     seconds = [row["phases"]["step"] for row in counted]
     low, middle, high = quantiles(seconds, n=4, method="inclusive")
 
-    def means(part: str) -> dict[str, float]:
+    def by_step(part: str) -> dict[str, list[float]]:
         names = dict.fromkeys(name for row in counted for name in row.get(part, ()))
-        return {
-            name: round(fmean(row.get(part, {}).get(name, 0.0) for row in counted), 4)
-            for name in names
-            if name != "step"
-        }
+        names.pop("step", None)
+        return {name: [row.get(part, {}).get(name, 0.0) for row in counted] for name in names}
+
+    def medians(part: str) -> dict[str, float]:
+        return {name: round(median(values), 4) for name, values in by_step(part).items()}
 
     def mean(name: str) -> float | None:
         found = [row[name] for row in counted if row.get(name) is not None]
@@ -168,7 +232,8 @@ def _result(steps: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
 
     return {
         "steps": len(counted), "step_s": middle, "step_s_spread": [low, high],
-        "step_s_all": seconds, "phases": means("phases"), "background": means("background"),
+        "step_s_all": seconds, "phases": medians("phases"), "background": medians("background"),
+        "phases_all": by_step("phases"),
         "reward_s": mean("reward/seconds"), "engine_s": mean("reward/engine_wall"),
         "judge_s": mean("reward/judge_wall"), "abstained": mean("reward/abstained"),
         "new_tokens": mean("completions/mean_length"),
@@ -179,32 +244,59 @@ def _result(steps: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
 
 
 def _spent(roles: Roles, params: GrpoParams, steps: int) -> dict[str, Any]:
-    """Return calls and cost of 1,000 rollouts, and the trainer's own peak memory."""
+    """Return what was sent for 1,000 rollouts, and the trainer's own peak memory."""
     import torch
 
-    spent, rollouts = list(roles.usage.report().values()), steps * params.generation_size
-    calls, costs = sum(row["calls"] for row in spent), [row["cost_usd"] for row in spent]
+    spent, rollouts = roles.usage.report(), steps * params.generation_size
+    costs = [row["cost_usd"] for row in spent.values()]
     cost = None if not costs or None in costs else sum(costs)
     on_gpu = torch.cuda.is_available()
+
+    def per_1000(*counts: str) -> float:
+        total = sum(int(row[count]) for row in spent.values() for count in counts)
+        return round(1000 * total / rollouts, 1)
+
     return {
-        "calls_per_1000": round(1000 * calls / rollouts, 1),
+        "calls_per_1000": per_1000("calls"),
+        "tokens_per_1000": per_1000("tokens_in", "tokens_out"),
         "cost_per_1000": None if cost is None else round(1000 * cost / rollouts, 4),
+        "tokens_a_call": {
+            role: [round(row[count] / max(row["answered"], 1), 1)
+                   for count in ("tokens_in", "tokens_out")]
+            for role, row in spent.items()
+        },
         "trainer_peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1) if on_gpu else None,
         "served_by": sorted(roles.usage.served_by),
-    }
+    }  # fmt: skip
 
 
-def main(path: str) -> int:
-    """Measure a specification file and write `result.json` beside it."""
-    spec = json.loads(Path(path).read_text(encoding="utf-8"))
+def main(place: str) -> int:
+    """Measure the specification in a folder, once it is there, and write `result.json` beside it.
+
+    What takes time and needs no GPU is imported before: the process may be started while another
+    setting is still measured.
+    """
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    log.setLevel(logging.INFO)
+    folder = Path(place)
+    _note(folder, "importing libraries")
+    import geo_utils.training.overlapped_trainer  # noqa: F401
+
+    if find_spec("vllm"):
+        import vllm  # noqa: F401
+    _note(folder, "waiting for its specification")
+    while not (folder / "spec.json").is_file():
+        time.sleep(0.02)
+    _note(folder, "making roles and prompts")
+    spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
     try:
-        result = {"status": "measured", **measure(spec)}
+        result = {"status": "measured", **measure(spec, folder)}
     except BaseException as error:
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}".strip()[:600]
         memory = any(sign in reason.lower() for sign in NO_MEMORY)
         result = {"status": "out of memory" if memory else "failed", "reason": reason}
-    write_atomic(Path(path).with_name("result.json"), json.dumps(result))
+    write_atomic(folder / "result.json", json.dumps(result))
     return 0 if result["status"] == "measured" else 1
 
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 Status = Literal["measured", "not run", "out of memory", "failed", "timed out"]
 Condition = tuple[Any, ...]
-Work = tuple[str, int, int, bool, int]
+Work = tuple[str, str, int, int, bool, int]
 # In the order of a step. "train" parts need no new completion and no reward to begin with.
 TRAIN_PHASES = ("old log-probabilities", "loss forward", "backward", "optimizer",
                 "batch preparation", "between steps")  # fmt: skip
@@ -39,6 +39,13 @@ class Measurement(BaseModel):
         reward: What rewards it.
         schedule: When rewards are worked out.
         parallel: Whether an API is asked for a whole batch at once.
+        apart: Whether a service was asked from a process of its own; None where none was asked.
+        micro_batch: Completions of one pass of the training.
+        checkpointing: Whether layers were computed again for the backward pass.
+        compiled: Whether layers were compiled.
+        sitting: What was measured in one go: one machine, one process tree.
+        bench: Sittings that are shown together, as `sittings.placed` finds them.
+        reference: `first` or `last`, where it is its sitting's reference.
         repeat: Number of the repeat.
         repeats: How many repeats stand behind the figures.
         lost: How many more did not end well.
@@ -57,7 +64,9 @@ class Measurement(BaseModel):
         step_s: Seconds a step, median.
         step_s_all: Seconds of each step.
         step_s_spread: Quartiles of them.
-        phases: Seconds of each phase of the main thread a step, mean; they exclude each other.
+        phases: Seconds of each phase of the main thread a step; they exclude each other. Medians;
+            means where `phases_all` is missing.
+        phases_all: Seconds of each phase in each step.
         background: Seconds of each phase that ran beside the main thread.
         engine_s: Seconds of a step in which the engine was asked.
         judge_s: Seconds in which only the judge was.
@@ -68,8 +77,14 @@ class Measurement(BaseModel):
         peak_memory_gib: By GPU.
         gpu_utilisation: Percent, by GPU.
         energy_j_per_sample: Of all GPUs held.
-        calls_per_1000: Calls of a paid service for 1,000 rollouts.
+        logp_difference: Mean difference of a token's log-probability between trainer and vLLM.
+        calls_per_1000: Calls for 1,000 rollouts.
+        tokens_per_1000: Tokens of these calls, in and out.
+        tokens_a_call: By role, tokens in and out of a call, mean.
         cost_per_1000: Their US dollars.
+        startup_s: Seconds of the measurement beside its steps.
+        phase: How far one that did not end well had come.
+        log_tail: The end of what it wrote then.
         simulated: What was no real service and no trained model.
         recipe: Fields of GRPOConfig that the setting named.
         models: Policy, engine, and the tokens of an answer.
@@ -87,6 +102,13 @@ class Measurement(BaseModel):
     reward: str = ""
     schedule: str = "stock"
     parallel: bool = True
+    apart: bool | None = None
+    micro_batch: int | None = None
+    checkpointing: bool | None = None
+    compiled: bool | None = None
+    sitting: str = ""
+    bench: str = ""
+    reference: Literal["first", "last"] | None = None
     repeat: int = 0
     repeats: int = 1
     lost: int = 0
@@ -106,6 +128,7 @@ class Measurement(BaseModel):
     step_s_all: tuple[float, ...] | None = None
     step_s_spread: tuple[float, float] | None = None
     phases: dict[str, float] | None = None
+    phases_all: dict[str, tuple[float, ...]] | None = None
     background: dict[str, float] | None = None
     engine_s: float | None = None
     judge_s: float | None = None
@@ -116,8 +139,14 @@ class Measurement(BaseModel):
     peak_memory_gib: tuple[float, ...] | None = None
     gpu_utilisation: tuple[float, ...] | None = None
     energy_j_per_sample: float | None = None
+    logp_difference: float | None = None
     calls_per_1000: float | None = None
+    tokens_per_1000: float | None = None
+    tokens_a_call: dict[str, tuple[float, float]] | None = None
     cost_per_1000: float | None = None
+    startup_s: float | None = None
+    phase: str | None = None
+    log_tail: str | None = None
     simulated: tuple[str, ...] | None = None
     recipe: dict[str, Any] = {}
     models: dict[str, Any] = {}
@@ -129,7 +158,8 @@ class Measurement(BaseModel):
     def _null_is_missing(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {name: value for name, value in values.items() if value is not None}
+        known = {name: value for name, value in values.items() if value is not None}
+        return _held_equal(known) | known
 
     @property
     def device(self) -> str:
@@ -159,20 +189,22 @@ class Measurement(BaseModel):
 
     @property
     def work(self) -> Work:
-        """Device, completions, tokens, natural lengths, tokens of a prompt: what is comparable.
+        """Bench, device, completions, tokens, natural lengths, tokens of a prompt: what compares.
 
         Lengths that end where they end differ from repeat to repeat and are no part of it.
         """
         tokens = 0 if self.natural_lengths else round(self.new_tokens or 0)
         prompt = round(self.prompt_tokens or 0, -1)  # a fixed length is met within a word
-        return self.device, self.completions or 0, tokens, self.natural_lengths, int(prompt)
+        return (self.bench or self.sitting, self.device, self.completions or 0, tokens,
+                self.natural_lengths, int(prompt))  # fmt: skip
 
     @property
     def condition(self) -> Condition:
         """What repeats of one measurement have in common."""
         latency = self.reward_latency_s if self.reward == "gemini" else None
-        same = json.dumps([self.recipe, self.models, self.simulated], sort_keys=True)
-        return (self.setting, *self.work, latency, self.shared, self.gpus, same)
+        same = [self.recipe, self.models, self.simulated, self.apart]
+        return (self.setting, *self.work, latency, self.shared, self.gpus,
+                json.dumps(same, sort_keys=True))  # fmt: skip
 
     def part(self, phase: str) -> float:
         """Return the seconds that a phase takes a step, wherever it runs.
@@ -183,11 +215,26 @@ class Measurement(BaseModel):
         return background.get(phase, (self.phases or {}).get(phase, 0.0))
 
 
+def _held_equal(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what rows of an earlier harness do not say of their training, by its defaults."""
+    recipe = row.get("recipe") or {}
+    asked = row.get("reward") in ("gemini", "qwen_server")
+    found: dict[str, Any] = {"apart": row.get("schedule") in ("early", "ahead")} if asked else {}
+    if recipe:
+        found |= {
+            "micro_batch": recipe.get("per_device_train_batch_size"),
+            "checkpointing": recipe.get("gradient_checkpointing", True),
+            "compiled": recipe.get("torch_compile", False),
+        }
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def read_rows(folders: Iterable[str | Path]) -> list[Measurement]:
     """Read every `*.jsonl` of some folders; the same measurement counts once.
 
-    A line that is torn or holds no measurement is left out with a warning. A figure that is not
-    known here is ignored, one that is missing is None.
+    Rows that name no sitting are those of an earlier harness: each file is one sitting. A line
+    that is torn or holds no measurement is left out with a warning. A figure that is not known
+    here is ignored, one that is missing is None.
 
     Raises:
         ParameterError: A folder does not exist.
@@ -202,6 +249,7 @@ def read_rows(folders: Iterable[str | Path]) -> list[Measurement]:
             )
         for file in sorted(path.glob("*.jsonl")):
             for row in _rows(file):
+                row = row if row.sitting else row.model_copy(update={"sitting": file.stem})
                 found[(*row.condition, row.status, row.repeat, row.measured_at)] = row
     return list(found.values())
 

@@ -27,11 +27,14 @@ class Setting(_Options):
             server, by vLLM in the trainer's process, or by Transformers there.
         schedule: When rewards are worked out; see `RewardOptions.schedule`.
         parallel: Whether Gemini is asked for a whole batch at once, or one by one.
+        apart: Whether a service is asked from a process of its own.
         gpus: The GPU that each role holds, by index; on one GPU, they share it.
         recipe: Fields of GRPOConfig over the run's.
         completions: Completions a step, where not the run's.
         new_tokens: Tokens of each, likewise.
         reward_latency_s: Seconds of engine and judge together, likewise.
+        warmup_steps: Steps that do not count, likewise.
+        steps: Steps that do, likewise.
     """
 
     group: Annotated[str, Field(min_length=1)]
@@ -39,11 +42,14 @@ class Setting(_Options):
     reward: Literal["negative_length", "gemini", "qwen_server", "qwen_vllm", "qwen_transformers"]
     schedule: Literal["stock", "fused", "early", "ahead"] = "stock"
     parallel: bool = True
+    apart: bool = True
     gpus: dict[Place, Annotated[int, Field(ge=0)]] = {"trainer": 0}
     recipe: dict[str, Any] = {}
     completions: Annotated[int, Field(ge=2)] | None = None
     new_tokens: Annotated[int, Field(ge=1)] | None = None
     reward_latency_s: Annotated[float, Field(ge=0)] | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    steps: Annotated[int, Field(ge=2)] | None = None
 
     @property
     def gpus_wanted(self) -> int:
@@ -73,10 +79,9 @@ class CapacityOptions(_Options):
 
     Attributes:
         gpus: GPUs of one user.
+        gpu_memory_gib: Of one GPU; a setting whose measured peak is above it is not recommended.
         requests_per_minute: The API's limit, for all experiments together; None for none.
         tokens_per_minute: Likewise.
-        calls_a_rollout: Requests of engine and judge.
-        tokens_a_rollout: Tokens of both, in and out.
         price_per_1000_rollouts: US dollars; None where it is not known.
         budget: US dollars; None for no limit.
         steps: Steps of one experiment.
@@ -84,10 +89,9 @@ class CapacityOptions(_Options):
     """
 
     gpus: Annotated[int, Field(ge=1)] = 24
+    gpu_memory_gib: Annotated[float, Field(gt=0)] = 80.0
     requests_per_minute: Annotated[float, Field(gt=0)] | None = 4_000.0
     tokens_per_minute: Annotated[float, Field(gt=0)] | None = 4_000_000.0
-    calls_a_rollout: Annotated[float, Field(gt=0)] = 2.0
-    tokens_a_rollout: Annotated[float, Field(gt=0)] = 7_000.0
     price_per_1000_rollouts: Annotated[float, Field(ge=0)] | None = None
     budget: Annotated[float, Field(gt=0)] | None = None
     steps: Annotated[int, Field(ge=1)] = 500
@@ -102,13 +106,14 @@ class EfficiencyParams(NotebookParams):
         recorded: Folders of rows measured before, which are shown beside this run's.
         settings: What to measure, by name.
         only: Names of the settings to measure now; none for all.
+        reference: Name of the setting that every sitting measures first and last; empty for none.
         repeats: Measurements of each setting, interleaved.
         warmup_steps: Steps at the start that do not count.
         steps: Steps that do.
         completions: Completions a step.
         new_tokens: Tokens of each completion.
         natural_lengths: Let completions end where they end, up to `new_tokens`.
-        prompt_tokens: Longest prompt.
+        prompt_tokens: Of the policy's prompt, and of each page in an engine's.
         answer_tokens: Longest answer of the engine; with random weights, every answer's length.
         reward_latency_s: Seconds of engine and judge together, of the simulated Gemini.
         latency_sigma: Its spread: 0 for constant, else the sigma of a lognormal distribution.
@@ -127,6 +132,7 @@ class EfficiencyParams(NotebookParams):
     recorded: list[str]
     settings: Annotated[dict[Name, Setting], Field(strict=False)]
     only: list[str]
+    reference: str
     repeats: Annotated[int, Field(ge=1)]
     warmup_steps: Annotated[int, Field(ge=0)]
     steps: Annotated[int, Field(ge=2)]
@@ -148,8 +154,14 @@ class EfficiencyParams(NotebookParams):
 
     @property
     def chosen(self) -> dict[str, Setting]:
-        """The settings to measure now."""
-        return {n: s for n, s in self.settings.items() if not self.only or n in self.only}
+        """The settings to measure now, with the run's sizes where they name none of their own."""
+        sizes = ("completions", "new_tokens", "reward_latency_s", "warmup_steps", "steps")
+        found = {}
+        for name, setting in self.settings.items():
+            if not self.only or name in (*self.only, self.reference):
+                missing = [size for size in sizes if getattr(setting, size) is None]
+                found[name] = setting.model_copy(update={s: getattr(self, s) for s in missing})
+        return found
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -159,6 +171,11 @@ class EfficiencyParams(NotebookParams):
                     f"only={self.only!r}: {name!r} is no setting{nearest(name, self.settings)} "
                     f"Choose from {', '.join(self.settings)}"
                 )
+        if self.reference and self.reference not in self.settings:
+            raise ValueError(
+                f"reference={self.reference!r} is no setting"
+                f"{nearest(self.reference, self.settings)} Choose from {', '.join(self.settings)}"
+            )
         for name in self.random_weights:
             if name not in RANDOM_SHAPES:
                 raise ValueError(

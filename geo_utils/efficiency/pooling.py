@@ -16,9 +16,11 @@ ABLATION = "ablation"  # group of settings that change one thing at a time
 def pooled(rows: Sequence[Measurement]) -> list[Measurement]:
     """Put the repeats of each condition together, in order of first appearance.
 
-    The step time is the median over the steps of all repeats, with their quartiles; phases and
-    other figures are means over repeats. Repeats that did not end well are counted in `lost`,
-    and shown only where a condition has no other.
+    The step time is the median over the steps of all repeats, with their quartiles, and so are
+    the phases; other figures are means over repeats. Repeats that did not end well are counted
+    in `lost`, and shown only where a condition has no other. Rows of sittings that `placed` puts
+    on one bench are put together; for contrasts, which hold within a sitting, pass rows that
+    were not placed.
     """
     repeats: dict[Condition, list[Measurement]] = {}
     for row in rows:
@@ -73,7 +75,7 @@ def _together(group: Sequence[Measurement]) -> Measurement:
     low, high = np.percentile(steps, (25, 75))
     figures = ("engine_s", "judge_s", "abstained", "gpu_seconds_per_sample", "samples_per_s",
                "tokens_per_s", "energy_j_per_sample", "calls_per_1000", "cost_per_1000",
-               "new_tokens")  # fmt: skip
+               "new_tokens", "tokens_per_1000", "logp_difference", "startup_s")  # fmt: skip
     together: dict[str, Any] = {name: _mean([getattr(r, name) for r in good]) for name in figures}
     together |= {
         "repeats": len(good),
@@ -82,7 +84,7 @@ def _together(group: Sequence[Measurement]) -> Measurement:
         "step_s": float(np.median(steps)),
         "step_s_all": tuple(steps),
         "step_s_spread": (float(low), float(high)),
-        "phases": _mean_mapping([row.phases or {} for row in good]),
+        **_phases(good),
         "background": _mean_mapping([row.background or {} for row in good]) or None,
     }
     for name in ("peak_memory_gib", "gpu_utilisation"):
@@ -90,6 +92,22 @@ def _together(group: Sequence[Measurement]) -> Measurement:
         if lists and len({len(values) for values in lists}) == 1:
             together[name] = tuple(float(v) for v in np.max(lists, axis=0))
     return good[-1].model_copy(update=together)
+
+
+def _phases(good: Sequence[Measurement]) -> dict[str, Any]:
+    """Return medians over the steps of all repeats; means where one knows only its own."""
+    each = [row.phases_all for row in good if row.phases_all]
+    if len(each) < len(good):
+        return {"phases": _mean_mapping([row.phases or {} for row in good]), "phases_all": None}
+    names = dict.fromkeys(name for phases in each for name in phases)
+    steps = [len(row.step_s_all or ()) for row in good]
+    every = {
+        name: tuple(s for phases, n in zip(each, steps, strict=True)
+                    for s in phases.get(name, (0.0,) * n))
+        for name in names
+    }  # fmt: skip
+    medians = {name: float(np.median(values)) for name, values in every.items()}
+    return {"phases": medians, "phases_all": every}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

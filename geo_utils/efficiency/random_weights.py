@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from geo_utils.corpus import load_corpus
@@ -27,6 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4, "tie_word_embeddings": False,
     },
 }  # fmt: skip
+_DONE = "random_weights.json"
 _TRAINED = 12_000  # tokens that the tokenizer learns; the rest of the vocabulary are made-up words
 
 
@@ -58,15 +61,20 @@ def make_random_model(shape: str, folder: Path, texts: Iterable[str], seed: int 
     Returns:
         The folder.
     """
-    done = folder / "random_weights.json"  # written last
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == [shape, seed]:
+    if is_made(shape, folder, seed):
         return folder
     if shape == "small":
         make_small_policy(folder, texts, SmallModel(), seed)
     else:
         _make(SHAPES[shape], folder, texts, seed)
-    write_atomic(done, json.dumps([shape, seed]))
+    write_atomic(folder / _DONE, json.dumps([shape, seed]))  # last
     return folder
+
+
+def is_made(shape: str, folder: Path, seed: int = 0) -> bool:
+    """Tell whether a folder holds the whole model already."""
+    done = folder / _DONE
+    return done.is_file() and json.loads(done.read_text(encoding="utf-8")) == [shape, seed]
 
 
 def main(shape: str, folder: str) -> int:
@@ -82,9 +90,13 @@ def _make(shape: dict[str, Any], folder: Path, texts: Iterable[str], seed: int) 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     state = json.loads(byte_level_tokenizer(texts, _TRAINED).to_str())
-    vocabulary = state["model"]["vocab"]  # a random model writes any token: each has to be text
+    vocabulary = state["model"]["vocab"]
+    # A random model writes any token: each has to be text that is read as the same token again.
+    letters = product(ascii_lowercase, repeat=5)
     for number in range(len(vocabulary), shape["vocab_size"]):
-        vocabulary[f"\u0120w{number}"] = number
+        vocabulary[next(w for w in map("\u0120".__add__, map("".join, letters))
+                        if w not in vocabulary)] = number  # fmt: skip
+    state["model"]["ignore_merges"] = True  # else a made-up word would be spelt
     tokenizer = with_chat(Tokenizer.from_str(json.dumps(state)))
     config = AutoConfig.for_model(
         **shape, max_position_embeddings=40_960,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from geo_utils.cells import default_parameters
+from geo_utils.cluster.servers import free_port
 from geo_utils.efficiency.params import EfficiencyParams, Place, Setting
+from geo_utils.efficiency.random_weights import shape_name
 from geo_utils.files import project_root
 from geo_utils.parameter_errors import ParameterError
 
 _GROUP = 8  # completions of one prompt, and of one micro-batch, where the recipe names none
+_PATIENCE_S = 900.0  # a slow engine is measured, not cut off
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Placement:
         shared: Whether roles share one that the setting would keep apart.
         on_cpu: Whether no GPU is used.
         refused: Why the setting cannot be measured here.
+        lent: Whether the engine runs in the trainer's process.
     """
 
     of: dict[Place, int]
@@ -32,15 +37,15 @@ class Placement:
     shared: bool = False
     on_cpu: bool = False
     refused: str | None = None
+    lent: bool = False
 
     @property
     def visible(self) -> str:
         """What the trainer's process may see: its own GPU first, then one that it is lent."""
-        return "" if self.on_cpu else ",".join(map(str, dict.fromkeys(self._trainers)))
-
-    @property
-    def _trainers(self) -> list[int]:
-        return [self.of["trainer"], *([self.of["engine"]] if "engine" in self.of else [])]
+        if self.on_cpu:
+            return ""
+        gpus = [self.of["trainer"], *([self.of["engine"]] if self.lent else [])]
+        return ",".join(map(str, dict.fromkeys(gpus)))
 
 
 def place(setting: Setting, params: EfficiencyParams, present: Sequence[int]) -> Placement:
@@ -52,6 +57,7 @@ def place(setting: Setting, params: EfficiencyParams, present: Sequence[int]) ->
         present: Indices of the GPUs that may be used.
     """
     wanted = setting.gpus_wanted
+    lent = setting.reward in ("qwen_vllm", "qwen_transformers")
     if (params.recipe | setting.recipe).get("use_cpu"):
         if setting.policy != "transformers" or setting.reward.startswith("qwen"):
             return Placement({}, 0, on_cpu=True, refused="not run: needs a GPU")
@@ -62,14 +68,14 @@ def place(setting: Setting, params: EfficiencyParams, present: Sequence[int]) ->
         role: present[min(order[gpu], last)] for role, gpu in setting.gpus.items() if present
     }
     if len(present) >= wanted:
-        return Placement(of, wanted)
+        return Placement(of, wanted, lent=lent)
     needs = f"not run: needs {wanted} GPU{'s' if wanted > 1 else ''}, {len(present)} here"
     if not present or not params.share_gpus:
         return Placement({}, wanted, refused=needs)
     if of.get("policy") == of["trainer"]:
         why = "weights cannot be sent to a policy server on the trainer's own GPU"
         return Placement({}, wanted, refused=f"{needs}: {why}")
-    return Placement(of, len(set(of.values())), shared=True)
+    return Placement(of, len(set(of.values())), shared=True, lent=lent)
 
 
 def recipe(
@@ -96,13 +102,70 @@ def recipe(
         "cache_root": str(folder / "cache"), "method": "key_point",
         "model_name_or_path": models["policy"],
         "calls": {"max_concurrency": 1024 if setting.parallel else 1,
-                  "apart": setting.schedule in ("early", "ahead")},
-        "reward": {"funcs": [reward], "schedule": setting.schedule},
+                  "apart": bool(training_fields(setting, params)["apart"]),
+                  "timeout_s": _PATIENCE_S, "deadline_s": _PATIENCE_S},
+        "reward": {"funcs": [reward], "schedule": setting.schedule, "deadline_s": _PATIENCE_S},
         "data": {"max_prompt_tokens": params.prompt_tokens},
         "grpo_options": _grpo(setting, params, urls),
         **_roles(setting, placement, models, urls),
     }  # fmt: skip
     return values
+
+
+def training_fields(setting: Setting, params: EfficiencyParams) -> dict[str, Any]:
+    """Return what has to be equal among rows that are compared, for the row to record.
+
+    Returns:
+        `apart`, None where no service is asked; `micro_batch`, in completions; `checkpointing`;
+        `compiled`.
+    """
+    given = params.recipe | setting.recipe
+    size = setting.completions or params.completions
+    return {
+        "apart": setting.apart if setting.reward in ("gemini", "qwen_server") else None,
+        "micro_batch": given.get("per_device_train_batch_size", min(_GROUP, size)),
+        "checkpointing": bool(given.get("gradient_checkpointing", True)),
+        "compiled": bool(given.get("torch_compile", False)),
+    }
+
+
+def simulated(setting: Setting, params: EfficiencyParams) -> list[str]:
+    """Say what in a setting is not the real thing."""
+    known, models = params.random_weights, asked_models(setting, params).values()
+    random = [shape_name(model) for model in models if known and shape_name(model) in known]
+    found = [f"random weights of {shape}'s shape" for shape in random]
+    if setting.reward == "gemini" and not real_gemini(params):
+        found.append(f"Gemini: {call_latency(setting, params)} s a call")
+    return found
+
+
+def asked_models(setting: Setting, params: EfficiencyParams) -> dict[str, str]:
+    """Return the models that a setting needs on this machine, by role."""
+    engine = {"engine": params.engine_model} if setting.reward.startswith("qwen") else {}
+    return {"policy": params.policy_model} | engine
+
+
+def real_gemini(params: EfficiencyParams) -> bool:
+    """Tell whether Gemini's own service is asked."""
+    return params.gemini == "auto" and bool(os.environ.get("GEMINI_API_KEY"))
+
+
+def latency_s(setting: Setting, params: EfficiencyParams) -> float | None:
+    """Return the seconds of a simulated engine and judge together; None for any other reward."""
+    if setting.reward == "negative_length":
+        return 0.0
+    if setting.reward != "gemini" or real_gemini(params):
+        return None
+    own = setting.reward_latency_s
+    return params.reward_latency_s if own is None else own
+
+
+def call_latency(setting: Setting, params: EfficiencyParams) -> str:
+    """Return the look-alike's latency of one call."""
+    half = (latency_s(setting, params) or 0.0) / 2
+    if params.latency_sigma:
+        return f"lognormal:{half:g},{params.latency_sigma:g}"
+    return f"constant:{half:g}"
 
 
 def _roles(
@@ -136,7 +199,8 @@ def _grpo(setting: Setting, params: EfficiencyParams, urls: dict[str, str]) -> d
     given = params.recipe | setting.recipe
     size = setting.completions or params.completions
     tokens = setting.new_tokens or params.new_tokens
-    micro = given.get("per_device_train_batch_size", min(_GROUP, size))
+    micro = training_fields(setting, params)["micro_batch"]
+    warmup = params.warmup_steps if setting.warmup_steps is None else setting.warmup_steps
     if size % micro:
         raise ParameterError(
             f"completions={size} are no multiple of per_device_train_batch_size={micro}"
@@ -144,7 +208,7 @@ def _grpo(setting: Setting, params: EfficiencyParams, urls: dict[str, str]) -> d
     vllm = setting.policy != "transformers"
     drained = int(setting.schedule == "ahead")  # a step that does not count
     settings: dict[str, Any] = {
-        "max_steps": params.warmup_steps + params.steps + drained,
+        "max_steps": warmup + (setting.steps or params.steps) + drained,
         "num_generations": min(_GROUP, size), "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": size // micro, "max_completion_length": tokens,
         "learning_rate": 1e-6, "save_strategy": "no", "logging_steps": 1,
@@ -155,7 +219,7 @@ def _grpo(setting: Setting, params: EfficiencyParams, urls: dict[str, str]) -> d
     if vllm:
         settings |= {"use_vllm": True, "vllm_mode": setting.policy}
     if setting.policy == "server":
-        settings["vllm_server_base_url"] = urls["policy"]
+        settings |= {"vllm_server_base_url": urls["policy"], "vllm_group_port": free_port()}
     if setting.policy == "colocate":
         room = params.prompt_tokens + tokens + 64
         settings |= {"vllm_gpu_memory_utilization": 0.3, "vllm_max_model_length": room}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -219,7 +220,10 @@ def grpo_config(params: GrpoParams, folder: Path) -> Any:
     """
     from trl.trainer.grpo_config import GRPOConfig
 
-    loading = {"dtype": "float32" if params.grpo.get("use_cpu") else "bfloat16"}
+    on_cpu = bool(params.grpo.get("use_cpu"))
+    loading: dict[str, Any] = {"dtype": "float32" if on_cpu else "bfloat16"}
+    if not on_cpu:  # TRL's default spreads the policy over every GPU it sees, an engine's as well
+        loading["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
     settings: dict[str, Any] = {
         "chat_template_kwargs": {"enable_thinking": False},
         "reward_weights": params.reward.weights,

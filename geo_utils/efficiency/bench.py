@@ -1,0 +1,264 @@
+"""What measurements of one sitting share: GPU readings, servers that stay up, the next process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from geo_utils.cluster.servers import (
+    POLICY_OPTIONS,
+    ServerError,
+    free_port,
+    start_simulated_gemini,
+    start_vllm,
+    wait_until_up,
+)
+from geo_utils.cluster.supervisor import Supervised
+from geo_utils.efficiency.gpus import GpuWatch
+from geo_utils.efficiency.measure import NO_MEMORY
+from geo_utils.efficiency.params import EfficiencyParams, Setting
+from geo_utils.efficiency.random_weights import is_made, shape_name
+from geo_utils.efficiency.recipes import (
+    Placement,
+    asked_models,
+    call_latency,
+    real_gemini,
+    recipe,
+)
+from geo_utils.files import resolve_path, write_atomic
+
+_KEY = "simulated-key"
+_MEASURE, _RANDOM_WEIGHTS = "geo_utils.efficiency.measure", "geo_utils.efficiency.random_weights"
+_TAIL = 1500  # characters of a log that a row keeps
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One measurement to make.
+
+    Attributes:
+        name: Of the setting.
+        setting: The setting, its sizes filled in.
+        placement: Where its roles run here.
+        repeat: Number of the repeat.
+        reference: `first` or `last`, where it is the sitting's reference.
+    """
+
+    name: str
+    setting: Setting
+    placement: Placement
+    repeat: int
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that a setting needs; settings that need an equal one share it.
+
+    Attributes:
+        role: `policy`, `engine` or `gemini`.
+        model: What vLLM serves; the latency of a look-alike.
+        gpu: Its GPU; None for none.
+        options: Of `vllm serve`.
+    """
+
+    role: str
+    model: str
+    gpu: int | None = None
+    options: tuple[str, ...] = ()
+
+
+def servers_of(turn: Turn, params: EfficiencyParams) -> tuple[Server, ...]:
+    """Return the servers that a measurement needs."""
+    setting, of = turn.setting, turn.placement.of
+    found = []
+    if setting.policy == "server":
+        room = str(params.prompt_tokens + 1024)
+        policy = (*POLICY_OPTIONS, "--max-model-len", room, "--gpu-memory-utilization", "0.8")
+        found.append(Server("policy", params.policy_model, of["policy"], policy))
+    if setting.reward == "qwen_server":
+        alone = list(of.values()).count(of["engine"]) == 1
+        memory = "0.85" if alone else "0.3"
+        engine = ("--gpu-memory-utilization", memory, "--max-model-len", "16384")
+        found.append(Server("engine", params.engine_model, of["engine"], engine))
+    if setting.reward == "gemini" and not real_gemini(params):
+        found.append(Server("gemini", call_latency(setting, params)))
+    return tuple(found)
+
+
+class Bench:
+    """Makes measurements one after the other, for a `with` block that leaves nothing behind.
+
+    A server that the next measurement needs as well stays up. Where there are GPUs, the process
+    of the next measurement is started with the present one, so that its imports, which need no
+    GPU, are over when its turn comes.
+    """
+
+    def __init__(self, params: EfficiencyParams, work: Path) -> None:
+        """Name the folder for logs and specifications; nothing is started yet."""
+        self.params, self.work = params, work
+        self._stack = ExitStack()
+        self._up: dict[Server, tuple[Supervised, str]] = {}
+        self._started = 0
+        self._next: tuple[Turn, Supervised] | None = None
+        self._watch = GpuWatch()
+
+    def __enter__(self) -> Self:
+        """Begin to read the GPUs."""
+        self._stack.enter_context(self._watch)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take everything down."""
+        with self._stack:
+            if self._next:
+                self._next[1].stop()
+            self._keep(())
+
+    def measure(self, turn: Turn, following: Turn | None) -> dict[str, Any]:
+        """Return the measured fields of a row; what does not end well has its reason.
+
+        Args:
+            turn: What to measure.
+            following: What will be measured next.
+        """
+        began = time.monotonic()
+        until = began + self.params.timeout_s
+        folder, ready = self._folder(turn), self._next and self._next[0] == turn
+        program = self._next[1] if self._next and ready else self._process(turn)
+        self._next = None
+        try:
+            if following and not following.placement.on_cpu:
+                self._next = following, self._process(following)
+            result = self._result(turn, program, folder, until)
+        finally:
+            program.stop()
+        if result["status"] != "measured":  # a server may be in the midst of something
+            self._keep(())
+            result |= {"log_tail": program.tail(_TAIL)} | result
+        window = result.pop("window", None)
+        if window:
+            startup = time.monotonic() - began - result.pop("all_steps_s")
+            result |= {"startup_s": round(startup, 1)} | self._rates(result, turn, window)
+        return result
+
+    def _result(
+        self, turn: Turn, program: Supervised, folder: Path, until: float
+    ) -> dict[str, Any]:
+        setting, params = turn.setting, self.params
+        phase = "making random weights"
+        try:
+            models = self._models(setting)
+            phase = "starting its servers"
+            urls = self._serve(servers_of(turn, params), models, until)
+            values = recipe(setting, params, turn.placement, models, urls, folder)
+            spec = {"recipe": values, "warmup_steps": setting.warmup_steps,
+                    "answer_tokens": params.answer_tokens, "page_tokens": params.prompt_tokens,
+                    "same_length": not params.natural_lengths}  # fmt: skip
+            write_atomic(folder / "spec.json", json.dumps(spec))
+            phase = ""
+            program.wait(max(until - time.monotonic(), 1.0))
+        except subprocess.TimeoutExpired:
+            return self._lost("timed out", f"not done after {params.timeout_s:g} s", folder, phase)
+        except ServerError as error:
+            memory = any(sign in str(error).lower() for sign in NO_MEMORY)
+            status = "out of memory" if memory else "failed"
+            return self._lost(status, str(error)[-600:], folder, phase) | {"log_tail": error.log}
+        path = folder / "result.json"
+        if not path.is_file():
+            return self._lost("failed", f"ended with status {program.poll()}", folder, phase)
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if result["status"] != "measured":
+            return self._lost(result["status"], result["reason"], folder, phase)
+        return result
+
+    def _lost(self, status: str, reason: str, folder: Path, phase: str) -> dict[str, Any]:
+        phase = phase or (folder / "phase").read_text(encoding="utf-8")
+        return {"status": status, "phase": phase, "reason": f"{reason} (while {phase})"}
+
+    def _folder(self, turn: Turn) -> Path:
+        return self.work / f"{turn.name}-{turn.repeat}"
+
+    def _process(self, turn: Turn) -> Supervised:
+        """Start the process of a measurement; it waits for its specification."""
+        folder = self._folder(turn)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_atomic(folder / "phase", "starting the process")
+        env = {"CUDA_VISIBLE_DEVICES": turn.placement.visible, "GEO_UTILS_MEASURE": turn.name,
+               "MASTER_PORT": str(free_port())}  # fmt: skip # another sweep may run beside it
+        env |= {} if real_gemini(self.params) else {"GEMINI_API_KEY": _KEY}
+        return Supervised([sys.executable, "-m", _MEASURE, str(folder)], folder / "log.txt", env)
+
+    def _models(self, setting: Setting) -> dict[str, str]:
+        """Return policy and engine model, made with random weights where that is asked for."""
+        found = {}
+        for role, model in asked_models(setting, self.params).items():
+            if self.params.random_weights and shape_name(model) in self.params.random_weights:
+                shape = shape_name(model)
+                folder = resolve_path(self.params.output_root) / "random_weights" / shape
+                if not is_made(shape, folder):  # in a process of its own: its GPU is free again
+                    command = [sys.executable, "-m", _RANDOM_WEIGHTS, shape, str(folder)]
+                    subprocess.run(command, check=True)
+                model = str(folder)
+            found[role] = model
+        return found
+
+    def _serve(
+        self, wanted: Sequence[Server], models: dict[str, str], until: float
+    ) -> dict[str, str]:
+        """Return the servers' addresses, those up that are not up yet; take down all others."""
+        self._keep(wanted)
+        for server in self._up:
+            if server.gpu is not None:  # what the last setting asked is not to be found there
+                url = f"{self._up[server][1]}/reset_prefix_cache"
+                urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=60)
+        fresh = [server for server in wanted if server not in self._up]
+        for server in fresh:
+            self._started += 1
+            log = self.work / "servers" / f"{self._started}-{server.role}.txt"
+            if server.gpu is None:
+                self._up[server] = start_simulated_gemini(server.model, _KEY, log)
+            else:
+                model = models[server.role]
+                self._up[server] = start_vllm(model, server.gpu, log, server.options)
+        for server in fresh:
+            program, url = self._up[server]
+            at = f"{url}/v1/models" if server.gpu is None else f"{url}/health"
+            name = f"{server.role} server ({server.model})"
+            wait_until_up(program, at, name, max(until - time.monotonic(), 1.0))
+        return {server.role: self._up[server][1] for server in wanted}
+
+    def _keep(self, wanted: Sequence[Server]) -> None:
+        """Take down every server that is not wanted."""
+        for server in [server for server in self._up if server not in wanted]:
+            self._up.pop(server)[0].stop()
+
+    def _rates(self, result: dict[str, Any], turn: Turn, window: Sequence[float]) -> dict[str, Any]:
+        """Return throughput, and what the GPUs did while the counted steps ran."""
+        step, size, held = result["step_s"], turn.setting.completions or 1, turn.placement.gpus
+        gpus = sorted(set(turn.placement.of.values()))
+        seen = {} if turn.placement.on_cpu else self._watch.between(window[0], window[1], gpus)
+        energy = seen.get("energy_j")
+        return {
+            "samples_per_s": size / step, "tokens_per_s": size * result["new_tokens"] / step,
+            "gpu_seconds_per_sample": held * step / size if held else None,
+            "peak_memory_gib": seen.get("peak_memory_gib"),
+            "gpu_utilisation": seen.get("utilisation"),
+            "energy_j_per_sample": sum(energy) / (result["steps"] * size) if energy else None,
+        }  # fmt: skip
