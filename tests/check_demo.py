@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from statistics import mean
 
 root = Path(__file__).resolve().parent.parent / "outputs"
 
@@ -15,7 +14,10 @@ def newest(notebook: str) -> Path:
 
 lines = (newest("01_efficiency") / "rows.jsonl").read_text(encoding="utf-8").splitlines()
 rows = [json.loads(line) for line in lines]
-covered = {row["setting"]: sum(row["phases"].values()) / mean(row["step_s_all"]) for row in rows}
+covered = {
+    row["setting"]: sum(map(sum, row["phases_all"].values())) / sum(row["step_s_all"])
+    for row in rows
+}
 if len(covered) != 5 or any(abs(share - 1) > 0.02 for share in covered.values()):
     sys.exit(f"the phases' sum over the step: {covered}")
 asked = {row["setting"]: row["calls_per_1000"] for row in rows if row["reward"] == "gemini"}

@@ -98,7 +98,7 @@ class TestServers:
         monkeypatch.setattr(bench_module, "start_vllm", start)
         with (
             Bench(parameters(tmp_path), tmp_path) as bench,
-            pytest.raises(ServerError, match="policy server .* status 3: CUDA out of memory") as e,
+            pytest.raises(ServerError, match=r"policy server .* status 3: CUDA out of memory") as e,
         ):
             bench._serve((POLICY,), MODELS, far())
         assert "CUDA out of memory" in e.value.log
@@ -122,7 +122,8 @@ class TestServers:
         script = tmp_path / "stand_in.py"
         script.write_text(textwrap.dedent(STAND_IN))
         sitting = tmp_path / "sitting.py"
-        sitting.write_text(textwrap.dedent(f"""
+        sitting.write_text(
+            textwrap.dedent(f"""
             import json, signal, sys, time
             from pathlib import Path
             from geo_utils.cluster.servers import free_port
@@ -142,7 +143,8 @@ class TestServers:
                 made._serve((server,), {{"policy": "P"}}, time.monotonic() + 60)
                 print("up", flush=True)
                 time.sleep(600)
-        """))
+        """)
+        )
         environment = {**os.environ, "BENCH_OF_TEST": str(tmp_path)}
         process = subprocess.Popen([sys.executable, str(sitting)], cwd=PROJECT, env=environment,
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
@@ -168,19 +170,20 @@ def alive(mark):
     return found
 
 
-class TestOrder:
-    SETTINGS = {
-        "none": {"policy": "colocate", "reward": "negative_length"},
-        "served": {"policy": "server", "reward": "negative_length", "gpus": TWO},
-        "asked": {"policy": "colocate", "reward": "qwen_server", "gpus": APART},
-        "served_gemini": {"policy": "server", "reward": "gemini", "gpus": TWO},
-        "three": {"policy": "server", "reward": "qwen_server",
-                  "gpus": {"trainer": 0, "policy": 1, "engine": 2}},
-        "gemini": {"policy": "colocate", "reward": "gemini"},
-    }  # fmt: skip
+SETTINGS = {
+    "none": {"policy": "colocate", "reward": "negative_length"},
+    "served": {"policy": "server", "reward": "negative_length", "gpus": TWO},
+    "asked": {"policy": "colocate", "reward": "qwen_server", "gpus": APART},
+    "served_gemini": {"policy": "server", "reward": "gemini", "gpus": TWO},
+    "three": {"policy": "server", "reward": "qwen_server",
+              "gpus": {"trainer": 0, "policy": 1, "engine": 2}},
+    "gemini": {"policy": "colocate", "reward": "gemini"},
+}  # fmt: skip
 
+
+class TestOrder:
     def turns(self, tmp_path, made=(), present=(0, 1), **changes):
-        settings = {name: {"group": "g"} | given for name, given in self.SETTINGS.items()}
+        settings = {name: {"group": "g"} | given for name, given in SETTINGS.items()}
         params = parameters(tmp_path, recipe={}, settings=settings, **changes)
         return [(t.name, t.repeat, t.reference) for t in turns(params, made, present)]
 

@@ -15,7 +15,7 @@ from geo_utils.efficiency.gpus import GpuWatch, Reading, parse, visible_gpus
 from geo_utils.efficiency.measure import measure
 from geo_utils.efficiency.params import EfficiencyParams, Setting
 from geo_utils.efficiency.random_weights import SHAPES, shape_name
-from geo_utils.efficiency.recipes import Placement, place, recipe
+from geo_utils.efficiency.recipes import Placement, place, recipe, training_fields
 from geo_utils.efficiency.sweep import sweep
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
@@ -78,6 +78,12 @@ class TestPlaces:
     def test_roles_get_their_gpus(self, tmp_path, given, present, share, of, gpus, shared):
         found = place(given, parameters(tmp_path, recipe={}, share_gpus=share), range(present))
         assert (found.of, found.gpus, found.shared, found.refused) == (of, gpus, shared, None)
+        assert not found.lent
+
+    @pytest.mark.parametrize("reward", ["qwen_vllm", "qwen_transformers"])
+    def test_an_engine_in_the_trainer_s_process_lends_it_its_gpu(self, tmp_path, reward):
+        params = parameters(tmp_path, recipe={})
+        assert place(setting("colocate", reward, gpus=APART), params, [3, 5]).visible == "3,5"
 
     @pytest.mark.parametrize(
         ("given", "present", "share", "reason"),
@@ -102,8 +108,9 @@ class TestPlaces:
         assert place(setting("colocate"), params, range(8)).refused == "not run: needs a GPU"
 
     def test_a_second_model_in_the_trainer_s_process_sees_its_own_gpu_as_the_second(self):
-        far = Placement({"trainer": 2, "engine": 0}, 2)
+        far = Placement({"trainer": 2, "engine": 0}, 2, lent=True)
         assert far.visible == "2,0"
+        assert Placement({"trainer": 2, "engine": 0}, 2).visible == "2"  # the engine is a server
         assert Placement({"trainer": 0, "policy": 1}, 2).visible == "0"
         assert Placement({}, 0, on_cpu=True).visible == ""
 
@@ -151,12 +158,17 @@ class TestRecipes:
 
     def test_one_by_one_is_one_call_at_a_time(self, tmp_path):
         calls = self.recipe(tmp_path, setting(reward="gemini", parallel=False))["calls"]
-        assert calls == {"max_concurrency": 1, "apart": False}
+        assert calls["max_concurrency"] == 1
 
     @pytest.mark.parametrize("schedule", ["stock", "fused", "early", "ahead"])
-    def test_what_runs_beside_the_training_is_asked_apart(self, tmp_path, schedule):
-        calls = self.recipe(tmp_path, setting(reward="gemini", schedule=schedule))["calls"]
-        assert calls["apart"] == (schedule in ("early", "ahead"))
+    @pytest.mark.parametrize("apart", [True, False])
+    def test_a_service_is_asked_apart_under_every_schedule_alike(self, tmp_path, schedule, apart):
+        given = setting(reward="gemini", schedule=schedule, apart=apart)
+        assert self.recipe(tmp_path, given)["calls"]["apart"] is apart
+        assert training_fields(given, parameters(tmp_path)) == {
+            "apart": apart, "micro_batch": 4, "checkpointing": False, "compiled": False,
+        }  # fmt: skip
+        assert training_fields(setting(), parameters(tmp_path))["apart"] is None
 
     def test_an_engine_in_the_trainer_s_process_names_its_gpu(self, tmp_path):
         given = setting(reward="qwen_transformers", gpus=APART)
@@ -257,6 +269,11 @@ class TestSweep:
             "Gemini: constant:0.1 s a call",
         ]
         assert row["calls_per_1000"] == 1000 * 2  # an engine and a judge call a completion
+        sent = [sum(row["tokens_a_call"][role]) for role in ("engine", "judge")]
+        assert row["tokens_per_1000"] == pytest.approx(1000 * sum(sent), rel=0.01)
+        assert (row["apart"], row["micro_batch"], row["compiled"]) == (True, 4, False)
+        each = row["phases_all"].values()
+        assert all(len(seconds) == 2 for seconds in each) and row["startup_s"] > 0
         assert row["gpus"] == 0 and row["gpu_seconds_per_sample"] is None
         assert row["phases"]["reward"] >= 0.2 and row["abstained"] == 0
         assert 0.1 <= row["engine_s"] <= row["phases"]["reward"] and row["judge_s"] >= 0.09
@@ -312,7 +329,8 @@ class TestSweep:
         folder.parent.mkdir(parents=True)
         folder.symlink_to(Path(swept[0].output_root) / "random_weights")
         (row,) = sweep(params, Run(Path(params.output_root) / "run"))
-        assert row["status"] == "timed out" and row["reason"] == "not done after 0.5 s"
+        assert row["status"] == "timed out" and row["phase"]
+        assert row["reason"] == f"not done after 0.5 s (while {row['phase']})"
         assert not measuring(among=str(tmp_path))
 
 
@@ -326,8 +344,12 @@ def test_a_model_whose_answers_are_all_cut_off_is_asked_once(swept, tmp_path):
     values = recipe(given, params, placement, models, urls, tmp_path)
     values |= {"engine": "transformers", "judge": "transformers", "servers": {}}
     values["grpo_options"]["max_steps"] = 6  # a training ends after 5 batches without a score
-    spec = {"recipe": values, "warmup_steps": 1, "answer_tokens": 4, "same_length": True}
-    result = measure(spec)
+    spec = {"recipe": values, "warmup_steps": 1, "answer_tokens": 4, "page_tokens": 200,
+            "same_length": True}  # fmt: skip
+    result = measure(spec, tmp_path)
+    tokens_in, tokens_out = result["tokens_a_call"]["engine"]
+    assert tokens_in > 5 * 200 and tokens_out == 4
+    assert (tmp_path / "phase").read_text() == "step 6 of 6"
     assert result["calls_per_1000"] == 1000 * 2 and result["abstained"] == 0
     assert result["engine_s"] > 0 and result["judge_s"] > 0
 

@@ -1,4 +1,4 @@
-"""What the repository promises about itself: floors, sizes, pins, stripped notebooks."""
+"""What the repository promises about itself: floors, pins, stripped notebooks."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ FLOORS = [
     "analyses.options studies studies.options meeting meeting.params meeting.records",
     "text lexical rows corpus citations visibility statistics prompts arrangement fidelity lint "
     "key_points studies.group_variance efficiency.measurements efficiency.bounds "
-    "efficiency.capacity efficiency.pooling efficiency.contrasts",
+    "efficiency.capacity efficiency.pooling efficiency.contrasts efficiency.sittings",
     "models models.apart models.base models.batching models.cache models.caller models.gemini "
     "models.limits models.openai_server models.planner models.prices models.slots models.usage "
     "models.transformers_local models.vllm_local models.weights",
@@ -35,7 +35,7 @@ FLOORS = [
     "training.comparison training.phases training.streaming training.unpadded "
     "training.overlapped_trainer "
     "cluster.servers efficiency.random_weights efficiency.gpus efficiency.recipes "
-    "efficiency.measure efficiency.sweep",
+    "efficiency.measure efficiency.bench efficiency.sweep",
     # The look-alike is a program that answers through the roles; nothing imports it.
     "tables plots view report run slurm cluster.tasks cluster.folder cluster.state cluster.task "
     "training.plots training.rollout_view efficiency.text "
@@ -79,25 +79,13 @@ def test_no_module_imports_itself_round_a_corner():
         assert start not in reached, f"{start} imports itself through others"
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_sizes(name):
-    text = MODULES[name].read_text()
-    assert len(text.splitlines()) <= 300
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < 60, node.name
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_limits(path):
+def test_notebooks_are_stripped_and_can_be_slides(path):
     cells = nbformat.read(path, as_version=4).cells
-    assert len(cells) <= 40
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert "parameters" in code[0].metadata.tags
     for cell in code:
         assert not cell.outputs and cell.execution_count is None
-        assert len(cell.source.splitlines()) <= 25
-        assert not re.search(r"^\s*(def|class|if|for|while|try)\b", cell.source, re.MULTILINE)
     for cell in cells:
         assert cell.metadata.slideshow.slide_type in ("slide", "subslide", "-", "skip", "notes")
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import json
+import random
 import time
 from types import SimpleNamespace
 
@@ -12,7 +14,9 @@ from tiny_model import make_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from geo_utils.corpus import load_corpus
-from geo_utils.efficiency.measure import _unequal, prompts
+from geo_utils.efficiency import random_weights
+from geo_utils.efficiency.measure import Resize, _AnyReply, _unequal, prompts, work_examples
+from geo_utils.efficiency.random_weights import SHAPES
 from geo_utils.models import simulated_gemini
 from geo_utils.notebooks import read_parameters
 from geo_utils.training.checkpoints import free_memory
@@ -87,8 +91,9 @@ def test_fixed_work_pads_nothing(folder, same):
     params = read_parameters("04_grpo", "smoke")[2]
     data = params.data.model_copy(update={"max_prompt_tokens": 1500})
     params = params.model_copy(update={"data": data})
-    rows, mean = prompts(params, load_corpus("sample", limit=6), str(folder), same)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    examples = work_examples(load_corpus("sample", limit=6), Resize(tokenizer, 1600))
+    rows, mean = prompts(params, examples, str(folder), same)
     lengths = {
         len(tokenizer.apply_chat_template(
             row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"])
@@ -97,6 +102,52 @@ def test_fixed_work_pads_nothing(folder, same):
     filler = len(tokenizer(" and")["input_ids"])
     assert max(lengths) <= 1500 and (mean > 1500 - filler) == same
     assert (max(lengths) - min(lengths) < filler) == same
+
+
+class TestWork:
+    """An engine's prompt is as large as the study's: five pages of full size, none seen before."""
+
+    def test_pages_have_the_size_that_is_asked_for(self, folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        for tokens in (50, 2_000, 40_000):  # cut, and filled up
+            resize = Resize(tokenizer, tokens)
+            for page in ("# Tides\n\nTwo a day, in most places. ", "é" * 9000, " and" * 8000):
+                count = len(tokenizer(resize(page), add_special_tokens=False)["input_ids"])
+                assert count == pytest.approx(tokens, abs=4)
+
+    def test_each_key_point_has_pages_of_its_own(self, folder):
+        resize = Resize(AutoTokenizer.from_pretrained(folder), 700)
+        corpus = load_corpus("sample", limit=3)
+        examples = work_examples(corpus, resize)
+        assert len(examples) == sum(len(e.key_points) for e in corpus)
+        assert len({example.query_id for example in examples}) == len(examples)
+        beginnings = [page[:40] for example in examples for page in example.sources]
+        assert len(beginnings) == len(set(beginnings)) == 5 * len(examples)
+
+    def test_a_reply_becomes_a_page_of_that_size(self, folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        resize = Resize(tokenizer, 300)
+        (example, *_) = work_examples(load_corpus("sample", limit=1), resize)
+        task = _AnyReply("key_point", resize=resize)
+        for reply in ("A short page.", "tide " * 900, ""):
+            page = task.page(reply, example, example.key_points[0]).text
+            count = len(tokenizer(page, add_special_tokens=False)["input_ids"])
+            assert count == pytest.approx(300, abs=4)
+            assert not reply or page.startswith(reply[:10])
+
+
+def test_words_that_a_random_model_makes_up_are_read_as_the_same_tokens(tmp_path):
+    """Else its rewritten page, and an answer in a judge's prompt, would grow fivefold."""
+    tiny = SHAPES["Qwen3-1.7B"] | {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 30_000,
+    }  # fmt: skip
+    texts = [page for example in load_corpus("sample", limit=5) for page in example.sources]
+    random_weights._make(tiny, tmp_path, texts, 0)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    learned = len(json.loads((tmp_path / "tokenizer.json").read_text())["model"]["merges"])
+    made_up = random.Random(0).sample(range(learned + 300, 30_000), 400)
+    assert tokenizer(tokenizer.decode(made_up))["input_ids"] == made_up
 
 
 def test_rewards_of_a_group_differ_and_an_abstention_stays_one():

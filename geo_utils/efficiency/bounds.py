@@ -15,7 +15,6 @@ on one GPU add up. A measurement below its bound shows where that does not hold.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Literal
 
 from geo_utils.efficiency.measurements import TRAIN_PHASES, Measurement
@@ -58,7 +57,8 @@ class Bounds:
         streaming: On policy, rewards begun as completions are written.
         ahead: One step off policy: the next batch is generated and judged meanwhile.
         own: The one for the row's schedule.
-        ratio: Mean measured step over `own`, which is made of means as well.
+        ratio: Measured step over `own`; None where that is nothing but the sum of the row's own
+            phases.
         reward_ratio: Reward phase over its floor, where it is waited for and has a stated
             latency; else None.
     """
@@ -67,11 +67,13 @@ class Bounds:
     streaming: float
     ahead: float
     own: float
-    ratio: float
+    ratio: float | None
     reward_ratio: float | None
 
 
-def reward_floor(row: Measurement, latency_s: float | None = None) -> float | None:
+def reward_floor(
+    row: Measurement, latency_s: float | None = None, parallel: bool | None = None
+) -> float | None:
     """Return the least seconds that a batch's rewards take at a stated latency.
 
     That is the latency where all are asked for at once, and the sum of all where one follows the
@@ -81,14 +83,16 @@ def reward_floor(row: Measurement, latency_s: float | None = None) -> float | No
     Args:
         row: A measurement.
         latency_s: Another latency than the row's.
+        parallel: Whether all are asked for at once, where not as the row's.
     """
     latency = row.reward_latency_s if latency_s is None else latency_s
     if row.reward != "gemini" or latency is None:
         return None
-    return latency if row.parallel else latency * (row.completions or 1)
+    at_once = row.parallel if parallel is None else parallel
+    return latency if at_once else latency * (row.completions or 1)
 
 
-def parts(row: Measurement, latency_s: float | None = None) -> Parts:
+def parts(row: Measurement, latency_s: float | None = None, parallel: bool | None = None) -> Parts:
     """Return the parts of a measured step.
 
     The reward's part is its floor where the latency is stated. Else it is the time in which
@@ -98,8 +102,9 @@ def parts(row: Measurement, latency_s: float | None = None) -> Parts:
     Args:
         row: A measurement with phases.
         latency_s: Take this latency of the reward instead of the row's own.
+        parallel: Take all rewards as asked for at once, or one by one.
     """
-    floor = reward_floor(row, latency_s)
+    floor = reward_floor(row, latency_s, parallel)
     asked = None if row.engine_s is None else row.engine_s + (row.judge_s or 0.0)
     reward = floor if floor is not None else (asked or row.part("reward"))
     latency = row.reward_latency_s if latency_s is None else latency_s
@@ -175,14 +180,14 @@ def bounds(row: Measurement) -> Bounds:
     found = all_bounds(p, row)
     own = found[REGIME[row.schedule]]
     floor = reward_floor(row)
-    waited = REGIME[row.schedule] == "synchronous" and bool(floor)
+    alone = REGIME[row.schedule] == "synchronous"
     return Bounds(
         synchronous=found["synchronous"],
         streaming=found["streaming"],
         ahead=found["ahead"],
         own=own,
-        ratio=fmean(row.step_s_all or (row.seconds,)) / own if own else float("nan"),
-        reward_ratio=(row.phases or {}).get("reward", 0.0) / floor if waited and floor else None,
+        ratio=row.typical_s / own if own and not alone else None,
+        reward_ratio=(row.phases or {}).get("reward", 0.0) / floor if alone and floor else None,
     )
 
 
@@ -195,8 +200,8 @@ def all_bounds(p: Parts, row: Measurement) -> dict[Regime, float]:
     }
 
 
-def predicted_step(row: Measurement, latency_s: float) -> float:
-    """Predict a row's step time at another latency of its reward.
+def predicted_step(row: Measurement, latency_s: float, parallel: bool | None = None) -> float:
+    """Predict a row's step time at another latency of its reward, or asked in another way.
 
     It is the bound of the row's schedule at that latency, and what the measurement took above its
     own bound. A row whose reward has no stated latency keeps its measured time.
@@ -204,8 +209,9 @@ def predicted_step(row: Measurement, latency_s: float) -> float:
     if reward_floor(row) is None:
         return row.seconds
     regime = REGIME[row.schedule]
-    then, now = (all_bounds(parts(row, at), row)[regime] for at in (latency_s, None))
-    return row.seconds + then - now
+    asked = row if parallel is None else row.model_copy(update={"parallel": parallel})
+    then = all_bounds(parts(row, latency_s, parallel), asked)[regime]
+    return row.seconds + then - all_bounds(parts(row), row)[regime]
 
 
 def _model_engine(row: Measurement) -> bool:

@@ -13,8 +13,7 @@ from geo_utils.efficiency.bounds import predicted_step
 from geo_utils.efficiency.measurements import Measurement
 from geo_utils.efficiency.params import CapacityOptions
 from geo_utils.efficiency.pooling import of_work, works
-
-SAME = 1.05  # steps of two measurements of one setting may differ by so much
+from geo_utils.efficiency.sittings import SAME
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Plan:
         step_gpu_s: GPU-seconds of a step that no limit slows down.
         at_once: Experiments at a time that do not slow each other down; 0 where one does not fit.
             One that the API's limit slows down even alone is 1.
-        binds: What keeps it from more: `GPUs`, `requests` or `tokens`.
+        binds: What keeps it from more: `GPUs`, `requests`, `tokens`, or the `memory` of one GPU.
         slowed: Whether one experiment alone is slowed down by the API's limit.
         hours: Of one experiment.
         per_day: Experiments a day, with as many side by side as the GPUs hold; where the API's
@@ -70,18 +69,17 @@ def plan_setting(
             measured one.
     """
     step_s = row.seconds if latency_s is None else predicted_step(row, latency_s)
-    rollouts, gpus = row.completions or 1, max(row.gpus, 1)
+    gpus = max(row.gpus, 1)
     room = {"GPUs": options.gpus / gpus}
-    if uses_api(row):
-        needs = {
-            "requests": (options.requests_per_minute, options.calls_a_rollout),
-            "tokens": (options.tokens_per_minute, options.tokens_a_rollout),
-        }
-        rate = rollouts * 60 / step_s
-        room |= {name: limit / (rate * each) for name, (limit, each) in needs.items() if limit}
+    limits = {"requests": options.requests_per_minute, "tokens": options.tokens_per_minute}
+    for name, asked in asked_per_minute(row, step_s).items():
+        if limit := limits[name]:
+            room[name] = limit / asked
     api = min((share for name, share in room.items() if name != "GPUs"), default=math.inf)
     binds = min(room, key=lambda name: _whole(room[name]))
     held, hours = _whole(room["GPUs"]), options.steps * step_s / 3600
+    if row.needed_gib is not None and row.needed_gib > options.gpu_memory_gib:
+        held, binds = 0, "memory"
     slowed = hours / min(api, 1.0)
     cost = _cost(row, options)
     return Plan(
@@ -91,6 +89,49 @@ def plan_setting(
         per_day=min(held, api) * 24 / hours, sweep_hours=_sweep_hours(hours, held, api, options),
         gpu_hours=slowed * gpus, cost=cost, affordable=_affordable(cost, options),
     )  # fmt: skip
+
+
+def asked_per_minute(row: Measurement, step_s: float) -> dict[str, float]:
+    """Return the requests and tokens that one experiment asks of a service in a minute.
+
+    They are those that the row's measurement really sent; empty for a setting that asks none.
+
+    Args:
+        row: A row that knows what it sent.
+        step_s: Seconds per step.
+    """
+    if not uses_api(row):
+        return {}
+    sent = {"requests": row.calls_per_1000, "tokens": row.tokens_per_1000}
+    rate = (row.completions or 1) * 60 / step_s
+    return {name: rate * each / 1000 for name, each in sent.items() if each}
+
+
+def limits_for(row: Measurement, count: int) -> dict[str, tuple[float, float]]:
+    """Return the limits per minute under which so many experiments run and one more would not.
+
+    Args:
+        row: A row that asks a service, and knows what it sent.
+        count: Experiments side by side.
+
+    Returns:
+        `requests` and `tokens`, each from the first limit that carries `count` of them to the
+        first that carries one more.
+    """
+    asked = asked_per_minute(row, row.seconds)
+    return {name: (count * each, (count + 1) * each) for name, each in asked.items()}
+
+
+def knows_its_calls(row: Measurement, options: CapacityOptions) -> bool:
+    """Return whether a row can be held against the API's limits; rows of an earlier harness cannot.
+
+    Args:
+        row: A measured row.
+        options: The limits.
+    """
+    limits = {"requests": options.requests_per_minute, "tokens": options.tokens_per_minute}
+    needed = {name for name, limit in limits.items() if limit}
+    return not uses_api(row) or needed <= set(asked_per_minute(row, row.seconds))
 
 
 def uses_api(row: Measurement) -> bool:
@@ -121,14 +162,15 @@ def planned_work(results: Sequence[Measurement]) -> list[Measurement]:
 def plan(
     rows: Sequence[Measurement], options: CapacityOptions, latency_s: float | None = None
 ) -> list[Plan]:
-    """Plan every measured setting that has an engine.
+    """Plan every measured setting that has an engine, and whose calls are known.
 
     Args:
         rows: Measured with the same work, one a setting.
         options: What there is.
         latency_s: As of `plan_setting`.
     """
-    return [plan_setting(row, options, latency_s) for row in rewarded(rows)]
+    known = [row for row in rewarded(rows) if knows_its_calls(row, options)]
+    return [plan_setting(row, options, latency_s) for row in known]
 
 
 def urgent(plans: Sequence[Plan]) -> Plan | None:

@@ -188,6 +188,25 @@ class Measurement(BaseModel):
         return float("nan") if self.step_s is None else self.step_s
 
     @property
+    def typical_s(self) -> float:
+        """Seconds per step as the phases are given: median, or mean with an earlier harness."""
+        if self.phases_all is None and self.step_s_all:
+            return sum(self.step_s_all) / len(self.step_s_all)
+        return self.seconds
+
+    @property
+    def needed_gib(self) -> float | None:
+        """The most memory of one GPU that the setting needs.
+
+        A vLLM server that has a GPU to itself takes the share of it that it is told to, whatever
+        the GPU's size, and does not count.
+        """
+        peaks = self.peak_memory_gib
+        if not peaks:
+            return None
+        return max(peaks) if self.reward == "qwen_transformers" else peaks[0]
+
+    @property
     def work(self) -> Work:
         """Bench, device, completions, tokens, natural lengths, tokens of a prompt: what compares.
 

@@ -15,12 +15,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from geo_utils.efficiency.bounds import bounds, predicted_step, reward_floor
 from geo_utils.efficiency.capacity import changes, over_latency, over_limits, planned_work
-from geo_utils.efficiency.contrasts import against_no_latency
+from geo_utils.efficiency.contrasts import against_no_latency, study_contrasts
 from geo_utils.efficiency.measurements import PHASES, Measurement
 from geo_utils.efficiency.params import CapacityOptions
 from geo_utils.efficiency.pooling import compared, of_work, works
 from geo_utils.efficiency.tables import SLIDE_ROWS, main_rows
 from geo_utils.efficiency.text import count, named, plan_basis, seconds, source, work_name
+from geo_utils.efficiency.words import vllm_gains
 from geo_utils.training.plots import finished
 
 LATENCIES = tuple(float(s) for s in np.linspace(0, 20, 81))
@@ -48,16 +49,97 @@ def step_figure(results: Sequence[Measurement], place: int = 0) -> Figure:
     every = of_work(results, found[0])
     rows = compared(every, SLIDE_ROWS)
     best, slow = rows[0], rows[-1]
-    title = f"{work_name(best)}: {named(best.setting)} is fastest, {best.seconds:.1f} s a step"
+    title = f"{work_name(best)}: {named(best.setting)} is fastest, {best.seconds:.1f} s per step"
     if slow is not best:
         title += f"; {named(slow.setting)} takes {slow.seconds / best.seconds:.1f} times as long"
     figure, (axes,) = _canvas(0.42 * len(rows) + 3.0, 1)
     _stacked(axes, rows)
-    axes.set_xlabel("seconds a step of the main thread, by phase; line: the least by its own parts")
+    axes.set_xlabel(
+        "seconds per step of the main thread, by phase; line: the least by its own parts"
+    )
     handles = [Rectangle((0, 0), 1, 1, color=_PHASE_COLOURS[phase]) for phase in PHASES]
     figure.legend(handles, PHASES, frameon=False, fontsize=14, loc="outside right center")
     shown = f"{len(rows)} of {len(every)} settings: the fastest and the slowest. "
     return finished(figure, title, shown * (len(rows) < len(every)) + _basis(rows, results))
+
+
+def contrast_figure(results: Sequence[Measurement], most: int = 14) -> Figure:
+    """Draw what each of the study's changes gains: how many times as fast a step is.
+
+    Args:
+        results: Put together by `pooling.pooled` within each sitting.
+        most: Rows at most; those whose interval is furthest from 1 go first.
+    """
+    every = study_contrasts(results)
+    kept = sorted(every, key=lambda found: -abs(np.log(found[1].ratio)))[:most]
+    if not kept:
+        return _nothing("No two settings of one sitting differ in one thing alone")
+    kept.sort(key=lambda found: found[1].ratio)
+    name, best = kept[0]
+    title = f"{name[:1].upper()}{name[1:]}: a step is {1 / best.ratio:.1f} times as fast"
+    slow = [found for found in kept if found[1].low > 1]
+    if slow:
+        title += f"; {slow[-1][0]}: {slow[-1][1].ratio:.2f} times as long"
+    figure, (axes,) = _canvas(0.62 * len(kept) + 2.6, 1)
+    for y, (_, c) in enumerate(kept):
+        axes.plot((1 / c.high, 1 / c.low), (y, y), color="#1f4e9c", linewidth=4, alpha=0.5)
+        axes.plot(1 / c.ratio, y, "o", color="#1f4e9c", markersize=10)
+        text = f"  {1 / c.ratio:.2f} [{1 / c.high:.2f}, {1 / c.low:.2f}]"
+        axes.annotate(text, (1 / c.low, y), va="center", fontsize=14)
+    axes.axvline(1.0, color="black", linewidth=1)
+    names = [f"{name}\n{named(c.result.setting)}" for name, c in kept]
+    axes.set_yticks(range(len(kept)), names, fontsize=14)
+    axes.set_ylim(len(kept) - 0.4, -0.6)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(right=axes.get_xlim()[1] * 2.2)
+    axes.set_xlabel("times as fast as without the change, one thing changed in one sitting")
+    both = [row for _, c in kept for row in (c.result, c.against)]
+    cut = f"{len(kept)} of {len(every)} pairs. " * (len(kept) < len(every))
+    return finished(figure, title, f"{cut}Bars: from the quartiles of both. {_basis(both, both)}")
+
+
+def vllm_gain_figure(results: Sequence[Measurement]) -> Figure:
+    """Draw how much faster vLLM makes a step with Gemini, over the latency of its answers.
+
+    Args:
+        results: Put together by `pooling.pooled` within each sitting.
+    """
+    pairs = vllm_gains(results)
+    if not pairs:
+        return _nothing("No pair with Gemini differs in vLLM alone")
+    c = pairs[0]
+    at = c.result.reward_latency_s or 0.0
+    title = (
+        f"With Gemini in parallel at {at:g} s, vLLM makes a step {1 / c.ratio:.1f} times as fast; "
+        "the longer Gemini takes, the less it gains"
+    )
+    figure, (axes,) = _canvas(6.0, 1)
+    grid = np.geomspace(0.1, 60, 120)
+    for parallel, name, shade in (
+        (True, "in parallel", "#1f4e9c"),
+        (False, "one by one", "#c1272d"),
+    ):
+        gain = [predicted_step(c.against, s, parallel) / predicted_step(c.result, s, parallel)
+                for s in grid]  # fmt: skip
+        axes.plot(grid, gain, color=shade, linewidth=3)
+        axes.annotate(f" asked {name}", (grid[-1], gain[-1]), va="center", color=shade, fontsize=14)
+    axes.plot((at, at), (1 / c.high, 1 / c.low), color="#1f4e9c", linewidth=5, alpha=0.5)
+    axes.plot(at, 1 / c.ratio, "o", color="#1f4e9c", markersize=11)
+    axes.axhline(2.0, color="black", linewidth=1, linestyle="--")
+    axes.annotate("double", (grid[0], 2.0), va="bottom", fontsize=14)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="seconds that engine and judge take for a completion",
+             ylabel="times as fast", ylim=(0, None), xlim=(0.1, 200))  # fmt: skip
+    rows = [c.result, c.against]
+    note = f"Point: measured, bar: from the quartiles of both; lines: predicted. " \
+           f"{work_name(c.result)}. {_basis(rows, rows)}"  # fmt: skip
+    return finished(figure, title, note)
 
 
 def latency_figure(results: Sequence[Measurement]) -> Figure:
@@ -91,7 +173,7 @@ def latency_figure(results: Sequence[Measurement]) -> Figure:
                       markersize=10, clip_on=False)  # fmt: skip
         ends.append((line[-1], named(last.setting), shade))
     axes.set(xlim=(0, 20), xlabel="seconds that engine and judge take for a completion",
-             ylabel="seconds a step")  # fmt: skip
+             ylabel="seconds per step")  # fmt: skip
     if max(end for end, _, _ in ends) > 20 * max(min(end for end, _, _ in ends), 1e-9):
         _log_scale(axes)
     axes.set_ylim(*axes.get_ylim())
@@ -175,8 +257,9 @@ def _stacked(axes: Axes, rows: Sequence[Measurement]) -> None:
             width = min((row.phases or {}).get(phase, 0.0), 1.05 * widest - left)
             axes.barh(y, width, left=left, color=_PHASE_COLOURS[phase], height=0.72)
             left += width
-        own = min(bounds(row).own, 1.05 * widest)
-        if not cut:
+        shown = bounds(row)  # a bound that is the sum of the phases says nothing
+        own = 0.0 if shown.ratio is None else min(shown.own, 1.05 * widest)
+        if not cut and own:
             axes.plot((own, own), (y - 0.45, y + 0.45), color="black", linewidth=2.5)
         text = f" {'… ' if cut else ''}{seconds(row)}"
         axes.annotate(text, (max(left, own), y), va="center", fontsize=14)

@@ -15,6 +15,7 @@ from geo_utils.efficiency.contrasts import Contrast, agreement
 from geo_utils.efficiency.measurements import Measurement
 from geo_utils.efficiency.params import CapacityOptions
 from geo_utils.efficiency.pooling import compared, works
+from geo_utils.efficiency.sittings import SAME, sittings
 from geo_utils.efficiency.text import (
     NONE,
     count,
@@ -28,18 +29,10 @@ from geo_utils.efficiency.text import (
 from geo_utils.tables import styled
 
 SLIDE_ROWS = 12
-SPREAD = "Median seconds a step [quartiles over steps]; n = steps x repeats."
-# Measured before this harness, with stock TRL, random weights of Qwen3-1.7B's shape and no reward
-# to wait for; 16 completions of 512 tokens. For comparison only.
-EARLIER_STEPS = {
-    ("NVIDIA H200", "transformers"): 25.4,
-    ("NVIDIA H200", "server"): 3.6,
-    ("NVIDIA H200", "colocate"): 4.0,
-}
-_ON_POLICY = {"stock": ("stock",), "best on policy": ("stock", "fused", "early")}
-
+SPREAD = "Median seconds per step [quartiles over steps]; n = steps x repeats."
 _WORDS = ("setting", "against", "group", "work", "policy", "schedule", "status", "limited by",
-          "rows", "note", "reason")  # fmt: skip
+          "rows", "note", "reason", "sitting", "device", "reference", "shown with",
+          "what differs")  # fmt: skip
 
 
 def main_rows(results: Sequence[Measurement], most: int = SLIDE_ROWS) -> list[Measurement]:
@@ -63,7 +56,7 @@ def step_table(results: Sequence[Measurement], most: int | None = None) -> Style
         cut += f" {len(shown)} of {len(main)} rows of this work; all are in the report."
     table = pd.DataFrame([_step_row(result) for result in shown])
     if most is not None:
-        table = table.drop(columns=["group", "work", "note"], errors="ignore")
+        table = table.drop(columns=["group", "work", "sitting", "note"], errors="ignore")
     best = min((r.seconds for r in shown), default=None)
     marked = [i for i, r in enumerate(shown) if r.seconds == best]
     caption = f"{SPREAD} GPU-s: over all GPUs held.{cut} {sentence(measured)}"
@@ -94,11 +87,11 @@ def bound_table(results: Sequence[Measurement], most: int | None = None) -> Styl
             "setting": named(result.setting),
             "work": work_name(result),
             "schedule": result.schedule,
-            "s a step": seconds(result),
+            "s per step": seconds(result),
             "synchronous": f"{b.synchronous:.2f}",
             "streaming": f"{b.streaming:.2f}",
             "one step ahead": f"{b.ahead:.2f}",
-            "measured / bound": f"{b.ratio:.2f}",
+            "measured / bound": NONE if b.ratio is None else f"{b.ratio:.2f}",
             "reward / floor": NONE if b.reward_ratio is None else f"{b.reward_ratio:.2f}",
             "n": count(result),
         })  # fmt: skip
@@ -106,21 +99,25 @@ def bound_table(results: Sequence[Measurement], most: int | None = None) -> Styl
     if most is not None:
         table = table.drop(columns="work", errors="ignore")
     caption = (
-        "Least seconds a step by the mean of the measured parts: every part after the other; "
-        "rewards begun as completions are written (on policy); the next batch "
-        "written meanwhile (one step off). "
-        f"Measured / bound: the mean step over that of its own schedule. {sentence(results)}"
+        "Least seconds per step by the measured parts: every part after the other; rewards begun "
+        "as completions are written (on policy); the next batch written meanwhile (one step off). "
+        "Measured / bound: over that of its own schedule, where that is not simply the sum of the "
+        f"row's phases. {sentence(results)}"
     )
     return _laid_out(table, [], caption)
 
 
-def contrast_table(contrasts: Sequence[Contrast], what: str, most: int | None = None) -> Styler:
+def contrast_table(
+    contrasts: Sequence[Contrast], what: str, most: int | None = None,
+    names: Sequence[str] | None = None,
+) -> Styler:  # fmt: skip
     """List ratios of step times.
 
     Args:
         contrasts: Of `contrasts`.
         what: What the ratio compares, for the caption.
         most: Show the first so many, for a slide.
+        names: What differs in each of them.
     """
     cut = f" {most} of {len(contrasts)} rows." if most and len(contrasts) > most else ""
     rows = [
@@ -129,13 +126,15 @@ def contrast_table(contrasts: Sequence[Contrast], what: str, most: int | None = 
             "against": named(c.against.setting),
             "work": work_name(c.result),
             "latency": latency(c.result),
-            "s a step": seconds(c.result),
+            "s per step": seconds(c.result),
             "against, s": seconds(c.against),
             "ratio": f"{c.ratio:.2f} [{c.low:.2f}, {c.high:.2f}]",
             "n": f"{count(c.result)} / {count(c.against)}",
         }
         for c in contrasts[:most]
     ]
+    if names is not None:
+        rows = [{"what differs": name} | row for name, row in zip(names, rows, strict=False)]
     both = [r for c in contrasts for r in (c.result, c.against)]
     caption = f"{what} {SPREAD} Ratio [from the quartiles of both].{cut} {sentence(both)}"
     return _laid_out(pd.DataFrame(rows), [], caption)
@@ -147,7 +146,7 @@ def repeat_table(rows: Sequence[Measurement]) -> Styler:
         {
             "setting": named(a.result.setting),
             "work": work_name(a.result),
-            "s a step, by repeat": ", ".join(f"{s:.2f}" for s in a.steps_s),
+            "s per step, by repeat": ", ".join(f"{s:.2f}" for s in a.steps_s),
             "apart": f"{a.apart:.1%}" if len(a.steps_s) > 1 else NONE,
             "phases / step": ", ".join(f"{share:.3f}" for share in a.covered),
         }
@@ -155,7 +154,7 @@ def repeat_table(rows: Sequence[Measurement]) -> Styler:
     ]
     caption = (
         "Apart: slowest over fastest repeat, less 1. Phases / step: sum of the main thread's "
-        f"phases over the mean step. {sentence(rows)}"
+        f"phases over the step. {sentence(rows)}"
     )
     return _laid_out(pd.DataFrame(lines), [], caption)
 
@@ -189,32 +188,32 @@ def plan_table(
     return _laid_out(pd.DataFrame(rows), [0] if best else [], caption)
 
 
-def earlier_table(results: Sequence[Measurement]) -> Styler:
-    """Put the steps measured before this harness beside the same settings here."""
-    rows = []
-    for (device, policy), before in EARLIER_STEPS.items():
-        same = [
-            r for r in results
-            if r.measured and r.work[:4] == (device, 16, 512, False) and r.policy == policy
-            and r.reward == "negative_length"
-        ]  # fmt: skip
-        for kind, schedules in _ON_POLICY.items():
-            stock = [r for r in same if r.schedule in schedules]
-            now = min(stock, key=lambda r: r.seconds, default=None)
-            rows.append({
-                "policy": policy,
-                "schedule": kind,
-                "earlier, s a step": f"{before:.1f}",
-                "here": NONE if now is None else seconds(now),
-                "setting": NONE if now is None else named(now.setting),
-                "n": NONE if now is None else count(now),
-            })  # fmt: skip
+def sitting_table(rows: Sequence[Measurement]) -> Styler:
+    """List the sittings that rows come from, and how steady their machines were.
+
+    Args:
+        rows: Not yet put together.
+    """
+    lines = [
+        {
+            "sitting": s.name,
+            "date": s.date,
+            "device": s.device,
+            "settings": s.settings,
+            "reference": NONE if s.reference is None else named(s.reference),
+            "first, s": NONE if s.first_s is None else f"{s.first_s:.2f}",
+            "last, s": NONE if s.last_s is None else f"{s.last_s:.2f}",
+            "last over first": NONE if s.drift is None else f"{s.drift:+.1%}",
+            "shown with": NONE if s.bench == s.name else s.bench,
+        }
+        for s in sittings(rows)
+    ]
     caption = (
-        "Earlier: one H200 each for policy and trainer where it is a server; stock TRL, random "
-        "weights of Qwen3-1.7B's shape, 16 × 512 tokens, not by this harness and without n. "  # noqa: RUF001
-        f"Here: {SPREAD} {sentence(results)}"
+        "A sitting is one machine and one process tree; the reference is its first and last "
+        f"measurement. Sittings whose reference differs by more than {SAME - 1:.0%}, or that have "
+        "none, are shown apart; ratios are always of one sitting."
     )
-    return _laid_out(pd.DataFrame(rows), [], caption)
+    return _laid_out(pd.DataFrame(lines), [], caption)
 
 
 def _step_row(result: Measurement) -> dict[str, Any]:
@@ -231,12 +230,13 @@ def _step_row(result: Measurement) -> dict[str, Any]:
         "latency": latency(result),
         "policy": "on" if result.on_policy else "one step off",
         "GPUs": result.gpus,
-        "s a step": seconds(result),
+        "s per step": seconds(result),
         "GPU-s a sample": number(result.gpu_seconds_per_sample),
         "samples a s": number(result.samples_per_s),
         "peak GiB": number(memory, "{:.0f}"),
         "abstained": number(result.abstained, "{:.0%}"),
         "n": count(result),
+        "sitting": result.bench or result.sitting,
         "note": ", ".join(notes),
     }
 

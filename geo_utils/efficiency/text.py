@@ -62,11 +62,14 @@ def plan_basis(results: Sequence[Measurement], options: CapacityOptions) -> str:
         )
         if limit
     ]  # fmt: skip
-    asks = f"{options.calls_a_rollout:g} calls and {options.tokens_a_rollout:,.0f} tokens a rollout"
+    sent = [(r.calls_per_1000, r.tokens_per_1000) for r in results if r.reward == "gemini"]
+    known = sorted({f"{c / 1000:.3g} calls and {t / 1000:,.0f} tokens" for c, t in sent if c and t})
+    asks = f"{' or '.join(known[:2]) or 'calls and tokens not recorded'} per rollout"
     return (
-        f"{options.gpus} GPUs, {' and '.join(limits) or 'no API limit'} for all experiments "
-        f"together ({asks}), {options.steps} steps an experiment of {work}; no preemption and no "
-        f"start-up counted; steps {source(results)}"
+        f"{options.gpus} GPUs of {options.gpu_memory_gib:g} GiB, "
+        f"{' and '.join(limits) or 'no API limit'} for all experiments together ({asks}), "
+        f"{options.steps} steps an experiment of {work}; no preemption and no start-up counted; "
+        f"steps {source(results)}"
     )
 
 
