@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from geo_utils.models.base import strip_thoughts
+from geo_utils.models.replies import strip_thoughts
 from geo_utils.text import words
 
 _CLOSED_LATE = re.compile(r"^.*?</(?:think|thinking|thought|reasoning)>", re.DOTALL | re.IGNORECASE)

@@ -12,6 +12,7 @@ from geo_utils.corpus import Example, KeyPoint
 from geo_utils.methods import MODEL_FREE_METHODS
 from geo_utils.model_roles import Completes
 from geo_utils.models.base import GUESSED, ModelError, Request, Sampling
+from geo_utils.models.replies import strip_thoughts
 from geo_utils.prompts import Template, load_rules, load_template
 from geo_utils.rewriters import EditRewriter, Rewrite, Rewriter
 
@@ -62,7 +63,8 @@ class RewriteTask:
     ) -> Rewrite:
         """Return the page that a reply stands for; an abstention with the reason if it has none."""
         if self.method == "arrange_key_point":
-            page, problem = arrange(example.target, key_point.content, reply, shown)
+            asked = strip_thoughts(reply)
+            page, problem = arrange(example.target, key_point.content, asked, shown)
             return Rewrite("", problem) if problem else Rewrite(page)
         units = page_units(example.target)
         rest = ""

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.engines import Answer
 from geo_utils.judges import Verdict
-from geo_utils.models.base import Completion, ModelError, Request, Sampling, strip_thoughts
+from geo_utils.models.base import Completion, ModelError, Request, Sampling
+from geo_utils.models.replies import strip_thoughts
 from geo_utils.prompts import Template, load_template
 
 ANSWER = Sampling(temperature=0.7, max_tokens=2048)

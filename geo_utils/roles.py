@@ -30,6 +30,9 @@ from geo_utils.policies import policy_rewriter
 from geo_utils.prompts import load_template
 from geo_utils.provenance import provenance
 from geo_utils.rewriters import EditRewriter, Rewriter
+from geo_utils.runs import Run
+
+_PATIENCE_S = 30 * 86_400.0  # with a model in this process
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,13 @@ class Roles:
         return {n: load_template(n, folder).hash for role in self.callers for n in names[role]}
 
 
-def make_roles(params: RunParams, like: Roles | None = None) -> Roles:
+def make_roles(params: RunParams, like: Roles | None = None, run: Run | None = None) -> Roles:
     """Make the roles and check, before any money is spent, that their models are there.
 
     Args:
         params: Name backends, models and servers by role; methods that are folders are policies.
         like: Roles whose models, where they are the same, and whose budget are shared.
+        run: The run whose calls are counted over all its starts; None to begin at zero.
 
     Raises:
         FatalError: A key is missing or refused, a model unknown, a server down; a dry run does
@@ -118,7 +122,9 @@ def make_roles(params: RunParams, like: Roles | None = None) -> Roles:
         ValueError: A prompt template is missing.
     """
     prices = {model: Price(p.tokens_in, p.tokens_out) for model, p in params.calls.prices.items()}
-    usage = like.usage if like else Usage(params.calls.max_calls, params.calls.max_cost, prices)
+    ledger = run.folder / "usage.jsonl" if run and not params.dry_run else None
+    calls = params.calls
+    usage = like.usage if like else Usage(calls.max_calls, calls.max_cost, prices, ledger)
     callers: dict[str, Caller] = {}
     models = like.models if like else {}
     for role, backend in params.backends.items():
@@ -149,13 +155,16 @@ def make_caller(
         model: What it calls.
         params: Bring cache folder and call options.
         usage: Counts and budget.
-        backend: Names the rate limit that processes share; None for a local model, without one.
+        backend: Names the rate limit that processes share. None, or the backend of a model in
+            this process: it has no limit, is waited for however slow it is, and gets everything
+            at once, which it batches.
     """
     options, folder = params.calls, resolve_path(params.cache_root)
+    backend = None if backend in ("transformers", "vllm") else backend
     policy = Policy(
         max_concurrency=options.max_concurrency if backend else 4096,
-        timeout_s=options.timeout_s if backend else 86_400.0,
-        deadline_s=options.deadline_s if backend else 86_400.0,
+        timeout_s=options.timeout_s if backend else _PATIENCE_S,
+        deadline_s=options.deadline_s if backend else _PATIENCE_S,
         max_tries=options.max_tries,
         max_retries=options.max_retries,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from geo_utils.files import project_root, resolve_path
 from geo_utils.notebook_params import NotebookParams
 from geo_utils.notebooks import PARAMS, read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.runs import Run, locate_run
+from geo_utils.runs import Run, hold, locate_run, lock_path
 
 GRACE_S = 20.0
 # A cluster's preemption signals every process of a job at once. Papermill has to outlive that, as
@@ -81,7 +80,9 @@ def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> in
     run = locate_run(notebook, params)
     with _signals_remembered() as received:
         try:
-            lock = _lock(params, run)
+            lock = hold(lock_path(run, "start"))
+            hold(lock_path(run, "work")).close()  # a kernel that somebody else has started
+            again = run.manifest.get("headline") is not None
             run.folder.mkdir(parents=True, exist_ok=True)
             injected = run.folder / "params.yaml"
             injected.write_text(
@@ -94,15 +95,19 @@ def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> in
             return 2
         sys.stderr.write(f"{notebook}: running in {run}\n")
         started = time.monotonic()
-        returncode = _papermill(notebook, run, injected, received)
-        status = _settle(run, returncode, received)
+        # A rerun that fails must not take the place of what had finished.
+        executed = run.folder / ("notebook.rerun.ipynb" if again else "notebook.ipynb")
+        returncode = _papermill(notebook, executed, injected, received, lock)
+        status = _settle(run, executed, returncode, received)
+        if again and status == "finished":
+            executed = executed.replace(run.folder / "notebook.ipynb")
         sys.stderr.write(f"{notebook}: {status} after {time.monotonic() - started:.0f} s\n")
         if status == "finished":
             sys.stderr.write(_headline_text(run))
         else:
             sys.stderr.write(f"  {run.manifest.get('reason') or run.manifest.get('rerun')}\n")
-        if not received:  # whoever sent a signal does not wait for long
-            _render(run)
+        if not received and executed.name == "notebook.ipynb":
+            _render(run)  # whoever sent a signal does not wait for long
         _index(params)
         lock.close()
     if received:
@@ -132,34 +137,23 @@ def _signals_remembered() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def _lock(params: NotebookParams, run: Run) -> IO[str]:
-    """Hold the run against a second process with the same parameters.
+def _papermill(
+    notebook: str, executed: Path, injected: Path, received: list[signal.Signals], lock: IO[str]
+) -> int:
+    """Execute the notebook in a process group of its own; on a signal end it, gently at first.
 
-    Raises:
-        OSError: It is held already, or the output folder cannot be written.
+    It holds the run's lock as well: killed alone, this process would leave it training.
     """
-    path = resolve_path(params.output_root) / ".locks" / run.folder.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OSError("another process is running it; wait for that, or change variant") from None
-    return lock
-
-
-def _papermill(notebook: str, run: Run, injected: Path, received: list[signal.Signals]) -> int:
-    """Execute the notebook in a process group of its own; on a signal end it, gently at first."""
     command = [
         sys.executable, "-c", _PAPERMILL, f"{project_root()}/notebooks/{notebook}.ipynb",
-        str(run.folder / "notebook.ipynb"), "-f", str(injected), "--no-log-output",
+        str(executed), "-f", str(injected), "--no-log-output",
         "--progress-bar" if sys.stderr.isatty() else "--no-progress-bar",
     ]  # fmt: skip
-    log = run.folder / "papermill.log"
+    log = executed.with_name("papermill.log")
     with log.open("wb") as errors:
         process = subprocess.Popen(
             command, cwd=project_root(), start_new_session=True,
-            stderr=None if sys.stderr.isatty() else errors,
+            stderr=None if sys.stderr.isatty() else errors, pass_fds=[lock.fileno()],
         )  # fmt: skip
         deadline = None
         while process.poll() is None:
@@ -175,7 +169,7 @@ def _papermill(notebook: str, run: Run, injected: Path, received: list[signal.Si
     return process.returncode
 
 
-def _settle(run: Run, returncode: int, received: list[signal.Signals]) -> str:
+def _settle(run: Run, executed: Path, returncode: int, received: list[signal.Signals]) -> str:
     """Record how the run ended, from the manifest alone, and return it."""
     status = str(run.manifest.get("status"))
     if received:
@@ -183,7 +177,7 @@ def _settle(run: Run, returncode: int, received: list[signal.Signals]) -> str:
         run.end("interrupted", f"signal {received[0].name}")
     elif status == "started" or (returncode and status == "finished"):
         status = "failed"
-        run.end("failed", _failure(run.folder / "notebook.ipynb", returncode))
+        run.end("failed", _failure(executed, returncode))
     return status
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,13 +10,14 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -34,6 +36,10 @@ seaborn matplotlib papermill nbconvert torch transformers trl peft accelerate da
 google-genai openai""".split()  # noqa: SIM905
 # Parameters that change where, how fast or how far a run goes, but not what it finds.
 _NO_IDENTITY = {"output_root", "cache_root", "servers", "calls"}
+# Parameters that name files or folders; their content is part of the identity.
+_NAMES_CONTENT = {"corpus_path", "prompts", "methods", "models", "studies", "recorded"}
+_READ_UP_TO = 256 * 2**20  # bytes
+_HELD: dict[Path, IO[str]] = {}  # the locks of this process, by run folder
 _HOOK: list[Callable[[Any], None]] = []
 _SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT",
           "SLURM_JOB_PARTITION", "SLURMD_NODENAME")  # fmt: skip
@@ -73,16 +79,41 @@ class Run:
 
     def end(self, status: Status, reason: str | None = None) -> None:
         """Record how the run ended; one that has finished, now or before, stays finished."""
+        _release(self.folder)
         if self.manifest.get("headline") is None:
             self.update(status=status, ended_at=_now(), reason=reason)
         elif self.manifest.get("status") != "finished":
             self.update(status="finished", rerun=f"{status}: {reason}")
 
     def finish(self, headline: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> None:
-        """Record the headline numbers and usage, and that the run has finished."""
+        """Record the headline numbers and usage, and that the run has finished.
+
+        Raises:
+            NothingScored: Not one sample of the run, or of a method of it, has a score.
+        """
+        self._check_scores()
         self.update(
             status="finished", ended_at=_now(), reason=None, headline=headline, usage=usage or {}
         )
+        _release(self.folder)
+
+    def _check_scores(self) -> None:
+        import pandas as pd
+
+        path = self.folder / "samples.parquet"
+        if not path.is_file():
+            return
+        columns = ["method", "supported", "abstention"]
+        samples = pd.read_parquet(path, columns=columns)
+        scored = samples.groupby("method", sort=False)["supported"].count()
+        empty = [str(method) for method in scored.index[scored == 0]]
+        if empty:
+            lost = samples[samples["method"].isin(empty)]
+            reasons = lost["abstention"].dropna().value_counts()
+            told = f"{reasons.index[0]} ({reasons.iloc[0]} times)" if len(reasons) else "no reason"
+            raise NothingScored(
+                f"of {', '.join(empty)} nothing could be scored, {len(lost)} samples: {told}"
+            )
 
     def save_samples(self, samples: pd.DataFrame) -> pd.DataFrame:
         """Write samples.parquet and return it as read back, so that what is shown is stored."""
@@ -118,6 +149,14 @@ class Run:
         return figure
 
 
+class RunHeld(OSError):
+    """Another process, whoever started it, has the run of these parameters under way."""
+
+
+class NothingScored(RuntimeError):
+    """A run, or a method of it, without one score: no result, whatever its tables show."""
+
+
 class RunInterrupted(RuntimeError):
     """Ends a run that can be resumed: a budget is spent, a service is down, a rehearsal is over."""
 
@@ -135,8 +174,12 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
 
     Returns:
         The run, its folder made.
+
+    Raises:
+        RunHeld: Another process has the run under way.
     """
     run = locate_run(notebook, params)
+    _hold(run)
     before = run.manifest
     resolved = params.model_dump()
     write_atomic(
@@ -187,6 +230,52 @@ def locate_run(notebook: str, params: NotebookParams) -> Run:
     return Run(parent / f"{now:%Y%m%d-%H%M%S}{now.microsecond // 1000:03d}-{digest[:8]}")
 
 
+def lock_path(run: Run, kind: str) -> Path:
+    """Return the lock file of a run's identity, which all starts of it share.
+
+    Args:
+        run: Its folder's name ends with the hash of its parameters and what they name.
+        kind: `start`, held by the command line and Papermill, or `work`, by the process that does
+            the work.
+    """
+    variant, notebook = run.folder.parent, run.folder.parent.parent
+    digest = run.folder.name.rpartition("-")[2]
+    return notebook.parent / ".locks" / f"{notebook.name}-{variant.name}-{digest}.{kind}"
+
+
+def hold(path: Path, wait_s: float = 0.0) -> IO[str]:
+    """Hold a lock file for as long as the returned file is open, here or in a child.
+
+    Raises:
+        RunHeld: Another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, until = path.open("a"), time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > until:
+                lock.close()
+                raise RunHeld(
+                    "another process is running it; wait for that, or change variant"
+                ) from None
+            time.sleep(0.1)
+
+
+def _hold(run: Run) -> None:
+    """Hold the run for this process; a kernel whose start was killed takes a moment to end."""
+    if run.folder not in _HELD:
+        _HELD[run.folder] = hold(lock_path(run, "work"), wait_s=10.0)
+
+
+def _release(folder: Path) -> None:
+    lock = _HELD.pop(folder, None)
+    if lock is not None:
+        lock.close()
+
+
 @lru_cache(maxsize=1)
 def code_hash() -> str:
     """Return a hash of the package's files and the notebooks: the code a result depends on."""
@@ -201,11 +290,29 @@ def code_hash() -> str:
 
 def _parameters_hash(params: NotebookParams) -> str:
     values = params.model_dump(exclude=_NO_IDENTITY) | params.identity
-    if isinstance(params, RunParams) and params.corpus_path is not None:
-        values["corpus_file"] = _file_hash(resolve_path(params.corpus_path))  # edited: another
+    values["content"] = _content(params.model_dump(include=_NAMES_CONTENT))
     if isinstance(params, RunParams) and elsewhere(params):
         values["gemini"] = "at another address"  # never taken for a run of the real service
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _content(value: Any) -> dict[str, str]:
+    """Return the hash of each file and folder that a value names, edited ones being others."""
+    if isinstance(value, Mapping):
+        return {name: found for part in value.values() for name, found in _content(part).items()}
+    if isinstance(value, list | tuple):
+        return {name: found for part in value for name, found in _content(part).items()}
+    if not isinstance(value, str) or not value:
+        return {}
+    path = resolve_path(value)
+    if path.is_file():
+        return {value: str(_file_hash(path))}
+    if not path.is_dir():
+        return {}
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path)}\0{_file_hash(file)}\0".encode())
+    return {value: digest.hexdigest()}
 
 
 def _fail_on_cell_error(run: Run) -> None:
@@ -237,7 +344,14 @@ def _now() -> str:
 
 
 def _file_hash(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    """Return the hash of a file's content; of one that takes long to read, of size and time."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    if status.st_size > _READ_UP_TO:
+        return f"{status.st_size} bytes at {status.st_mtime_ns}"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _git_state() -> dict[str, Any]:

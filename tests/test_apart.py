@@ -88,7 +88,7 @@ def test_errors_are_the_clients_own(gemini_server, apart, faults, kind, attribut
 def test_a_refused_key_and_a_missing_one_stop_the_run(gemini_server, apart, monkeypatch):
     url = gemini_server(key="another").url
     client = apart(url)
-    with pytest.raises(FatalError, match="refuses the key"):
+    with pytest.raises(FatalError, match="the key is refused"):
         run_sync(client.complete(ask()))
     monkeypatch.delenv("GEMINI_API_KEY")
     monkeypatch.delenv("GOOGLE_API_KEY", raising=False)

@@ -448,7 +448,7 @@ class TestAgainstAServer:
     @pytest.mark.parametrize(
         ("options", "model", "message"),
         [
-            ({"key": "another"}, "gemini-2.5-flash-lite", "refuses the key"),
+            ({"key": "another"}, "gemini-2.5-flash-lite", "the key is refused"),
             ({}, "gemini-1.0-pro", "not served .* gemini-2.5-flash, gemini-2.5-flash-lite"),
         ],
     )

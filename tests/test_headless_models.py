@@ -90,14 +90,14 @@ def test_a_budget_ends_the_run_as_interrupted_and_more_resumes_it(gemini_server,
 
 def test_a_key_that_is_revoked_fails_the_run(gemini_server, tmp_path):
     done = run_on(gemini_server(revoke_after=10), tmp_path, ("limit", "5"))
-    assert done.returncode == 1 and "Gemini refuses the key" in done.stderr
+    assert done.returncode == 1 and "the key is refused" in done.stderr
     assert only_run(tmp_path, NB02).manifest["status"] == "failed"
     assert SECRET not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("key", "message"),
-    [(None, "no Gemini key: set GEMINI_API_KEY"), ("wrong", "Gemini refuses the key")],
+    [(None, "no Gemini key: set GEMINI_API_KEY"), ("wrong", "the key is refused")],
 )
 def test_no_key_and_a_wrong_key_are_found_before_a_call(
     gemini_server, tmp_path, monkeypatch, key, message

@@ -301,7 +301,7 @@ class TestOpenAIServer:
         run(scene(Replica(), "m"))
         with pytest.raises(FatalError, match="does not serve 'other' but m"):
             run(scene(Replica(), "other"))
-        with pytest.raises(FatalError, match=r"no server answers .* is it up"):
+        with pytest.raises(FatalError, match=r"no server can be asked: .* is it up"):
             run(scene(Replica(), "m", ["http://127.0.0.1:9/v1"]))
         with pytest.raises(FatalError, match="needs base_urls"):
             OpenAIServer("m", [])

@@ -21,7 +21,8 @@ FLOORS = [
     "key_points studies.group_variance efficiency.measurements efficiency.bounds "
     "efficiency.capacity efficiency.pooling efficiency.contrasts efficiency.sittings",
     "models models.apart models.base models.batching models.cache models.caller models.gemini "
-    "models.limits models.openai_server models.planner models.prices models.slots models.usage "
+    "models.limits models.openai_server models.planner models.prices models.replies models.slots "
+    "models.usage "
     "models.transformers_local models.vllm_local models.weights",
     "engines judges rewriters model_roles model_rewriters cleaning studies.source_points",
     "evaluate summary policies roles plan rewards training.rollouts training.scoring "

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
-import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-_THOUGHTS = re.compile(
-    r"^\s*<(think|thinking|thought|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE
-)
-_OPEN_THOUGHTS = re.compile(r"^\s*<(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -174,87 +166,9 @@ class FatalError(Exception):
     """No call of this run can succeed: refused key, unknown model. Stops the run."""
 
 
-def usable(completion: Completion, request: Request) -> Completion:
-    """Return a completion with its parsed value.
-
-    Raises:
-        UnusableError: It is cut off, empty, or has not the schema's shape.
-    """
-    if request.as_is:
-        return completion
-    if completion.finish_reason == "length" and not request.choices:
-        raise UnusableError(f"cut off: {request.sampling}", "truncated", again=True)
-    if request.choices and not completion.logprobs:
-        raise UnusableError("the server gave no log-probabilities", "no_logprobs", again=True)
-    if not completion.text.strip() and completion.logprobs is None:
-        raise UnusableError("an empty answer", "empty", again=True)
-    if request.schema is not None:
-        return replace(completion, parsed=parse_json(completion.text, request.schema))
-    return completion
-
-
-def strip_thoughts(text: str) -> str:
-    """Return an answer without the thinking block that it opens with, also an unclosed one."""
-    bare = _THOUGHTS.sub("", text, count=1)
-    return "" if _OPEN_THOUGHTS.match(bare) else bare.strip()
-
-
 def redacted(text: str, longest: int = 300) -> str:
     """Return a service's message without the keys of the environment, which some echo."""
     for name, value in os.environ.items():
         if len(value) >= 8 and name.upper().endswith(("_KEY", "_TOKEN", "_SECRET")):
             text = text.replace(value, f"[{name}]")
     return text[:longest]
-
-
-def parse_json(text: str, schema: dict[str, Any]) -> Any:
-    """Read the JSON value of an answer, also out of a fence or from between words.
-
-    Args:
-        text: The answer.
-        schema: A schema of the kinds that the roles use: nested objects, arrays, strings with
-            `enum`, numbers, booleans.
-
-    Returns:
-        The first value in the text that has the schema's shape.
-
-    Raises:
-        UnusableError: None has.
-    """
-    bare = re.sub(r"^\s*```(?:json)?\s*|\s*```\s*$", "", strip_thoughts(text))
-    starts = itertools.islice((m.start() for m in re.finditer(r"[\[{]", bare)), 50)
-    decoder = json.JSONDecoder()
-    problem = "no JSON"
-    for start in starts:
-        try:
-            value, _ = decoder.raw_decode(bare, start)
-        except (ValueError, RecursionError):
-            continue
-        wrong = _mismatch(value, schema)
-        if wrong is None:
-            return value
-        problem = wrong
-    raise UnusableError(f"{problem} in {text[:200]!r}", "unparsable", again=True)
-
-
-def _mismatch(value: Any, schema: dict[str, Any]) -> str | None:
-    """Say where a value departs from a schema, or None."""
-    kinds: dict[str, Any] = {
-        "object": dict, "array": list, "string": str, "number": (int, float),
-        "integer": int, "boolean": bool,
-    }  # fmt: skip
-    expected = schema.get("type", "object")
-    if not isinstance(value, kinds[expected]) or (
-        isinstance(value, bool) and expected in ("number", "integer")
-    ):
-        return f"{type(value).__name__} instead of {expected}"
-    if "enum" in schema and value not in schema["enum"]:
-        return f"{value!r} instead of one of {', '.join(schema['enum'])}"
-    if expected == "object":
-        for name in schema.get("required", ()):
-            if name not in value:
-                return f"{name} is missing"
-        parts = [(value[n], s) for n, s in schema.get("properties", {}).items() if n in value]
-    else:
-        parts = [(item, schema["items"]) for item in value] if expected == "array" else []
-    return next((wrong for part in parts if (wrong := _mismatch(*part))), None)

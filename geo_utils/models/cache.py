@@ -21,6 +21,7 @@ from typing import Any
 
 from geo_utils.files import resolve_path, write_atomic
 from geo_utils.models.base import Completion, Request
+from geo_utils.models.replies import writable
 
 _POLL_S = 0.02
 _ENDING = ".answers.jsonl"
@@ -79,7 +80,7 @@ class AnswerCache:
         """Index what other processes have added."""
         with self._lock, os.scandir(self.folder) as listing:
             for entry in listing:
-                if entry.name.endswith(_ENDING):
+                if entry.name.endswith(_ENDING) and entry.is_file():
                     path = self.folder / entry.name
                     status, done = entry.stat(), self._read_up_to.get(path, 0)
                     if self._inodes.setdefault(path, status.st_ino) != status.st_ino:
@@ -94,9 +95,7 @@ class AnswerCache:
         with self._lock:
             place = self._index.get(key)
             entry = _read_entry(key, *place) if place else None
-            if entry is None or "completion" not in entry:
-                return None
-            return Completion(**entry["completion"])
+            return _held(entry) if entry else None
 
     def put(self, key: str, model: str, request: Request, completion: Completion) -> None:
         """Keep an answer.
@@ -112,6 +111,7 @@ class AnswerCache:
             "created": time.time(),
             "prompt_sha256": _sha256(request.prompt),
             "completion": vars(completion),
+            "checksum": _checksum(vars(completion)),
         }
         line = f"{key} {json.dumps(entry)}\n".encode()
         with self._lock:
@@ -209,6 +209,30 @@ def _read_entry(key: str, path: Path, offset: int, length: int) -> dict[str, Any
     except (OSError, ValueError):
         return None
     return entry if isinstance(entry, dict) else None
+
+
+def _held(entry: dict[str, Any]) -> Completion | None:
+    """Return the answer of an entry; None if it is not what was written, or of a later version.
+
+    Entries of an earlier version carry no checksum.
+    """
+    kept = entry.get("completion")
+    if not isinstance(kept, dict) or not kept.keys() <= Completion.__dataclass_fields__.keys():
+        return None
+    if "checksum" in entry and entry["checksum"] != _checksum(kept):
+        return None
+    try:
+        completion = Completion(**writable(kept))
+    except TypeError:  # a field that is missing
+        return None
+    counts = (completion.tokens_in, completion.tokens_out, completion.tokens_cached)
+    texts = (completion.text, completion.finish_reason, completion.served_by)
+    known = all(isinstance(t, str) for t in texts) and all(isinstance(n, int) for n in counts)
+    return completion if known else None
+
+
+def _checksum(completion: dict[str, Any]) -> str:
+    return _sha256(json.dumps(completion, sort_keys=True))[:16]
 
 
 def _sha256(text: str) -> str:

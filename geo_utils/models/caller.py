@@ -18,10 +18,10 @@ from geo_utils.models.base import (
     Request,
     TransientError,
     UnusableError,
-    usable,
 )
 from geo_utils.models.cache import AnswerCache, request_key
 from geo_utils.models.limits import RateLimit
+from geo_utils.models.replies import unreadable, usable
 from geo_utils.models.slots import Slots
 from geo_utils.models.usage import BudgetReached, RoleUsage, Usage, estimated_tokens
 from geo_utils.runs import RunInterrupted
@@ -196,10 +196,11 @@ class Caller:
         last: ModelError
         for number in range(1, self.policy.max_tries + 1):
             await self._turn(request)
+            reserved = await self._reserve(request)
             started = time.monotonic()
             try:
                 left_s = max(self.policy.deadline_s - spent_s, 0.01)
-                return await self._send(replace(request, attempt=unusable), role, left_s)
+                return await self._send(replace(request, attempt=unusable), role, left_s, reserved)
             except FatalError as error:
                 self._breaker.stopped = error
                 raise
@@ -234,19 +235,28 @@ class Caller:
         if self._breaker.stopped is not None:
             raise self._breaker.stopped
 
-    async def _send(self, request: Request, role: RoleUsage, left_s: float) -> Completion:
-        """Send one try and book what became of it."""
+    async def _reserve(self, request: Request) -> float:
+        """Take the call out of the budget; wait where calls in flight may give some of it back."""
         try:
-            reserved = self.usage.reserve(self.model.model, request)
+            while (reserved := self.usage.reserve(self.model.model, request)) is None:
+                await asyncio.sleep(0.05)
+                if self._breaker.stopped is not None:
+                    raise self._breaker.stopped
         except BudgetReached as error:
             self._breaker.stopped = error
             raise
+        return reserved
+
+    async def _send(
+        self, request: Request, role: RoleUsage, left_s: float, reserved: float
+    ) -> Completion:
+        """Send one try and book what became of it."""
         completion: Completion | None = None
         failure: str | None = "cancelled"
         try:
             timeout = min(self.policy.timeout_s, left_s)
             async with asyncio.timeout(timeout):
-                completion = await self.model.complete(request)
+                completion = await self._asked(request)
             failure = None
             return usable(completion, request)
         except TimeoutError:
@@ -263,6 +273,15 @@ class Caller:
                 guessed = estimated_tokens(request) + request.sampling.max_tokens
                 used = completion.tokens_in + completion.tokens_out if completion else 0
                 self._limit.correct(used - guessed)
+
+    async def _asked(self, request: Request) -> Completion:
+        """Ask the model; whatever goes wrong in reading its reply is a call that failed."""
+        try:
+            return await self.model.complete(request)
+        except (ModelError, FatalError, RunInterrupted, TimeoutError):
+            raise
+        except Exception as error:
+            raise unreadable("nothing", error) from error
 
     def _pause(self, number: int, error: TransientError) -> float:
         """Return the seconds until the next try, and hold back other calls where asked to."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -20,11 +19,10 @@ from geo_utils.models.base import (
     UnusableError,
     redacted,
 )
+from geo_utils.models.replies import received, refusal, seconds, unreadable
 
 DEFAULT_MODEL = "gemini-2.5-flash-lite"
 KEY_NAMES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
-_CUT_OFF = types.FinishReason.MAX_TOKENS
-_FINISHED = (types.FinishReason.STOP, types.FinishReason.FINISH_REASON_UNSPECIFIED, None)
 
 
 class Gemini:
@@ -42,7 +40,8 @@ class Gemini:
         self.model = model
         self._address = base_url or os.environ.get("GOOGLE_GEMINI_BASE_URL")
         self.cache_id = f"{model} at another address" if self._address else model
-        key = next((os.environ[name] for name in KEY_NAMES if os.environ.get(name)), None)
+        keys = (os.environ.get(name, "").strip() for name in KEY_NAMES)  # of a file: a line break
+        key = next((key for key in keys if key), None)
         self._has_key = key is not None  # a plan is made without one
         options = types.HttpOptions(
             base_url=base_url,
@@ -76,8 +75,8 @@ class Gemini:
             raise TransientError(
                 redacted(f"{type(error).__name__}: {error}"), "connection"
             ) from None
-        except ValueError as error:  # a body that is no JSON
-            raise TransientError(f"unreadable answer: {error}", "unreadable") from None
+        except ValueError as error:  # a body that is no JSON, or of no known shape
+            raise unreadable("a body", error) from None
         return _completion(response, time.monotonic() - started)
 
     async def probe(self) -> None:
@@ -118,45 +117,33 @@ class Gemini:
 
 
 def _completion(response: types.GenerateContentResponse, latency_s: float) -> Completion:
-    reason = response.candidates[0].finish_reason if response.candidates else None
+    """Read a response; see `replies`."""
     used = response.usage_metadata or types.GenerateContentResponseUsageMetadata()
-    counts = Completion(
-        text="",
-        tokens_in=used.prompt_token_count or 0,
-        tokens_out=(used.candidates_token_count or 0) + (used.thoughts_token_count or 0),
-        tokens_cached=used.cached_content_token_count or 0,
-        finish_reason="length" if reason == _CUT_OFF else "stop",
-        latency_s=latency_s,
-        served_by=response.model_version or "",
-    )
+    reason = response.candidates[0].finish_reason if response.candidates else None
     # Whether what was blocked is billed is not known; the budget counts it, to be kept either way.
-    reported = counts if response.usage_metadata else None
+    what: dict[str, Any] = {
+        "latency_s": latency_s,
+        "tokens_in": used.prompt_token_count,
+        "tokens_out": (used.candidates_token_count or 0) + (used.thoughts_token_count or 0),
+        "tokens_cached": used.cached_content_token_count,
+        "served_by": response.model_version,
+    }
+    counts = received(text="", finish_reason="stop", **what) if response.usage_metadata else None
     blocked = response.prompt_feedback and response.prompt_feedback.block_reason
     if blocked:
-        raise UnusableError(f"prompt blocked: {blocked.value}", "blocked", counts=reported)
+        raise UnusableError(f"prompt blocked: {blocked.value}", "blocked", counts=counts)
     if not response.candidates:
-        raise UnusableError("no candidate in the answer", "empty", again=True, counts=reported)
-    if reason not in (*_FINISHED, _CUT_OFF):
-        said = reason.value if reason else reason
-        raise UnusableError(f"answer blocked: {said}", "blocked", counts=reported)
-    return replace(counts, text=response.text or "")
+        raise UnusableError("no candidate in the answer", "empty", again=True, counts=counts)
+    return received(text=response.text, finish_reason=reason, counted=counts is not None, **what)
 
 
 def _translated(error: errors.APIError) -> Exception:
     """Turn an API error into what the caller should do about it; never shows the key."""
     code, status = error.code, error.status or ""
-    said = redacted(str(error.message or status))
-    if code in (401, 403) or "API key" in said:
-        return FatalError(f"Gemini refuses the key ({code} {status}): {said}")
-    if code == 429 or code in (408, 409) or code >= 500:
-        return TransientError(f"{code} {status}: {said}", str(code), _retry_after_s(error))
-    return UnusableError(f"{code} {status}: {said}", str(code))
+    return refusal(code, f"{code} {status}: {error.message or status}", _retry_after_s(error))
 
 
 def _retry_after_s(error: errors.APIError) -> float | None:
     headers: Any = getattr(error.response, "headers", None) or {}
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*", str(headers.get("Retry-After", "")))
-    if found:
-        return float(found.group(1))
-    found = re.search(r"'retryDelay': '(\d+(?:\.\d+)?)s'", str(error.details))
-    return float(found.group(1)) if found else None
+    found = re.search(r"'retryDelay': '([\d.]+)s'", str(error.details))
+    return seconds(headers.get("Retry-After")) or seconds(found and found.group(1))

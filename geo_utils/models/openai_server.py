@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import logging
 import os
+import re
 import time
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import aiohttp
 import openai
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
@@ -21,6 +25,9 @@ from geo_utils.models.base import (
     UnusableError,
     redacted,
 )
+from geo_utils.models.replies import received, refusal, seconds, unreadable
+
+log = logging.getLogger(__name__)
 
 _REST_S = 20.0  # how long a replica that failed is left out
 
@@ -60,7 +67,7 @@ class OpenAIServer:
         self._in_flight[url] += 1
         started = time.monotonic()
         try:
-            response = await self._client(url).chat.completions.create(
+            response = await self._client(url).chat.completions.with_raw_response.create(
                 model=self.model,
                 messages=[{"role": "user", "content": request.prompt}],
                 temperature=request.sampling.temperature,
@@ -68,38 +75,44 @@ class OpenAIServer:
                 max_tokens=1 if request.choices else request.sampling.max_tokens,
                 **_structure(request),
             )
+            body = response.http_response.text
         except asyncio.CancelledError:  # also the caller's timeout: it may be hanging
             self._resting[url] = time.monotonic() + _REST_S
             raise
-        except openai.APIConnectionError as error:
-            self._resting[url] = time.monotonic() + _REST_S
-            kind = "timeout" if isinstance(error, openai.APITimeoutError) else "connection"
-            raise TransientError(f"{url}: {error}", kind) from None
         except openai.APIStatusError as error:
             raise self._translated(error, url) from None
+        except (openai.APIConnectionError, aiohttp.ClientError, OSError) as error:
+            self._resting[url] = time.monotonic() + _REST_S
+            kind = "timeout" if isinstance(error, openai.APITimeoutError) else "connection"
+            raise TransientError(redacted(f"{url}: {error}"), kind) from None
         except (openai.APIError, ValueError) as error:
-            raise TransientError(f"{url}: unreadable answer: {error}", "unreadable") from None
+            raise unreadable(url, error) from None
         finally:
             self._in_flight[url] -= 1
         self._resting[url] = 0.0
-        return _completion(response, request, time.monotonic() - started)
+        return _completion(body, request, time.monotonic() - started)
 
     async def probe(self) -> None:
         """Ask every server for its models; one that answers with ours is enough."""
         wrong = []
         for url in self.base_urls:
             try:
-                names = [m.id async for m in self._client(url).models.list()]
-            except openai.AuthenticationError as error:
-                raise FatalError(redacted(f"{url} refuses the key: {error.message}")) from None
-            except openai.APIError as error:
+                names = [str(m.id) async for m in self._client(url).models.list()]
+            except openai.APIStatusError as error:
                 self._resting[url] = time.monotonic() + _REST_S
-                wrong.append(f"{url}: {type(error).__name__}")
+                wrong.append(_probed(error, url))
+                continue
+            except openai.APIConnectionError as error:
+                self._resting[url] = time.monotonic() + _REST_S
+                wrong.append(redacted(f"{url}: {error.__cause__ or error}; is it up?"))
+                continue
+            except Exception as error:  # a list of no known shape says nothing of the model
+                log.info("%s: its list of models is unreadable (%s)", redacted(url), error)
                 continue
             if names and self.model not in names:
-                raise FatalError(f"{url} does not serve {self.model!r} but {', '.join(names)}")
+                raise FatalError(f"{url} does not serve {self.model!r} but {', '.join(names[:20])}")
         if len(wrong) == len(self.base_urls):
-            raise FatalError(f"no server answers ({'; '.join(wrong)}); is it up?")
+            raise FatalError(f"no server can be asked: {'; '.join(wrong)}")
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
@@ -119,7 +132,7 @@ class OpenAIServer:
         if url not in clients:
             clients[url] = AsyncOpenAI(
                 base_url=url,
-                api_key=os.environ.get("OPENAI_API_KEY") or "none",
+                api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "none",
                 max_retries=0,
                 timeout=self._timeout_s,
                 http_client=DefaultAioHttpClient(),
@@ -128,18 +141,11 @@ class OpenAIServer:
 
     def _translated(self, error: openai.APIStatusError, url: str) -> Exception:
         code = error.status_code
-        said = redacted(f"{url}: {code} {error.message}")
         if code >= 500:
             self._resting[url] = time.monotonic() + _REST_S
-        if code in (401, 403):
-            return FatalError(f"the key is refused: {said}")
-        if code == 404:
-            return FatalError(f"{self.model!r} is not served: {said}")
-        if code in (408, 409, 429) or code >= 500:
-            asked = error.response.headers.get("Retry-After", "")
-            wait = float(asked) if asked.replace(".", "", 1).isdigit() else None
-            return TransientError(said, str(code), wait)
-        return UnusableError(said, str(code))
+        wait = seconds(error.response.headers.get("Retry-After"))
+        said = f"{url}, model {self.model!r}: {code} {error.message}"
+        return refusal(code, said, wait, error.param if isinstance(error.param, str) else None)
 
 
 def _structure(request: Request) -> dict[str, Any]:
@@ -153,27 +159,59 @@ def _structure(request: Request) -> dict[str, Any]:
     return {}
 
 
-def _completion(response: Any, request: Request, latency_s: float) -> Completion:
-    if not getattr(response, "choices", None):
-        raise UnusableError("no choice in the answer", "empty", again=True)
-    choice, used = response.choices[0], response.usage
-    details = getattr(used, "prompt_tokens_details", None)
-    logprobs = None
-    if request.choices and choice.logprobs and choice.logprobs.content:
-        found = {t.token.strip().lower(): t.logprob for t in
-                 reversed(choice.logprobs.content[0].top_logprobs)}  # fmt: skip
-        logprobs = {c: found[c.lower()] for c in request.choices if c.lower() in found}
-    completion = Completion(
-        text=choice.message.content or "",
-        tokens_in=getattr(used, "prompt_tokens", 0) or 0,
-        tokens_out=getattr(used, "completion_tokens", 0) or 0,
-        tokens_cached=getattr(details, "cached_tokens", 0) or 0,
-        finish_reason="length" if choice.finish_reason == "length" else "stop",
-        latency_s=latency_s,
-        logprobs=logprobs or None,
-        served_by=response.model or "",
-    )
-    if choice.finish_reason == "content_filter":
-        said = "answer blocked by the server's filter"
-        raise UnusableError(said, "blocked", counts=completion if used else None)
-    return completion
+def _probed(error: openai.APIStatusError, url: str) -> str:
+    """Say what a server's refusal to list its models means."""
+    said = redacted(f"{url}: {error.status_code} {error.message}")
+    if error.status_code in (401, 403):
+        return f"{said}: the key is refused"
+    if error.status_code == 404:
+        return f"{said}: is this the address of an OpenAI-compatible API? Most end in /v1"
+    if error.status_code == 503:
+        return f"{said}: it is up and loads its model, or is overloaded; wait for it"
+    return said
+
+
+def _completion(body: str, request: Request, latency_s: float) -> Completion:
+    """Read a body; see `replies`."""
+    try:
+        reply = json.loads(body)
+        if isinstance(reply, dict) and reply.get("error"):
+            raise _error_inside(reply["error"])
+        if not reply["choices"]:
+            raise UnusableError("no choice in the answer", "empty", again=True)
+        choice = reply["choices"][0]
+        if choice.get("error"):
+            raise _error_inside(choice["error"])
+        used = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
+        details = used.get("prompt_tokens_details")
+        return received(
+            text=choice["message"].get("content"),
+            finish_reason=choice.get("finish_reason"),
+            latency_s=latency_s,
+            tokens_in=used.get("prompt_tokens"),
+            tokens_out=used.get("completion_tokens"),
+            tokens_cached=details.get("cached_tokens") if isinstance(details, dict) else 0,
+            logprobs=_chances(choice, request) if request.choices else None,
+            served_by=reply.get("model"),
+            counted=bool(used),
+        )
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise unreadable(body, error) from None
+
+
+def _error_inside(error: Any) -> Exception:
+    """Return what an error means that came with status 200."""
+    found = error if isinstance(error, dict) else {"message": error}
+    told = str(found.get("code"))
+    code = int(told) if re.fullmatch(r"[1-5]\d\d", told, re.ASCII) else 500
+    said = f"{code} {found.get('message') or found}"
+    return refusal(code, said, seconds(found.get("retry_after")))
+
+
+def _chances(choice: dict[str, Any], request: Request) -> dict[str, float]:
+    """Return the log-probability of each allowed choice among the first token's likeliest."""
+    places = (choice.get("logprobs") or {}).get("content") or []
+    found: dict[str, float] = {}
+    for token in places[0]["top_logprobs"] if places else []:
+        found.setdefault(token["token"].strip().lower(), float(token["logprob"]))
+    return {word: found[word.lower()] for word in request.choices if word.lower() in found}

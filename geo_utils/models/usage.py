@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from geo_utils.files import read_jsonl
 from geo_utils.models.base import Completion, Request
 from geo_utils.models.prices import Price, price_of
 from geo_utils.runs import RunInterrupted
@@ -31,6 +35,7 @@ class RoleUsage:
     """Counts of one role; `calls` are requests that were sent, each try counted."""
 
     model: str = ""
+    name: str = ""
     calls: int = 0
     answered: int = 0
     cached: int = 0
@@ -57,24 +62,41 @@ class Usage:
         max_calls: int | None = None,
         max_cost: float | None = None,
         prices: Mapping[str, Price] | None = None,
+        ledger: Path | None = None,
     ) -> None:
-        """Start at zero; `prices` override the shipped table."""
+        """Start with what the ledger holds, else at zero.
+
+        Args:
+            max_calls: Most requests that may be sent.
+            max_cost: Most US dollars that may be spent.
+            prices: By model, over the shipped table.
+            ledger: File of the run with a line a call, which all starts of the run add to: a
+                budget is the run's, not the start's.
+        """
         self.max_calls, self.max_cost, self._prices = max_calls, max_cost, prices
         self.roles: dict[str, RoleUsage] = {}
         self.served_by: set[str] = set()
         self._lock = threading.Lock()
         self._calls, self._spent, self._reserved = 0, 0.0, 0.0
+        self._ledger, self._descriptor = ledger, -1
+        for row in read_jsonl(ledger) if ledger else ():
+            self._book(row)
+            self._calls += 1
 
     def role(self, name: str, model: str) -> RoleUsage:
         """Return a role's counts, for the caller to add to."""
         with self._lock:
-            return self.roles.setdefault(name, RoleUsage(model))
+            return self.roles.setdefault(name, RoleUsage(model, name))
 
-    def reserve(self, model: str, request: Request) -> float:
-        """Take one call out of the budget before it is sent; returns the dollars set aside.
+    def reserve(self, model: str, request: Request) -> float | None:
+        """Take one call out of the budget before it is sent.
+
+        Returns:
+            The dollars set aside; None while calls in flight hold so much of the budget that it
+            has to be waited for what they do not use.
 
         Raises:
-            BudgetReached: The call would go over a limit.
+            BudgetReached: The call would go over a limit, whatever comes of those in flight.
         """
         price = price_of(model, self._prices)
         # The longest answer allowed; what it does not use is given back when it is there.
@@ -92,11 +114,14 @@ class Usage:
                         f"max_cost={self.max_cost} cannot be kept: the price of {model!r} is "
                         "unknown. Give it in prices, or set max_calls instead"
                     )
-                if self._spent + self._reserved + cost > self.max_cost:
+                if self._spent + cost > self.max_cost:
                     raise BudgetReached(
-                        f"max_cost={self.max_cost} is reached ({self._spent:.4f} spent); all "
-                        "answers are kept. Raise it and run again to go on"
+                        f"max_cost={self.max_cost} is reached ({self._spent:.4f} spent, the next "
+                        f"call may cost {cost:.4f}); all answers are kept. Raise it and run again "
+                        "to go on"
                     )
+                if self._spent + self._reserved + cost > self.max_cost:
+                    return None
             self._calls += 1
             self._reserved += cost
         return cost
@@ -107,22 +132,35 @@ class Usage:
         """Book what became of a call: its completion, or the kind of its failure."""
         with self._lock:
             self._reserved -= reserved
-            role.calls += 1
-            if failure is not None:
-                role.failures[failure] += 1
-            if completion is None:
-                return
-            role.answered += failure is None
-            role.tokens_in += completion.tokens_in
-            role.tokens_out += completion.tokens_out
-            role.tokens_cached += completion.tokens_cached
-            role.latencies_s.append(completion.latency_s)
-            self.served_by.add(completion.served_by)
-            price = price_of(role.model, self._prices)
-            if price:
-                self._spent += price.cost(
-                    completion.tokens_in, completion.tokens_out, completion.tokens_cached
-                )
+            row: dict[str, Any] = {"role": role.name, "model": role.model, "failure": failure}
+            if completion is not None:
+                names = ("tokens_in", "tokens_out", "tokens_cached", "latency_s", "served_by")
+                row |= {name: getattr(completion, name) for name in names}
+            self._book(row)
+            if self._ledger is not None:
+                if self._descriptor < 0:
+                    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+                    self._descriptor = os.open(self._ledger, flags, 0o644)
+                os.write(self._descriptor, f"{json.dumps(row)}\n".encode())
+
+    def _book(self, row: Mapping[str, Any]) -> None:
+        """Add one call, of now or from the ledger."""
+        role = self.roles.setdefault(row["role"], RoleUsage(row["model"], row["role"]))
+        failure = row["failure"]
+        role.calls += 1
+        if failure is not None:
+            role.failures[failure] += 1
+        if "tokens_in" not in row:
+            return
+        role.answered += failure is None
+        role.tokens_in += row["tokens_in"]
+        role.tokens_out += row["tokens_out"]
+        role.tokens_cached += row["tokens_cached"]
+        role.latencies_s.append(row["latency_s"])
+        self.served_by.add(row["served_by"])
+        price = price_of(role.model, self._prices)
+        if price:
+            self._spent += price.cost(row["tokens_in"], row["tokens_out"], row["tokens_cached"])
 
     def count_cached(self, role: RoleUsage, completion: Completion) -> None:
         """Book an answer that needed no call."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from geo_utils.models.base import Completion, FatalError, Request
 from geo_utils.models.batching import Batcher
+from geo_utils.models.replies import received
 
 
 class VllmLocal:
@@ -119,13 +120,13 @@ def _completion(output: Any, request: Request, latency_s: float, model: str) -> 
             (p.decoded_token or "").strip().lower(): p.logprob for p in best.logprobs[0].values()
         }
         logprobs = {word: found[word] for word in request.choices if word in found}
-    return Completion(
+    return received(
         text=best.text,
+        finish_reason=best.finish_reason,
+        latency_s=latency_s,
         tokens_in=len(output.prompt_token_ids or ()),
         tokens_out=len(best.token_ids),
         tokens_cached=output.num_cached_tokens or 0,
-        finish_reason="length" if best.finish_reason == "length" else "stop",
-        latency_s=latency_s,
-        logprobs=logprobs or None,
+        logprobs=logprobs,
         served_by=model,
     )

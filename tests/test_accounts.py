@@ -1,0 +1,301 @@
+"""What a run spends, over all its starts; and a run that has nothing to show."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from conftest import PROJECT, run
+from test_caller import QUICK, Scripted, ask
+from test_headless import NB02, only_run, run_notebook
+from test_replies import FINE, Service, changed
+from test_runs import NAME, params  # noqa: F401
+from tiny_model import make_tiny_model
+
+from geo_utils.cells import default_parameters
+from geo_utils.models.base import Completion, Sampling
+from geo_utils.models.cache import AnswerCache
+from geo_utils.models.caller import Caller
+from geo_utils.models.prices import Price
+from geo_utils.models.usage import BudgetReached, Usage
+from geo_utils.params import BaselineRewritesParams
+from geo_utils.roles import make_roles
+from geo_utils.runs import NothingScored, RunHeld, locate_run, start_run
+
+DEAR = {"scripted": Price(0, 100_000)}  # 0.1 $ a token that is answered
+
+
+class Short(Scripted):
+    """Answers with one token, however many it may write."""
+
+    async def complete(self, request):
+        found = await super().complete(request)
+        return Completion(found.text, tokens_in=1, tokens_out=1, served_by="s")
+
+
+class TestBudget:
+    def test_what_calls_in_flight_may_give_back_is_waited_for(self):
+        """Each may cost 0.4 and costs 0.1: two at a time, and nine of them for one dollar."""
+        usage = Usage(max_cost=1.0, prices=DEAR)
+        caller = Caller(Short(latency=0.02), policy=QUICK, usage=usage)
+
+        async def many():
+            asked = (caller.complete(ask(str(i), sampling=Sampling(0.0, 4))) for i in range(20))
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+        results = run(many())
+        answered = [r for r in results if isinstance(r, Completion)]
+        assert len(answered) == 7  # after seven, the next may cost more than the 0.3 that are left
+        stopped = [r for r in results if isinstance(r, BudgetReached)]
+        assert len(stopped) == 13 and "0.7000 spent" in str(stopped[0])
+
+    def test_it_is_the_run_s_and_not_the_start_s(self, tmp_path):
+        ledger = tmp_path / "usage.jsonl"
+
+        def start(count, **limits):
+            usage = Usage(prices=DEAR, ledger=ledger, **limits)
+            caller = Caller(Short(), AnswerCache(tmp_path / "cache"), QUICK, usage)
+
+            async def many():
+                asked = (caller.complete(ask(str(i))) for i in range(count))
+                return await asyncio.gather(*asked, return_exceptions=True)
+
+            return usage, [isinstance(r, Completion) for r in run(many())]
+
+        assert start(4, max_calls=6)[1] == [True] * 4
+        usage, answered = start(9, max_calls=6)  # four are held, two may be asked
+        assert sum(answered) == 6 and usage.report()["engine"]["answered"] == 6
+        with ledger.open("a") as file:
+            file.write('{"role": "engine", "torn')  # killed in the midst of a line
+        usage, _ = start(9)
+        report = usage.report()["engine"]
+        assert report["answered"] == 9 and report["cost_usd"] == pytest.approx(0.9)
+        assert report["cached"] == 6 and usage.served_by == {"s"}
+
+
+class TestLocalModels:
+    def test_a_model_in_this_process_is_waited_for_and_gets_everything_at_once(
+        self, tmp_path, monkeypatch
+    ):
+        folder = make_tiny_model(tmp_path / "tiny")
+        values = default_parameters(PROJECT / "notebooks" / f"{NB02}.ipynb") | {
+            "engine": "transformers", "models": {"engine": str(folder)},
+            "cache_root": str(tmp_path / "cache"),
+            "calls": {"timeout_s": 0.001, "deadline_s": 0.001, "max_concurrency": 1,
+                      "requests_per_minute": 1.0},
+        }  # fmt: skip
+        roles = make_roles(BaselineRewritesParams.check(values))
+        caller = roles.callers["engine"]
+        sizes = []
+        generate = caller.model._batcher._generate
+
+        def noted(requests):
+            sizes.append(len(requests))
+            time.sleep(0.05)  # longer than the service's time-outs
+            return generate(requests)
+
+        monkeypatch.setattr(caller.model._batcher, "_generate", noted)
+
+        async def many():
+            short = Sampling(0.0, 4)
+            asked = (caller.complete(ask(str(i), sampling=short, as_is=True)) for i in range(12))
+            return await asyncio.gather(*asked)
+
+        assert len(run(many())) == 12 and sum(sizes) == 12  # none is asked again
+        assert max(sizes) > 4
+        assert roles.usage.report()["engine"]["retries"] == 0
+        run(caller.model.close())
+
+
+class TestNothingScored:
+    def samples(self, *rows):
+        return pd.DataFrame(rows, columns=["method", "supported", "abstention"])
+
+    @pytest.mark.parametrize(
+        ("rows", "told"),
+        [
+            ([("original", None, "engine: 402: pay first")] * 3,
+             "of original nothing could be scored, 3 samples: engine: 402: pay first (3 times)"),
+            ([("original", 1.0, None), ("key_point", None, "rewriter: refused")],
+             "of key_point nothing could be scored, 1 samples: rewriter: refused"),
+        ],
+    )  # fmt: skip
+    def test_a_run_or_a_method_without_a_score_does_not_finish(self, params, rows, told):  # noqa: F811
+        made = start_run(NAME, params())
+        made.save_samples(self.samples(*rows).astype({"supported": float}))
+        with pytest.raises(NothingScored) as failed:
+            made.finish({"methods": {}})
+        assert told in str(failed.value)
+        assert made.manifest["status"] == "started" and made.manifest["headline"] is None
+        made.save_samples(self.samples(("original", 0.0, None), ("original", None, "x")))
+        made.finish({"methods": {}})
+        assert made.manifest["status"] == "finished"
+
+    @pytest.mark.parametrize(
+        ("body", "status", "told"),
+        [
+            ({"error": {"message": "Insufficient credits"}}, 402, "Insufficient credits"),
+            ({"error": {"message": "The page is odd"}}, 400, "The page is odd"),
+            (changed(FINE, finish_reason="abort"), 200, "torn"),
+        ],
+    )  # fmt: skip
+    def test_the_command_fails_with_the_service_s_own_words(self, tmp_path, body, status, told):
+        service = Service(body, status)
+        plain = {"object": "list", "data": [{"id": "m", "object": "model"}]}
+        good = service.answer
+
+        async def answer(request):
+            if request.method == "POST":
+                return await good(request)
+            from aiohttp import web
+
+            return web.json_response(plain)
+
+        service.answer = answer
+
+        async def scene():
+            async with service:
+                url = f"http://127.0.0.1:{service.port}/v1"
+                extra = (("limit", "2"), ("repeats", "1"), ("methods", "[original, keyword_stuffing]"),
+                         ("engine", "openai"), ("models", "{engine: m}"),
+                         ("servers", f"{{engine: ['{url}']}}"),
+                         ("cache_root", str(tmp_path / "cache")))  # fmt: skip
+                return await asyncio.to_thread(
+                    run_notebook, NB02, "smoke", tmp_path / "out", *extra
+                )
+
+        done = asyncio.run(scene())
+        assert done.returncode == 1 and told in done.stderr, done.stderr
+        manifest = only_run(tmp_path / "out", NB02).manifest
+        assert manifest["status"] == "failed" and told in manifest["reason"]
+        if status == 402:
+            assert service.calls <= 4  # those in flight; the first refusal stops the rest
+
+
+class TestIdentity:
+    """The parameters and the content of what they name."""
+
+    @pytest.mark.parametrize("kind", ["prompts", "corpus folder", "corpus file", "adapter"])
+    def test_what_is_edited_is_another_run(self, params, tmp_path, kind):  # noqa: F811
+        place = tmp_path / "named"
+        inside = place / "deep" / "file.md"
+        inside.parent.mkdir(parents=True)
+        inside.write_text("one")
+        if kind == "prompts":
+            given = {"prompts": str(place)}
+        elif kind == "adapter":
+            (place / "adapter_config.json").write_text("{}")
+            inside = place / "adapter_model.safetensors"
+            inside.write_text("one")
+            given = {"methods": ["original", str(place)]}
+        else:
+            inside = inside if "file" in kind else place / "rows.arrow"
+            inside.write_text("one")
+            path = str(inside if kind == "corpus file" else place)
+            given = {"corpus": "jsonl", "corpus_path": path}
+        first = locate_run(NAME, params(**given)).folder.name[-8:]
+        assert locate_run(NAME, params(**given)).folder.name[-8:] == first
+        inside.write_text("two")
+        assert locate_run(NAME, params(**given)).folder.name[-8:] != first
+
+    def test_a_finished_run_of_other_content_is_not_taken_for_it(self, params, tmp_path):  # noqa: F811
+        (tmp_path / "mine").mkdir()
+        rule = tmp_path / "mine" / "rules.json"
+        rule.write_text("[]")
+        made = start_run(NAME, params(prompts=str(tmp_path / "mine")))
+        made.finish({})
+        rule.write_text('["another"]')
+        assert start_run(NAME, params(prompts=str(tmp_path / "mine"))).folder != made.folder
+
+
+HOLDS = """
+import json, sys, time
+from geo_utils.params import BaselineRewritesParams
+from geo_utils.runs import start_run
+values = json.loads(sys.argv[1])
+start_run("02_baseline_rewrites", BaselineRewritesParams.check(values))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+class TestOneAtATime:
+    """One live process an identity, whoever its parent is."""
+
+    def test_a_second_process_is_refused_until_the_first_is_gone(self, params, monkeypatch):  # noqa: F811
+        values = json.dumps(params().model_dump())
+        first = subprocess.Popen([sys.executable, "-c", HOLDS, values], cwd=PROJECT,
+                                 stdout=subprocess.PIPE)  # fmt: skip
+        assert first.stdout.readline() == b"held\n"
+        monkeypatch.setattr("geo_utils.runs.time.sleep", lambda _: None)
+        monkeypatch.setattr("geo_utils.runs.time.monotonic", iter(range(0, 10**6, 5)).__next__)
+        with pytest.raises(RunHeld, match="another process is running it"):
+            start_run(NAME, params())
+        first.kill()
+        first.wait()
+        made = start_run(NAME, params())
+        assert start_run(NAME, params()).folder == made.folder  # the same process, again
+        made.finish({})
+
+    def test_one_that_has_ended_holds_nothing(self, params):  # noqa: F811
+        for end in (lambda made: made.finish({}), lambda made: made.end("failed", "x")):
+            given = params(seed=3)
+            end(start_run(NAME, given))
+            code = f"{HOLDS.replace('time.sleep(600)', '')}"
+            done = subprocess.run([sys.executable, "-c", code, json.dumps(given.model_dump())],
+                                  cwd=PROJECT, capture_output=True, text=True)  # fmt: skip
+            assert done.stdout == "held\n", done.stderr
+
+    def test_papermill_that_outlives_its_starter_keeps_the_run(self, tmp_path, gemini_server):
+        """`run` is killed alone; what it has started goes on, and nobody works beside it."""
+        server = gemini_server(latency="constant:0.3")
+        command = [sys.executable, "-m", "geo_utils.run", NB02, "gemini",
+                   "-p", "output_root", str(tmp_path), "-p", "cache_root", str(tmp_path / "c"),
+                   "-p", "limit", "3", "-p", "calls.max_concurrency", "1",
+                   "-p", "servers", f"{{engine: ['{server.url}'], judge: ['{server.url}'], "
+                   f"rewriter: ['{server.url}']}}"]  # fmt: skip
+        environment = {**os.environ, "GEMINI_API_KEY": "a-key-of-this-test"}
+        options = {"cwd": PROJECT, "env": environment, "stderr": subprocess.PIPE, "text": True}
+        first = subprocess.Popen(command, **options)
+        until = time.monotonic() + 120
+        while not any(entry["outcome"] == "answered" for entry in server.entries()):
+            assert time.monotonic() < until and first.poll() is None
+            time.sleep(0.05)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        second = subprocess.run(command, **{k: v for k, v in options.items() if k != "stderr"},
+                                capture_output=True, timeout=120)  # fmt: skip
+        assert second.returncode == 2 and "another process is running it" in second.stderr
+        made = only_run(tmp_path, NB02)
+        until = time.monotonic() + 240
+        while made.manifest["status"] != "finished":
+            assert time.monotonic() < until, made.manifest
+            time.sleep(0.2)
+        seen = [(entry["prompt"], entry["seed"]) for entry in server.entries()]
+        assert len(seen) == len(set(seen))
+
+
+def test_a_failed_rerun_leaves_the_finished_report(tmp_path, monkeypatch):
+    done = run_notebook(NB02, "smoke", tmp_path, ("limit", "3"))
+    assert done.returncode == 0, done.stderr
+    made = only_run(tmp_path, NB02)
+    kept = {name: (made.folder / name).read_bytes() for name in ("report.html", "notebook.ipynb")}
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text(
+        "import sys\nif 'ipykernel_launcher' in ' '.join(sys.orig_argv): raise SystemExit(9)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    failed = run_notebook(NB02, "smoke", tmp_path, ("limit", "3"))
+    assert failed.returncode == 1, failed.stderr
+    assert made.manifest["status"] == "finished" and "failed" in made.manifest["rerun"]
+    assert {name: (made.folder / name).read_bytes() for name in kept} == kept
+    monkeypatch.delenv("PYTHONPATH")
+    again = run_notebook(NB02, "smoke", tmp_path, ("limit", "3"))
+    assert again.returncode == 0 and "report:" in again.stdout
+    assert not (made.folder / "notebook.rerun.ipynb").exists()
