@@ -56,10 +56,13 @@ def step_table(results: Sequence[Measurement], most: int | None = None) -> Style
         cut += f" {len(shown)} of {len(main)} rows of this work; all are in the report."
     table = pd.DataFrame([_step_row(result) for result in shown])
     if most is not None:
-        table = table.drop(columns=["group", "work", "sitting", "note"], errors="ignore")
+        table = table.drop(columns=["group", "work", "mean", "sitting", "note"], errors="ignore")
     best = min((r.seconds for r in shown), default=None)
     marked = [i for i, r in enumerate(shown) if r.seconds == best]
-    caption = f"{SPREAD} GPU-s: over all GPUs held.{cut} {sentence(measured)}"
+    caption = (
+        f"{SPREAD} GPU-s: over all GPUs held. Peak: without GPUs that hold a vLLM server alone, "
+        f"which takes the share it is given.{cut} {sentence(measured)}"
+    )
     return _laid_out(table, marked, caption)
 
 
@@ -220,7 +223,7 @@ def _step_row(result: Measurement) -> dict[str, Any]:
     def number(value: float | None, form: str = "{:.2f}") -> str:
         return NONE if value is None else form.format(value)
 
-    memory = max(result.peak_memory_gib, default=None) if result.peak_memory_gib else None
+    mean = sum(result.step_s_all) / len(result.step_s_all) if result.step_s_all else None
     notes = ["roles share a GPU"] if result.shared else []
     notes += ["hardly asked its engine"] if result.unasked else []
     return {
@@ -231,9 +234,10 @@ def _step_row(result: Measurement) -> dict[str, Any]:
         "policy": "on" if result.on_policy else "one step off",
         "GPUs": result.gpus,
         "s per step": seconds(result),
+        "mean": number(mean),
         "GPU-s a sample": number(result.gpu_seconds_per_sample),
         "samples a s": number(result.samples_per_s),
-        "peak GiB": number(memory, "{:.0f}"),
+        "peak GiB": number(result.needed_gib, "{:.0f}"),
         "abstained": number(result.abstained, "{:.0%}"),
         "n": count(result),
         "sitting": result.bench or result.sitting,
