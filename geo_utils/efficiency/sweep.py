@@ -19,7 +19,7 @@ from geo_utils.efficiency.recipes import asked_models, latency_s, place, simulat
 from geo_utils.files import read_jsonl
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.runs import Run, package_versions, start_run
+from geo_utils.runs import Run, RunHeld, package_versions, start_run
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         params = read_parameters("01_efficiency", args.parameters, [tuple(p) for p in args.p])[2]
         assert isinstance(params, EfficiencyParams)
         run = start_run(params.notebook, params)
-    except ParameterError as error:
+    except (ParameterError, RunHeld) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     stopped = None
