@@ -161,10 +161,12 @@ class TestNothingScored:
         async def scene():
             async with service:
                 url = f"http://127.0.0.1:{service.port}/v1"
-                extra = (("limit", "2"), ("repeats", "1"),
-                         ("methods", "[original, keyword_stuffing]"), ("engine", "openai"), ("models", "{engine: m}"),
-                         ("servers", f"{{engine: ['{url}']}}"),
-                         ("cache_root", str(tmp_path / "cache")))  # fmt: skip
+                extra = (
+                    ("limit", "2"), ("repeats", "1"), ("methods", "[original, keyword_stuffing]"),
+                    ("engine", "openai"), ("models", "{engine: m}"),
+                    ("servers", f"{{engine: ['{url}']}}"),
+                    ("cache_root", str(tmp_path / "cache")),
+                )  # fmt: skip
                 return await asyncio.to_thread(
                     run_notebook, NB02, "smoke", tmp_path / "out", *extra
                 )

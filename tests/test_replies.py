@@ -283,6 +283,7 @@ class TestTornText:
         body = changed(FINE, message={"content": reason})
         request = Request("judge", "p", schema=_VERDICT)
         assert asked(Service(body), openai, request).parsed["reason"] == "\ufffd says so"
+        assert writable("a\0b") == "ab"
         assert writable({"a\ud800": ["\udfff", 1, None]}) == {"a\ufffd": ["\ufffd", 1, None]}
         assert writable("\ud83d\ude00") == "\U0001f600"  # two halves that fit are one character
 

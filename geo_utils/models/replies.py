@@ -134,9 +134,11 @@ def seconds(text: object) -> float | None:
 def writable(value: Any) -> Any:
     """Return a value of JSON's kinds in which every text can be written as UTF-8.
 
-    Half a character, such as a lone surrogate out of a torn escape, becomes U+FFFD.
+    Half a character, such as a lone surrogate out of a torn escape, becomes U+FFFD; a NUL, which
+    ends a text for many programs, goes.
     """
     if isinstance(value, str):
+        value = value.replace("\0", "")
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
