@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import queue
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from geo_utils.models.base import Completion, FatalError, ModelError, Request
 
+log = logging.getLogger(__name__)
 _Job = tuple[Request, "concurrent.futures.Future[Completion]"]
 Generate = Callable[[Sequence[Request]], Sequence[Completion]]
 
@@ -58,11 +60,20 @@ class Batcher:
             jobs = [job for job in batch if job[1].set_running_or_notify_cancel()]
             if not jobs:
                 continue
+            began, tokens = time.monotonic(), 0
             try:
                 for (_, future), completion in zip(
                     jobs, self._generate([request for request, _ in jobs]), strict=True
                 ):
+                    tokens += completion.tokens_out
                     future.set_result(completion)
+                spent = time.monotonic() - began
+                waiting = len(self._held) + self._queue.qsize()
+                log.info(
+                    "%d answers in %.1f s, %.0f tokens/s; %d wait, about %.0f s",
+                    len(jobs), spent, tokens / max(spent, 1e-9), waiting,
+                    spent * waiting / len(jobs),
+                )  # fmt: skip
             except (ModelError, FatalError) as error:
                 _fail(jobs, error)
             except Exception as error:  # out of memory, a broken model: every later call too
