@@ -24,17 +24,24 @@ def resolve_path(path: str | Path) -> Path:
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, sees the old one or the new one."""
+    """Write a file so that a reader, or a kill at any moment, sees the old one or the new one.
+
+    Raises:
+        OSError: It cannot be written, as on a full disk; it is named, and nothing is left of it.
+    """
+    content = data.encode("utf-8") if isinstance(data, str) else data
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with partial.open("wb") as file:
-            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)  # half a file, as on a full disk
+    except BaseException as error:  # an interrupt leaves half a file as a full disk does
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # writing names no file, opening the partial one
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

@@ -107,6 +107,23 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
     assert path.exists()
 
 
+@pytest.mark.parametrize("data", ["\ud800", "x" * 10, b"x" * 10], ids=["no text", "text", "bytes"])
+@pytest.mark.parametrize("broken", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, monkeypatch, data, broken):
+    path = tmp_path / "manifest.json"
+    write_atomic(path, "old")
+
+    def fail(descriptor):
+        raise broken
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises((OSError, KeyboardInterrupt, UnicodeEncodeError)) as raised:
+        write_atomic(path, data)
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"] and path.read_text() == "old"
+    if isinstance(raised.value, OSError):
+        assert str(raised.value) == f"[Errno 28] No space left on device: '{path}'"
+
+
 def test_relative_paths_start_at_the_projects_root(monkeypatch):
     monkeypatch.chdir(PROJECT / "notebooks")
     assert project_root() == PROJECT
