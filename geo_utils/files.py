@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,30 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         raise
 
 
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a log; a line before them that is torn stays a line of its own.
+
+    Raises:
+        OSError: They cannot be written, as on a full disk; the log is named.
+    """
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        with path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                lines = lines if file.read(1) == b"\n" else f"\n{lines}"
+            file.write(lines.encode("utf-8"))
+    except OSError as error:  # writing names no file
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log; a torn last line is left out."""
+    """Return the rows of a log; a torn line is left out."""
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # a full disk cuts a line anywhere; a text's own line separators do not end one
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             rows.append(json.loads(line))
         except ValueError:

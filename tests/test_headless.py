@@ -255,25 +255,6 @@ class TestBadParameters:
         assert cell_seconds(run.folder / "notebook.ipynb") < 2
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Make a disk of a few bytes; where that is not allowed, the test is skipped."""
-    mounted = []
-
-    def make(size):
-        folder = tmp_path / f"disk-{size}"
-        folder.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-            pytest.skip("no disk can be mounted here")
-        mounted.append(folder)
-        return folder
-
-    yield make
-    for folder in mounted:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 class TestFullDisk:
     """It ends with a line that names the file; what the manifest says is true."""
 

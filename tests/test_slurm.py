@@ -11,7 +11,7 @@ import yaml
 from conftest import PROJECT, SECRET
 from run_folders import HEADLINE
 
-from geo_utils.cluster.folder import Submission, TaskRecord, create, find, script_text
+from geo_utils.cluster.folder import TaskRecord, create, find, script_text
 from geo_utils.cluster.resources import LocalServer, gpus_needed, local_servers
 from geo_utils.cluster.servers import ServerError, serve_here
 from geo_utils.cluster.state import collect_table, progress, saved_work, slurm_states
@@ -248,25 +248,17 @@ class TestJobId:
         assert f"sbatch printed no job id but {printed!r}; see with" in capsys.readouterr().err
         assert not list((tmp_path / "slurm").iterdir())
 
-    def test_an_array_whose_id_cannot_be_kept_is_ended(self, fake, tmp_path, monkeypatch, capsys):
-        """The disk is full just then."""
+    @pytest.mark.parametrize("size, ended", [("4k", False), ("8k", False), ("12k", True)])
+    def test_on_a_full_disk_nothing_is_left(self, fake, small_disk, tmp_path, size, ended, capsys):
+        """No room for the script, for the list of tasks, or to keep the id of an array then."""
         fake("sbatch", f"{SBATCH}echo 71\n")
         fake("scancel", f"#!/bin/sh\necho $1 > {tmp_path}/ended\n")
-        write, problem = (
-            Submission.update,
-            OSError(28, "No space left on device", "submission.json"),
-        )
-
-        def update(submission, **entries):
-            if entries.get("job_id"):
-                raise problem
-            write(submission, **entries)
-
-        monkeypatch.setattr(Submission, "update", update)
-        assert self.submit(tmp_path) == 2
-        assert "No space left on device: 'submission.json'" in capsys.readouterr().err
-        assert (tmp_path / "ended").read_text() == "71\n"
-        assert not list((tmp_path / "slurm").iterdir())
+        root = small_disk(size)
+        assert self.submit(root) == 2
+        said = capsys.readouterr().err
+        assert "No space left on device: " in said and str(root) in said
+        assert not list(root.glob("slurm/*"))
+        assert [path.read_text() for path in tmp_path.glob("ended")] == ["71\n"] * ended
 
 
 class TestCancel:
