@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +25,51 @@ def resolve_path(path: str | Path) -> Path:
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, sees the old one or the new one."""
+    """Write a file so that a reader, or a kill at any moment, sees the old one or the new one.
+
+    Raises:
+        OSError: It cannot be written, as on a full disk; it is named, and nothing is left of it.
+    """
+    content = data.encode("utf-8") if isinstance(data, str) else data
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with partial.open("wb") as file:
-            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)  # half a file, as on a full disk
+    except BaseException as error:  # an interrupt leaves half a file as a full disk does
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # writing names no file, opening the partial one
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a log; a line before them that is torn stays a line of its own.
+
+    Raises:
+        OSError: They cannot be written, as on a full disk; the log is named.
+    """
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        with path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                lines = lines if file.read(1) == b"\n" else f"\n{lines}"
+            file.write(lines.encode("utf-8"))
+    except OSError as error:  # writing names no file
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log; a torn last line is left out."""
+    """Return the rows of a log; a torn line is left out."""
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # a full disk cuts a line anywhere; a text's own line separators do not end one
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -50,16 +50,31 @@ def policy_problem(folder: Path) -> str | None:
     """Say why a folder holds no policy that could be loaded, or None."""
     if not folder.is_dir():
         return f"policy {str(folder)!r}: no such folder; name a checkpoint of notebook 04"
-    adapter = [name for name in _ADAPTERS if (folder / name).is_file()]
+    adapter = (folder / _ADAPTER).is_file()
+    if not adapter and (problem := binary_adapter(folder)):
+        return f"policy {str(folder)!r}: {problem}"
     if adapter and not (folder / "adapter_config.json").is_file():
         return (
-            f"policy {str(folder)!r}: {adapter[0]} without adapter_config.json; copy the whole "
+            f"policy {str(folder)!r}: {_ADAPTER} without adapter_config.json; copy the whole "
             "checkpoint folder"
         )
     if not adapter and not (folder / "config.json").is_file():
         inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         return f"policy {str(folder)!r}: neither an adapter nor a model; it holds {inside}"
     return None
+
+
+def binary_adapter(folder: Path) -> str | None:
+    """Say what to do about an adapter that is a pickle, or None where there is none.
+
+    Transformers loads an adapter of a folder from safetensors alone.
+    """
+    if not (folder / "adapter_model.bin").is_file():
+        return None
+    return (
+        "adapter_model.bin cannot be loaded; save the adapter once more, as safetensors: "
+        f"PeftModel.from_pretrained(base, {str(folder)!r}).save_pretrained({str(folder)!r})"
+    )
 
 
 def check_methods(methods: list[str], rewriter: str) -> None:
@@ -94,4 +109,4 @@ def known_method(name: str) -> str:
     return name
 
 
-_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_ADAPTER = "adapter_model.safetensors"

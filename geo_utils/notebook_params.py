@@ -43,8 +43,8 @@ class NotebookParams(BaseModel):
         return text.rstrip()
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What beside its parameters makes another run."""
+    def settled(self) -> dict[str, Any]:
+        """Values that hang on the moment: handed on, so that every process has the same."""
         return {}
 
     @property

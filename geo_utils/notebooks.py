@@ -36,7 +36,7 @@ def read_parameters(
             mapping.
 
     Returns:
-        The notebook's name, the values that were passed, and the checked parameters.
+        The notebook's name, the values to pass to it, and the checked parameters.
 
     Raises:
         ParameterError: Anything that cannot be used.
@@ -61,7 +61,8 @@ def read_parameters(
         except (yaml.YAMLError, ValueError) as error:  # the latter of a date that is none
             raise ParameterError(f"-p {key}: {text!r} is not YAML: {error}") from None
         passed |= _override(defaults | passed, key, value)
-    return name, passed, PARAMS[name].check(defaults | passed, passed)
+    params = PARAMS[name].check(defaults | passed, passed)
+    return name, passed | params.settled, params
 
 
 def _override(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,14 @@ from typing import IO, Any
 import nbformat
 import yaml
 
-from geo_utils.files import project_root, resolve_path
+from geo_utils.files import project_root, resolve_path, write_atomic
 from geo_utils.notebook_params import NotebookParams
 from geo_utils.notebooks import PARAMS, read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.runs import Run, hold, locate_run, lock_path
+from geo_utils.runs import Run, Status, hold, locate_run, lock_path
 
 GRACE_S = 20.0
+_RESERVE = 1 << 18  # bytes kept free for the manifest's last word, and the log's, on a full disk
 # A cluster's preemption signals every process of a job at once. Papermill has to outlive that, as
 # the kernel ends with it, and has to wait while the kernel saves: its own patience is 5 s.
 _PAPERMILL = f"""
@@ -84,12 +86,15 @@ def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> in
             hold(lock_path(run, "work")).close()  # a kernel that somebody else has started
             again = run.manifest.get("headline") is not None
             run.folder.mkdir(parents=True, exist_ok=True)
-            injected = run.folder / "params.yaml"
-            injected.write_text(
-                yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "utf-8"
-            )
-            run.update(run_id=run.folder.name, notebook=notebook, variant=params.variant,
-                       status="started")  # fmt: skip
+            injected, reserve = run.folder / "params.yaml", run.folder / ".reserve"
+            write_atomic(injected, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+            write_atomic(reserve, os.urandom(_RESERVE))
+            try:
+                run.update(run_id=run.folder.name, notebook=notebook, variant=params.variant,
+                           status="started")  # fmt: skip
+            except OSError:
+                reserve.unlink(missing_ok=True)
+                raise
         except OSError as error:
             sys.stderr.write(f"run folder {run.folder}: {error}\n")
             return 2
@@ -97,15 +102,19 @@ def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> in
         started = time.monotonic()
         # A rerun that fails must not take the place of what had finished.
         executed = run.folder / ("notebook.rerun.ipynb" if again else "notebook.ipynb")
-        returncode = _papermill(notebook, executed, injected, received, lock)
-        status = _settle(run, executed, returncode, received)
+        try:
+            returncode = _papermill(notebook, executed, injected, received, lock)
+        except OSError as error:  # such as its log, that cannot be opened
+            sys.stderr.write(f"  {error}\n")
+            returncode = 1
+        status, reason = _settle(run, executed, returncode, received, reserve)
         if again and status == "finished":
             executed = executed.replace(run.folder / "notebook.ipynb")
         sys.stderr.write(f"{notebook}: {status} after {time.monotonic() - started:.0f} s\n")
         if status == "finished":
             sys.stderr.write(_headline_text(run))
         else:
-            sys.stderr.write(f"  {run.manifest.get('reason') or run.manifest.get('rerun')}\n")
+            sys.stderr.write(f"  {reason}\n")
         if not received and executed.name == "notebook.ipynb":
             _render(run)  # whoever sent a signal does not wait for long
         _index(params)
@@ -169,28 +178,48 @@ def _papermill(
     return process.returncode
 
 
-def _settle(run: Run, executed: Path, returncode: int, received: list[signal.Signals]) -> str:
-    """Record how the run ended, from the manifest alone, and return it."""
-    status = str(run.manifest.get("status"))
+def _settle(
+    run: Run, executed: Path, returncode: int, received: list[signal.Signals], reserve: Path
+) -> tuple[str, str]:
+    """Record how the run ended, from the manifest alone, and return that and the reason.
+
+    What was held in reserve is given up, so that a full disk takes the manifest's last word.
+    """
+    free = shutil.disk_usage(run.folder).free
+    reserve.unlink(missing_ok=True)
+    manifest = run.manifest
+    status, reason = str(manifest.get("status")), manifest.get("reason") or manifest.get("rerun")
+    ended: Status = "interrupted" if received else "failed"
     if received:
-        status = "interrupted"
-        run.end("interrupted", f"signal {received[0].name}")
+        reason = f"signal {received[0].name}"
     elif status == "started" or (returncode and status == "finished"):
-        status = "failed"
-        run.end("failed", _failure(executed, returncode))
-    return status
+        reason = _failure(executed, returncode, full=free < _RESERVE)
+    else:
+        return status, str(reason)
+    try:
+        run.end(ended, reason)
+    except OSError as error:
+        sys.stderr.write(f"  how it ended cannot be recorded: {error}; make room, run it again\n")
+    return ended, reason
 
 
-def _failure(executed: Path, returncode: int) -> str:
-    """Return the reason of a failure: the notebook's error, else that its kernel died."""
+def _failure(executed: Path, returncode: int, full: bool) -> str:
+    """Return the reason of a failure: the notebook's error, else papermill's own, else a guess."""
     try:
         cells = nbformat.read(executed, as_version=4).cells
-    except Exception:  # a torn or missing notebook: the exit code is all there is
+    except Exception:  # a torn or missing notebook
         cells = []
     for cell in reversed(cells):
         for output in cell.get("outputs", ()):
             if output["output_type"] == "error":
                 return f"{output['ename']}: {output['evalue']}"
+    with contextlib.suppress(OSError):
+        log = executed.with_name("papermill.log")
+        said = log.read_text("utf-8", "replace").strip().splitlines()
+        if said and said[-1].startswith("OSError: "):  # of the one file that it writes
+            return f"{executed}: {said[-1].removeprefix('OSError: ')}"
+    if full:
+        return f"{executed}: no space left on its disk; make room, and run again to go on"
     return f"the kernel died or never started (papermill's exit code {returncode}); out of memory?"
 
 
@@ -218,7 +247,7 @@ def _render(run: Run) -> None:
         paths = render_report(executed, run.manifest)
         pdf = render_pdf(paths[1], run.manifest)
     except Exception as error:  # the run's results stand whether or not they could be rendered
-        sys.stderr.write(f"  report and slides could not be rendered: {error!r}\n")
+        sys.stderr.write(f"  report and slides could not be rendered: {error}\n")
         return
     root = project_root()
     for name, path in zip(("report", "slides"), paths, strict=True):
@@ -235,7 +264,7 @@ def _index(params: NotebookParams) -> None:
     try:
         write_index(resolve_path(params.output_root))
     except Exception as error:  # a page that can be written at any time by `make index`
-        sys.stderr.write(f"  the index of runs could not be written: {error!r}\n")
+        sys.stderr.write(f"  the index of runs could not be written: {error}\n")
 
 
 if __name__ == "__main__":

@@ -289,7 +289,7 @@ def code_hash() -> str:
 
 
 def _parameters_hash(params: NotebookParams) -> str:
-    values = params.model_dump(exclude=_NO_IDENTITY) | params.identity
+    values = params.model_dump(exclude=_NO_IDENTITY)
     values["content"] = _content(params.model_dump(include=_NAMES_CONTENT))
     if isinstance(params, RunParams) and elsewhere(params):
         values["gemini"] = "at another address"  # never taken for a run of the real service

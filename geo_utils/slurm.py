@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from geo_utils.cluster.tasks import (
 from geo_utils.files import write_atomic
 from geo_utils.parameter_errors import ParameterError
 
+_JOB_ID = re.compile(r"(\d+)(;\S+)?")  # as --parsable prints it, with the cluster's name or not
 _FLAGS = ("partition", "account", "time", "concurrency", "gpus", "cpus")
 
 
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     try:
         return commands[args.command](args)
-    except ParameterError as error:
+    except (ParameterError, OSError) as error:  # the latter such as of a full disk
         sys.stderr.write(f"{error}\n")
         return 2
 
@@ -61,16 +63,29 @@ def submit(
         The submission and its job id.
 
     Raises:
-        ParameterError: The name is taken, or sbatch is missing or refuses; no folder is left.
+        ParameterError: The name is taken, sbatch is missing or refuses, or it prints no job id;
+            no folder is left.
+        OSError: The folder cannot be written, as on a full disk; no folder and no job is left.
     """
     submission = create(name, notebook, tasks, settings)
     try:
         answer = _slurm("sbatch", "--parsable", str(submission.folder / "job.sh"))
+        # A site's own sbatch may greet before, and say more after.
+        told = [found for line in answer.splitlines() if (found := _JOB_ID.fullmatch(line.strip()))]
+        if not told:
+            raise ParameterError(
+                f"sbatch printed no job id but {answer.strip()!r}; see with squeue whether it has "
+                "taken a job, and end that with scancel: its folder is gone"
+            )
+        job_id = told[-1].group(1)
+        try:
+            submission.update(job_id=job_id)
+        except OSError:
+            _slurm("scancel", job_id)  # an array that nothing knows of
+            raise
     except BaseException:
         shutil.rmtree(submission.folder)
         raise
-    job_id = answer.strip().partition(";")[0]
-    submission.update(job_id=job_id)
     return submission, job_id
 
 
@@ -106,9 +121,15 @@ def _status(args: argparse.Namespace) -> int:
 
 def _cancel(args: argparse.Namespace) -> int:
     submission = find(args.array, args.root)
+    job_id = submission.info["job_id"]
+    if job_id is None:
+        raise ParameterError(
+            f"{submission.folder.name}: sbatch took no job, there is nothing to cancel; delete "
+            f"{submission.folder}"
+        )
+    _slurm("scancel", str(job_id))
     submission.update(cancelled_at=datetime.now(UTC).isoformat(timespec="seconds"))
-    _slurm("scancel", str(submission.info["job_id"]))
-    _say(f"cancelled array {submission.info['job_id']}; what its runs have saved is kept, and the "
+    _say(f"cancelled array {job_id}; what its runs have saved is kept, and the "
          "same submit goes on from it")  # fmt: skip
     return 0
 

@@ -1,6 +1,8 @@
 import asyncio
 import contextlib
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,25 @@ def gemini_server(tmp_path, monkeypatch):
             return stack.enter_context(SimulatedGemini(log, **options))
 
         yield start
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Make a disk of a few bytes; where that is not allowed, the test is skipped."""
+    mounted = []
+
+    def make(size):
+        folder = tmp_path / f"disk-{size}"
+        folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("no disk can be mounted here")
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 SECRET = "AIza-a-secret-that-must-never-show"

@@ -684,10 +684,41 @@ class TestRateLimit:
         run(limit.wait(500))
         assert time.monotonic() - started < 0.2
 
-    def test_a_clock_from_the_future_does_not_block_for_ever(self, tmp_path):
-        path = tmp_path / "limit"
-        path.write_bytes(struct.pack("dd", time.time() + 1e9, time.time() + 1e9))
-        assert RateLimit(path, 60)._book(1.0, 0.0) <= 3601
+    def test_a_clock_that_is_set_back_makes_nobody_wait(self, tmp_path, monkeypatch):
+        limit = RateLimit(tmp_path / "limit", 60)
+        before = [limit._book(1.0, 0.0) for _ in range(10)]
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        assert before[-1] < limit._book(1.0, 0.0) <= before[-1] + 1.0
+
+    @pytest.mark.parametrize("ahead", [1e5, 1e9, float("inf"), float("nan")])
+    def test_what_nobody_has_booked_is_no_booking(self, tmp_path, ahead):
+        limit = RateLimit(tmp_path / "limit", 60)
+        limit.path.write_bytes(struct.pack("dd", *[time.monotonic() + ahead] * 2))
+        assert limit._book(1.0, 0.0) <= 0.0
+        limit.path.write_bytes(b"torn")
+        assert limit._book(1.0, 0.0) <= 0.0
+
+    def test_an_earlier_start_of_the_machine_has_a_file_of_its_own(self, tmp_path, monkeypatch):
+        """Its clock had come further than this one's."""
+        earlier = RateLimit(tmp_path / "limit", 60)
+        earlier.path.write_bytes(struct.pack("dd", *[time.monotonic() + 3000] * 2))
+        assert earlier._book(1.0, 0.0) > 2900
+        monkeypatch.setattr("geo_utils.models.limits._machine_start", lambda: "the next one")
+        assert RateLimit(tmp_path / "limit", 60)._book(1.0, 0.0) <= 0.0
+
+    def test_nobody_waits_beyond_a_deadline_and_what_is_refused_is_not_booked(self, tmp_path):
+        limit = RateLimit(tmp_path / "limit", 60)
+        while limit._book(1.0, 0.0) < 20.0:
+            pass
+        before = limit.path.read_bytes()
+        for _ in range(3):
+            with pytest.raises(
+                TransientError,
+                match=r"requests_per_minute=60, .* in 2\d s, after its deadline of 5 s; lower",
+            ):
+                run(limit.wait(10, longest_s=5.0))
+        assert limit.path.read_bytes() == before
+        run(RateLimit(tmp_path / "another", 60).wait(10, longest_s=0.0))  # its turn is now
 
 
 class TestTwoProcesses:

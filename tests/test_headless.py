@@ -255,6 +255,46 @@ class TestBadParameters:
         assert cell_seconds(run.folder / "notebook.ipynb") < 2
 
 
+class TestFullDisk:
+    """It ends with a line that names the file; what the manifest says is true."""
+
+    def check(self, root, code, said):
+        assert code in (1, 2) and "Traceback" not in said, said
+        told = [line for line in said.splitlines() if "o space left" in line and str(root) in line]
+        assert told, said  # of what could not be rendered for the same reason, one more
+        assert not list(root.rglob(".*.json*")) and not list(root.rglob(".reserve"))
+        for manifest in root.rglob("manifest.json"):
+            written = json.loads(manifest.read_text())
+            assert written["status"] == "failed" and "o space left" in written["reason"], written
+
+    @pytest.mark.parametrize("size", ["100k", "320k", "400k", "1m"])
+    def test_from_the_start_or_soon(self, small_disk, size):
+        root = small_disk(size)
+        done = run_notebook(NB02, "smoke", root, ("limit", "4"))
+        self.check(root, done.returncode, done.stderr)
+
+    def test_in_the_middle_and_then_there_is_room_again(self, small_disk):
+        root = small_disk("16m")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "geo_utils.run", NB02, "smoke", "-p", "limit", "4",
+             "-p", "output_root", str(root)],
+            cwd=PROJECT, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        assert "running in" in first
+        with (root / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
+            while True:
+                filler.write(bytes(4096))
+        said = first + process.communicate(timeout=300)[1]
+        self.check(root, process.returncode, said)
+        assert only_run(root, NB02).manifest["status"] == "failed"
+        (root / "filler").unlink()
+        done = run_notebook(NB02, "smoke", root, ("limit", "4"))
+        assert done.returncode == 0, done.stderr
+        assert only_run(root, NB02).manifest["status"] == "finished"
+
+
 def test_bare_papermill_with_a_parameter_file(tmp_path):
     out = tmp_path / "out.ipynb"
     done = command(

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import shutil
 import socket
 import threading
@@ -22,8 +23,10 @@ from geo_utils.training.checkpoints import (
     base_checksum,
     check_adapter,
     checkpoint_step,
+    copy_policy,
     keep_base_exact,
     newest_complete,
+    torn_file,
 )
 from geo_utils.training.preflight import check_machine, check_server
 
@@ -40,11 +43,16 @@ def refused(message):
 
 
 def make_checkpoint(folder, step, state=None, **config):
-    """Write the files of an adapter's checkpoint, as far as they are read."""
+    """Write the files of an adapter's checkpoint, as far as they are read, each a real one."""
+    import torch
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True)
     adapter = {"base_model_name_or_path": BASE, "r": 16} | config
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    save_file({"lora_B": torch.full((16, 16), float(step))}, folder / "adapter_model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"step": torch.full((16, 16), step)}, folder / name)
     text = json.dumps({"global_step": step}) if state is None else state
     (folder / "trainer_state.json").write_text(text)
     return folder
@@ -217,12 +225,64 @@ class TestNewestComplete:
         make_checkpoint(tmp_path / "final", 7)  # no checkpoint of the trainer
         assert newest_complete(tmp_path) is None
 
+    @pytest.mark.parametrize(
+        "name",
+        ["adapter_model.safetensors", "adapter_config.json", "optimizer.pt", "scheduler.pt",
+         "rng_state.pth"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+    def test_a_torn_file_is_passed_over_with_a_warning(self, tmp_path, name, kept):
+        whole = make_checkpoint(tmp_path / "checkpoint-9", 9)
+        assert torn_file(whole) is None
+        torn = make_checkpoint(tmp_path / "checkpoint-10", 10) / name
+        os.truncate(torn, int(torn.stat().st_size * kept))
+        with pytest.warns(UserWarning, match=f"checkpoint-10 is passed over: {name} is torn"):
+            assert newest_complete(tmp_path) == whole
+        with refused(f"checkpoint-10': .*{name} is torn.*; copy it whole"):
+            check_adapter(torn.parent, BASE, {"r": 16}, 20)
+
+    def test_a_hole_where_the_end_was_is_torn_as_well(self, tmp_path):
+        """As a power cut leaves it: the length is there, the content is not."""
+        folder = make_checkpoint(tmp_path / "checkpoint-9", 9)
+        for name in ("optimizer.pt", "adapter_model.safetensors"):
+            size = (folder / name).stat().st_size
+            os.truncate(folder / name, 0)
+            os.truncate(folder / name, size)
+            with pytest.warns(UserWarning, match=f"passed over: {name} is torn"):
+                assert newest_complete(tmp_path) is None
+
+    def test_without_weights_there_is_nothing_to_go_on_from(self, tmp_path):
+        folder = make_checkpoint(tmp_path / "checkpoint-9", 9)
+        (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+        with pytest.warns(UserWarning, match=r"adapter_model.bin cannot be loaded; save the adapt"):
+            assert newest_complete(tmp_path) is None
+        (folder / "adapter_model.bin").unlink()
+        with pytest.warns(UserWarning, match="adapter_model.safetensors is missing"):
+            assert newest_complete(tmp_path) is None
+
+
+def test_what_is_copied_of_a_checkpoint_is_the_policy_alone(tmp_path):
+    folder = make_checkpoint(tmp_path / "checkpoint-9", 9)
+    PolicyCard().write(folder)
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "adapter_model.safetensors").write_bytes(b"half")  # cut off before
+    copy_policy(folder, tmp_path / "final")
+    left = {path.name for path in (tmp_path / "final").iterdir()}
+    assert left == {"adapter_model.safetensors", "adapter_config.json"}
+    assert torn_file(tmp_path / "final") is None
+
 
 class TestAdapter:
     def test_one_of_this_training(self, tmp_path):
         folder = make_checkpoint(tmp_path / "c", 5)
-        check_adapter(folder, BASE, {"r": 16})
-        check_adapter(folder, "/models/Qwen3-1.7B", {"r": 16})
+        check_adapter(folder, BASE, {"r": 16}, 6)
+        check_adapter(folder, "/models/Qwen3-1.7B", {"r": 16}, 6)
+
+    @pytest.mark.parametrize("last", [4, 5])
+    def test_one_that_leaves_nothing_to_train(self, tmp_path, last):
+        folder = make_checkpoint(tmp_path / "c", 5)
+        with refused(f"after step 5, and max_steps={last} leaves .* set max_steps above 5"):
+            check_adapter(folder, BASE, {"r": 16}, last)
 
     @pytest.mark.parametrize(
         ("damage", "message"),
@@ -239,14 +299,14 @@ class TestAdapter:
         folder = make_checkpoint(tmp_path / "c", 5)
         damage(folder)
         with refused(f"resume_from_checkpoint='{folder}': .*{message}"):
-            check_adapter(folder, BASE, {"r": 16})
+            check_adapter(folder, BASE, {"r": 16}, 20)
 
     def test_one_of_another_training(self, tmp_path):
         folder = make_checkpoint(tmp_path / "c", 5, base_model_name_or_path="Qwen/Qwen3-4B", r=8)
         with refused(f"trained on 'Qwen/Qwen3-4B', not on model_name_or_path='{BASE}'; name that"):
-            check_adapter(folder, BASE, {"r": 8})
+            check_adapter(folder, BASE, {"r": 8}, 20)
         with refused("its LoRA rank is r=8, not 16; set lora_r: 8"):
-            check_adapter(folder, "Qwen/Qwen3-4B", {"r": 16})
+            check_adapter(folder, "Qwen/Qwen3-4B", {"r": 16}, 20)
 
 
 @pytest.fixture(scope="module")
@@ -351,7 +411,9 @@ class TestBase:
         ([], "neither an adapter nor a model; it holds nothing"),
         (["a.txt", "b.txt"], "neither an adapter nor a model; it holds a.txt, b.txt"),
         (["adapter_model.safetensors"], "adapter_model.safetensors without adapter_config.json"),
-        (["adapter_model.bin", "config.json"], "adapter_model.bin without adapter_config.json"),
+        (["adapter_model.bin", "config.json"], "adapter_model.bin cannot be loaded; save the ada"),
+        (["adapter_model.bin", "adapter_config.json"], "adapter_model.bin cannot be loaded; save"),
+        (["adapter_model.bin", "adapter_model.safetensors", "adapter_config.json"], None),
         (["adapter_config.json"], "neither an adapter nor a model"),
         (["adapter_model.safetensors", "adapter_config.json"], None),
         (["config.json"], None),

@@ -3,7 +3,7 @@ import os
 import platform
 import subprocess
 import sys
-from datetime import date
+from datetime import date, datetime
 
 import pytest
 from conftest import PROJECT
@@ -16,6 +16,7 @@ from geo_utils.meeting.params import WeeklyParams
 from geo_utils.meeting.records import Record, changed_parameters, choose_records, find_records
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
+from geo_utils.runs import locate_run
 
 DEFAULTS = default_parameters(PROJECT / "notebooks" / "05_weekly.ipynb")
 
@@ -158,6 +159,7 @@ class TestWeeklyParams:
         ("changes", "message"),
         [
             ({"since": "last week"}, "since: 'last week' is no date; write 2026-01-31"),
+            ({"day": "tomorrow"}, "day: 'tomorrow' is no date; write 2026-01-31"),
             ({"since": 3}, "since=3: input should be a valid string"),
             ({"runs": ["nope"]}, "runs: 'nope' is no run: give a run folder"),
             ({"runs": "20260101-1"}, "runs='20260101-1': input should be a valid list"),
@@ -172,6 +174,25 @@ class TestWeeklyParams:
         with pytest.raises(ParameterError) as raised:
             check(**changes)
         assert message in str(raised.value)
+
+    @pytest.mark.parametrize("given", [None, "2026-01-31", date(2026, 1, 31)])
+    def test_the_day_is_settled_when_it_starts(self, check, monkeypatch, given):
+        class Clock(datetime):
+            day = 30
+
+            @classmethod
+            def now(cls, tz):
+                return cls(2026, 1, cls.day, 23, 59, 59, tzinfo=tz)
+
+        monkeypatch.setattr("geo_utils.meeting.params.datetime", Clock)
+        params = check(day=given)
+        before = locate_run("05_weekly", params).folder.name[-8:]
+        Clock.day = 31
+        settled = "2026-01-31" if given else "2026-01-30"
+        assert params.day == settled and params.settled == {"day": settled}
+        assert locate_run("05_weekly", params).folder.name[-8:] == before
+        again = locate_run("05_weekly", check(day=given)).folder.name[-8:]
+        assert (again == before) == (given is not None)  # tomorrow's deck is another
 
     def test_without_any_run_there_is_no_deck(self):
         with pytest.raises(ParameterError, match="output_root='no/such/folder': no run in"):

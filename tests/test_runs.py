@@ -9,7 +9,13 @@ from conftest import PROJECT
 
 from geo_utils import runs
 from geo_utils.cells import default_parameters
-from geo_utils.files import project_root, resolve_path, write_atomic
+from geo_utils.files import (
+    append_jsonl,
+    project_root,
+    read_jsonl,
+    resolve_path,
+    write_atomic,
+)
 from geo_utils.params import BaselineRewritesParams
 from geo_utils.provenance import provenance
 from geo_utils.runs import locate_run, start_run
@@ -105,6 +111,42 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
         if path.exists():
             assert len(json.loads(path.read_text())["filler"]) == 200_000
     assert path.exists()
+
+
+@pytest.mark.parametrize("data", ["\ud800", "x" * 10, b"x" * 10], ids=["no text", "text", "bytes"])
+@pytest.mark.parametrize("broken", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, monkeypatch, data, broken):
+    path = tmp_path / "manifest.json"
+    write_atomic(path, "old")
+
+    def fail(descriptor):
+        raise broken
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises((OSError, KeyboardInterrupt, UnicodeEncodeError)) as raised:
+        write_atomic(path, data)
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"] and path.read_text() == "old"
+    if isinstance(raised.value, OSError):
+        assert str(raised.value) == f"[Errno 28] No space left on device: '{path}'"
+
+
+def test_a_log_loses_no_row_to_a_torn_one_or_to_what_a_text_holds(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"n": 1, "text": "a\u2028b\x85c\u00e9\nd"}, {"n": 2}, {"n": 3, "text": "\u00e9"}]
+    append_jsonl(path, rows[:2])
+    append_jsonl(path, [])
+    assert read_jsonl(path) == rows[:2]
+    append_jsonl(path, rows[2:])
+    os.truncate(path, path.stat().st_size - 4)  # in the middle of a letter
+    assert read_jsonl(path) == rows[:2]
+    append_jsonl(path, rows[2:])
+    assert read_jsonl(path) == rows
+
+
+def test_a_log_on_a_full_disk_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/rows.jsonl'"):
+        append_jsonl(tmp_path / "rows.jsonl", [{"n": 1}])
 
 
 def test_relative_paths_start_at_the_projects_root(monkeypatch):

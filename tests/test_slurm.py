@@ -4,20 +4,22 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from conftest import PROJECT, SECRET
+from run_folders import HEADLINE
 
 from geo_utils.cluster.folder import TaskRecord, create, find, script_text
 from geo_utils.cluster.resources import LocalServer, gpus_needed, local_servers
 from geo_utils.cluster.servers import ServerError, serve_here
-from geo_utils.cluster.state import saved_work, slurm_states
+from geo_utils.cluster.state import collect_table, progress, saved_work, slurm_states
 from geo_utils.cluster.task import run_task, servers_up
 from geo_utils.cluster.tasks import SlurmSettings, default_settings, make_tasks, parse_grid
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.runs import Run, locate_run
+from geo_utils.runs import Run, code_hash, locate_run
 from geo_utils.slurm import main
 
 NB02, NB04 = "02_baseline_rewrites", "04_grpo"
@@ -206,6 +208,73 @@ class TestScript:
         assert not list((tmp_path / "slurm").iterdir())
 
 
+SBATCH = '#!/bin/sh\n[ -f "$2" ] || exit 9\n'
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Put programs that print something in SLURM's place."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+    def program(name, script):
+        path = tmp_path / "bin" / name
+        path.write_text(script)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    return program
+
+
+class TestJobId:
+    def submit(self, root):
+        return main(["submit", NB02, "--params", "smoke", "--name", "a",
+                     "-p", "output_root", str(root)])  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "printed",
+        ["71", "71;cluster", "Welcome to the cluster\n2026\nRules: 1;2;3 of them\n71\n",
+         "  71;cluster-2 \nhave a nice day"],
+    )  # fmt: skip
+    def test_it_is_the_last_line_that_is_one(self, fake, tmp_path, printed, capsys):
+        fake("sbatch", f"{SBATCH}cat <<'END'\n{printed}\nEND\n")
+        assert self.submit(tmp_path) == 0, capsys.readouterr().err
+        assert capsys.readouterr().out.startswith("array 71: 1 runs of")
+        assert find("71", str(tmp_path)).folder.name == "a"
+
+    @pytest.mark.parametrize("printed", ["", "Welcome", "Submitted batch job 71", "job 71;cluster"])
+    def test_without_one_what_was_printed_is_said(self, fake, tmp_path, printed, capsys):
+        fake("sbatch", f"{SBATCH}echo '{printed}'\n")
+        assert self.submit(tmp_path) == 2
+        assert f"sbatch printed no job id but {printed!r}; see with" in capsys.readouterr().err
+        assert not list((tmp_path / "slurm").iterdir())
+
+    @pytest.mark.parametrize("size, ended", [("4k", False), ("8k", False), ("12k", True)])
+    def test_on_a_full_disk_nothing_is_left(self, fake, small_disk, tmp_path, size, ended, capsys):
+        """No room for the script, for the list of tasks, or to keep the id of an array then."""
+        fake("sbatch", f"{SBATCH}echo 71\n")
+        fake("scancel", f"#!/bin/sh\necho $1 > {tmp_path}/ended\n")
+        root = small_disk(size)
+        assert self.submit(root) == 2
+        said = capsys.readouterr().err
+        assert "No space left on device: " in said and str(root) in said
+        assert not list(root.glob("slurm/*"))
+        assert [path.read_text() for path in tmp_path.glob("ended")] == ["71\n"] * ended
+
+
+class TestCancel:
+    @pytest.mark.parametrize("works", [True, False])
+    def test_it_is_noted_only_once_it_is_done(self, fake, submission, works, capsys):
+        submission.update(job_id="7")
+        fake("scancel", f"#!/bin/sh\necho 'scancel: error: no connection' >&2\nexit {1 - works}\n")
+        code = main(["cancel", "sweep", "--root", str(submission.folder.parents[1])])
+        assert code == (0 if works else 2) and ("cancelled_at" in submission.info) == works
+        assert ("no connection" in capsys.readouterr().err) != works
+
+    def test_an_array_that_sbatch_never_took(self, submission, capsys):
+        assert main(["cancel", "sweep", "--root", str(submission.folder.parents[1])]) == 2
+        assert "sbatch took no job, there is nothing to cancel" in capsys.readouterr().err
+
+
 class TestGuards:
     """A task that should not start never reaches its notebook."""
 
@@ -252,6 +321,21 @@ class TestGuards:
         assert code == 1 and "did you mean 'repeats'" in record.reason
         path.write_text("no longer read")
         assert self.end(submission, monkeypatch, 1)[0] == 1
+
+    @pytest.mark.parametrize("finished", [True, False])
+    def test_a_torn_record_is_as_good_as_none(self, submission, monkeypatch, finished):
+        """Whether the task has finished is known by its run."""
+        monkeypatch.setattr("geo_utils.cluster.task.execute", lambda *_: 128 + 10)
+        run_task(submission, 0)
+        run = Run(Path(submission.record(0).run))
+        run.update(status="finished" if finished else "interrupted", code_hash=code_hash())
+        torn = submission.folder / "state" / "0.json"
+        os.truncate(torn, 30)
+        assert submission.record(0).outcome == "unreadable"
+        assert run_task(submission, 0) == (0 if finished else 138)
+        record = submission.record(0)
+        assert record.run == str(run.folder) or finished
+        assert (record.outcome, len(record.starts)) == (("finished", 0) if finished else (None, 1))
 
     def test_a_finished_task_ends_at_once(self, submission, monkeypatch, tmp_path):
         run = Run(tmp_path / "run")
@@ -308,6 +392,51 @@ class TestStatus:
         said = capsys.readouterr().out
         assert "failed" in said and "seed=-1: too small" in said and "unknown" in said
         assert "squeue does not answer" in said
+
+    @pytest.mark.parametrize("text", ["", '{"outcome": "fin', "[]", "\x00\x00", '{"starts": 3}'])
+    def test_a_torn_record_is_shown_as_such_and_the_others_as_they_are(
+        self, submission, capsys, text
+    ):
+        submission.update(job_id="7")
+        submission.save(1, TaskRecord(outcome="failed", reason="the corpus was gone"))
+        (submission.folder / "state" / "0.json").write_text(text)
+        assert main(["status", "7", "--root", str(submission.folder.parents[1])]) == 0
+        said = capsys.readouterr().out
+        assert " unreadable " in said and "state/0.json is torn; the task's run is not" in said
+        assert " failed " in said and "the corpus was gone" in said
+
+    def test_a_torn_record_does_not_hide_a_finished_run(self, submission):
+        params = read_parameters(NB02, str(submission.task_file(0)))[2]
+        run = locate_run(NB02, params)
+        run.update(provenance="offline roles", status="finished", code_hash=code_hash(),
+                   headline=HEADLINE)  # fmt: skip
+        submission.save(0, TaskRecord())
+        os.truncate(submission.folder / "state" / "0.json", 3)
+        table, notes = collect_table(submission)
+        assert set(table["task"]) == {0} and set(table["run"]) == {str(run.folder)}
+        assert notes == ["1 of 2 tasks have not finished and are left out: 1."]
+
+    def test_a_torn_submission_does_not_hide_the_others(self, submission, capsys):
+        root = submission.folder.parents[1]
+        submission.update(job_id="7")
+        torn = root / "slurm" / "torn" / "submission.json"
+        torn.parent.mkdir()
+        for text in ("", "{", "[]", "{}", "3"):
+            torn.write_text(text)
+            with pytest.warns(UserWarning, match=r"torn/submission.json is missing or torn"):
+                assert find(None, str(root)) == submission
+            assert main(["status", "torn", "--root", str(root)]) == 2
+            assert f"{torn} is missing or torn; the runs of its tasks" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "usage, shown",
+        [({"samples": 90, "abstentions": 0}, "90 samples"), ({}, "–"), (None, "–")],
+    )
+    def test_only_what_was_counted_is_shown_of_a_finished_run(self, tmp_path, usage, shown):
+        """Notebook 01 has settings, no samples."""
+        run = Run(tmp_path / "run")
+        run.update(status="finished", usage=usage)
+        assert progress(run, read_parameters("01_efficiency", "smoke")[2]) == shown
 
     def test_what_sacct_knows_is_shown_where_squeue_has_forgotten(self, monkeypatch, tmp_path):
         """Programs that print what sacct 22.05 prints for an array, and squeue for none."""

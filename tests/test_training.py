@@ -80,6 +80,41 @@ def test_a_second_epoch_goes_on_with_its_own_order_of_prompts(undisturbed, tmp_p
     assert found["rollouts"] == undisturbed["rollouts"]
 
 
+def test_a_training_cut_off_after_its_last_step_takes_none_more(undisturbed, tmp_path):
+    """The last checkpoint's adapter becomes the result; the demonstrations end likewise."""
+    shutil.copytree(undisturbed["root"], tmp_path / "again")
+    (folder,) = (tmp_path / "again").glob("04_grpo/smoke/2*")
+    result, policy = folder / "checkpoints/final", folder / "policy"
+    known = Run(folder).manifest["base_checksum"] | {"after": None}  # written when it starts
+    Run(folder).update(base_checksum=known)
+    shutil.move(result, tmp_path / "final")
+    (policy / "policy.json").unlink()
+    policy_before = (policy / "model.safetensors").read_bytes()
+    (policy / "model.safetensors").unlink()
+    found = train_many(tmp_path / "again", "undisturbed")
+    assert found == {name: undisturbed[name] for name in found}
+    assert (policy / "model.safetensors").read_bytes() == policy_before
+    for name in ("adapter_model.safetensors", "adapter_config.json", "policy.json"):
+        assert (result / name).read_bytes() == (tmp_path / "final" / name).read_bytes()
+    assert {p.name for p in result.iterdir()} == {p.name for p in (tmp_path / "final").iterdir()}
+    assert Run(folder).manifest["base_checksum"] == known
+
+
+def test_a_torn_checkpoint_costs_the_steps_since_the_one_before(undisturbed, tmp_path):
+    shutil.copytree(undisturbed["root"], tmp_path / "again")
+    (folder,) = (tmp_path / "again").glob("04_grpo/smoke/2*/checkpoints")
+    shutil.rmtree(folder / "final")
+    os.truncate(folder / "checkpoint-16" / "optimizer.pt", 100)
+    weights = folder / "checkpoint-15" / "adapter_model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1)
+    found = train_many(tmp_path / "again", "undisturbed")
+    assert found == {name: undisturbed[name] for name in found}
+    (said,) = [p.read_text() for p in (tmp_path / "again").glob("*.log") if "passed over" in
+               p.read_text()]  # fmt: skip
+    assert "checkpoint-16 is passed over: optimizer.pt is torn" in said
+    assert "checkpoint-15 is passed over: adapter_model.safetensors is torn" in said
+
+
 def test_the_base_is_frozen_and_the_adapter_is_not(undisturbed):
     (folder,) = undisturbed["root"].glob("04_grpo/smoke/2*")
     checksums = Run(folder).manifest["base_checksum"]

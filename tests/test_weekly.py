@@ -4,6 +4,7 @@ import re
 import stat
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import nbformat
 import pytest
@@ -11,6 +12,7 @@ from conftest import PROJECT
 from run_folders import PIXEL, executed, make_run, picture, table
 from test_run_pages import chromium, in_browser, loads_something
 
+from geo_utils import run
 from geo_utils.cells import default_parameters
 from geo_utils.meeting.browser import BROWSERS, NoPdf, print_pdf
 from geo_utils.meeting.params import MOST_SLIDES, WeeklyParams
@@ -18,6 +20,7 @@ from geo_utils.meeting.recorded import EXAMPLE_TAG, question, recorded_outputs
 from geo_utils.meeting.records import Record
 from geo_utils.meeting.weekly import make_deck, runs_view, sources
 from geo_utils.report import render_report
+from geo_utils.runs import Run
 from geo_utils.view import marked_changes
 
 DEFAULTS = default_parameters(PROJECT / "notebooks" / "05_weekly.ipynb")
@@ -265,6 +268,25 @@ class TestSlides:
 
     def test_the_deck_is_one_file(self, slides):
         assert loads_something(slides[1].read_text()) == []
+
+
+def test_a_deck_that_is_made_over_midnight_is_the_day_befores(tmp_path, monkeypatch, capfd):
+    """This process starts it yesterday, the notebook's own runs today."""
+    make_run(tmp_path, "20260101-1")
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz):
+            return yesterday
+
+    monkeypatch.setattr("geo_utils.meeting.params.datetime", Clock)
+    given = ("-p", "output_root", str(tmp_path), "-p", "pdf", "false")
+    assert run.main(["05_weekly", "smoke", *given]) == 0, capfd.readouterr().err
+    (folder,) = (tmp_path / "05_weekly/smoke").iterdir()
+    assert Run(folder).manifest["status"] == "finished"
+    assert Run(folder).manifest["parameters"]["resolved"]["day"] == f"{yesterday:%Y-%m-%d}"
+    assert f"{yesterday:%d %B %Y} · the newest run" in (folder / "slides.html").read_text()
 
 
 class TestWithoutABrowser:

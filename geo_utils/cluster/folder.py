@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from geo_utils.cluster.resources import gpus_needed
 from geo_utils.cluster.tasks import SlurmSettings, Task, described
@@ -48,13 +51,16 @@ fi
 exit "$code"
 """
 
+UNREADABLE = "unreadable"
+
 
 @dataclass
 class TaskRecord:
     """How a task stands, kept by the task itself.
 
     Attributes:
-        outcome: `finished` or `failed` once it has ended; it is never started again.
+        outcome: `finished` or `failed` once it has ended; it is never started again. `unreadable`
+            if the record is torn.
         reason: Why it failed.
         run: Its run folder.
         restarts: How often SLURM has started it again.
@@ -82,8 +88,20 @@ class Submission:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What was submitted: notebook, settings, `changes` by task, job id and time."""
-        return dict(json.loads((self.folder / "submission.json").read_text(encoding="utf-8")))
+        """What was submitted: notebook, settings, `changes` by task, job id and time.
+
+        Raises:
+            ParameterError: The file is missing or torn.
+        """
+        path = self.folder / "submission.json"
+        try:
+            found = dict(json.loads(path.read_text(encoding="utf-8")))
+            return {**found, "submitted_at": str(found["submitted_at"])}
+        except (OSError, ValueError, TypeError, KeyError):
+            raise ParameterError(
+                f"{path} is missing or torn; the runs of its tasks are kept, and the same submit "
+                "under another name goes on from them"
+            ) from None
 
     def update(self, **entries: Any) -> None:
         """Set entries of `submission.json`."""
@@ -101,12 +119,17 @@ class Submission:
         return self.folder / "logs" / f"{index}.log"
 
     def record(self, index: int) -> TaskRecord:
-        """Return how a task stands; one that never started has an empty record."""
+        """Return how a task stands; one that never started has an empty record.
+
+        A record that is torn says so itself: the other tasks' are still worth reading.
+        """
+        path = self.folder / "state" / f"{index}.json"
         try:
-            text = (self.folder / "state" / f"{index}.json").read_text(encoding="utf-8")
-        except OSError:
+            return TypeAdapter(TaskRecord).validate_json(path.read_bytes())
+        except FileNotFoundError:
             return TaskRecord()
-        return TaskRecord(**json.loads(text))
+        except (OSError, ValueError):
+            return TaskRecord(UNREADABLE, f"state/{path.name} is torn; the task's run is not")
 
     def save(self, index: int, record: TaskRecord) -> None:
         """Keep how a task stands."""
@@ -119,10 +142,22 @@ def create(name: str, notebook: str, tasks: Sequence[Task], settings: SlurmSetti
 
     Raises:
         ParameterError: The name is taken.
+        OSError: The folder cannot be written, as on a full disk; none is left.
     """
     submission = Submission(place(name, tasks))
     if submission.folder.exists():
         raise ParameterError(f"--name {name!r}: {submission.folder} is there; choose another")
+    try:
+        _write(submission, notebook, tasks, settings)
+    except OSError:
+        shutil.rmtree(submission.folder, ignore_errors=True)
+        raise
+    return submission
+
+
+def _write(
+    submission: Submission, notebook: str, tasks: Sequence[Task], settings: SlurmSettings
+) -> None:
     script = script_text(submission.folder, notebook, tasks, settings)
     for index, task in enumerate(tasks):
         text = yaml.safe_dump(task.values, sort_keys=False, allow_unicode=True)
@@ -137,7 +172,6 @@ def create(name: str, notebook: str, tasks: Sequence[Task], settings: SlurmSetti
         settings=settings.model_dump(),
         changes=[task.changes for task in tasks],
     )
-    return submission
 
 
 def place(name: str, tasks: Sequence[Task]) -> Path:
@@ -188,8 +222,15 @@ def find(array: str | None, root: str) -> Submission:
     if array and (Path(array) / "submission.json").is_file():
         return Submission(Path(array).resolve())
     parent = resolve_path(root) / "slurm"
-    found = [Submission(path.parent) for path in parent.glob("*/submission.json")]
-    found.sort(key=lambda submission: str(submission.info["submitted_at"]))
+    dated = []
+    for submission in (Submission(path.parent) for path in parent.glob("*/submission.json")):
+        try:
+            dated.append((submission.info["submitted_at"], submission))
+        except ParameterError as error:  # no reason not to show the others
+            if array == submission.folder.name:
+                raise
+            warnings.warn(str(error), stacklevel=2)
+    found = [submission for _, submission in sorted(dated, key=lambda pair: pair[0])]
     if not found:
         raise ParameterError(f"no array was submitted under {parent}; name its outputs by --root")
     if array is None:

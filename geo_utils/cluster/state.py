@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from geo_utils.cluster.folder import Submission, TaskRecord
+from geo_utils.cluster.folder import UNREADABLE, Submission, TaskRecord
 from geo_utils.files import read_jsonl, resolve_path
 from geo_utils.notebook_params import NotebookParams
 from geo_utils.notebooks import read_parameters
@@ -50,8 +50,9 @@ def status_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
         state = _state(record, states.get(index), bool(info.get("cancelled_at")))
         row = {"task": index, **changes, "state": state}
         row["restarts"] = record.restarts
-        row["progress"] = progress(run, params) if run and params and record.starts else "–"  # noqa: RUF001
-        row["headline so far"] = headline_text(run) if run and record.starts else "–"  # noqa: RUF001
+        begun = bool(record.starts) or record.outcome == UNREADABLE  # then the run itself tells
+        row["progress"] = progress(run, params) if run and params and begun else "–"  # noqa: RUF001
+        row["headline so far"] = headline_text(run) if run and begun else "–"  # noqa: RUF001
         row["reason"] = _one_line(record.reason or "")
         rows.append(row)
         if manifest.get("provenance") and manifest.get("headline"):
@@ -74,7 +75,7 @@ def slurm_states(job_id: str | None) -> tuple[dict[int, str], list[str]]:
     told = _ask("sacct", "-n", "-P", "-X", "-j", job_id, "--format=JobID,State")
     for line in (told or "").splitlines():
         name, _, state = line.partition("|")
-        if found := _SACCT_ID.fullmatch(name):
+        if (found := _SACCT_ID.fullmatch(name)) and state.strip():
             states[int(found.group(1))] = state.split()[0]
     queued = _ask("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-o", "%K|%T")
     if queued is None:
@@ -106,7 +107,8 @@ def progress(run: Run, params: NotebookParams) -> str:
     """Say how far a run is: its training's step, else its notebook's cell."""
     manifest = run.manifest
     if manifest.get("status") == "finished":
-        return f"{(manifest.get('usage') or {}).get('samples', 0)} samples"
+        samples = (manifest.get("usage") or {}).get("samples")
+        return "–" if samples is None else f"{samples} samples"  # noqa: RUF001
     if isinstance(params, GrpoParams):
         rows, last = read_jsonl(run.folder / "metrics.jsonl"), params.grpo["max_steps"]
         if rows and rows[-1]["step"] < last:
@@ -169,16 +171,19 @@ def collect_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
     info, rows, missing = submission.info, [], []
     for index, changes in enumerate(info["changes"]):
         record = submission.record(index)
-        manifest = Run(resolve_path(record.run)).manifest if record.run else {}
+        run = Run(resolve_path(record.run)) if record.run else None
+        if record.outcome == UNREADABLE:
+            run, _ = task_run(submission, index, record)
+        manifest = run.manifest if run else {}
         headline = manifest.get("headline")
-        if manifest.get("status") != "finished" or not headline:
+        if run is None or manifest.get("status") != "finished" or not headline:
             missing.append(index)
             continue
         for method, numbers in headline.get("methods", {}).items():
             row = {"task": index, **changes, "method": method, **numbers}
             if headline.get("gain") and method == list(headline["methods"])[-1]:
                 row |= {f"gain_{name}": value for name, value in headline["gain"].items()}
-            rows.append(row | {"provenance": manifest["provenance"], "run": record.run})
+            rows.append(row | {"provenance": manifest["provenance"], "run": str(run.folder)})
     notes = [] if not missing else [
         f"{len(missing)} of {len(info['changes'])} tasks have not finished and are left out: "
         f"{', '.join(map(str, missing))}."

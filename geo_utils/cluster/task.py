@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from geo_utils.cluster.folder import Submission, TaskRecord
+from geo_utils.cluster.folder import UNREADABLE, Submission, TaskRecord
 from geo_utils.cluster.resources import LocalServer, gpus_needed, local_servers
 from geo_utils.cluster.servers import serve_here
 from geo_utils.cluster.state import saved_work
@@ -42,6 +42,9 @@ def run_task(submission: Submission, index: int, serve: Serve = serve_here) -> i
         0 finished, 1 failed, above 128 ended by that signal.
     """
     record = submission.record(index)
+    if record.outcome == UNREADABLE:
+        _log(f"{record.reason}: it goes on as if it had never been started")
+        record = TaskRecord()
     record.restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     _log(f"task {index}, start {record.restarts + 1} on {platform.node()}")
     if record.outcome == "finished":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -16,10 +17,10 @@ from geo_utils.efficiency.bench import Bench, Server, Turn, servers_of
 from geo_utils.efficiency.gpus import visible_gpus
 from geo_utils.efficiency.params import EfficiencyParams
 from geo_utils.efficiency.recipes import asked_models, latency_s, place, simulated, training_fields
-from geo_utils.files import read_jsonl
+from geo_utils.files import append_jsonl, read_jsonl
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.runs import Run, RunHeld, package_versions, start_run
+from geo_utils.runs import Run, package_versions, start_run
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,7 @@ def sweep(params: EfficiencyParams, run: Run) -> list[dict[str, Any]]:
                 row |= bench.measure(turn, next(iter(todo[place_ + 1 :]), None))
             row |= {"measured_at": datetime.now(UTC).isoformat(timespec="seconds")}
             log.info("%s: %s %s", turn.name, row["status"], row.get("step_s") or row.get("reason"))
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_jsonl(path, [row])
             rows.append(row)
     return rows
 
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         params = read_parameters("01_efficiency", args.parameters, [tuple(p) for p in args.p])[2]
         assert isinstance(params, EfficiencyParams)
         run = start_run(params.notebook, params)
-    except (ParameterError, RunHeld) as error:
+    except (ParameterError, OSError) as error:  # the latter: a full disk, or another sweep of it
         sys.stderr.write(f"{error}\n")
         return 2
     stopped = None
@@ -149,6 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sweep(params, run)
     except KeyboardInterrupt:
         stopped = "stopped by Ctrl-C; the same command goes on at the next setting"
+    except OSError as error:
+        sys.stderr.write(f"{error}\n")
+        with contextlib.suppress(OSError):  # there may be room for this, if not for a row
+            run.end("failed", str(error))
+        return 1
     run.end("interrupted", stopped or "measured; run as a notebook, it goes on to the report")
     sys.stdout.write(f"{stopped or 'measured'}: {run.folder}/rows.jsonl\n")
     return 130 if stopped else 0

@@ -27,6 +27,8 @@ class WeeklyParams(NotebookParams):
         since: An ISO date instead: everything that was started then or later, in UTC.
         notes: Markdown file with open questions and next steps, a slide a heading; relative to
             the project's root.
+        day: The deck's day, an ISO date; by default the day on which it is started, in UTC. On one
+            day the same parameters write the same deck anew.
         most_slides: Most slides; what does not fit is named on the first one.
         pdf: Print the deck as PDF, where there is a browser.
     """
@@ -36,14 +38,15 @@ class WeeklyParams(NotebookParams):
     title: Annotated[str, Field(min_length=1, max_length=80)]
     runs: list[str]
     since: str | None
+    day: str
     notes: Annotated[str, Field(min_length=1)]
     most_slides: Annotated[int, Field(ge=6, le=MOST_SLIDES)]
     pdf: bool
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """The day: the same parameters on the same day write the same deck anew."""
-        return {"day": datetime.now(UTC).date().isoformat()}
+    def settled(self) -> dict[str, Any]:
+        """The day: a deck that is made over midnight stays the deck of the day before."""
+        return {"day": self.day}
 
     @property
     def root(self) -> Path:
@@ -55,18 +58,23 @@ class WeeklyParams(NotebookParams):
         """All runs but the decks' own, oldest first."""
         return [r for r in find_records(self.root) if r.notebook != self.notebook]
 
-    @field_validator("since", mode="before")
+    @field_validator("day", mode="before")
     @classmethod
-    def _iso(cls, since: Any) -> Any:
+    def _today(cls, day: Any) -> Any:
+        return datetime.now(UTC).date().isoformat() if day is None else day
+
+    @field_validator("since", "day", mode="before")
+    @classmethod
+    def _iso(cls, given: Any) -> Any:
         """Take a date that YAML has read as one, and refuse what is none."""
-        if isinstance(since, date):
-            return since.isoformat()[:10]
-        if isinstance(since, str):
+        if isinstance(given, date):
+            return given.isoformat()[:10]
+        if isinstance(given, str):
             try:
-                return date.fromisoformat(since).isoformat()
+                return date.fromisoformat(given).isoformat()
             except ValueError:
-                raise ValueError(f"{since!r} is no date; write 2026-01-31") from None
-        return since
+                raise ValueError(f"{given!r} is no date; write 2026-01-31") from None
+        return given
 
     @field_validator("notes")
     @classmethod

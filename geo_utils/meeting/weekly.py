@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import date
 
 from IPython.display import HTML
 
@@ -181,7 +181,7 @@ def _asked(params: WeeklyParams, chosen: Chosen, left_out: Sequence[Recorded]) -
     ]
     span = "the runs named" if params.runs else "the newest run of each notebook and variant"
     span = f"everything since {params.since}" if params.since else span
-    remarks = [f"{datetime.now(UTC):%d %B %Y} · {span}"]
+    remarks = [f"{date.fromisoformat(params.day):%d %B %Y} · {span}"]
     bare = [f"{r.notebook[:2]} {r.variant}" for r in chosen.finished if not recorded_outputs(r)]
     if bare:
         remarks.append(

@@ -5,29 +5,75 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import shutil
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from geo_utils.methods import binary_adapter
 from geo_utils.parameter_errors import ParameterError
+from geo_utils.policies import CARD
 
 _STATE = "trainer_state.json"
+_TRAINERS = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")  # all of torch.save
 
 
 def newest_complete(folder: Path) -> Path | None:
     """Return the newest complete checkpoint of a training, or None.
 
     The trainer writes `trainer_state.json` last: a checkpoint whose state is missing or torn was
-    cut short, and the one before it counts.
+    cut short, and the one before it counts. One whose other files are torn, as after a full disk
+    or a power cut, is passed over with a warning: nothing could go on from it.
     """
 
     def step(path: Path) -> int:
         digits = path.name.rpartition("-")[2]
         return int(digits) if digits.isdecimal() else -1
 
-    found = sorted(folder.glob("checkpoint-*"), key=step, reverse=True)
-    return next((path for path in found if checkpoint_step(path) is not None), None)
+    for path in sorted(folder.glob("checkpoint-*"), key=step, reverse=True):
+        if checkpoint_step(path) is None:
+            continue
+        if (problem := torn_file(path)) is None:
+            return path
+        warnings.warn(f"{path} is passed over: {problem}", stacklevel=2)
+    return None
+
+
+def torn_file(folder: Path) -> str | None:
+    """Say which file of a checkpoint cannot be loaded, or None if all can.
+
+    Only beginnings and ends are read, which is where a file that was cut short shows it.
+
+    Args:
+        folder: A checkpoint of an adapter or of a whole model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        return binary_adapter(folder) or "adapter_model.safetensors is missing"
+    for path in weights:
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (OSError, SafetensorError) as error:
+            return f"{path.name} is torn ({error})"
+    for path in sorted(path for name in _TRAINERS for path in folder.glob(name)):
+        try:
+            with zipfile.ZipFile(path):
+                pass
+        except (OSError, zipfile.BadZipFile) as error:
+            return f"{path.name} is torn ({error})"
+    config = folder / "adapter_config.json"
+    if config.is_file():
+        try:
+            dict(json.loads(config.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return f"{config.name} is torn"
+    return None
 
 
 def checkpoint_step(folder: Path) -> int | None:
@@ -37,6 +83,12 @@ def checkpoint_step(folder: Path) -> int | None:
         return int(state["global_step"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def copy_policy(checkpoint: Path, folder: Path) -> None:
+    """Copy what a checkpoint holds of a policy, without its card and the trainer's own state."""
+    left_out = shutil.ignore_patterns(*_TRAINERS, _STATE, CARD)
+    shutil.copytree(checkpoint, folder, ignore=left_out, dirs_exist_ok=True)
 
 
 def keep_prompt_order(sampler: Any, resumed: Path | None) -> Any:
@@ -63,21 +115,23 @@ def free_memory() -> None:
     torch.cuda.empty_cache()
 
 
-def check_adapter(folder: Path, base: str, lora: dict[str, Any]) -> None:
+def check_adapter(folder: Path, base: str, lora: dict[str, Any], max_steps: int) -> None:
     """Refuse a checkpoint that this training could not go on from.
 
     Args:
         folder: The checkpoint.
         base: Model that the training starts from.
         lora: The training's LoraConfig fields.
+        max_steps: The training's last step.
 
     Raises:
-        ParameterError: No complete checkpoint, another base, or another rank.
+        ParameterError: No complete checkpoint, another base or rank, or no step left to train.
     """
     name = f"resume_from_checkpoint={str(folder)!r}"
     if not folder.is_dir():
         raise ParameterError(f"{name}: no such folder")
-    if checkpoint_step(folder) is None:
+    step = checkpoint_step(folder)
+    if step is None:
         raise ParameterError(
             f"{name}: {_STATE} is missing or torn; name an earlier checkpoint, or leave it out to "
             "go on from the newest complete one"
@@ -89,6 +143,8 @@ def check_adapter(folder: Path, base: str, lora: dict[str, Any]) -> None:
         config = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise ParameterError(f"{name}: adapter_config.json is torn; copy it whole") from None
+    if problem := torn_file(folder):
+        raise ParameterError(f"{name}: {problem}; copy it whole, or name an earlier checkpoint")
     found = str(config.get("base_model_name_or_path"))
     if Path(found).name != Path(base).name:
         raise ParameterError(
@@ -98,6 +154,11 @@ def check_adapter(folder: Path, base: str, lora: dict[str, Any]) -> None:
         raise ParameterError(
             f"{name}: its LoRA rank is r={config.get('r')}, not {lora['r']}; set "
             f"lora_r: {config.get('r')}"
+        )
+    if step >= max_steps:
+        raise ParameterError(
+            f"{name}: it was saved after step {step}, and max_steps={max_steps} leaves nothing to "
+            f"train; set max_steps above {step}"
         )
 
 

@@ -26,7 +26,7 @@ from geo_utils.parameter_errors import ParameterError
 from geo_utils.policies import fitter, load_tokenizer
 from geo_utils.rewriters import EDITS
 from geo_utils.roles import Roles, make_roles
-from geo_utils.training.checkpoints import newest_complete
+from geo_utils.training.checkpoints import checkpoint_step, newest_complete
 from geo_utils.training.data import base_model, policy_card, split_queries
 from geo_utils.training.log import hush
 from geo_utils.training.options import ColdStart
@@ -187,7 +187,10 @@ def train_cold(
     )
     hush(trainer)
     checkpoint = newest_complete(folder / "sft")
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if checkpoint is not None and (checkpoint_step(checkpoint) or 0) >= options.steps:
+        trainer._load_from_checkpoint(str(checkpoint))  # `train` would take one step too many
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model = trainer.accelerator.unwrap_model(trainer.model)
     whole = model if options.small_model else model.merge_and_unload()
     whole.save_pretrained(folder)

@@ -25,6 +25,7 @@ from geo_utils.runs import Run
 from geo_utils.training.checkpoints import (
     base_checksum,
     checkpoint_step,
+    copy_policy,
     free_memory,
     keep_base_exact,
     keep_prompt_order,
@@ -83,6 +84,8 @@ def train(
 ) -> Path:  # fmt: skip
     """Train the policy, going on from the run's newest complete checkpoint.
 
+    One of the last step becomes the result as it is.
+
     Metrics and rollouts are appended to the run folder as they come. SIGINT, SIGTERM and SIGUSR1
     save a checkpoint and end the run as interrupted; so do a budget that is spent and a service
     that is down.
@@ -106,13 +109,19 @@ def train(
     card = policy_card(params)
     if same_card(final, card):
         return final
-    rows = training_rows(params, roles, examples, base)
     asked = params.grpo.get("resume_from_checkpoint")
     resumed = newest_complete(folder) or (resolve_path(str(asked)) if asked else None)
+    step = (checkpoint_step(resumed) or 0) if resumed else 0
     if resumed is not None:
         same_card(resumed, card)
     for name in ("metrics.jsonl", "rollouts.jsonl"):
-        rewind(run.folder / name, (checkpoint_step(resumed) or 0) if resumed else 0)
+        rewind(run.folder / name, step)
+    if resumed is not None and step >= params.grpo["max_steps"]:
+        # Ended between its last step and `final`; the trainer would take one step too many.
+        copy_policy(resumed, final)
+        card.write(final)  # last: a folder with its card is complete
+        return final
+    rows = training_rows(params, roles, examples, base)
     interrupts = Interrupts()
     log = TrainingLog(run.folder, card, interrupts, draw, params.steps_a_generation)
     rewards = Rewards(examples, card.task, roles.engine, roles.judge, params.reward, params.seed,
@@ -120,6 +129,7 @@ def train(
     with interrupts.listening(), timed(log.clock):
         trainer = make_trainer(params, base, rows, rewards, folder, log, resumed)
         before = base_checksum(trainer.model)
+        run.update(base_checksum={"before": before, "after": None})  # should this start be cut off
         try:
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
             interrupts.release()

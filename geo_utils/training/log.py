@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from geo_utils.files import read_jsonl, write_atomic
+from geo_utils.files import append_jsonl, read_jsonl, write_atomic
 from geo_utils.policies import PolicyCard
 from geo_utils.runs import RunInterrupted
 from geo_utils.training.checkpoints import checkpoint_step
@@ -168,8 +168,7 @@ class TrainingLog(TrainerCallback):
         spent |= {"background": dict(self.clock.background)} if self.clock.background else {}
         rounded = {k: {n: round(t, 4) for n, t in v.items()} for k, v in spent.items()}
         row = {"step": state.global_step, "at": round(time.time(), 3), **clean, **rounded}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_jsonl(self.folder / "metrics.jsonl", [row])
         self._rows.append(row)
         self.clock.clear()
         self._step_s = 0.0
@@ -190,10 +189,8 @@ class TrainingLog(TrainerCallback):
             chosen = {"first": scored[0], "worst": ranked[0], "best": ranked[-1]}
         lost = next((r for r in batch if not r.rewards), None)
         chosen |= {"abstained": lost} if lost else {}
-        with (self.folder / "rollouts.jsonl").open("a", encoding="utf-8") as file:
-            for kind, rollout in chosen.items():
-                row = {"step": step, "kind": kind, **_rollout_row(rollout)}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        rows = [{"step": step, "kind": k, **_rollout_row(rollout)} for k, rollout in chosen.items()]
+        append_jsonl(self.folder / "rollouts.jsonl", rows)
 
 
 def _rollout_row(rollout: Rollout) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def check_machine(params: GrpoParams) -> None:
         )
     resumed = grpo.get("resume_from_checkpoint")
     if resumed:
-        check_adapter(resolve_path(str(resumed)), name, params.lora)
+        check_adapter(resolve_path(str(resumed)), name, params.lora, grpo["max_steps"])
     if params.generation == "server":
         check_server(params)
 
