@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo weekly index test lab lint setup lock clean
+.PHONY: demo weekly index test bench lab lint setup lock clean
 .DEFAULT_GOAL := demo
 
 demo: setup ## the experiment, offline: notebooks 01 to 05 on the shipped sample
@@ -20,9 +20,11 @@ weekly: setup ## the meeting's deck from the newest finished runs; NOTES=FILE wi
 index: setup ## outputs/index.html, a page of all runs
 	$(BIN)/python -m geo_utils.report index
 
-test: setup ## all tests: no network, no GPU; those that measure time run by themselves
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not alone"
-	$(BIN)/python -m pytest -m alone
+test: setup ## all tests: no network, no GPU; none of them measures time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+bench: setup ## figures of speed beside their targets; no part of the tests
+	$(BIN)/python tests/bench.py
 
 lab: setup ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=.

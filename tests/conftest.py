@@ -1,15 +1,21 @@
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from geo_utils.corpus import Example, KeyPoint
 
 PROJECT = Path(__file__).resolve().parent.parent
+# Its own limit of 200 ms an example would measure how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture
@@ -89,6 +95,76 @@ def small_disk(tmp_path):
     yield make
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+# Of a Python that has this as its `sitecustomize`, with `HEAVY` at its end.
+NOTES_IMPORTS = """
+import os, sys
+
+def note(event, arguments):
+    if event == "import" and arguments[0] in HEAVY:
+        with open(os.environ["IMPORTS_OF_TEST"], "a") as file:
+            file.write(f"{os.getpid()} {arguments[0]}\\n")
+
+sys.addaudithook(note)
+"""
+HEAVY = {
+    "torch", "transformers", "trl", "peft", "vllm", "datasets", "google.genai", "openai",
+    "pandas", "scipy", "matplotlib", "nupunkt", "papermill", "nbclient", "ipykernel",
+}  # fmt: skip
+
+
+@pytest.fixture
+def heavy_imports(tmp_path, monkeypatch):
+    """What the programs that a test starts import of `HEAVY`, or what one process of them does.
+
+    What a program does before it refuses to go on is the same on a busy machine; how many seconds
+    that takes is not.
+    """
+    folder, notes = tmp_path / "notes_imports", tmp_path / "imports.txt"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(NOTES_IMPORTS + f"HEAVY = {HEAVY!r}")
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("IMPORTS_OF_TEST", str(notes))
+
+    def found(pid=None):
+        lines = notes.read_text().splitlines() if notes.exists() else []
+        told = [line.split() for line in lines]
+        return {name for number, name in told if pid in (None, int(number))}
+
+    return found
+
+
+@pytest.fixture
+def naps(monkeypatch):
+    """The seconds that each `asyncio.sleep` is asked for, which is slept all the same."""
+    asked, sleep = [], asyncio.sleep
+
+    async def noting(seconds, *result):
+        asked.append(seconds)
+        return await sleep(seconds, *result)
+
+    monkeypatch.setattr(asyncio, "sleep", noting)
+    return asked
+
+
+def growth(act, small, large, tries=5):
+    """How many times the CPU time of the small input the large one takes.
+
+    Other programs take wall time and little CPU time; the least of some tries leaves out the rest.
+    """
+
+    def least(given):
+        spent = []
+        for _ in range(tries):
+            started = time.thread_time()
+            act(given)
+            spent.append(time.thread_time() - started)
+        return min(spent)
+
+    least(small)  # tables and imports that are made once
+    return least(large) / least(small)
 
 
 SECRET = "AIza-a-secret-that-must-never-show"

@@ -1,5 +1,6 @@
 """Real servers on loopback for the tests of clients."""
 
+import asyncio
 import collections
 import contextlib
 import json
@@ -8,6 +9,10 @@ import subprocess
 import sys
 import time
 import urllib.request
+
+from aiohttp import web
+
+from geo_utils.models import simulated_gemini
 
 
 def free_port():
@@ -64,3 +69,62 @@ class SimulatedGemini:
         return collections.Counter(
             entry["prompt"] for entry in self.entries() if entry["outcome"] == "answered"
         )
+
+
+class Gathering:
+    """The look-alike in the test's event loop; answers no call before a crowd of them is there.
+
+    Calls that are made one after another would wait for ever: what is asserted by this is that
+    they overlap, however slow the machine is.
+
+    Attributes:
+        crowds: How many calls must be in flight before the first answer, how many more before the
+            next one, ...
+        most: Most calls in flight at once.
+        calls: All calls.
+        connections: Ports that they came from.
+    """
+
+    def __init__(self, *crowds):
+        self.crowds, self.now, self.most, self.calls = list(crowds), 0, 0, 0
+        self.connections = set()
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self._waiting, self._go = 0, asyncio.Event()
+
+    async def _gather(self):
+        self._waiting += 1
+        if self.crowds and self._waiting < self.crowds[0]:
+            go = self._go
+            async with asyncio.timeout(120):
+                await go.wait()
+        elif self.crowds:
+            self.crowds.pop(0)
+            self._waiting = 0
+            self._go.set()
+            self._go = asyncio.Event()
+
+    async def __aenter__(self):
+        @web.middleware
+        async def counted(request, handler):
+            if request.method != "POST":
+                return await handler(request)
+            self.connections.add(request.transport.get_extra_info("peername"))
+            self.calls += 1
+            self.now += 1
+            self.most = max(self.most, self.now)
+            try:
+                await self._gather()
+                return await handler(request)
+            finally:
+                self.now -= 1
+
+        settings = simulated_gemini.Settings()
+        app = simulated_gemini.SimulatedGemini(settings).app
+        app.middlewares.append(counted)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", int(self.url.rpartition(":")[2])).start()
+        return self
+
+    async def __aexit__(self, *_):
+        await self._runner.cleanup()

@@ -24,7 +24,7 @@ def run_on(server, root, *overrides, notebook=NB02, params="smoke", judge="gemin
         ("judge", judge),
         ("rewriter", "gemini"),
         ("servers", urls),
-        ("calls", "{timeout_s: 5, max_tries: 4}"),
+        ("calls", "{timeout_s: 60, max_tries: 4}"),
         *((("methods", METHODS),) if notebook == NB02 else ()),
         *overrides,
     ]

@@ -279,15 +279,18 @@ class TestOpenAIServer:
         class Hanging(Replica):
             async def chat(self, request):
                 self.bodies.append(None)
-                await asyncio.sleep(3)  # ten timeouts
+                await over.wait()
+
+        over = asyncio.Event()
 
         async def scene():
             async with Hanging() as stuck, Replica() as well:
                 model = OpenAIServer("m", [stuck.url, well.url])
-                policy = Policy(timeout_s=0.3, backoff_s=0.01, max_concurrency=1)
+                policy = Policy(timeout_s=2, backoff_s=0.01, max_concurrency=1)
                 caller = Caller(model, policy=policy)
                 for i in range(6):
                     await caller.complete(ask(str(i)))
+                over.set()
                 await model.close()
                 return len(stuck.bodies), len(well.bodies)
 

@@ -42,7 +42,7 @@ def cluster(tmp_path_factory):
     with Cluster(tmp_path_factory.mktemp("slurm") / "cluster", cores=16) as started:
         yield started
         assert not started.queue("%A")
-        started.wait_until(lambda: not started.processes(), 15)
+        started.wait_until(lambda: not started.processes(), 60)
 
 
 class Sweeps:
@@ -203,7 +203,7 @@ def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
     assert resumed, "no preemption hit a training"
     for task, before, after, saved in watch.seen:
         assert after >= saved, f"task {task} went from step {before} to {after} behind {saved}"
-    cluster.wait_until(lambda: not cluster.processes(), 15)
+    cluster.wait_until(lambda: not cluster.processes(), 60)
     sys.stderr.write(
         f"\n{ARRAY} tasks, {hits} preemptions, restarts {counted}, resumed after steps "
         f"{resumed}, gone back {watch.seen}, undisturbed {first:.0f} s, array "
@@ -290,7 +290,7 @@ def test_a_task_gets_its_gpus_and_a_cancelled_one_stays_down(cluster, sweeps):
     sweeps.wait(submission, 60)
     said = sweeps.status(submission)
     assert said.count(" cancelled ") == 2, said
-    cluster.wait_until(lambda: not cluster.processes(), 15)
+    cluster.wait_until(lambda: not cluster.processes(), 60)
     assert submission.record(0).outcome is None and not cluster.queue("%A")
 
 

@@ -162,19 +162,25 @@ def test_rewards_of_a_group_differ_and_an_abstention_stays_one():
 
 def test_the_look_alikes_own_work_is_part_of_its_latency(monkeypatch):
     server = simulated_gemini.SimulatedGemini(simulated_gemini.Settings(latency="constant:0.4"))
+    now, slept = [0.0], []
 
     async def slow(*_):
-        await asyncio.sleep(0.3)
+        now[0] += 0.3
         return "An answer [1]."
+
+    async def sleep(seconds):
+        slept.append(seconds)
 
     async def body():
         return {"contents": [{"parts": [{"text": "what of tides?"}]}]}
 
     monkeypatch.setattr(simulated_gemini, "reply", slow)
+    monkeypatch.setattr(simulated_gemini, "asyncio", SimpleNamespace(sleep=sleep))
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr(simulated_gemini, "time", clock)
     request = SimpleNamespace(
         match_info={"model": server.settings.models[0]}, json=body, headers={}, query={},
         transport=SimpleNamespace(is_closing=lambda: False),
     )  # fmt: skip
-    began = time.monotonic()
     answer = asyncio.run(server._generate(request))
-    assert answer.status == 200 and time.monotonic() - began == pytest.approx(0.4, abs=0.1)
+    assert answer.status == 200 and slept == [pytest.approx(0.4 - 0.3)]

@@ -31,7 +31,7 @@ def parameters(server, root, **calls):
             "baseline_methods": ["original"],
             "output_root": str(root),
             "cache_root": str(root / "cache"),
-            "calls": {"timeout_s": 5, "max_tries": 4} | calls,
+            "calls": {"timeout_s": 60, "max_tries": 4} | calls,
             "studies": {
                 "headroom": {"rewrites": 2, "answers": 2, "fresh_answers": 1, "groups": [2]},
                 "adoption": {"repeats": 1},

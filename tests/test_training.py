@@ -60,8 +60,9 @@ def test_kills_cost_nothing_but_the_work_in_flight(undisturbed, tmp_path):
 def test_a_signal_saves_at_once_and_the_rest_is_the_same(undisturbed, tmp_path, signal):
     found = train_many(tmp_path, signal)
     between = found["between"]
-    assert between["code"] == 4 and between["seconds"] < 30  # ended as interrupted, saved
+    assert between["code"] == 4  # ended as interrupted, saved
     steps = [step for step, _, _ in between["rewards"]]
+    assert len(steps) <= between["done"] + 1  # the step that was under way, and no other
     assert f"checkpoint-{steps[-1]}" in between["checkpoints"] and steps[-1] < 16
     assert found["code"] == 0
     assert found["rewards"] == undisturbed["rewards"]

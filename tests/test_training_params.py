@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import time
 from dataclasses import fields
 
 import pytest
@@ -355,14 +354,12 @@ def test_the_fields_are_those_of_trl_and_peft(recipe):
 
 
 class TestAtOnce:
-    def test_a_wrong_recipe_ends_the_command_within_seconds(self):
+    def test_a_wrong_recipe_ends_the_command_before_anything_is_loaded(self, heavy_imports):
         command = ["-m", "geo_utils.run", "04_grpo", "smoke", "-p", "num_generations", "1"]
-        started = time.monotonic()
         done = subprocess.run(
             [sys.executable, *command], cwd=PROJECT, capture_output=True, text=True, check=False
         )
-        assert time.monotonic() - started < 6  # 2 s on a machine of its own
-        assert done.returncode == 2
+        assert done.returncode == 2 and not heavy_imports()
         assert "num_generations=1: a group needs at least 2" in done.stderr
         assert "Traceback" not in done.stderr
 

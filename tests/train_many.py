@@ -144,10 +144,10 @@ def signalled(root, number, changes):
         assert time.monotonic() < until
         time.sleep(0.01)
     time.sleep(0.15)
-    started = time.monotonic()
     os.kill(pid, number)
-    code = ended(pid, 30)
-    between = figures(root) | {"code": code, "seconds": time.monotonic() - started}
+    sent, done = time.monotonic(), len(figures(root)["rewards"])
+    code = ended(pid, 120)
+    between = {"code": code, "done": done, "seconds": time.monotonic() - sent} | figures(root)
     return {"between": between, "code": ended(child(root, changes), 120)} | figures(root)
 
 

@@ -178,7 +178,7 @@ class Answers:
     """An engine whose answer says which page it read; counts what it is asked."""
 
     def __init__(self, seconds=0.0):
-        self.seconds, self.asked, self.times = seconds, [], []
+        self.seconds, self.asked, self.times, self.given = seconds, [], [], 0
         self.failing = lambda number: None
 
     async def answer(self, query, sources, sample_index=0):
@@ -191,6 +191,7 @@ class Answers:
         await asyncio.sleep(self.seconds)
         if isinstance(error, BaseException):
             raise error
+        self.given += 1
         return error or Answer(f"{page} [2].")
 
 

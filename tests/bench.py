@@ -1,0 +1,331 @@
+"""Figures of speed beside their targets; `make bench`, no part of the tests.
+
+    python tests/bench.py [quick] [WORD ...]
+
+`quick` leaves out what takes minutes; words choose the figures whose names hold one of them. A
+target is for a machine that does nothing else: where another program runs, or the machine is
+slow, a figure may miss it, and nothing is wrong with the code. So it always exits with 0.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+import nbformat
+from conftest import PROJECT
+from run_folders import make_run
+from servers import SimulatedGemini
+from test_caller import QUICK, Scripted, ask, evaluation
+from test_scoring import PAGE, FakeEngine, columns, forever, rewards
+
+from geo_utils.citations import parse_answer
+from geo_utils.corpus import load_corpus
+from geo_utils.fidelity import fidelity
+from geo_utils.meeting.index_page import write_index
+from geo_utils.model_roles import ModelEngine, ModelJudge
+from geo_utils.models.base import Request, TransientError
+from geo_utils.models.cache import AnswerCache
+from geo_utils.models.caller import Caller, Policy
+from geo_utils.models.gemini import DEFAULT_MODEL, Gemini
+from geo_utils.visibility import visibility
+
+REAL_ROWS = (PROJECT / "../shared/data/researchy-geo-dev.jsonl").resolve()
+FIGURES = []
+
+
+class NotHere(Exception):
+    """This machine lacks what a figure needs."""
+
+
+def figure(what, target, unit="s", at_least=False, minutes=False):
+    """Register a function that takes a folder of its own and returns a figure."""
+
+    def register(measure):
+        FIGURES.append((what, target, unit, at_least, minutes, measure))
+        return measure
+
+    return register
+
+
+def seconds(act):
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started
+
+
+def command(*arguments, code=0):
+    """Run one of the project's commands, which has to end with a code."""
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stderr[-2000:]
+    return done
+
+
+def notebook(folder, name, variant, *pairs, code=0):
+    extra = [part for pair in pairs for part in ("-p", *pair)]
+    return command("geo_utils.run", name, variant, "-p", "output_root", folder, *extra, code=code)
+
+
+def cell_seconds(executed):
+    """Seconds from the first code cell's start to the last executed cell's end."""
+    cells = [c for c in nbformat.read(executed, as_version=4).cells if c.cell_type == "code"]
+    times = [c.metadata.papermill for c in cells if c.metadata.get("papermill", {}).get("end_time")]
+    start, end = times[0]["start_time"], times[-1]["end_time"]
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+
+
+@contextmanager
+def look_alike(folder, latency):
+    os.environ["GEMINI_API_KEY"] = "any"
+    with SimulatedGemini(folder / "server.jsonl", latency=latency) as server:
+        yield server
+
+
+@figure("a misspelt parameter is refused by the command line", 5.0)
+def refusal(folder):
+    return seconds(
+        lambda: notebook(folder, "02_baseline_rewrites", "smoke", ("repeat", "3"), code=2)
+    )
+
+
+@figure("a wrong recipe of GRPO is refused", 6.0)
+def wrong_recipe(folder):
+    return seconds(lambda: notebook(folder, "04_grpo", "smoke", ("num_generations", "1"), code=2))
+
+
+@figure("a wrong parameter stops bare Papermill's cells", 2.0)
+def bare_papermill(folder):
+    out = folder / "out.ipynb"
+    command("papermill", "notebooks/02_baseline_rewrites.ipynb", out, "-p", "output_root", folder,
+            "-p", "engine", "ofline", "--no-progress-bar", code=1)  # fmt: skip
+    return cell_seconds(out)
+
+
+@figure("a corpus that is not there stops the notebook's cells", 2.0)
+def wrong_corpus(folder):
+    notebook(folder, "02_baseline_rewrites", "smoke", ("corpus", "jsonl"),
+             ("corpus_path", folder / "missing.jsonl"), code=1)  # fmt: skip
+    (executed,) = folder.glob("02_baseline_rewrites/*/*/notebook.ipynb")
+    return cell_seconds(executed)
+
+
+@figure("64 engine calls of 1 s and their judge calls of 1 s", 2.3)
+def calls_at_once(folder):
+    with look_alike(folder, "constant:1") as server:
+        caller = Caller(Gemini(base_url=server.url), policy=replace(QUICK, max_concurrency=64))
+
+        async def rollout(i):
+            answer = await caller.complete(ask(f"question {i}"))
+            return await caller.complete(Request("judge", f"{i} {answer.text}"))
+
+        async def batch():
+            await caller.complete(ask("warm-up: connection and imports"))
+            started = time.perf_counter()
+            await asyncio.gather(*(rollout(i) for i in range(64)))
+            return time.perf_counter() - started
+
+        return asyncio.run(batch())
+
+
+@figure("rewards of 64 completions, engine 1 s and judge 1 s", 2.3)
+def rewards_at_once(folder):
+    with look_alike(folder, "constant:1") as server:
+        caller = Caller(Gemini(DEFAULT_MODEL, server.url), policy=Policy(max_concurrency=64))
+        made = rewards(["key_point"], ModelEngine(caller), ModelJudge(caller))
+        pages = [f"{PAGE} Copy {i}." for i in range(64)]
+
+        async def batch():
+            await caller.model.probe()  # imports and the first connection are no part of a step
+            started = time.perf_counter()
+            await made.functions[0](**columns(pages))
+            return time.perf_counter() - started
+
+        return asyncio.run(batch())
+
+
+@figure("throughput of the caller over the bare SDK's", 0.7, "", at_least=True)
+def throughput(folder):
+    from google import genai
+    from google.genai import types
+
+    n, width = 400, 32
+    with look_alike(folder, "constant:0") as server:
+
+        async def bare(turn):
+            options = types.HttpOptions(base_url=server.url)
+            client = genai.Client(api_key="k", http_options=options)
+            config = types.GenerateContentConfig(temperature=0.7, max_output_tokens=100)
+            places = asyncio.Semaphore(width)
+
+            async def one(i):
+                async with places:
+                    await client.aio.models.generate_content(
+                        model=DEFAULT_MODEL, contents=f"bare {turn} {i}", config=config
+                    )
+
+            started = time.perf_counter()
+            await asyncio.gather(*(one(i) for i in range(n)))
+            return n / (time.perf_counter() - started)
+
+        async def ours(turn):
+            cache = AnswerCache(folder / f"cache-{turn}")
+            policy = replace(QUICK, max_concurrency=width)
+            caller = Caller(Gemini(base_url=server.url), cache, policy)
+            started = time.perf_counter()
+            await asyncio.gather(*(caller.complete(ask(f"ours {turn} {i}")) for i in range(n)))
+            return n / (time.perf_counter() - started)
+
+        asyncio.run(bare("warm-up"))
+        asyncio.run(ours("warm-up"))
+        return statistics.median(
+            asyncio.run(ours(turn)) / asyncio.run(bare(turn)) for turn in range(5)
+        )
+
+
+@figure("a finished evaluation of 1,080 samples runs again", 8.0)
+def evaluation_again(folder):
+    with look_alike(folder, "constant:0") as server:
+        asked = (server, folder / "cache", 12, 60)
+        assert evaluation(*asked, str(folder / "first")).wait() == 0
+        return seconds(lambda: evaluation(*asked, str(folder / "second")).wait())
+
+
+@figure("a call that hangs ends, its deadline being 0.5 s", 1.0)
+def hanging_call(folder):
+    policy = replace(QUICK, timeout_s=0.2, deadline_s=0.5)
+
+    def call():
+        try:
+            asyncio.run(Caller(Scripted(latency=3600), policy=policy).complete(ask()))
+        except TransientError:
+            return
+        raise AssertionError("it was answered")
+
+    return seconds(call)
+
+
+@figure("a batch whose engine hangs ends, its deadline being 0.4 s", 1.5)
+def hanging_engine(folder):
+    made = rewards(["key_point"], FakeEngine({"hang": forever}), deadline_s=0.4)
+    return seconds(lambda: asyncio.run(made.functions[0](**columns([PAGE, f"{PAGE} hang"]))))
+
+
+@figure("a training that gets SIGTERM has saved and ended", 30.0, minutes=True)
+def signal_saves(folder):
+    done = subprocess.run(
+        [sys.executable, PROJECT / "tests/train_many.py", folder / "training", "SIGTERM"],
+        cwd=PROJECT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])["between"]["seconds"]
+
+
+@figure("visibility of an answer of 1,000 words, the slowest convention", 5.0, "ms")
+def visibility_of_a_thousand_words(folder):
+    draw = random.Random(0)
+    vocabulary = ["tide", "moon", "harbour", "water", "rises", "every", "boat", "of", "the"]
+    answer = " ".join(
+        f"The {' '.join(draw.choices(vocabulary, k=18))} [{draw.randint(1, 5)}]." for _ in range(50)
+    )
+    return 1000 * max(
+        min(seconds(lambda c=convention: visibility(answer, 5, c)) for _ in range(7))
+        for convention in ("corrected", "geo", "autogeo")
+    )
+
+
+@figure("fidelity of a page, mean", 20.0, "ms")
+def fidelity_of_a_page(folder):
+    pages = [f"{e.sources[0]}\n\n{e.sources[1][:600]}" for e in load_corpus("sample")]
+    fidelity(PAGE, PAGE)  # tables that are made once
+    spent = seconds(lambda: [fidelity(original, page) for original, page in pairwise(pages)])
+    return 1000 * spent / (len(pages) - 1)
+
+
+@figure("parsing a hostile answer of 40,000 to 120,000 characters, the slowest", 5.0)
+def hostile_answers(folder):
+    hostile = ("[" * 50_000, "[1" * 20_000, "[1][2]" * 20_000, ".[1] " * 10_000)
+    return max(seconds(lambda a=answer: parse_answer(a, 5)) for answer in hostile)
+
+
+@figure("the index page of 800 runs", 2.0)
+def index_of_many_runs(folder):
+    for i in range(800):
+        make_run(folder, f"20260101-{i:09d}-aaaaaaaa", variant=f"v{i % 40}")
+    write_index(folder)  # the defaults are read once a process
+    return seconds(lambda: write_index(folder))
+
+
+@figure("evaluation of 3,600 samples of real rows", 90.0, minutes=True)
+def real_rows(folder):
+    if not REAL_ROWS.exists():
+        raise NotHere("no real rows here")
+    methods = "[original, keyword_stuffing, easy_to_understand, key_point, paste_key_point, "
+    notebook(
+        folder, "02_baseline_rewrites", "default", ("corpus", "jsonl"),
+        ("corpus_path", REAL_ROWS), ("methods", f"{methods}repeat_key_point]"), ("analyses", "{}"),
+    )  # fmt: skip
+    (executed,) = folder.glob("02_baseline_rewrites/*/*/notebook.ipynb")
+    return float(re.search(r"3,600 of 3,600 samples, (\d+) s", executed.read_text()).group(1))
+
+
+@figure("notebook 03 with all studies, CPU time", 70.0, minutes=True)
+def all_studies(folder):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    notebook(folder, "03_key_point_prompt", "full")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@figure("notebook 01 on a CPU, params smoke", 120.0, minutes=True)
+def steps_on_a_cpu(folder):
+    return seconds(lambda: notebook(folder, "01_efficiency", "smoke"))
+
+
+@figure("notebook 04 on a CPU, params smoke", 180.0, minutes=True)
+def training_on_a_cpu(folder):
+    return seconds(lambda: notebook(folder, "04_grpo", "smoke"))
+
+
+def row(*cells):
+    sys.stdout.write("{:<68}  {:>10}  {:>14}  {}\n".format(*cells))
+    sys.stdout.flush()
+
+
+def main(*words):
+    """Measure and print, one line a figure."""
+    quick, words = "quick" in words, [word for word in words if word != "quick"]
+    row("what", "measured", "target", "met")
+    for what, target, unit, at_least, minutes, measure in FIGURES:
+        if (minutes and quick) or (words and not any(word in what for word in words)):
+            continue
+        wanted = f"{'at least' if at_least else 'at most'} {target:g} {unit}".strip()
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            try:
+                found = measure(Path(folder))
+            except NotHere as reason:
+                row(what, "-", wanted, reason)
+            except Exception:
+                traceback.print_exc()
+                row(what, "-", wanted, "not measured, see above")
+            else:
+                met = found >= target if at_least else found <= target
+                row(what, f"{found:.2f} {unit}".strip(), wanted, "yes" if met else "NO")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
