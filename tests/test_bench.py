@@ -7,14 +7,13 @@ import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import pytest
 from conftest import PROJECT
 from test_efficiency import APART, SMALL, TWO, parameters, setting
 
 from geo_utils.cluster.servers import ServerError, free_port
-from geo_utils.cluster.supervisor import Supervised
+from geo_utils.cluster.supervisor import Supervised, _marked
 from geo_utils.efficiency import bench as bench_module
 from geo_utils.efficiency.bench import Bench, Server, Turn, servers_of
 from geo_utils.efficiency.recipes import Placement, place
@@ -127,7 +126,7 @@ class TestServers:
             import json, signal, sys, time
             from pathlib import Path
             from geo_utils.cluster.servers import free_port
-            from geo_utils.cluster.supervisor import Supervised
+            from geo_utils.cluster.supervisor import Supervised, _marked
             from geo_utils.efficiency import bench
             from geo_utils.notebooks import read_parameters
 
@@ -153,21 +152,9 @@ class TestServers:
         process.wait()
         mark = f"BENCH_OF_TEST={tmp_path}".encode()
         until = time.monotonic() + 60
-        while alive(mark) and time.monotonic() < until:
+        while _marked(mark) and time.monotonic() < until:
             time.sleep(0.05)
-        assert not alive(mark)
-
-
-def alive(mark):
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
+        assert not _marked(mark)
 
 
 SETTINGS = {

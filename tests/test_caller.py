@@ -710,20 +710,6 @@ class TestRateLimit:
         monkeypatch.setattr("geo_utils.models.limits._machine_start", lambda: "the next one")
         assert RateLimit(tmp_path / "limit", 60)._book(1.0, 0.0) <= 0.0
 
-    def test_nobody_waits_beyond_a_deadline_and_what_is_refused_is_not_booked(self, tmp_path):
-        limit = RateLimit(tmp_path / "limit", 60)
-        while limit._book(1.0, 0.0) < 20.0:
-            pass
-        before = limit.path.read_bytes()
-        for _ in range(3):
-            with pytest.raises(
-                TransientError,
-                match=r"requests_per_minute=60, .* in 2\d s, after its deadline of 5 s; lower",
-            ):
-                run(limit.wait(10, longest_s=5.0))
-        assert limit.path.read_bytes() == before
-        run(RateLimit(tmp_path / "another", 60).wait(10, longest_s=0.0))  # its turn is now
-
 
 class TestTwoProcesses:
     def workers(self, server, folder, rpm, *prompts):

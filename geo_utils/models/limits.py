@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import math
 import os
 import platform
 import struct
 import time
 from functools import lru_cache
 from pathlib import Path
-
-from geo_utils.models.base import TransientError
 
 _BURST_S = 3.0  # seconds' worth of the limit that may go out at once
 _STATE = struct.Struct("dd")
@@ -52,26 +49,11 @@ class RateLimit:
         self._request_s = 60 / (requests_per_minute * steady) if requests_per_minute else 0.0
         self._token_s = 60 / (tokens_per_minute * steady) if tokens_per_minute else 0.0
 
-    async def wait(self, tokens: int, longest_s: float = math.inf) -> None:
-        """Book one request of about `tokens` tokens and wait for its turn.
-
-        Args:
-            tokens: Of prompt and answer.
-            longest_s: Most seconds to wait.
-
-        Raises:
-            TransientError: Its turn would come later than that; nothing is booked.
-        """
+    async def wait(self, tokens: int) -> None:
+        """Book one request of about `tokens` tokens and wait for its turn."""
         if not self._request_s and not self._token_s:
             return
-        pause = self._book(self._request_s, tokens * self._token_s, longest_s)
-        if pause > longest_s:
-            raise TransientError(
-                f"its turn under requests_per_minute={self.requests_per_minute}, "
-                f"tokens_per_minute={self.tokens_per_minute} would come in {pause:.0f} s, after "
-                f"its deadline of {longest_s:.0f} s; lower max_concurrency or raise deadline_s",
-                "rate limit",
-            )
+        pause = self._book(self._request_s, tokens * self._token_s)
         if pause > 0:
             await asyncio.sleep(pause)
 
@@ -80,8 +62,8 @@ class RateLimit:
         if self._token_s and tokens:
             self._book(0.0, tokens * self._token_s)
 
-    def _book(self, request_s: float, token_s: float, longest_s: float = math.inf) -> float:
-        """Return the seconds until the next place, and take it unless it is too far ahead."""
+    def _book(self, request_s: float, token_s: float) -> float:
+        """Take the next place and return the seconds until it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -93,8 +75,7 @@ class RateLimit:
             starts = [t if now < t < now + _FARTHEST_S else now for t in booked]
             ends = [max(t + s, now) for t, s in zip(starts, (request_s, token_s), strict=True)]
             pause = float(max(ends) - now - max(_BURST_S, request_s))
-            if pause <= longest_s:
-                os.pwrite(descriptor, _STATE.pack(*ends), 0)
+            os.pwrite(descriptor, _STATE.pack(*ends), 0)
         finally:
             os.close(descriptor)
         return pause
