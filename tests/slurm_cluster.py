@@ -91,7 +91,7 @@ class Cluster:
         with contextlib.suppress(Exception):
             assert (self.folder / "slurmctld.pid").exists(), "there is nobody to ask"
             self("scancel", "--quiet", "--user=root", check=False)
-            self.wait_until(lambda: not self.queue("%A"), 15)
+            self.wait_until(lambda: not self.queue("%A"), 60)
         for name in reversed(DAEMONS):
             self._end(name)
         for process in self.processes():
@@ -102,7 +102,7 @@ class Cluster:
         """Run a command against this cluster and return what it prints."""
         done = subprocess.run(
             [str(part) for part in command], env=self.env, capture_output=True, text=True,
-            timeout=60,
+            timeout=300,
         )  # fmt: skip
         assert not check or done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
@@ -153,7 +153,7 @@ class Cluster:
         self("munged", "--force", *(f"--{name}={path}" for name, path in munge.items()))
         self("slurmctld", "-c")
         self("slurmd", "-N", "box", "-c")
-        self.wait_until(lambda: "idle" in self("sinfo", "-h", "-o", "%t", check=False), 30)
+        self.wait_until(lambda: "idle" in self("sinfo", "-h", "-o", "%t", check=False), 120)
 
     def _end(self, name):
         try:
@@ -163,7 +163,7 @@ class Cluster:
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
 

@@ -271,7 +271,7 @@ class TestOneAtATime:
         first.send_signal(signal.SIGKILL)
         first.wait()
         second = subprocess.run(command, **{k: v for k, v in options.items() if k != "stderr"},
-                                capture_output=True, timeout=120)  # fmt: skip
+                                capture_output=True, timeout=600)  # fmt: skip
         assert second.returncode == 2 and "another process is running it" in second.stderr
         made = only_run(tmp_path, NB02)
         until = time.monotonic() + 240

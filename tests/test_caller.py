@@ -721,7 +721,7 @@ class TestTwoProcesses:
             )
             for own in prompts
         ]
-        return [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+        return [json.loads(process.communicate(timeout=600)[0]) for process in processes]
 
     def test_they_share_answers(self, gemini_server, tmp_path):
         server = gemini_server(latency="constant:0.1")

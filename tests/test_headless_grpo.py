@@ -95,7 +95,7 @@ def test_a_terminated_run_is_resumed_where_it_was(finished, tmp_path):
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=180)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM, errors
     run = only_run(tmp_path, NB04)
     assert run.manifest["status"] == "interrupted"

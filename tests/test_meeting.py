@@ -47,7 +47,7 @@ def project(tmp_path_factory):
 def shell(root, command, run=False):
     command = f".venv/bin/python -m geo_utils.run {command}" if run else command
     return subprocess.run(
-        command, shell=True, cwd=root, capture_output=True, text=True, timeout=300,
+        command, shell=True, cwd=root, capture_output=True, text=True, timeout=600,
         env=os.environ | {"PYTHONPATH": str(PROJECT)},
     )  # fmt: skip
 

@@ -410,7 +410,6 @@ def test_the_phases_add_up_to_the_step(policy, tmp_path, monkeypatch, schedule, 
         min(row["phases"][name] for row in found) for name in ("generation", "optimizer")
     )
     assert generation > optimizer > 0
-    begun = 0.05 if schedule == "early" and vllm else 0  # what a busy machine does meanwhile
-    for row in found:
-        assert row["phases"]["reward"] >= 0.0499 - begun
+    for row in found:  # a step that begins early may have its reward before it waits for it
+        assert row["phases"]["reward"] > (0 if schedule == "early" and vllm else 0.04)
         assert ("old log-probabilities" in row["phases"]) == (schedule == "stock")

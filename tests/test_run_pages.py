@@ -43,7 +43,7 @@ def in_browser(page, script, folder):
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
          f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=3000", "--dump-dom",
          f"file://{changed}"],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr, done.stderr
     return done.stdout

@@ -378,11 +378,11 @@ class TestBegun:
 
         run(scene())
         seconds, wall = told["reward/engine_seconds"], told["reward/engine_wall"]
-        assert seconds - wall >= 0.2
+        assert seconds - wall > 0.19
         if over:
             assert wall == 0
         else:
-            assert 0.2 <= wall <= told["reward/seconds"]
+            assert 0.19 < wall <= told["reward/seconds"]
 
 
 @pytest.mark.parametrize(

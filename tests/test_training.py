@@ -26,7 +26,7 @@ QUIET = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
 def train_many(root, what, *changes):
     done = subprocess.run(
         [sys.executable, TESTS / "train_many.py", root, what, *changes],
-        capture_output=True, text=True, timeout=400, env=QUIET,
+        capture_output=True, text=True, timeout=600, env=QUIET,
     )  # fmt: skip
     logs = "".join(p.read_text()[-1500:] for p in Path(root).glob("*.log"))
     assert done.returncode == 0, done.stderr[-2000:] + logs
@@ -185,13 +185,13 @@ def test_the_same_recipe_runs_under_trl_grpo(tmp_path):
     assert read_parameters("04_grpo", str(path))[2].grpo["max_steps"] == 3
     prepared = subprocess.run(
         [sys.executable, "-m", "geo_utils.training.grpo", "prepare", path],
-        capture_output=True, text=True, timeout=200, env=QUIET, cwd=PROJECT,
+        capture_output=True, text=True, timeout=600, env=QUIET, cwd=PROJECT,
     )  # fmt: skip
     assert prepared.returncode == 0, prepared.stderr[-2000:]
     trl = Path(sys.executable).parent / "trl"
     done = subprocess.run(
         [trl, "grpo", "--config", path],
-        capture_output=True, text=True, timeout=300, cwd=PROJECT,
+        capture_output=True, text=True, timeout=600, cwd=PROJECT,
         env=QUIET | {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
