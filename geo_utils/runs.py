@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -37,7 +37,12 @@ google-genai openai""".split()  # noqa: SIM905
 # Parameters that change where, how fast or how far a run goes, but not what it finds.
 _NO_IDENTITY = {"output_root", "cache_root", "servers", "calls"}
 # Parameters that name files or folders; their content is part of the identity.
-_NAMES_CONTENT = {"corpus_path", "prompts", "methods", "models", "studies", "recorded"}
+_NAMES_CONTENT: dict[str, Any] = {
+    "corpus_path": True, "prompts": True, "methods": True, "baseline_methods": True,
+    "method": True, "models": True, "studies": True, "recorded": True, "policy_model": True,
+    "engine_model": True, "evaluation": True, "model_name_or_path": True,
+    "grpo_options": {"resume_from_checkpoint"},
+}  # fmt: skip
 _READ_UP_TO = 256 * 2**20  # bytes
 _HELD: dict[Path, IO[str]] = {}  # the locks of this process, by run folder
 _HOOK: list[Callable[[Any], None]] = []
@@ -290,7 +295,10 @@ def code_hash() -> str:
 
 def _parameters_hash(params: NotebookParams) -> str:
     values = params.model_dump(exclude=_NO_IDENTITY)
-    values["content"] = _content(params.model_dump(include=_NAMES_CONTENT))
+    named = params.model_dump(include=_NAMES_CONTENT)
+    if values.get("cold_start", {}).get("small_model"):
+        named.pop("model_name_or_path")  # which is where that is made, not where it is read
+    values["content"] = _content(named)
     if isinstance(params, RunParams) and elsewhere(params):
         values["gemini"] = "at another address"  # never taken for a run of the real service
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -304,15 +312,24 @@ def _content(value: Any) -> dict[str, str]:
         return {name: found for part in value for name, found in _content(part).items()}
     if not isinstance(value, str) or not value:
         return {}
-    path = resolve_path(value)
+    path = resolve_path(value.partition("@cuda:")[0])  # a model's GPU is no part of its folder
     if path.is_file():
         return {value: str(_file_hash(path))}
     if not path.is_dir():
         return {}
     digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+    for file in sorted(_files(path, (path,))):
         digest.update(f"{file.relative_to(path)}\0{_file_hash(file)}\0".encode())
     return {value: digest.hexdigest()}
+
+
+def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """Yield the files below a folder, also through links to folders that do not lead back up."""
+    for path in folder.iterdir():
+        if path.is_file():
+            yield path
+        elif path.is_dir() and (real := path.resolve()) not in above:
+            yield from _files(path, (*above, real))
 
 
 def _fail_on_cell_error(run: Run) -> None:

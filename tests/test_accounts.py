@@ -23,6 +23,7 @@ from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller
 from geo_utils.models.prices import Price
 from geo_utils.models.usage import BudgetReached, Usage
+from geo_utils.notebooks import read_parameters
 from geo_utils.params import BaselineRewritesParams
 from geo_utils.roles import make_roles
 from geo_utils.runs import NothingScored, RunHeld, locate_run, start_run
@@ -182,14 +183,24 @@ class TestNothingScored:
 class TestIdentity:
     """The parameters and the content of what they name."""
 
-    @pytest.mark.parametrize("kind", ["prompts", "corpus folder", "corpus file", "adapter"])
+    @pytest.mark.parametrize(
+        "kind", ["prompts", "corpus folder", "corpus file", "adapter", "model on a GPU", "link"]
+    )
     def test_what_is_edited_is_another_run(self, params, tmp_path, kind):  # noqa: F811
         place = tmp_path / "named"
         inside = place / "deep" / "file.md"
         inside.parent.mkdir(parents=True)
         inside.write_text("one")
-        if kind == "prompts":
+        if kind == "link":  # to a folder, and one that leads in a circle
+            inside = tmp_path / "elsewhere" / "file.md"
+            inside.parent.mkdir()
+            (place / "deep" / "link").symlink_to(inside.parent)
+            (inside.parent / "back").symlink_to(place)
+            inside.write_text("one")
+        if kind in ("prompts", "link"):
             given = {"prompts": str(place)}
+        elif kind == "model on a GPU":
+            given = {"engine": "transformers", "models": {"engine": f"{place}@cuda:1"}}
         elif kind == "adapter":
             (place / "adapter_config.json").write_text("{}")
             inside = place / "adapter_model.safetensors"
@@ -204,6 +215,45 @@ class TestIdentity:
         assert locate_run(NAME, params(**given)).folder.name[-8:] == first
         inside.write_text("two")
         assert locate_run(NAME, params(**given)).folder.name[-8:] != first
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"model_name_or_path": "{}", "cold_start.small_model": "null", "cold_start.steps": "0"},
+            {"resume_from_checkpoint": "{}"},
+            {"evaluation.methods": "[original, '{}']"},
+            {"evaluation.judge": "transformers", "evaluation.models": "{{judge: '{}'}}"},
+        ],
+    )
+    def test_what_a_training_names_is_edited(self, tmp_path, changes):
+        folder = tmp_path / "adapter"
+        folder.mkdir()
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (folder / name).write_text("{}")
+        given = [(name, value.format(folder)) for name, value in changes.items()]
+        _, _, read = read_parameters("04_grpo", "smoke", [("output_root", str(tmp_path)), *given])
+        first = locate_run("04_grpo", read).folder.name[-8:]
+        assert locate_run("04_grpo", read).folder.name[-8:] == first
+        (folder / "adapter_model.safetensors").write_text("trained again")
+        assert locate_run("04_grpo", read).folder.name[-8:] != first
+
+    def test_an_adapter_that_notebook_03_compares_is_edited(self, tmp_path):
+        weights = tmp_path / "adapter_model.safetensors"
+        weights.write_text("one")
+        (tmp_path / "adapter_config.json").write_text("{}")
+        methods = ("baseline_methods", f"[original, '{tmp_path}']")
+        _, _, read = read_parameters("03_key_point_prompt", "smoke", [methods])
+        first = locate_run("03_key_point_prompt", read).folder.name[-8:]
+        weights.write_text("two")
+        assert locate_run("03_key_point_prompt", read).folder.name[-8:] != first
+
+    def test_where_a_small_model_is_made_is_nothing_that_a_run_reads(self, tmp_path):
+        made = [("model_name_or_path", str(tmp_path / "m")), ("output_root", str(tmp_path))]
+        _, _, read = read_parameters("04_grpo", "smoke", made)
+        first = locate_run("04_grpo", read).folder.name[-8:]
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "config.json").write_text("{}")
+        assert locate_run("04_grpo", read).folder.name[-8:] == first
 
     def test_a_finished_run_of_other_content_is_not_taken_for_it(self, params, tmp_path):  # noqa: F811
         (tmp_path / "mine").mkdir()
