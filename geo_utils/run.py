@@ -22,7 +22,7 @@ from geo_utils.files import project_root, resolve_path, write_atomic
 from geo_utils.notebook_params import NotebookParams
 from geo_utils.notebooks import PARAMS, read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.runs import Run, Status, hold, locate_run, lock_path
+from geo_utils.runs import EXPECTED, Run, Status, hold, locate_run, lock_path
 
 GRACE_S = 20.0
 _RESERVE = 1 << 18  # bytes kept free for the manifest's last word, and the log's, on a full disk
@@ -79,7 +79,11 @@ def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> in
     Returns:
         As `main`.
     """
-    run = locate_run(notebook, params)
+    try:
+        run = locate_run(notebook, params)
+    except OSError as error:  # such as of a corpus that may not be read
+        sys.stderr.write(f"{notebook}: {error}\n")
+        return 2
     with _signals_remembered() as received:
         try:
             lock = hold(lock_path(run, "start"))
@@ -91,7 +95,7 @@ def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> in
             write_atomic(reserve, os.urandom(_RESERVE))
             try:
                 run.update(run_id=run.folder.name, notebook=notebook, variant=params.variant,
-                           status="started")  # fmt: skip
+                           **{"rerun" if again else "status": "started"})  # fmt: skip
             except OSError:
                 reserve.unlink(missing_ok=True)
                 raise
@@ -163,6 +167,7 @@ def _papermill(
         process = subprocess.Popen(
             command, cwd=project_root(), start_new_session=True,
             stderr=None if sys.stderr.isatty() else errors, pass_fds=[lock.fileno()],
+            env={**os.environ, EXPECTED: str(executed.parent)},
         )  # fmt: skip
         deadline = None
         while process.poll() is None:
@@ -185,21 +190,24 @@ def _settle(
 
     What was held in reserve is given up, so that a full disk takes the manifest's last word.
     """
+    if not run.folder.is_dir():
+        return "failed", f"{run.folder} was deleted while it ran; run it again"
     free = shutil.disk_usage(run.folder).free
-    reserve.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # of a disk that cannot be written any more
+        reserve.unlink(missing_ok=True)
     manifest = run.manifest
     status, reason = str(manifest.get("status")), manifest.get("reason") or manifest.get("rerun")
     ended: Status = "interrupted" if received else "failed"
     if received:
         reason = f"signal {received[0].name}"
-    elif status == "started" or (returncode and status == "finished"):
+    elif status not in ("failed", "interrupted") and (returncode or status != "finished"):
         reason = _failure(executed, returncode, full=free < _RESERVE)
     else:
         return status, str(reason)
     try:
         run.end(ended, reason)
     except OSError as error:
-        sys.stderr.write(f"  how it ended cannot be recorded: {error}; make room, run it again\n")
+        sys.stderr.write(f"  how it ended cannot be recorded: {error}; put that right, run again\n")
     return ended, reason
 
 

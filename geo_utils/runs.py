@@ -45,6 +45,7 @@ _NAMES_CONTENT: dict[str, Any] = {
 }  # fmt: skip
 _READ_UP_TO = 256 * 2**20  # bytes
 _HELD: dict[Path, IO[str]] = {}  # the locks of this process, by run folder
+EXPECTED = "GEO_UTILS_RUN_FOLDER"  # of a kernel: the run that the command line has found
 _HOOK: list[Callable[[Any], None]] = []
 _SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT",
           "SLURM_JOB_PARTITION", "SLURMD_NODENAME")  # fmt: skip
@@ -69,26 +70,40 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The manifest as it stands on disk; empty if there is none or it is torn."""
+        """The manifest as it stands on disk; empty if there is none or it cannot be read."""
+        try:
+            return self._read()
+        except OSError:
+            return {}
+
+    def _read(self) -> dict[str, Any]:
+        """Return the manifest; empty if there is none or it is torn."""
         try:
             read = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return {}
         return read if isinstance(read, dict) else {}
 
     def update(self, **entries: Any) -> None:
-        """Set entries of the manifest, atomically."""
-        manifest = self.manifest | entries
+        """Set entries of the manifest, atomically.
+
+        Raises:
+            OSError: It cannot be written; or it is there and cannot be read, and would be lost.
+        """
+        manifest = self._read() | entries
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False, default=str)
         write_atomic(self.folder / "manifest.json", text + "\n")
 
     def end(self, status: Status, reason: str | None = None) -> None:
         """Record how the run ended; one that has finished, now or before, stays finished."""
-        _release(self.folder)
-        if self.manifest.get("headline") is None:
-            self.update(status=status, ended_at=_now(), reason=reason)
-        elif self.manifest.get("status") != "finished":
-            self.update(status="finished", rerun=f"{status}: {reason}")
+        manifest = self.manifest
+        try:
+            if manifest.get("headline") is None:
+                self.update(status=status, ended_at=_now(), reason=reason)
+            elif manifest.get("rerun"):  # else a cell that was run by hand after the last one
+                self.update(status="finished", ended_at=_now(), rerun=f"{status}: {reason}")
+        finally:  # not before: whoever holds it next has begun a manifest of its own
+            _release(self.folder)
 
     def finish(self, headline: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> None:
         """Record the headline numbers and usage, and that the run has finished.
@@ -98,8 +113,9 @@ class Run:
         """
         self._check_scores()
         self.update(
-            status="finished", ended_at=_now(), reason=None, headline=headline, usage=usage or {}
-        )
+            status="finished", ended_at=_now(), reason=None, headline=headline,
+            usage=usage or {}, rerun=None,
+        )  # fmt: skip
         _release(self.folder)
 
     def _check_scores(self) -> None:
@@ -158,6 +174,10 @@ class RunHeld(OSError):
     """Another process, whoever started it, has the run of these parameters under way."""
 
 
+class RunChanged(RuntimeError):
+    """What makes a run another one was edited while it was being started."""
+
+
 class NothingScored(RuntimeError):
     """A run, or a method of it, without one score: no result, whatever its tables show."""
 
@@ -170,8 +190,9 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
     """Open the run of these parameters and write its manifest as `started`.
 
     The same parameters resume the same run: the newest one of theirs that has not finished, or
-    has, with this very code, so that its result would be the same. In a notebook kernel a cell
-    that raises marks the run `failed`.
+    has, with this very code, so that its result would be the same; it stays `finished`, and how
+    far the rerun is stands under `rerun`. In a notebook kernel a cell that raises marks the run
+    `failed`.
 
     Args:
         notebook: The notebook's name without ending.
@@ -182,10 +203,17 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
 
     Raises:
         RunHeld: Another process has the run under way.
+        RunChanged: The command line, which started this kernel, had found another run.
     """
     run = locate_run(notebook, params)
+    if os.environ.pop(EXPECTED, str(run.folder)) != str(run.folder):
+        raise RunChanged(
+            "a file that the parameters name, or the code, was edited while the run was being "
+            "started; run it again"
+        )
     _hold(run)
     before = run.manifest
+    finished, attempts = before.get("headline") is not None, before.get("attempts")
     resolved = params.model_dump()
     write_atomic(
         run.folder / "params.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
@@ -195,11 +223,12 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
         run_id=run.folder.name,
         notebook=notebook,
         variant=params.variant,
-        status="started",
+        status="finished" if finished else "started",
+        rerun="started" if finished else None,
         reason=None,
         started_at=before.get("started_at") or attempt["started_at"],
         ended_at=None,
-        attempts=[*before.get("attempts", ()), attempt],
+        attempts=[*(attempts if isinstance(attempts, list) else ()), attempt],
         parameters={"passed": params.passed, "resolved": resolved},
         parameters_hash=_parameters_hash(params),
         code_hash=code_hash(),
@@ -207,7 +236,7 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
         git=_git_state(),
         **params.in_manifest,
         # Figures kept from before keep the label they were made under.
-        provenance=before["provenance"] if before.get("headline") else provenance(params),
+        provenance=(finished and before.get("provenance")) or provenance(params),
         inputs={},
         python=sys.version.split()[0],
         platform=platform.platform(),
@@ -226,11 +255,11 @@ def locate_run(notebook: str, params: NotebookParams) -> Run:
     """Return the run that these parameters start or resume; nothing is written."""
     parent = resolve_path(params.output_root) / notebook / params.variant
     digest = _parameters_hash(params)
-    newest = max(parent.glob(f"*-{digest[:8]}"), default=None)
-    if newest is not None:
-        manifest = Run(newest).manifest
+    for folder in sorted(parent.glob(f"*-{digest[:8]}"), reverse=True):
+        # Not the first alone: one of a clock that ran ahead stands before all that came after it.
+        manifest = Run(folder).manifest
         if manifest.get("status") != "finished" or manifest.get("code_hash") == code_hash():
-            return Run(newest)
+            return Run(folder)
     now = datetime.now(UTC)
     return Run(parent / f"{now:%Y%m%d-%H%M%S}{now.microsecond // 1000:03d}-{digest[:8]}")
 
@@ -253,6 +282,7 @@ def hold(path: Path, wait_s: float = 0.0) -> IO[str]:
 
     Raises:
         RunHeld: Another process holds it.
+        OSError: It cannot be made, or its file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, until = path.open("a"), time.monotonic() + wait_s
@@ -267,6 +297,12 @@ def hold(path: Path, wait_s: float = 0.0) -> IO[str]:
                     "another process is running it; wait for that, or change variant"
                 ) from None
             time.sleep(0.1)
+        except OSError as error:  # such as of a parallel file system that is mounted without them
+            lock.close()
+            told = (
+                f"no file can be locked here ({error.strerror}); set output_root to where one can"
+            )
+            raise OSError(error.errno, told, str(path)) from None
 
 
 def _hold(run: Run) -> None:

@@ -331,6 +331,65 @@ def test_real_rows_are_all_scored(tmp_path):
     assert len(run.manifest["headline"]["methods"]) == 6
 
 
+class TestMeanwhile:
+    """What becomes of a run whose files are touched by somebody else."""
+
+    def test_what_is_edited_while_the_kernel_starts_fails_the_run_that_was_found(self, tmp_path):
+        prompts = tmp_path / "mine"
+        prompts.mkdir()
+        (prompts / "answer.md").write_text("one")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "geo_utils.run", NB02, "smoke", "-p", "limit", "2",
+             "-p", "prompts", str(prompts), "-p", "output_root", str(tmp_path / "out")],
+            cwd=PROJECT, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stderr is not None and "running in" in process.stderr.readline()
+        (prompts / "answer.md").write_text("two")
+        said = process.communicate(timeout=600)[1]
+        assert process.returncode == 1 and "RunChanged: a file that the parameters name" in said
+        assert only_run(tmp_path / "out", NB02).manifest["status"] == "failed"
+
+    def test_a_folder_that_is_deleted_is_said_and_not_made_anew(
+        self, tmp_path, monkeypatch, capsys
+    ):
+        def papermill(notebook, executed, *_):
+            shutil.rmtree(executed.parent)
+            return 1
+
+        monkeypatch.setattr(run_module, "_papermill", papermill)
+        assert run_module.main([NB02, "smoke", "-p", "output_root", str(tmp_path)]) == 1
+        assert "was deleted while it ran; run it again" in capsys.readouterr().err
+        assert not list(tmp_path.glob(f"{NB02}/*/*"))
+
+    def test_a_disk_that_cannot_be_written_any_more_is_named(self, tmp_path, monkeypatch, capsys):
+        def refuse(self, **_):
+            raise OSError(30, "Read-only file system", str(self))
+
+        def papermill(*_):
+            monkeypatch.setattr(Path, "unlink", refuse)
+            monkeypatch.setattr(Run, "update", lambda self, **_: refuse(self.folder))
+            return 1
+
+        monkeypatch.setattr(run_module, "_papermill", papermill)
+        assert run_module.main([NB02, "smoke", "-p", "output_root", str(tmp_path)]) == 1
+        assert "cannot be recorded: [Errno 30] Read-only file sys" in capsys.readouterr().err
+
+    def test_a_corpus_that_may_not_be_read_is_named(self, tmp_path, monkeypatch, capsys):
+        corpus = tmp_path / "rows.jsonl"
+        corpus.write_text(json.dumps(make_row()))
+        opened = Path.open
+
+        def refuse(path, *mode, **options):
+            if path == corpus:
+                raise PermissionError(13, "Permission denied", str(path))
+            return opened(path, *mode, **options)
+
+        monkeypatch.setattr(Path, "open", refuse)
+        given = ("-p", "corpus", "jsonl", "-p", "corpus_path", str(corpus))
+        assert run_module.main([NB02, "smoke", "-p", "output_root", str(tmp_path), *given]) == 2
+        assert capsys.readouterr().err == f"{NB02}: [Errno 13] Permission denied: '{corpus}'\n"
+
+
 class TestEndings:
     """A run of 90,000 samples, ended from outside in the middle of it."""
 

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from conftest import PROJECT
@@ -18,7 +19,7 @@ from geo_utils.files import (
 )
 from geo_utils.params import BaselineRewritesParams
 from geo_utils.provenance import provenance
-from geo_utils.runs import locate_run, start_run
+from geo_utils.runs import Run, locate_run, start_run
 
 NAME = "02_baseline_rewrites"
 DEFAULTS = default_parameters(PROJECT / "notebooks" / f"{NAME}.ipynb")
@@ -88,6 +89,90 @@ def test_a_torn_manifest_reads_as_none(params, content):
     assert run.manifest == {}
     run.end("failed", "torn")
     assert run.manifest["status"] == "failed"
+
+
+@pytest.mark.parametrize("attempts", [None, "x", 3, {"a": 1}])
+def test_a_manifest_of_another_shape_is_gone_on_from(params, attempts):
+    run = start_run(NAME, params())
+    run.end("failed", "x")
+    kept = json.dumps({"status": "failed", "headline": {"lift": 0.5}, "attempts": attempts})
+    (run.folder / "manifest.json").write_text(kept)
+    again = start_run(NAME, params())
+    assert again.folder == run.folder and len(again.manifest["attempts"]) == 1
+    assert again.manifest["provenance"].startswith("offline roles")
+
+
+def test_a_manifest_that_cannot_be_read_for_a_moment_is_not_written_anew(params, monkeypatch):
+    run = start_run(NAME, params())
+    run.finish({"lift": 0.5})
+    read = Path.read_text
+
+    def broken(path, **options):
+        if path.name == "manifest.json":
+            raise OSError(5, "Input/output error", str(path))
+        return read(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", broken)
+        assert run.manifest == {}
+        with pytest.raises(OSError, match=r"Input/output error: .*manifest.json"):
+            run.update(reason="x")
+    assert run.manifest["headline"] == {"lift": 0.5}
+
+
+def test_a_clock_that_ran_ahead_does_not_hide_a_run_that_can_be_resumed(params, monkeypatch):
+    run = start_run(NAME, params())
+    run.finish({})
+    run.folder.rename(run.folder.with_name(f"2999{run.folder.name[4:]}"))
+    monkeypatch.setattr(runs, "code_hash", lambda: "changed")
+    later = start_run(NAME, params())
+    later.end("interrupted", "x")
+    assert locate_run(NAME, params()).folder == later.folder
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_rerun_that_does_not_end_well_leaves_the_run_finished(params, monkeypatch, ended):
+    run = start_run(NAME, params())
+    run.finish({"lift": 0.5})
+    assert start_run(NAME, params()).manifest["rerun"] == "started"
+    if ended:  # else it was killed
+        run.end("failed", "x")
+    assert run.manifest["status"] == "finished"
+    assert run.manifest["rerun"] == ("failed: x" if ended else "started")
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "code_hash", lambda: "changed")
+        assert locate_run(NAME, params()).folder != run.folder  # that would overwrite its samples
+    start_run(NAME, params()).finish({"lift": 0.5})
+    assert run.manifest["rerun"] is None
+
+
+def test_a_file_system_without_locks_is_named(params, monkeypatch):
+    def refuse(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("geo_utils.runs.fcntl.flock", refuse)
+    said = r"locked here \(Function not implemented\); set output_root to .*/\.locks/.*\.work"
+    with pytest.raises(OSError, match=said):
+        start_run(NAME, params())
+
+
+def test_a_run_is_held_until_its_end_is_written(params, monkeypatch):
+    run = start_run(NAME, params())
+    held = []
+    update = Run.update
+    monkeypatch.setattr(
+        Run, "update",
+        lambda self, **entries: held.append(self.folder in runs._HELD) or update(self, **entries),
+    )  # fmt: skip
+    run.end("failed", "x")
+    assert held == [True] and run.folder not in runs._HELD
+
+
+def test_a_kernel_does_not_go_on_with_another_run_than_it_was_started_for(params, monkeypatch):
+    monkeypatch.setenv(runs.EXPECTED, "/another/run")
+    with pytest.raises(runs.RunChanged, match="was edited while the run was being started"):
+        start_run(NAME, params())
+    assert not locate_run(NAME, params()).folder.exists()
 
 
 def test_not_a_number_never_enters_a_manifest(params):
