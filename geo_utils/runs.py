@@ -218,7 +218,8 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
     write_atomic(
         run.folder / "params.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
     )
-    attempt = {"started_at": _now(), "pid": os.getpid(), "host": platform.node()}
+    attempt = {"started_at": _now(), "pid": os.getpid(), "host": platform.node(),
+               "process": process_mark(os.getpid())}  # fmt: skip
     run.update(
         run_id=run.folder.name,
         notebook=notebook,
@@ -366,6 +367,20 @@ def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
             yield path
         elif path.is_dir() and (real := path.resolve()) not in above:
             yield from _files(path, (*above, real))
+
+
+def process_mark(pid: int) -> str | None:
+    """Return what tells a process from all others that have or had its number; None if it ended.
+
+    Also None where the system does not say.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        told = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    state, *fields = told.rpartition(")")[2].split()
+    return None if state in "ZX" else f"{boot} {fields[18]}"  # when it began, since the boot
 
 
 def _fail_on_cell_error(run: Run) -> None:

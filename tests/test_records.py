@@ -1,8 +1,10 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import time
 from datetime import date, datetime
 
 import pytest
@@ -16,7 +18,7 @@ from geo_utils.meeting.params import WeeklyParams
 from geo_utils.meeting.records import Record, changed_parameters, choose_records, find_records
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.runs import locate_run
+from geo_utils.runs import locate_run, process_mark
 
 DEFAULTS = default_parameters(PROJECT / "notebooks" / "05_weekly.ipynb")
 
@@ -28,7 +30,7 @@ def chosen(root, *names, since=None):
 
 class TestStatus:
     @pytest.mark.parametrize(
-        "content", ["", '{"status": "fini', "[]", "\x00", '{"status": "well"}']
+        "content", ["", '{"status": "fini', "[]", "\x00", '{"status": "well"}', "[" * 99_999]
     )
     def test_a_torn_manifest_is_unreadable_and_says_so(self, tmp_path, content):
         folder = make_run(tmp_path, "20260101-100000000-aaaaaaaa")
@@ -51,6 +53,41 @@ class TestStatus:
             (record,) = find_records(root)
             assert record.status == status
             assert ("is gone" in record.reason) == (status == "abandoned")
+
+    def test_another_process_of_the_same_number_is_not_the_run_s(self, tmp_path):
+        """As after the machine was started again; and one that nobody has collected is gone."""
+        sleeping = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        mark = process_mark(sleeping.pid)
+        attempt = {"pid": sleeping.pid, "host": platform.node()}
+        for given, status in ((mark, "started"), (f"{mark}0", "abandoned"), (None, "started")):
+            root = tmp_path / str(given)
+            made = [attempt | {"process": given}]
+            make_run(root, "20260101-1", status="started", ended_at=None, attempts=made)
+            assert find_records(root)[0].status == status
+        sleeping.stdin.close()
+        while process_mark(sleeping.pid) is not None:
+            time.sleep(0.01)
+        assert find_records(tmp_path / str(mark))[0].status == "abandoned"
+        sleeping.wait()
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"status": "started", "attempts": [{"pid": 2**40, "host": platform.node()}]},
+            {"started_at": "0001-01-01T00:00:00+14:00"},
+            {"started_at": "9999-12-31T23:59:59-12:00"},
+        ],
+    )
+    def test_numbers_and_times_that_cannot_be_hide_no_other_run(self, tmp_path, changes):
+        make_run(tmp_path, "20260101-1", **changes)
+        make_run(tmp_path, "20260102-1")
+        assert "20260102-1" in chosen(tmp_path, since="2026-01-01")[0]
+
+    def test_a_run_that_is_deleted_meanwhile_is_no_run_since(self, tmp_path):
+        folder = make_run(tmp_path, "20260101-1")
+        found = find_records(tmp_path)
+        shutil.rmtree(folder)
+        assert not choose_records(found, since="2026-01-01").unfinished
 
     def test_the_last_attempt_is_what_took(self, tmp_path):
         times = ["2026-01-01T10:00:00+00:00", "2026-01-03T10:00:00+00:00"]
@@ -85,6 +122,10 @@ class TestChoice:
 
     def test_the_newest_of_each_notebook_and_variant_and_what_failed_since(self, root):
         assert chosen(root) == (["20260102-1", "20260104-1"], ["20260103-1", "20260101-3"])
+
+    def test_a_run_of_a_clock_that_ran_ahead_is_not_the_newest(self, root):
+        make_run(root, "29990101-1")
+        assert chosen(root)[0] == ["20260102-1", "20260104-1"]
 
     def test_everything_since_a_date(self, root):
         assert chosen(root, since="2026-01-02") == (["20260102-1", "20260104-1"], ["20260103-1"])

@@ -63,7 +63,10 @@ class TestRecorded:
         assert found.body.count("<td>") == shown
         assert (f"{rows - shown} more rows" in found.body) == (rows > shown)
 
-    @pytest.mark.parametrize("content", [None, "", "{}", '{"cells": [1]}', "[]"])
+    @pytest.mark.parametrize(
+        "content",
+        [None, "", "{}", '{"cells": [1]}', '{"cells": null}', '{"cells": 3}', "[]", "[" * 99_999],
+    )
     def test_a_missing_or_torn_notebook_shows_nothing(self, tmp_path, content):
         folder = make_run(tmp_path, "20260101-1")
         if content is not None:

@@ -82,10 +82,9 @@ def shortened(table: str, most: int = MOST_ROWS) -> str:
 def _cells(record: Record) -> list[dict[str, Any]]:
     try:
         node = json.loads((record.folder / "notebook.ipynb").read_text(encoding="utf-8"))
-        cells = node["cells"]
-    except (OSError, ValueError, TypeError, KeyError):
+        return [cell for cell in node["cells"] if isinstance(cell, dict)]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return []
-    return [cell for cell in cells if isinstance(cell, dict)]
 
 
 def _shown(output: dict[str, Any], heading: str) -> str:

@@ -7,18 +7,21 @@ import platform
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from geo_utils.runs import Run
+from geo_utils.runs import Run, process_mark
 
 # A notebook's folder starts with its number; caches, locks and prompts do not.
 _PATTERN = "[0-9][0-9]_*/*/*/manifest.json"
 _WARNINGS = ("SIMULATED", "random weights")  # as `provenance` and the harness write them
 # Parameters that say where and how a run went, not what it was about.
 _PLACES = {"variant", "output_root", "cache_root", "servers"}
+
+
+_SKEW = timedelta(days=1)  # no more than that do the clocks of machines differ
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,11 @@ class Record:
             os.kill(last["pid"], 0)
         except ProcessLookupError:
             return True
-        except OSError:
+        except (OSError, OverflowError):
             return False
-        return False
+        # Its number may be another's by now, also after the machine was started again.
+        mark = last.get("process")
+        return isinstance(mark, str) and process_mark(last["pid"]) != mark
 
 
 @dataclass(frozen=True)
@@ -149,9 +154,14 @@ class Chosen:
 
 
 def find_records(output_root: Path) -> list[Record]:
-    """Return all runs under an output folder, oldest first."""
+    """Return all runs under an output folder, oldest first.
+
+    Those that are dated ahead, as by a clock that was wrong, come before all others: they would
+    be the newest for as long.
+    """
     found = [Record(path.parent) for path in output_root.glob(_PATTERN)]
-    return sorted(found, key=lambda record: (record.run_id, str(record.folder)))
+    now = f"{datetime.now(UTC) + _SKEW:%Y%m%d-%H%M%S}"
+    return sorted(found, key=lambda r: (r.run_id < now, r.run_id, str(r.folder)))
 
 
 def named_records(names: Sequence[str | Path], records: Sequence[Record]) -> list[Record]:
@@ -249,9 +259,12 @@ def changed_parameters(
 
 def _day(record: Record) -> str:
     if record.started is not None:
-        return record.started.astimezone(UTC).date().isoformat()
-    changed = datetime.fromtimestamp(record.folder.stat().st_mtime, UTC)
-    return changed.date().isoformat()
+        return record.started.date().isoformat()
+    try:
+        changed = record.folder.stat().st_mtime
+    except OSError:  # deleted meanwhile
+        return ""
+    return datetime.fromtimestamp(changed, UTC).date().isoformat()
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -265,6 +278,6 @@ def _text(value: Any) -> str:
 def _time(value: Any) -> datetime | None:
     try:
         found = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
         return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
