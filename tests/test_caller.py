@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -173,6 +175,71 @@ class TestCache:
             assert [f.text for f in found if f] in ([], ["answer b", "answer c", "answer d"])
             reader.refresh()
         assert [reader.get(key * 64).text for key in "bcd"] == ["answer b", "answer c", "answer d"]
+
+    @pytest.mark.parametrize("gone", ["segment", "folder"])
+    def test_what_is_deleted_meanwhile_costs_only_what_it_held(self, tmp_path, gone):
+        cache = AnswerCache(tmp_path / "cache")
+        cache.put("a" * 64, "m", ask(), Completion("before"))
+        (segment,) = cache.folder.glob("*.answers.jsonl")
+        shutil.rmtree(cache.folder) if gone == "folder" else segment.unlink()
+        cache.refresh()
+        cache.put("b" * 64, "m", ask(), Completion("after"))
+        for held in (cache, AnswerCache(cache.folder)):
+            assert held.get("a" * 64) is None and held.get("b" * 64).text == "after"
+
+    def test_a_segment_that_was_emptied_is_read_from_its_beginning(self, tmp_path):
+        writer = AnswerCache(tmp_path)
+        for key in "ab":
+            writer.put(key * 64, "m", ask(), Completion("before"))
+        reader = AnswerCache(tmp_path)
+        os.truncate(writer._segment[1], 0)
+        reader.refresh()
+        for key in "bcd":
+            writer.put(key * 64, "m", ask(), Completion("after"))
+        reader.refresh()
+        assert reader.get("a" * 64) is None
+        assert [reader.get(key * 64).text for key in "bcd"] == ["after"] * 3
+
+    def test_a_segment_that_cannot_be_read_is_a_miss(self, tmp_path, monkeypatch):
+        AnswerCache(tmp_path).put("a" * 64, "m", ask(), Completion("fine"))
+        closed = tmp_path / "another.answers.jsonl"
+        closed.write_text(f"{'b' * 64} {{}}\n")
+        (tmp_path / "loop.answers.jsonl").symlink_to("loop.answers.jsonl")
+        opened = Path.open
+
+        def refuse(path, *options):
+            if path == closed:
+                raise PermissionError(13, "Permission denied", str(path))
+            return opened(path, *options)
+
+        monkeypatch.setattr(Path, "open", refuse)
+        cache = AnswerCache(tmp_path)
+        assert cache.get("a" * 64).text == "fine" and cache.get("b" * 64) is None
+
+    def test_a_folder_without_locks_is_refused_before_any_call(self, tmp_path, monkeypatch):
+        def refuse(*_):
+            raise OSError(37, "No locks available")
+
+        monkeypatch.setattr("geo_utils.models.cache.fcntl.lockf", refuse)
+        with pytest.raises(OSError, match=r"No locks available\); .* Set cache_root to a folder"):
+            AnswerCache(tmp_path)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"created": None}, {"created": "today"}, {"completion": [1]}, {"completion": None},
+            {"completion": {"text": "x", "tokens_in": None}}, {"role": None, "model": ["m"]},
+        ],
+    )  # fmt: skip
+    def test_the_command_counts_what_another_version_wrote(self, tmp_path, changes):
+        entry = {"role": "engine", "model": "m", "created": 1.0, "completion": {"text": "x"}}
+        line = f"{'a' * 64} {json.dumps(entry | changes)}\n"
+        (tmp_path / "x.answers.jsonl").write_text(line)
+        program = [sys.executable, "-m", "geo_utils.models.cache"]
+        done = subprocess.run(
+            [*program, "show", "--root", tmp_path], capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "1 answers held" in done.stdout, done.stderr
 
     def test_a_forked_child_writes_a_segment_of_its_own(self, tmp_path):
         cache = AnswerCache(tmp_path)

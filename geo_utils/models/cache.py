@@ -47,7 +47,7 @@ class AnswerCache:
 
     Many processes may share one folder of one file system: each appends to a segment of its own
     and reads all. A process that is killed leaves at most one torn line, at the end of its own
-    segment; a torn line is a miss.
+    segment; a torn line is a miss, and so is a segment that is gone or may not be read.
 
     Attributes:
         folder: Where the segments lie.
@@ -57,7 +57,8 @@ class AnswerCache:
         """Open a cache folder, made if it is missing, and index what it holds.
 
         Raises:
-            OSError: The folder cannot be written; answers would be paid for and lost.
+            OSError: The folder cannot be written, or its file system has no locks; answers would
+                be paid for and lost, or twice.
         """
         self.folder = folder = folder.resolve()
         self._index: dict[str, tuple[Path, int, int]] = {}
@@ -68,7 +69,8 @@ class AnswerCache:
         self._lock = threading.RLock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _lock_file(folder / ".in-flight")
+            lock = _lock_file(folder / ".in-flight")
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 16**15)  # beyond every key's
         except OSError as error:
             raise OSError(
                 f"cache folder {folder} cannot be written ({error.strerror}); answers that cost "
@@ -78,17 +80,22 @@ class AnswerCache:
 
     def refresh(self) -> None:
         """Index what other processes have added."""
-        with self._lock, os.scandir(self.folder) as listing:
+        with self._lock, contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as listing:
             for entry in listing:
-                if entry.name.endswith(_ENDING) and entry.is_file():
-                    path = self.folder / entry.name
-                    status, done = entry.stat(), self._read_up_to.get(path, 0)
-                    if self._inodes.setdefault(path, status.st_ino) != status.st_ino:
-                        # Pruned meanwhile: the lines stand elsewhere in another file.
-                        self._index = {k: p for k, p in self._index.items() if p[0] != path}
-                        self._inodes[path], done = status.st_ino, 0
-                    if status.st_size > done:
-                        self._read_up_to[path] = done + self._index_lines(path, done)
+                with contextlib.suppress(OSError):  # gone meanwhile, or another user's own
+                    if entry.name.endswith(_ENDING) and entry.is_file():
+                        self._refresh(self.folder / entry.name, entry.stat())
+
+    def _refresh(self, path: Path, status: os.stat_result) -> None:
+        """Index what was added to a segment."""
+        done = self._read_up_to.get(path, 0)
+        if self._inodes.get(path, status.st_ino) != status.st_ino or status.st_size < done:
+            # Pruned meanwhile, or emptied: the lines stand elsewhere, or nowhere.
+            self._index = {k: p for k, p in self._index.items() if p[0] != path}
+            done = self._read_up_to[path] = 0
+        self._inodes[path] = status.st_ino
+        if status.st_size > done:
+            self._read_up_to[path] = done + self._index_lines(path, done)
 
     def get(self, key: str) -> Completion | None:
         """Return the answer of a key, or None."""
@@ -115,6 +122,9 @@ class AnswerCache:
         }
         line = f"{key} {json.dumps(entry)}\n".encode()
         with self._lock:
+            if self._segment and not os.fstat(self._segment[0]).st_nlink:  # somebody deleted it
+                os.close(self._segment[0])
+                self._segment = None
             if self._segment is None or self._owner != os.getpid():  # also after a fork
                 self._segment, self._owner, self._torn = self._open_segment(), os.getpid(), False
             descriptor, path = self._segment
@@ -179,6 +189,7 @@ class AnswerCache:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(4)}{_ENDING}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         path = self.folder / name
+        self.folder.mkdir(parents=True, exist_ok=True)  # should somebody have deleted it
         descriptor = os.open(path, flags, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # tells prune that it is being written to
         self._inodes[path] = os.fstat(descriptor).st_ino
@@ -259,22 +270,25 @@ def main() -> None:
     folder = resolve_path(args.root)
     if not folder.is_dir():
         sys.exit(f"{folder}: no such cache folder")
-    cache = AnswerCache(folder)
+    try:
+        cache = AnswerCache(folder)
+    except OSError as error:
+        sys.exit(str(error))
     counts: Counter[tuple[str, str]] = Counter()
     tokens: Counter[tuple[str, str]] = Counter()
     chosen: set[str] = set()
     for key, entry in cache.entries():
-        used = entry.get("completion", {})
-        model, served = str(entry.get("model")), str(used.get("served_by") or "")
+        used, created = _held(entry), entry.get("created")
+        model, served = str(entry.get("model")), used.served_by if used else ""
         # A stand-in was asked by the name of the model that it stands in for.
         group = str(entry.get("role")), served if served.startswith("simulated") else model
         if args.role not in (None, group[0]) or args.model not in (None, group[1], model):
             continue
-        age_s = time.time() - float(entry.get("created", 0))
+        age_s = time.time() - (created if isinstance(created, int | float) else 0)
         if args.older_than_days is not None and age_s < args.older_than_days * 86_400:
             continue
         counts[group] += 1
-        tokens[group] += used.get("tokens_in", 0) + used.get("tokens_out", 0)
+        tokens[group] += used.tokens_in + used.tokens_out if used else 0
         chosen.add(key)
     verb = {"show": "held", "prune": "deleted" if args.yes else "to delete (repeat with --yes)"}
     for group, count in sorted(counts.items()):
