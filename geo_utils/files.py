@@ -64,14 +64,16 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log; a torn line is left out."""
+    """Return the rows of a log; a torn line, or one that is no row, is left out."""
     if not path.is_file():
         return []
     rows = []
     # a full disk cuts a line anywhere; a text's own line separators do not end one
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows

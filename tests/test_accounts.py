@@ -18,7 +18,7 @@ from test_runs import NAME, params  # noqa: F401
 from tiny_model import make_tiny_model
 
 from geo_utils.cells import default_parameters
-from geo_utils.models.base import Completion, Sampling
+from geo_utils.models.base import Completion, FatalError, Sampling
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller
 from geo_utils.models.prices import Price
@@ -28,6 +28,8 @@ from geo_utils.params import BaselineRewritesParams
 from geo_utils.roles import make_roles
 from geo_utils.runs import NothingScored, RunHeld, locate_run, start_run
 
+CALL = {"role": "engine", "model": "m", "failure": None, "tokens_in": 10, "tokens_out": 5,
+        "tokens_cached": 0, "latency_s": 0.1, "served_by": "s"}  # fmt: skip
 DEAR = {"scripted": Price(0, 100_000)}  # 0.1 $ a token that is answered
 
 
@@ -77,6 +79,40 @@ class TestBudget:
         report = usage.report()["engine"]
         assert report["answered"] == 9 and report["cost_usd"] == pytest.approx(0.9)
         assert report["cached"] == 6 and usage.served_by == {"s"}
+
+    @pytest.mark.parametrize(
+        "foreign",
+        ["3", "[1]", "null", '{"role": "engine"}', "\0" * 300]
+        + [{"tokens_in": n} for n in (-1, None, "x", float("nan"), float("inf"), 10**400)]
+        + [{"role": ["e"]}, {"failure": {}}, {"latency_s": "x"}, {"served_by": None}],
+    )
+    def test_a_line_that_is_no_call_is_left_out(self, tmp_path, foreign):
+        line = foreign if isinstance(foreign, str) else json.dumps(CALL | foreign)
+        (tmp_path / "usage.jsonl").write_text(f"{json.dumps(CALL)}\n{line}\n")
+        usage = Usage(max_calls=2, prices=DEAR, ledger=tmp_path / "usage.jsonl")
+        assert usage.report()["engine"]["calls"] == 1
+        usage.reserve("m", ask())
+        with pytest.raises(BudgetReached):
+            usage.reserve("m", ask())
+
+    def test_a_call_after_a_torn_line_is_counted_by_the_next_start(self, tmp_path):
+        ledger = tmp_path / "usage.jsonl"
+        ledger.write_text(f"{json.dumps(CALL)}\n" + '{"role": "eng')
+        for count in (2, 3, 4):
+            usage = Usage(ledger=ledger)
+            run(Caller(Short(), policy=QUICK, usage=usage).complete(ask()))
+            assert usage.report()["engine"]["calls"] == count
+
+    def test_a_ledger_that_cannot_be_written_stops_the_run_and_loses_no_answer(self, tmp_path):
+        (tmp_path / "usage.jsonl").symlink_to("/dev/full")
+        model, cache = Short(), AnswerCache(tmp_path / "cache")
+        caller = Caller(model, cache, QUICK, Usage(ledger=tmp_path / "usage.jsonl"))
+        answer = run(caller.complete(ask("a")))
+        with pytest.raises(FatalError, match=r"usage.jsonl cannot be written \(No space left"):
+            run(caller.complete(ask("b")))
+        assert model.prompts == ["a"]
+        assert run(Caller(model, cache, QUICK).complete(ask("a"))) == answer
+        assert model.prompts == ["a"]
 
 
 class TestLocalModels:

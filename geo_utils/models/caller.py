@@ -184,11 +184,14 @@ class Caller:
             self._cache.put(key, self.model.model, request, completion)
         except OSError as error:
             # This answer is used; the next would be paid for and lost as well.
-            self._breaker.stopped = FatalError(
+            self._stop(
                 f"cache folder {self._cache.folder} cannot be written any more "
                 f"({error.strerror}); stopped before more answers are paid for and lost"
             )
-            log.error("%s", self._breaker.stopped)
+
+    def _stop(self, why: str) -> None:
+        self._breaker.stopped = FatalError(why)
+        log.error("%s", why)
 
     async def _try(self, request: Request, role: RoleUsage) -> Completion:
         """Try a call until it is answered, or may not or cannot be tried again."""
@@ -267,7 +270,13 @@ class Caller:
             completion = completion or getattr(error, "counts", None)  # of what was blocked
             raise
         finally:
-            self.usage.settle(role, reserved, completion, failure)
+            try:
+                self.usage.settle(role, reserved, completion, failure)
+            except OSError as error:  # this answer is used, and kept
+                self._stop(
+                    f"{error.filename} cannot be written ({error.strerror}); stopped before more "
+                    "is spent than the run's budget will know of"
+                )
             self._watch(failure, completion is not None or failure == "blocked")
             if self._limit is not None:
                 guessed = estimated_tokens(request) + request.sampling.max_tokens

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from geo_utils.files import read_jsonl
+from geo_utils.files import append_jsonl, read_jsonl
 from geo_utils.models.base import Completion, Request
 from geo_utils.models.prices import Price, price_of
 from geo_utils.runs import RunInterrupted
@@ -23,6 +21,19 @@ CHARS_PER_TOKEN = 4  # of English prose, for estimates before an answer is there
 
 class BudgetReached(RunInterrupted):
     """The run has made or spent what it was allowed to; answers so far are kept."""
+
+
+def _is_call(row: Mapping[str, Any]) -> bool:
+    """Tell whether a ledger's row is a call as `Usage.settle` books it."""
+    counted = "tokens_in" in row
+    numbers = ("tokens_in", "tokens_out", "tokens_cached", "latency_s") if counted else ()
+    texts = ("role", "model", "served_by") if counted else ("role", "model")
+    failure = row.get("failure", 0)
+    return (
+        all(isinstance(row.get(name), str) for name in texts)
+        and (failure is None or isinstance(failure, str))
+        and all(isinstance(n := row.get(name), int | float) and 0 <= n < 1e15 for name in numbers)
+    )
 
 
 def estimated_tokens(request: Request) -> int:
@@ -78,10 +89,11 @@ class Usage:
         self.served_by: set[str] = set()
         self._lock = threading.Lock()
         self._calls, self._spent, self._reserved = 0, 0.0, 0.0
-        self._ledger, self._descriptor = ledger, -1
+        self._ledger = ledger
         for row in read_jsonl(ledger) if ledger else ():
-            self._book(row)
-            self._calls += 1
+            if _is_call(row):
+                self._book(row)
+                self._calls += 1
 
     def role(self, name: str, model: str) -> RoleUsage:
         """Return a role's counts, for the caller to add to."""
@@ -129,7 +141,11 @@ class Usage:
     def settle(
         self, role: RoleUsage, reserved: float, completion: Completion | None, failure: str | None
     ) -> None:
-        """Book what became of a call: its completion, or the kind of its failure."""
+        """Book what became of a call: its completion, or the kind of its failure.
+
+        Raises:
+            OSError: The ledger cannot be written, as on a full disk; the call is counted.
+        """
         with self._lock:
             self._reserved -= reserved
             row: dict[str, Any] = {"role": role.name, "model": role.model, "failure": failure}
@@ -138,10 +154,7 @@ class Usage:
                 row |= {name: getattr(completion, name) for name in names}
             self._book(row)
             if self._ledger is not None:
-                if self._descriptor < 0:
-                    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-                    self._descriptor = os.open(self._ledger, flags, 0o644)
-                os.write(self._descriptor, f"{json.dumps(row)}\n".encode())
+                append_jsonl(self._ledger, [row])
 
     def _book(self, row: Mapping[str, Any]) -> None:
         """Add one call, of now or from the ledger."""
