@@ -203,7 +203,7 @@ def _slurm(*command: str) -> str:
     # What a job's own environment says about it would be taken for options of the new one.
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SBATCH_", "SLURM_JOB"))}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=clean)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=clean)
     except OSError as error:
         raise ParameterError(
             f"{command[0]} cannot be started ({error.strerror}); submit from a machine of the "

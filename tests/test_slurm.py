@@ -1,5 +1,6 @@
 """What is submitted, refused and guarded against, where no cluster is needed to see it."""
 
+import json
 import os
 import stat
 import subprocess
@@ -241,6 +242,11 @@ class TestJobId:
         assert capsys.readouterr().out.startswith("array 71: 1 runs of")
         assert find("71", str(tmp_path)).folder.name == "a"
 
+    def test_a_greeting_in_another_encoding_costs_no_array_its_folder(self, fake, tmp_path, capsys):
+        fake("sbatch", f"{SBATCH}printf 'Bienvenue \\340 tous\\n71\\n'\n")
+        assert self.submit(tmp_path) == 0, capsys.readouterr().err
+        assert find("71", str(tmp_path)).folder.name == "a"
+
     @pytest.mark.parametrize("printed", ["", "Welcome", "Submitted batch job 71", "job 71;cluster"])
     def test_without_one_what_was_printed_is_said(self, fake, tmp_path, printed, capsys):
         fake("sbatch", f"{SBATCH}echo '{printed}'\n")
@@ -289,6 +295,17 @@ class TestGuards:
         starts = [{"at": "", "host": "", "restart": i, "progress": work, "end": end}
                   for i, end in enumerate(ends)]  # fmt: skip
         submission.save(0, TaskRecord(starts=starts))
+
+    def test_starts_of_another_version_are_no_fault(self, submission, monkeypatch):
+        submission.save(0, TaskRecord(starts=[{}, {"at": "then"}, {"progress": None}]))
+        monkeypatch.setattr("geo_utils.cluster.task.execute", lambda *_: 138)
+        assert run_task(submission, 0) == 138
+
+    def test_a_finished_task_whose_run_was_deleted_leaves_no_run(self, submission, monkeypatch):
+        gone = submission.folder.parents[1] / NB02 / "smoke" / "20260101-1"
+        submission.save(0, TaskRecord("finished", run=str(gone), starts=[{"end": None}]))
+        assert self.end(submission, monkeypatch, 1)[0] == 0
+        assert not gone.exists()
 
     def test_too_many_restarts(self, submission, monkeypatch):
         code, record = self.end(submission, monkeypatch, 4)
@@ -414,6 +431,9 @@ class TestStatus:
         os.truncate(submission.folder / "state" / "0.json", 3)
         table, notes = collect_table(submission)
         assert set(table["task"]) == {0} and set(table["run"]) == {str(run.folder)}
+        manifest = {n: v for n, v in run.manifest.items() if n != "provenance"}
+        (run.folder / "manifest.json").write_text(json.dumps(manifest))
+        assert set(collect_table(submission)[0]["provenance"]) == {"source not recorded"}
         assert notes == ["1 of 2 tasks have not finished and are left out: 1."]
 
     def test_a_torn_submission_does_not_hide_the_others(self, submission, capsys):
@@ -421,12 +441,29 @@ class TestStatus:
         submission.update(job_id="7")
         torn = root / "slurm" / "torn" / "submission.json"
         torn.parent.mkdir()
-        for text in ("", "{", "[]", "{}", "3"):
+        whole = {"submitted_at": "2026", "job_id": "8", "notebook": NB02, "settings": {}}
+        lacking = [whole, {"submitted_at": "2026"}, whole | {"changes": "seed"}]
+        for text in ("", "{", "[]", "{}", "3", *map(json.dumps, lacking)):
             torn.write_text(text)
             with pytest.warns(UserWarning, match=r"torn/submission.json is missing or torn"):
                 assert find(None, str(root)) == submission
             assert main(["status", "torn", "--root", str(root)]) == 2
             assert f"{torn} is missing or torn; the runs of its tasks" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "cells", ["[]", '{"cells": null}', '{"cells": [3]}', '{"cells": [{}]}']
+    )
+    def test_a_notebook_of_another_shape_does_not_hide_the_array(self, tmp_path, cells):
+        run = Run(tmp_path)
+        (tmp_path / "notebook.ipynb").write_text(cells)
+        assert progress(run, read_parameters(NB02, "smoke")[2]) == "–"
+
+    def test_what_slurm_says_in_another_encoding_or_besides_is_passed_over(self, fake):
+        fake(
+            "squeue", "#!/bin/sh\nprintf 'squeue: \\351\\n\\n 0 | RUNNING \\nN/A|PENDING\\n1|\\n'\n"
+        )
+        fake("sacct", "#!/bin/sh\nprintf '\\351\\n7_1|COMPLETED\\n7_[2-3%%2]|PENDING\\n'\n")
+        assert slurm_states("7") == ({0: "RUNNING", 1: "COMPLETED"}, [])
 
     @pytest.mark.parametrize(
         "usage, shown",

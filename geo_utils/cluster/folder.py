@@ -91,12 +91,16 @@ class Submission:
         """What was submitted: notebook, settings, `changes` by task, job id and time.
 
         Raises:
-            ParameterError: The file is missing or torn.
+            ParameterError: The file is missing or torn, or lacks an entry.
         """
         path = self.folder / "submission.json"
         try:
             found = dict(json.loads(path.read_text(encoding="utf-8")))
-            return {**found, "submitted_at": str(found["submitted_at"])}
+            checked: dict[str, Any] = {name: found[name] for name in ("notebook", "settings")}
+            job_id = found["job_id"]
+            checked |= {"job_id": job_id if job_id is None else str(job_id)}
+            checked |= {"changes": [dict(changes) for changes in found["changes"]]}
+            return found | checked | {"submitted_at": str(found["submitted_at"])}
         except (OSError, ValueError, TypeError, KeyError):
             raise ParameterError(
                 f"{path} is missing or torn; the runs of its tasks are kept, and the same submit "

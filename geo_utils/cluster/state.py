@@ -20,7 +20,7 @@ from geo_utils.params import RunParams
 from geo_utils.policies import CARD
 from geo_utils.runs import Run, locate_run
 from geo_utils.tables import label, with_interval
-from geo_utils.training.checkpoints import newest_complete
+from geo_utils.training.checkpoints import checkpoint_step, newest_complete
 from geo_utils.training.params import GrpoParams
 
 _SACCT_ID = re.compile(r"\d+_(\d+)")
@@ -83,8 +83,8 @@ def slurm_states(job_id: str | None) -> tuple[dict[int, str], list[str]]:
                      "records leave them.")  # fmt: skip
     for line in (queued or "").splitlines():
         index, _, state = line.partition("|")
-        if index.isdecimal():
-            states[int(index)] = state
+        if index.strip().isdecimal() and state.strip():
+            states[int(index)] = state.strip()
     return states, notes
 
 
@@ -96,11 +96,10 @@ def task_run(
         notebook, _, params = read_parameters(
             submission.info["notebook"], str(submission.task_file(index))
         )
-    except ParameterError:
+        run = None if record.run else locate_run(notebook, params)
+    except (ParameterError, OSError):  # the latter of a corpus that may not be read
         return (Run(resolve_path(record.run)) if record.run else None), None
-    if record.run:
-        return Run(resolve_path(record.run)), params
-    return locate_run(notebook, params), params
+    return run or Run(resolve_path(record.run or "")), params
 
 
 def progress(run: Run, params: NotebookParams) -> str:
@@ -115,9 +114,9 @@ def progress(run: Run, params: NotebookParams) -> str:
             return f"step {rows[-1]['step']} of {last}"
     try:
         cells = json.loads((run.folder / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError):
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "–"  # noqa: RUF001
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
     done = sum(cell.get("execution_count") is not None for cell in code)
     return f"cell {done} of {len(code)}"
 
@@ -135,7 +134,7 @@ def saved_work(run: Run, params: NotebookParams) -> list[int]:
     if isinstance(params, RunParams):
         written += resolve_path(params.cache_root).glob("*.answers.jsonl")
     return [
-        int(newest.name.rpartition("-")[2]) if newest else 0,
+        (checkpoint_step(newest) or 0) if newest else 0,
         sum((folder / CARD).is_file() for folder in policies),
         sum(path.stat().st_size for path in written),
     ]
@@ -183,7 +182,8 @@ def collect_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
             row = {"task": index, **changes, "method": method, **numbers}
             if headline.get("gain") and method == list(headline["methods"])[-1]:
                 row |= {f"gain_{name}": value for name, value in headline["gain"].items()}
-            rows.append(row | {"provenance": manifest["provenance"], "run": str(run.folder)})
+            source = manifest.get("provenance", "source not recorded")
+            rows.append(row | {"provenance": source, "run": str(run.folder)})
     notes = [] if not missing else [
         f"{len(missing)} of {len(info['changes'])} tasks have not finished and are left out: "
         f"{', '.join(map(str, missing))}."
@@ -222,7 +222,7 @@ def _state(record: TaskRecord, slurm: str | None, cancelled: bool) -> str:
 def _ask(*command: str) -> str | None:
     """Return what a SLURM command prints; empty if it knows no such job, None if it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode and "Invalid job id" in done.stderr:

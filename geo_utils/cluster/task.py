@@ -129,8 +129,9 @@ def _ended(submission: Submission, index: int, record: TaskRecord, code: int) ->
 def _finished(submission: Submission, index: int, record: TaskRecord) -> int:
     record.outcome = "finished"
     submission.save(index, record)
-    if record.starts and record.run:  # not one that another array had finished
-        Run(Path(record.run)).update(restarts=record.restarts)
+    run = Run(Path(record.run or ""))
+    if record.starts and run.manifest:  # not one that another array had finished, or that is gone
+        run.update(restarts=record.restarts)
     return 0
 
 
@@ -152,9 +153,9 @@ def _hopeless(record: TaskRecord, saved: list[int], settings: dict[str, int]) ->
         return f"restarted {record.restarts} times, max_restarts={most}; submit again to go on"
     stalled = 0
     for start in reversed(record.starts):
-        if start["progress"] != saved:
+        if start.get("progress") != saved:
             break
-        stalled += start["end"] != "SIGTERM"
+        stalled += start.get("end") != "SIGTERM"
     if stalled >= settings["max_stalled"]:
         return (
             f"{stalled} starts in a row saved nothing (max_stalled={settings['max_stalled']}); "
