@@ -96,8 +96,12 @@ def policy_rewriter(
     from geo_utils.models.transformers_local import TransformersLocal
 
     if card is None:
+        from geo_utils.training.checkpoints import torn_file
+
         if problem := policy_problem(Path(name)):
             raise FatalError(problem)
+        if any(Path(name).glob("*.safetensors")) and (problem := torn_file(Path(name))):
+            raise FatalError(f"policy {name!r}: {problem}; copy it whole")
         card = read_card(Path(name))
     model = TransformersLocal(name, max_batch)
     sampling = Sampling(card.temperature, card.max_completion_length, card.top_p)

@@ -17,7 +17,7 @@ from geo_utils.models.base import FatalError
 from geo_utils.models.weights import weights_id
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.policies import CARD, PolicyCard, read_card, same_card
+from geo_utils.policies import CARD, PolicyCard, policy_rewriter, read_card, same_card
 from geo_utils.training import preflight
 from geo_utils.training.checkpoints import (
     base_checksum,
@@ -207,6 +207,9 @@ class TestNewestComplete:
             ({10: "good", 20: "{}"}, 10),
             ({10: "good", 20: "[]"}, 10),
             ({10: "missing", 20: "{"}, None),
+            ({10: "good", 20: '{"global_step": Infinity}'}, 10),
+            ({10: "good", 20: '{"global_step": NaN}'}, 10),
+            ({10: "good", 20: '{"global_step": -3}'}, 10),
         ],
     )
     def test_hand_worked(self, tmp_path, states, newest):
@@ -251,6 +254,28 @@ class TestNewestComplete:
             with pytest.warns(UserWarning, match=f"passed over: {name} is torn"):
                 assert newest_complete(tmp_path) is None
 
+    @pytest.mark.parametrize(
+        "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_config.json"]
+    )
+    def test_a_missing_file_is_passed_over_as_well(self, tmp_path, name):
+        """The trainer would go on without it, and to another result."""
+        whole = make_checkpoint(tmp_path / "checkpoint-9", 9)
+        lacking = make_checkpoint(tmp_path / "checkpoint-10", 10)
+        (lacking / name).unlink()
+        with pytest.warns(UserWarning, match=r"checkpoint-10 is passed over: .* missing"):
+            assert newest_complete(tmp_path) == whole
+        with refused("checkpoint-10': .*adapter_config|missing; copy it whole"):
+            check_adapter(lacking, BASE, {"r": 16}, 20)
+
+    def test_a_copy_under_any_name_counts_by_its_state(self, tmp_path):
+        make_checkpoint(tmp_path / "checkpoint-best", 9)
+        (tmp_path / "checkpoint-99").symlink_to("checkpoint-best")
+        (tmp_path / "checkpoint-98").write_text("a file")
+        newest = make_checkpoint(tmp_path / "checkpoint-10", 10)
+        assert newest_complete(tmp_path) == newest
+        shutil.rmtree(newest)
+        assert checkpoint_step(newest_complete(tmp_path)) == 9
+
     def test_without_weights_there_is_nothing_to_go_on_from(self, tmp_path):
         folder = make_checkpoint(tmp_path / "checkpoint-9", 9)
         (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
@@ -270,6 +295,14 @@ def test_what_is_copied_of_a_checkpoint_is_the_policy_alone(tmp_path):
     left = {path.name for path in (tmp_path / "final").iterdir()}
     assert left == {"adapter_model.safetensors", "adapter_config.json"}
     assert torn_file(tmp_path / "final") is None
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_torn_policy_is_refused_before_anything_is_asked(tmp_path, name):
+    folder = make_checkpoint(tmp_path / "checkpoint-9", 9)
+    os.truncate(folder / name, 20)
+    with pytest.raises(FatalError, match=f"checkpoint-9': {name} is torn.*; copy it whole"):
+        policy_rewriter(str(folder), lambda model: pytest.fail("it was loaded"))
 
 
 class TestAdapter:

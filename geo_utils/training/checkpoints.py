@@ -25,21 +25,25 @@ def newest_complete(folder: Path) -> Path | None:
     """Return the newest complete checkpoint of a training, or None.
 
     The trainer writes `trainer_state.json` last: a checkpoint whose state is missing or torn was
-    cut short, and the one before it counts. One whose other files are torn, as after a full disk
-    or a power cut, is passed over with a warning: nothing could go on from it.
+    cut short, and the one before it counts. One whose other files are torn or missing, as after a
+    full disk or a power cut, is passed over with a warning: nothing could go on from it, or only
+    without what the optimizer knew. Its step is what its state says; a copy may have any name.
     """
-
-    def step(path: Path) -> int:
-        digits = path.name.rpartition("-")[2]
-        return int(digits) if digits.isdecimal() else -1
-
-    for path in sorted(folder.glob("checkpoint-*"), key=step, reverse=True):
-        if checkpoint_step(path) is None:
-            continue
-        if (problem := torn_file(path)) is None:
+    steps = {path: checkpoint_step(path) for path in folder.glob("checkpoint-*")}
+    complete = [(step, path) for path, step in steps.items() if step is not None]
+    for _, path in sorted(complete, reverse=True):
+        if (problem := torn_file(path) or _missing_file(path)) is None:
             return path
         warnings.warn(f"{path} is passed over: {problem}", stacklevel=2)
     return None
+
+
+def _missing_file(folder: Path) -> str | None:
+    """Say which file of a checkpoint is missing, without which the trainer would begin anew."""
+    needed = [name for name in _TRAINERS if name != "scaler.pt"]  # only of half precision
+    needed += ["adapter_config.json"] * (folder / "adapter_model.safetensors").is_file()
+    lost = [name for name in needed if not any(folder.glob(name))]
+    return f"{', '.join(lost)} missing" if lost else None
 
 
 def torn_file(folder: Path) -> str | None:
@@ -80,9 +84,10 @@ def checkpoint_step(folder: Path) -> int | None:
     """Return the step that a checkpoint was saved after; None if it is not complete."""
     try:
         state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        return int(state["global_step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        step = int(state["global_step"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
+    return step if step >= 0 else None
 
 
 def copy_policy(checkpoint: Path, folder: Path) -> None:
@@ -143,7 +148,7 @@ def check_adapter(folder: Path, base: str, lora: dict[str, Any], max_steps: int)
         config = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise ParameterError(f"{name}: adapter_config.json is torn; copy it whole") from None
-    if problem := torn_file(folder):
+    if problem := torn_file(folder) or _missing_file(folder):
         raise ParameterError(f"{name}: {problem}; copy it whole, or name an earlier checkpoint")
     found = str(config.get("base_model_name_or_path"))
     if Path(found).name != Path(base).name:
