@@ -15,6 +15,7 @@ from geo_utils.engines import Answer, ExtractiveEngine
 from geo_utils.evaluate import evaluate
 from geo_utils.judges import LexicalJudge, Verdict
 from geo_utils.loops import run_sync
+from geo_utils.parameter_errors import ParameterError
 from geo_utils.rewriters import STRESSES, EditRewriter, Rewrite
 from geo_utils.studies.adoption import (
     AdoptionCase,
@@ -28,7 +29,13 @@ from geo_utils.studies.group_variance import beta_no_variance_chance, no_varianc
 from geo_utils.studies.hand_labels import accuracy_table, label_sheet, with_labels
 from geo_utils.studies.headroom import best_rewrite, headroom_samples, headroom_table
 from geo_utils.studies.options import HeadroomOptions, JudgeCheckOptions, PowerOptions
-from geo_utils.studies.power import PilotVariance, Planned, pilot_variance, power_table
+from geo_utils.studies.power import (
+    PilotVariance,
+    Planned,
+    load_pilot,
+    pilot_variance,
+    power_table,
+)
 from geo_utils.studies.source_points import SourcePoint, page_claims, source_points
 from geo_utils.studies.transfer import transfer_loss, transfer_table
 
@@ -523,3 +530,10 @@ def test_points_belong_to_the_page_that_their_quotes_stand_in(tmp_path):
     ]  # fmt: skip
     assert points_of_pages("q2", pages, tmp_path) == ((), (), ())
     assert isinstance(found[0][0], KeyPoint)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 torn", b"a,b\n1,2\n"])
+def test_a_torn_pilot_is_named(tmp_path, content):
+    (tmp_path / "samples.parquet").write_bytes(content)
+    with pytest.raises(ParameterError, match=r"pilot='.*': samples.parquet is torn .*; run that"):
+        load_pilot(str(tmp_path))

@@ -110,7 +110,7 @@ def load_pilot(path: str) -> pd.DataFrame:
     """Read the samples of an earlier run.
 
     Raises:
-        ParameterError: The folder holds none.
+        ParameterError: The folder holds none, or one that is torn.
     """
     file = Path(resolve_path(path)) / "samples.parquet"
     if not file.is_file():
@@ -118,7 +118,12 @@ def load_pilot(path: str) -> pd.DataFrame:
             f"studies.power.pilot={path!r}: no samples.parquet there; name the folder of a "
             "finished run"
         )
-    return pd.read_parquet(file)
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise ParameterError(
+            f"studies.power.pilot={path!r}: {file.name} is torn ({error}); run that run again"
+        ) from None
 
 
 def power_table(
