@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -40,7 +41,8 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException as error:  # an interrupt leaves half a file as a full disk does
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # as on a disk that cannot be written at all
+            partial.unlink()
         if isinstance(error, OSError):  # writing names no file, opening the partial one
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise

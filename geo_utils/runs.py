@@ -356,7 +356,7 @@ def _content(value: Any) -> dict[str, str]:
         return {}
     digest = hashlib.sha256()
     for file in sorted(_files(path, (path,))):
-        digest.update(f"{file.relative_to(path)}\0{_file_hash(file)}\0".encode())
+        digest.update(os.fsencode(file.relative_to(path)) + f"\0{_file_hash(file)}\0".encode())
     return {value: digest.hexdigest()}
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -227,6 +228,7 @@ class TestIdentity:
         inside = place / "deep" / "file.md"
         inside.parent.mkdir(parents=True)
         inside.write_text("one")
+        Path(os.fsdecode(os.fsencode(place) + b"/no text \xff")).touch()
         if kind == "link":  # to a folder, and one that leads in a circle
             inside = tmp_path / "elsewhere" / "file.md"
             inside.parent.mkdir()

@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -213,6 +214,13 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, monkeypatc
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"] and path.read_text() == "old"
     if isinstance(raised.value, OSError):
         assert str(raised.value) == f"[Errno 28] No space left on device: '{path}'"
+
+
+def test_a_disk_that_cannot_be_written_at_all_is_named_by_the_file(small_disk):
+    folder = small_disk("1m")
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    with pytest.raises(OSError, match=rf"Read-only file system: '{folder}/manifest.json'"):
+        write_atomic(folder / "manifest.json", "new")
 
 
 def test_a_log_loses_no_row_to_a_torn_one_or_to_what_a_text_holds(tmp_path):
