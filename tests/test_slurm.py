@@ -436,6 +436,30 @@ class TestStatus:
         assert set(collect_table(submission)[0]["provenance"]) == {"source not recorded"}
         assert notes == ["1 of 2 tasks have not finished and are left out: 1."]
 
+    @pytest.mark.parametrize(
+        "headline",
+        [
+            [1],
+            "x",
+            {"methods": [1]},
+            {"methods": {"original": {}}},
+            {"methods": {"original": None}},
+        ],
+    )
+    def test_a_headline_of_another_shape_does_not_hide_the_others(
+        self, submission, capsys, headline
+    ):
+        submission.update(job_id="7")
+        for seed, found in ((0, headline), (1, HEADLINE)):
+            params = read_parameters(NB02, str(submission.task_file(seed)))[2]
+            run = locate_run(NB02, params)
+            run.update(status="finished", code_hash=code_hash(), headline=found)
+            submission.save(seed, TaskRecord("finished", run=str(run.folder), starts=[{}]))
+        for command in ("status", "collect"):
+            assert main([command, "7", "--root", str(submission.folder.parents[1])]) == 0
+            said = capsys.readouterr().out
+            assert "(n = 30 queries, 90 samples, 2 abst" in said or "0.500 [0.400, 0.600]" in said
+
     def test_a_torn_submission_does_not_hide_the_others(self, submission, capsys):
         root = submission.folder.parents[1]
         submission.update(job_id="7")
@@ -467,7 +491,7 @@ class TestStatus:
 
     @pytest.mark.parametrize(
         "usage, shown",
-        [({"samples": 90, "abstentions": 0}, "90 samples"), ({}, "–"), (None, "–")],
+        [({"samples": 90, "abstentions": 0}, "90 samples"), ({}, "–"), (None, "–"), ([1], "–")],
     )
     def test_only_what_was_counted_is_shown_of_a_finished_run(self, tmp_path, usage, shown):
         """Notebook 01 has settings, no samples."""

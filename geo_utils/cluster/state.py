@@ -13,6 +13,8 @@ import pandas as pd
 
 from geo_utils.cluster.folder import UNREADABLE, Submission, TaskRecord
 from geo_utils.files import read_jsonl, resolve_path
+from geo_utils.meeting.headlines import PROBABILITY, results
+from geo_utils.meeting.records import Record
 from geo_utils.notebook_params import NotebookParams
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
@@ -106,7 +108,8 @@ def progress(run: Run, params: NotebookParams) -> str:
     """Say how far a run is: its training's step, else its notebook's cell."""
     manifest = run.manifest
     if manifest.get("status") == "finished":
-        samples = (manifest.get("usage") or {}).get("samples")
+        usage = manifest.get("usage")
+        samples = usage.get("samples") if isinstance(usage, dict) else None
         return "–" if samples is None else f"{samples} samples"  # noqa: RUF001
     if isinstance(params, GrpoParams):
         rows, last = read_jsonl(run.folder / "metrics.jsonl"), params.grpo["max_steps"]
@@ -142,15 +145,9 @@ def saved_work(run: Run, params: NotebookParams) -> list[int]:
 
 def headline_text(run: Run) -> str:
     """Return the headline of a finished run, or the reward of a training so far."""
-    manifest = run.manifest
-    methods = (manifest.get("headline") or {}).get("methods") or {}
-    if methods:
-        method, row = list(methods.items())[-1]
-        share = _interval(row, _SHARE)
-        return (
-            f"{label(method)} {share} (n = {row['n_examples']} queries, {row['n_samples']} "
-            f"samples, {row['abstentions']} abstentions)"
-        )
+    shares = [found for found in results(Record(run.folder)) if found.quantity == PROBABILITY]
+    if shares:
+        return f"{label(shares[-1].method)} {shares[-1].text} ({shares[-1].counts})"
     logged = read_jsonl(run.folder / "metrics.jsonl")
     rows = [row for row in logged if row.get("reward") is not None]
     if not rows:
@@ -173,17 +170,17 @@ def collect_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
         run = Run(resolve_path(record.run)) if record.run else None
         if record.outcome == UNREADABLE:
             run, _ = task_run(submission, index, record)
-        manifest = run.manifest if run else {}
-        headline = manifest.get("headline")
-        if run is None or manifest.get("status") != "finished" or not headline:
+        told = Record(run.folder) if run else None
+        if told is None or told.status != "finished" or not told.headline:
             missing.append(index)
             continue
-        for method, numbers in headline.get("methods", {}).items():
-            row = {"task": index, **changes, "method": method, **numbers}
-            if headline.get("gain") and method == list(headline["methods"])[-1]:
-                row |= {f"gain_{name}": value for name, value in headline["gain"].items()}
-            source = manifest.get("provenance", "source not recorded")
-            rows.append(row | {"provenance": source, "run": str(run.folder)})
+        methods, gain = (told.headline.get(name) for name in ("methods", "gain"))
+        methods = methods if isinstance(methods, dict) else {}
+        for method, numbers in methods.items():
+            row = {"task": index, **changes, "method": method, **dict(numbers or {})}
+            if isinstance(gain, dict) and method == list(methods)[-1]:
+                row |= {f"gain_{name}": value for name, value in gain.items()}
+            rows.append(row | {"provenance": told.provenance, "run": str(told.folder)})
     notes = [] if not missing else [
         f"{len(missing)} of {len(info['changes'])} tasks have not finished and are left out: "
         f"{', '.join(map(str, missing))}."
@@ -238,5 +235,6 @@ def _one_line(text: str, longest: int = 100) -> str:
 def _interval(
     row: Mapping[str, Any] | pd.Series, columns: Sequence[str], signed: bool = False
 ) -> str:
-    mean, low, high = (math.nan if row[name] is None else float(row[name]) for name in columns)
+    values = (row.get(name) for name in columns)
+    mean, low, high = (math.nan if value is None else float(value) for value in values)
     return with_interval(mean, low, high, signed)
