@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -11,12 +12,14 @@ from typing import Any
 
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.files import write_atomic
-from geo_utils.methods import policy_problem
+from geo_utils.methods import binary_adapter, policy_problem
 from geo_utils.model_rewriters import PolicyRewriter, RewriteTask, fitting_units
 from geo_utils.model_roles import Completes
 from geo_utils.models.base import FatalError, LanguageModel, Sampling
 
 CARD = "policy.json"
+# Of a trainer, beside a policy in its checkpoint; all of torch.save.
+TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,40 @@ def read_card(folder: Path) -> PolicyCard:
     return card
 
 
+def torn_file(folder: Path) -> str | None:
+    """Say which file of a checkpoint cannot be loaded, or None if all can.
+
+    Only beginnings and ends are read, which is where a file that was cut short shows it.
+
+    Args:
+        folder: A checkpoint of an adapter or of a whole model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        return binary_adapter(folder) or "adapter_model.safetensors is missing"
+    for path in weights:
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (OSError, SafetensorError) as error:
+            return f"{path.name} is torn ({error})"
+    for path in sorted(path for name in TRAINER_FILES for path in folder.glob(name)):
+        try:
+            with zipfile.ZipFile(path):
+                pass
+        except (OSError, zipfile.BadZipFile) as error:
+            return f"{path.name} is torn ({error})"
+    config = folder / "adapter_config.json"
+    if config.is_file():
+        try:
+            dict(json.loads(config.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return f"{config.name} is torn"
+    return None
+
+
 def policy_rewriter(
     name: str,
     calls: Callable[[LanguageModel], Completes],
@@ -96,8 +133,6 @@ def policy_rewriter(
     from geo_utils.models.transformers_local import TransformersLocal
 
     if card is None:
-        from geo_utils.training.checkpoints import torn_file
-
         if problem := policy_problem(Path(name)):
             raise FatalError(problem)
         if any(Path(name).glob("*.safetensors")) and (problem := torn_file(Path(name))):

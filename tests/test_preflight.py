@@ -17,7 +17,7 @@ from geo_utils.models.base import FatalError
 from geo_utils.models.weights import weights_id
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.policies import CARD, PolicyCard, policy_rewriter, read_card, same_card
+from geo_utils.policies import CARD, PolicyCard, policy_rewriter, read_card, same_card, torn_file
 from geo_utils.training import preflight
 from geo_utils.training.checkpoints import (
     base_checksum,
@@ -26,7 +26,6 @@ from geo_utils.training.checkpoints import (
     copy_policy,
     keep_base_exact,
     newest_complete,
-    torn_file,
 )
 from geo_utils.training.preflight import check_machine, check_server
 

@@ -7,18 +7,15 @@ import hashlib
 import json
 import shutil
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from geo_utils.methods import binary_adapter
 from geo_utils.parameter_errors import ParameterError
-from geo_utils.policies import CARD
+from geo_utils.policies import CARD, TRAINER_FILES, torn_file
 
 _STATE = "trainer_state.json"
-_TRAINERS = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")  # all of torch.save
 
 
 def newest_complete(folder: Path) -> Path | None:
@@ -40,44 +37,10 @@ def newest_complete(folder: Path) -> Path | None:
 
 def _missing_file(folder: Path) -> str | None:
     """Say which file of a checkpoint is missing, without which the trainer would begin anew."""
-    needed = [name for name in _TRAINERS if name != "scaler.pt"]  # only of half precision
+    needed = [name for name in TRAINER_FILES if name != "scaler.pt"]  # only of half precision
     needed += ["adapter_config.json"] * (folder / "adapter_model.safetensors").is_file()
     lost = [name for name in needed if not any(folder.glob(name))]
     return f"{', '.join(lost)} missing" if lost else None
-
-
-def torn_file(folder: Path) -> str | None:
-    """Say which file of a checkpoint cannot be loaded, or None if all can.
-
-    Only beginnings and ends are read, which is where a file that was cut short shows it.
-
-    Args:
-        folder: A checkpoint of an adapter or of a whole model.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        return binary_adapter(folder) or "adapter_model.safetensors is missing"
-    for path in weights:
-        try:
-            with safe_open(path, framework="np"):
-                pass
-        except (OSError, SafetensorError) as error:
-            return f"{path.name} is torn ({error})"
-    for path in sorted(path for name in _TRAINERS for path in folder.glob(name)):
-        try:
-            with zipfile.ZipFile(path):
-                pass
-        except (OSError, zipfile.BadZipFile) as error:
-            return f"{path.name} is torn ({error})"
-    config = folder / "adapter_config.json"
-    if config.is_file():
-        try:
-            dict(json.loads(config.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return f"{config.name} is torn"
-    return None
 
 
 def checkpoint_step(folder: Path) -> int | None:
@@ -92,7 +55,7 @@ def checkpoint_step(folder: Path) -> int | None:
 
 def copy_policy(checkpoint: Path, folder: Path) -> None:
     """Copy what a checkpoint holds of a policy, without its card and the trainer's own state."""
-    left_out = shutil.ignore_patterns(*_TRAINERS, _STATE, CARD)
+    left_out = shutil.ignore_patterns(*TRAINER_FILES, _STATE, CARD)
     shutil.copytree(checkpoint, folder, ignore=left_out, dirs_exist_ok=True)
 
 
