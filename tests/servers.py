@@ -21,7 +21,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_until_up(url, process, seconds=60):
+def wait_until_up(url, process, seconds=600):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the server of {url} ended with {process.returncode}"
