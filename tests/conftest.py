@@ -13,6 +13,8 @@ import pytest
 from geo_utils.corpus import Example, KeyPoint
 
 PROJECT = Path(__file__).resolve().parent.parent
+# A machine without a GPU is tested: where there is one, recipes that are refused would train.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Its own limit of 200 ms an example would measure how busy the machine is.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
