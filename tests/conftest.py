@@ -13,6 +13,11 @@ import pytest
 from geo_utils.corpus import Example, KeyPoint
 
 PROJECT = Path(__file__).resolve().parent.parent
+# A machine without a GPU is tested: where there is one, recipes that are refused would train.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Nobody's keys are used, and no address but that of a test's own server.
+for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY", "GOOGLE_GEMINI_BASE_URL"):
+    os.environ.pop(name, None)
 # Its own limit of 200 ms an example would measure how busy the machine is.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
@@ -24,7 +29,8 @@ def rows_file(tmp_path):
 
     def write(*rows, name="rows.jsonl"):
         path = tmp_path / name
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        path.write_text("".join(lines), encoding="utf-8")
         return path
 
     return write

@@ -342,27 +342,34 @@ class TestOneAtATime:
             assert done.stdout == "held\n", done.stderr
 
     def test_papermill_that_outlives_its_starter_keeps_the_run(self, tmp_path, gemini_server):
-        """`run` is killed alone; what it has started goes on, and nobody works beside it."""
-        server = gemini_server(latency="constant:0.3")
+        """`run` is killed alone; what it has started goes on, and nobody works beside it.
+
+        The server stands still while the second one tries: else a busy machine would start that
+        only when the first run is over.
+        """
+        server = gemini_server(latency="constant:0.05")
         command = [sys.executable, "-m", "geo_utils.run", NB02, "gemini",
                    "-p", "output_root", str(tmp_path), "-p", "cache_root", str(tmp_path / "c"),
                    "-p", "limit", "3", "-p", "calls.max_concurrency", "1",
+                   "-p", "calls.timeout_s", "600", "-p", "calls.deadline_s", "1200",
                    "-p", "servers", f"{{engine: ['{server.url}'], judge: ['{server.url}'], "
                    f"rewriter: ['{server.url}']}}"]  # fmt: skip
         environment = {**os.environ, "GEMINI_API_KEY": "a-key-of-this-test"}
         options = {"cwd": PROJECT, "env": environment, "stderr": subprocess.PIPE, "text": True}
         first = subprocess.Popen(command, **options)
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         while not any(entry["outcome"] == "answered" for entry in server.entries()):
             assert time.monotonic() < until and first.poll() is None
             time.sleep(0.05)
+        server.process.send_signal(signal.SIGSTOP)
         first.send_signal(signal.SIGKILL)
         first.wait()
         second = subprocess.run(command, **{k: v for k, v in options.items() if k != "stderr"},
                                 capture_output=True, timeout=600)  # fmt: skip
         assert second.returncode == 2 and "another process is running it" in second.stderr
+        server.process.send_signal(signal.SIGCONT)
         made = only_run(tmp_path, NB02)
-        until = time.monotonic() + 240
+        until = time.monotonic() + 600
         while made.manifest["status"] != "finished":
             assert time.monotonic() < until, made.manifest
             time.sleep(0.2)

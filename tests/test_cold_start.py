@@ -194,7 +194,7 @@ def test_llamafactory_trains_on_it(tmp_path):
     assert main(["export", str(recipe), str(folder)]) == 0
     done = subprocess.run(
         [cli, "train", str(folder / "sft.yaml")],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
         cwd=tmp_path, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -27,7 +27,7 @@ CPU = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
 SMALL = {
     "recorded": [], "repeats": 1, "warmup_steps": 1, "steps": 2, "completions": 4,
     "new_tokens": 8, "prompt_tokens": 640, "reward_latency_s": 0.2, "gemini": "simulated",
-    "policy_model": "small", "random_weights": ["small"], "recipe": CPU, "timeout_s": 240.0,
+    "policy_model": "small", "random_weights": ["small"], "recipe": CPU, "timeout_s": 900.0,
 }  # fmt: skip
 
 
@@ -294,7 +294,7 @@ class TestSweep:
         def rows():
             return [row for path in runs.glob("*/rows.jsonl") for row in read_jsonl(path)]
 
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         while not (rows() and measuring("gemini", str(folder))):
             assert time.monotonic() < until and process.poll() is None
             time.sleep(0.05)
@@ -309,8 +309,9 @@ class TestSweep:
             command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by some CI
         )  # fmt: skip
+        until = time.monotonic() + 600
         while not measuring("gemini", str(folder)):
-            assert time.monotonic() < until + 60 and again.poll() is None
+            assert time.monotonic() < until and again.poll() is None
             time.sleep(0.05)
         again.send_signal(signal.SIGINT)
         out = again.communicate()[0].decode()

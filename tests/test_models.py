@@ -121,7 +121,7 @@ def transformers_serve(tiny_model, tmp_path_factory):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    wait_until_up(f"http://127.0.0.1:{port}/health", process, 90)
+    wait_until_up(f"http://127.0.0.1:{port}/health", process)
     yield f"http://127.0.0.1:{port}/v1"
     process.kill()
     process.wait()

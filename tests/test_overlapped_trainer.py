@@ -1,6 +1,7 @@
 """What takes the waiting out of a step changes nothing else."""
 
 import gc
+import itertools
 import os
 import signal
 import threading
@@ -133,16 +134,37 @@ def answered(engine):
     return Counter((query, page) for query, page, _ in engine.asked)
 
 
+def wait_for(condition):
+    until = time.monotonic() + 120
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.005)
+
+
 class TestEarly:
+    def last_waits(self, sampler, engine, form):
+        """What is written last is finished when somebody has asked about the others."""
+        written = itertools.count()
+
+        def asked():
+            batch = sampler.told[len(sampler.told) // 8 * 8 :]
+            return batch and engine.times and engine.times[-1] >= batch[0]
+
+        if form == "server":  # one of two prompts
+            sampler.sampled = lambda *_: next(written) % 2 or wait_for(asked)
+        else:
+            sampler.finishing = lambda: wait_for(asked)
+
     @pytest.mark.parametrize("form", ["colocate", "server"])
     def test_rewards_are_asked_for_while_others_are_written_and_never_twice(
         self, policy, tmp_path, monkeypatch, form
     ):
         found, engines, samplers = {}, {}, {}
         for schedule in ("stock", "early"):
-            samplers[schedule] = Sampler(policy, pause=0.3, staggered=True, step_s=0.03)
-            with_sampler(monkeypatch, samplers[schedule])
-            engines[schedule] = Answers()
+            sampler, engine = Sampler(policy), Answers()
+            samplers[schedule], engines[schedule] = sampler, engine
+            with_sampler(monkeypatch, sampler)
+            if schedule == "early":
+                self.last_waits(sampler, engine, form)
             found[schedule] = trained(
                 policy, tmp_path, schedule, engine=engines[schedule], use_vllm=True,
                 vllm_mode=form, reward={"repeats": 2}, learning_rate=0.0,
@@ -273,11 +295,6 @@ class TestAhead:
         with_sampler(monkeypatch, sampler)
         trainer, _ = make(policy, tmp_path, "ahead", use_vllm=True, vllm_mode="server")
         trainer.unpadded = False
-
-        def wait_for(condition):
-            until = time.monotonic() + 60
-            while not condition() and time.monotonic() < until:
-                time.sleep(0.005)
 
         def begun(trainer):
             wait_for(lambda: sampler.writing or len(trainer.times) == 2)  # the last has no next

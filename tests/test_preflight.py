@@ -132,8 +132,9 @@ def serving(*names):
 
 class TestServer:
     @pytest.fixture(autouse=True)
-    def no_proxy(self, monkeypatch):
-        monkeypatch.setenv("no_proxy", "*")
+    def proxy(self, monkeypatch):
+        """Nothing is asked of it, which is not there."""
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
 
     @pytest.mark.parametrize("served", [BASE, "/models/Qwen3-1.7B"])
     def test_one_that_serves_the_policy(self, served):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import threading
 
@@ -9,6 +10,7 @@ import pytest
 from aiohttp import web
 from conftest import run
 
+import geo_utils
 from geo_utils.arrangement import arrange
 from geo_utils.corpus import load_corpus
 from geo_utils.model_rewriters import RewriteTask
@@ -31,6 +33,7 @@ FINE = {
     "choices": [{"message": {"content": "Tides. [1]"}, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 9, "completion_tokens": 3}, "model": "m",
 }  # fmt: skip
+OWN = "localhost,127.0.0.1,0.0.0.0,::1"
 FINE_GEMINI = {
     "candidates": [{"content": {"parts": [{"text": "Tides. [1]"}]}, "finishReason": "STOP"}],
     "usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": 3}, "modelVersion": "g",
@@ -181,6 +184,26 @@ class TestShapes:
     )
     def test_nonsense_for_retry_after_is_none(self, text):
         assert seconds(text) is None and seconds(" 2.5 ") == 2.5
+
+
+class TestProxy:
+    """One of the environment is for other machines."""
+
+    @pytest.mark.parametrize(("make", "body"), [(openai, FINE), (gemini, FINE_GEMINI)])
+    def test_this_machine_s_servers_are_asked_directly(self, monkeypatch, make, body):
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        assert asked(Service(body), make).text == "Tides. [1]"
+
+    @pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
+    @pytest.mark.parametrize(("given", "found"), [("", OWN), ("a.b", f"a.b,{OWN}"), ("*", "*")])
+    def test_what_else_goes_without_is_kept(self, monkeypatch, name, given, found):
+        for known in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(known, raising=False)
+        monkeypatch.setenv(name, given)
+        for _ in range(2):  # again in a program that this one starts
+            geo_utils._ask_this_machine_directly()
+            assert os.environ[name] == found
 
 
 class TestErrors:

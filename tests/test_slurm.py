@@ -258,7 +258,7 @@ class TestJobId:
     def test_on_a_full_disk_nothing_is_left(self, fake, small_disk, tmp_path, size, ended, capsys):
         """No room for the script, for the list of tasks, or to keep the id of an array then."""
         fake("sbatch", f"{SBATCH}echo 71\n")
-        fake("scancel", f"#!/bin/sh\necho $1 > {tmp_path}/ended\n")
+        fake("scancel", f"#!/bin/sh\necho $1 > '{tmp_path}/ended'\n")
         root = small_disk(size)
         assert self.submit(root) == 2
         said = capsys.readouterr().err

@@ -115,7 +115,7 @@ def killed(root, kills, changes):
     for number in range(kills):
         pid = child(root, changes)
         if number % 2:  # while a checkpoint is written
-            until = time.monotonic() + 60
+            until = time.monotonic() + 300
             while not in_writing(root) and time.monotonic() < until:
                 if os.waitpid(pid, os.WNOHANG)[0]:
                     break
@@ -133,22 +133,22 @@ def killed(root, kills, changes):
             else []
         )
         moments.append((len(steps), torn))
-    return {"moments": moments, "code": ended(child(root, changes), 120)} | figures(root)
+    return {"moments": moments, "code": ended(child(root, changes), 300)} | figures(root)
 
 
 def signalled(root, number, changes):
     """Send a signal in the middle of the training, wait for the save, then let it end."""
     pid = child(root, changes)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not list(Path(root).glob("04_grpo/smoke/2*/checkpoints/checkpoint-2")):
         assert time.monotonic() < until
         time.sleep(0.01)
     time.sleep(0.15)
     os.kill(pid, number)
     sent, done = time.monotonic(), len(figures(root)["rewards"])
-    code = ended(pid, 120)
+    code = ended(pid, 300)
     between = {"code": code, "done": done, "seconds": time.monotonic() - sent} | figures(root)
-    return {"between": between, "code": ended(child(root, changes), 120)} | figures(root)
+    return {"between": between, "code": ended(child(root, changes), 300)} | figures(root)
 
 
 if __name__ == "__main__":
@@ -157,7 +157,7 @@ if __name__ == "__main__":
     given = dict(part.split("=", 1) for part in rest)
     Path(folder).mkdir(parents=True, exist_ok=True)
     if what == "undisturbed":
-        found = {"code": ended(child(folder, given), 240)} | figures(folder)
+        found = {"code": ended(child(folder, given), 300)} | figures(folder)
     elif what.startswith("kill"):
         found = killed(folder, int(what.removeprefix("kill")), given)
     else:

@@ -37,12 +37,11 @@ class Sampler:
     What it writes hangs on the prompt, its weights, and how often they were sent.
     """
 
-    def __init__(self, path, off=0.1, pause=0.0, fail_at=None, staggered=False, step_s=0.0):
+    def __init__(self, path, off=0.1, fail_at=None, step_s=0.0):
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        self.off, self.pause, self.fail_at = off, pause, fail_at
-        self.staggered, self.step_s = staggered, step_s
+        self.off, self.fail_at, self.step_s = off, fail_at, step_s
         self.told = []  # when each completion was finished
-        self.loading = self.sampled = lambda *_: None
+        self.loading = self.sampled = self.finishing = lambda *_: None
         self.asked, self.writing, self.loads, self.spans = 0, 0, 0, []
         self.unknown = False  # whether the first token's log-probability is NaN
         self._lock = threading.Lock()
@@ -63,7 +62,6 @@ class Sampler:
             number = self.asked
         begun = time.monotonic()
         try:
-            time.sleep(self.pause * (number % 2 if self.staggered else 1))
             if number == self.fail_at:
                 raise RuntimeError("the server is gone")
             found = self._sample(prompt, n, length)
@@ -121,6 +119,8 @@ class Engine:
 
     def step(self):
         time.sleep(self.sampler.step_s)
+        if len(self.waiting) == 1:
+            self.sampler.finishing()
         number, prompt, (tokens, logps) = self.waiting.pop()  # the last is finished first
         self.sampler.told.append(time.monotonic())
         ranked = [
