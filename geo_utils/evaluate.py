@@ -1,9 +1,10 @@
-"""Examples x methods x repeats through rewriter, engine and judge, into one tidy table."""
+"""Examples, methods and repeats to samples: the one scorer of evaluation and training."""
 
 from __future__ import annotations
 
 import hashlib
 import random
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,53 @@ import pandas as pd
 
 from geo_utils.citations import parse_answer
 from geo_utils.corpus import Example, KeyPoint, KeyPointChoice, choose_key_points
-from geo_utils.engines import Engine
 from geo_utils.fidelity import fidelity
-from geo_utils.judges import Judge
-from geo_utils.loops import gather_all, run_sync
-from geo_utils.progress import Counter, Progress
-from geo_utils.rewriters import EditRewriter, Rewrite, Rewriter
+from geo_utils.models.loops import gather_all, run_sync
+from geo_utils.roles.engines import Engine
+from geo_utils.roles.judges import Judge
+from geo_utils.roles.rewriters import EditRewriter, Rewrite, Rewriter
 from geo_utils.text import words
 from geo_utils.visibility import FIGURES, visibility_from_parsed
 
+Progress = Callable[[int, int], None]
 Clock = Callable[[str, float], None]
+_LOGGED_S = 60.0  # between two lines in a log that is no terminal
+
+
+class Counter:
+    """Progress as one line that counts: updated in place in a notebook or terminal.
+
+    In a log that is neither, it is a line a minute.
+    """
+
+    def __init__(self, what: str) -> None:
+        """Count `what`, with at most one update per second."""
+        self.what = what
+        self.started = self.shown = self.logged = time.monotonic()
+        self.handle: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` are done."""
+        now = time.monotonic()
+        if 0 < done < total and now - self.shown < 1.0:
+            return
+        self.shown = now
+        spent = now - self.started
+        line = f"{done:,} of {total:,} {self.what}, {spent:.0f} s"
+        if 0 < done < total:
+            line += f", about {spent * (total - done) / done:.0f} s left"
+        if "ipykernel" in sys.modules:
+            from IPython.display import display
+
+            if self.handle is None:
+                self.handle = display({"text/plain": line}, raw=True, display_id=True)
+            else:
+                self.handle.update({"text/plain": line}, raw=True)
+        elif sys.stderr.isatty():
+            sys.stderr.write(f"\r{line:60}" + "\n" * (done == total))
+        elif done == total or now - self.logged >= _LOGGED_S:
+            self.logged = now
+            sys.stderr.write(f"{line}\n")
 
 
 @dataclass(frozen=True)
@@ -139,20 +177,21 @@ async def score_rewrite(
     """
     placement = draw_placement(example, seed)
     page = None if rewrite.abstention else rewrite.text
-    sources = placement.sources(example, page or "")
-    row = empty_row(example, point, placement, sources) | {
+    row = empty_row(example, point, placement, placement.sources(example, page or "")) | {
         "method": method,
         "repeat": repeat,
         "page": page,
-        **({} if page is None else _page_figures(example, point, page)),
         "abstention": rewrite.abstention and f"rewriter: {rewrite.abstention}",
     }
+    if page is not None:
+        true = fidelity(example.target, page, [point.content])
+        row |= {"page_words": float(len(words(page)))}
+        row |= {"kept": true.kept, "grounded": true.grounded}
+        return row | await score_page(example, point, page, engine, judge, seed, repeat)
     if rewrite.own_failure:
         reason = {"verdict": "no page", "explanation": rewrite.abstention, "abstention": None}
-        return row | reason | {"supported": 0.0} | dict.fromkeys(FIGURES, 0.0)
-    if page is None:
-        return row
-    return row | await score_page(example, point, page, engine, judge, seed, repeat)
+        row |= reason | {"supported": 0.0} | dict.fromkeys(FIGURES, 0.0)
+    return row
 
 
 async def score_page(
@@ -245,15 +284,6 @@ async def score_sources(
     }
 
 
-def _page_figures(example: Example, point: KeyPoint, page: str) -> dict[str, float]:
-    true = fidelity(example.target, page, [point.content])
-    return {
-        "page_words": float(len(words(page))),
-        "kept": true.kept,
-        "grounded": true.grounded,
-    }
-
-
 def empty_row(
     example: Example, point: KeyPoint, placement: Placement, sources: Sequence[str]
 ) -> dict[str, Any]:
@@ -268,25 +298,14 @@ def empty_row(
         "target_id": example.target_id,
         "target_place": placement.place,
         "source_order": list(placement.order),
-        "page_hashes": [_short_hash(source) for source in sources],
-        "page": None,
-        "answer": None,
-        "verdict": None,
-        "supported": np.nan,
-        "score": np.nan,
+        "page_hashes": [hashlib.sha256(text.encode()).hexdigest()[:12] for text in sources],
+        **dict.fromkeys(("page", "answer", "verdict")),
+        **dict.fromkeys(("supported", "score"), np.nan),
         "explanation": "",
         **dict.fromkeys(FIGURES, np.nan),
         "uncited": None,
-        "citations_out_of_range": np.nan,
-        "citations_unparsed": np.nan,
+        **dict.fromkeys(("citations_out_of_range", "citations_unparsed"), np.nan),
         "original_words": len(words(example.target)),
-        "page_words": np.nan,
-        "kept": np.nan,
-        "grounded": np.nan,
-        "answer_words": np.nan,
+        **dict.fromkeys(("page_words", "kept", "grounded", "answer_words"), np.nan),
         "abstention": None,
     }
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

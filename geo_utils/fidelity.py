@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from geo_utils.lexical import idf
+from geo_utils.corpus import Example, KeyPointChoice, choose_key_points
+from geo_utils.lexical import SUPPORT_THRESHOLD, coverage, idf
+from geo_utils.lint import new_instructions
+from geo_utils.models.loops import gather_all, run_sync
+from geo_utils.roles.judges import Judge, Verdict
+from geo_utils.roles.methods import is_arm
 from geo_utils.text import content_words, numbers, sentences
 
 # Share of a sentence's weight that supports it, and the sentences it may be gathered from; three,
@@ -75,10 +82,7 @@ def fidelity(original: str, page: str, also: Sequence[str] = ()) -> Fidelity:
     """
     before, after = _parse(original), _parse(page)
     kept = _supported(before, after)
-    grounded = _supported(after, before)
-    for text in also:
-        grounded = grounded | _supported(after, _parse(text))
-    return Fidelity(_share(before, kept), _share(after, grounded))
+    return Fidelity(_share(before, kept), _share(after, _grounded(page, original, also)))
 
 
 def new_claims(original: str, page: str, also: Sequence[str] = ()) -> list[str]:
@@ -89,11 +93,8 @@ def new_claims(original: str, page: str, also: Sequence[str] = ()) -> list[str]:
         page: The page after it.
         also: Further texts, as in `fidelity`.
     """
-    after = _parse(page)
-    supported = _supported(after, _parse(original))
-    for text in also:
-        supported = supported | _supported(after, _parse(text))
-    return [s for s, held in zip(plain_sentences(page), supported, strict=True) if not held]
+    grounded = _grounded(page, original, also)
+    return [s for s, held in zip(plain_sentences(page), grounded, strict=True) if not held]
 
 
 @dataclass(frozen=True)
@@ -124,15 +125,10 @@ def plain_sentences(page: str) -> list[str]:
 @lru_cache(maxsize=2048)
 def _parse(page: str) -> _Text:
     split = plain_sentences(page)
-    held = tuple(frozenset(content_words(sentence)) for sentence in split)
-    figures = tuple(map(numbers, split))
-    return _Text(
-        held,
-        figures,
-        np.array([len(content_words(sentence)) for sentence in split], dtype=np.int64),
-        _unions(held),
-        _unions(figures),
-    )
+    said = [content_words(sentence) for sentence in split]
+    held, figures = tuple(map(frozenset, said)), tuple(map(numbers, split))
+    sizes = np.array([len(found) for found in said], dtype=np.int64)
+    return _Text(held, figures, sizes, _unions(held), _unions(figures))
 
 
 def _unions(sets: Sequence[frozenset[str]]) -> tuple[frozenset[str], ...]:
@@ -171,6 +167,82 @@ def _supported(claims: _Text, text: _Text) -> NDArray[np.bool_]:
     return found
 
 
+def _grounded(page: str, original: str, also: Sequence[str]) -> NDArray[np.bool_]:
+    """Tell for each sentence of a page whether one of the texts it may draw on supports it."""
+    held = [_supported(_parse(page), _parse(text)) for text in (original, *also)]
+    return np.asarray(np.any(held, axis=0), dtype=bool)
+
+
 def _share(text: _Text, supported: NDArray[np.bool_]) -> float:
     total = int(text.sizes.sum())
     return int(text.sizes[supported].sum()) / total if total else 1.0
+
+
+CHECKS = ("fidelity", "new_claims", "instructions", "plants", "faithful")
+
+
+def original_support(
+    examples: Iterable[Example], judge: Judge, key_points: KeyPointChoice = "one", seed: int = 0
+) -> dict[tuple[str, int], float]:
+    """Ask the judge whether each original page supports its own key point.
+
+    Returns:
+        1.0, 0.0, or NaN for an abstention, by query and number of the key point.
+    """
+    pairs = choose_key_points(examples, key_points, seed)
+
+    async def everything() -> list[Verdict]:
+        return await gather_all(judge.judge(p.content, e.target) for e, p in pairs)
+
+    verdicts = run_sync(everything())
+    return {
+        (e.query_id, p.number): np.nan if v.label is None else float(v.label == "supported")
+        for (e, p), v in zip(pairs, verdicts, strict=True)
+    }
+
+
+def check_pages(samples: pd.DataFrame, examples: Iterable[Example], gate: float) -> pd.DataFrame:
+    """Check each rewritten page against its original.
+
+    Args:
+        samples: As `evaluate.evaluate` returns it, with `original_supports` (NaN where nobody
+            asked: the point then counts as the page's own).
+        examples: The corpus.
+        gate: Least fidelity.
+
+    Returns:
+        A row a sample: `fidelity` (the worse of kept and grounded, the key point being grounded
+        unless the original page does not support it), `new_claims` (sentences that neither
+        carries), `instructions` (new ones, by the lint), `plants` (1.0 if the page says more of
+        the key point than its original, which does not support it), `faithful` (1.0 if fidelity
+        is at least the gate, and it neither instructs nor plants) and `strict` (supported by an
+        answer to a faithful page). NaN where there is no page.
+    """
+    corpus = {example.query_id: example for example in examples}
+
+    def said(key_point: str, page: str) -> float:
+        return coverage(key_point, sentences(page)).score
+
+    @cache
+    def checked(query_id: str, key_point: str, page: str, own: bool) -> tuple[float, ...]:
+        original, also = corpus[query_id].target, [key_point] if own else []
+        score = fidelity(original, page, also).score
+        orders = len(new_instructions(original, page))
+        known = max(said(key_point, original), SUPPORT_THRESHOLD - 1e-9)
+        plants = not own and said(key_point, page) > known
+        faithful = score >= gate - 1e-9 and not orders and not plants
+        claims = len(new_claims(original, page, also))
+        return score, float(claims), float(orders), float(plants), float(faithful)
+
+    each: Iterable[Any] = samples.itertuples(index=False)
+    rows = [
+        checked(row.query_id, row.key_point, row.page, bool(row.original_supports != 0))
+        if isinstance(row.page, str) and not is_arm(row.method)
+        else (np.nan,) * len(CHECKS)
+        for row in each
+    ]
+    found = pd.DataFrame(rows, columns=list(CHECKS), index=samples.index)
+    # A policy that wrote no page has failed, whatever the page would have been.
+    found.loc[samples["verdict"].eq("no page"), "faithful"] = 0.0
+    found["strict"] = samples["supported"] * found["faithful"]
+    return found

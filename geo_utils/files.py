@@ -25,6 +25,12 @@ def resolve_path(path: str | Path) -> Path:
     return (project_root() / Path(path).expanduser()).resolve()
 
 
+def from_root(path: Path) -> Path:
+    """Return a path as seen from the project's root, where it lies inside."""
+    root = project_root()
+    return path.relative_to(root) if path.is_relative_to(root) else path
+
+
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a file so that a reader, or a kill at any moment, sees the old one or the new one.
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from geo_utils.text import content_words
 
 # Share of a key point's weight that a window of sentences must hold to support it. Chosen on
-# data: `python -m geo_utils.judges` measures it, and judges.LexicalJudge quotes the result.
+# data: `python tests/measure_judge.py` measures it, and judges.LexicalJudge quotes the result.
 SUPPORT_THRESHOLD = 0.50
 WINDOW = 2
 

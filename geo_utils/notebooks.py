@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from geo_utils.cells import default_parameters
-from geo_utils.efficiency.params import EfficiencyParams
 from geo_utils.files import project_root
-from geo_utils.key_point_params import KeyPointPromptParams
-from geo_utils.meeting.params import WeeklyParams
-from geo_utils.notebook_params import NotebookParams
-from geo_utils.parameter_errors import ParameterError, nearest, read_yaml
-from geo_utils.params import BaselineRewritesParams
-from geo_utils.training.params import GrpoParams
+from geo_utils.parameters import (
+    NotebookParams,
+    ParameterError,
+    default_parameters,
+    nearest,
+    read_yaml,
+)
 
-_ALL: tuple[type[NotebookParams], ...] = (
-    EfficiencyParams, BaselineRewritesParams, KeyPointPromptParams, GrpoParams, WeeklyParams,
-)  # fmt: skip
-PARAMS = {model.notebook: model for model in _ALL}
+NOTEBOOKS = ("01_efficiency", "02_baseline_rewrites", "03_key_point_prompt", "04_grpo", "05_weekly")
+
+
+def params_class(notebook: str) -> type[NotebookParams]:
+    """Return the class of a notebook's parameters: `PARAMS` in the chapter of the same name.
+
+    Args:
+        notebook: One of `NOTEBOOKS`.
+    """
+    chapter = notebook.partition("_")[2]
+    found: type[NotebookParams] = import_module(f"geo_utils.{chapter}.params").PARAMS
+    return found
 
 
 def read_parameters(
@@ -42,9 +50,10 @@ def read_parameters(
         ParameterError: Anything that cannot be used.
     """
     name = notebook.removeprefix("notebooks/").removesuffix(".ipynb")
-    if name not in PARAMS:
+    if name not in NOTEBOOKS:
         raise ParameterError(
-            f"unknown notebook {notebook!r}{nearest(name, PARAMS)} Choose from {', '.join(PARAMS)}"
+            f"unknown notebook {notebook!r}{nearest(name, NOTEBOOKS)} Choose from "
+            f"{', '.join(NOTEBOOKS)}"
         )
     path = Path(file)
     if path.suffix not in (".yaml", ".yml"):
@@ -60,20 +69,13 @@ def read_parameters(
             value = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError) as error:  # the latter of a date that is none
             raise ParameterError(f"-p {key}: {text!r} is not YAML: {error}") from None
-        passed |= _override(defaults | passed, key, value)
-    params = PARAMS[name].check(defaults | passed, passed)
+        values, (head, dot, entry) = defaults | passed, key.partition(".")
+        mappings = [name for name in values if isinstance(values[name], dict)]
+        if dot and head not in mappings:
+            raise ParameterError(
+                f"-p {key}: {head!r} is no mapping{nearest(head, mappings)} "
+                f"Choose from {', '.join(mappings)}"
+            )
+        passed[head] = values[head] | {entry: value} if dot else value
+    params = params_class(name).check(defaults | passed, passed)
     return name, passed | params.settled, params
-
-
-def _override(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """Return the parameter that `-p` sets; a dotted name sets one entry of a mapping."""
-    head, dot, entry = key.partition(".")
-    if not dot:
-        return {key: value}
-    mappings = [name for name in values if isinstance(values[name], dict)]
-    if head not in mappings:
-        raise ParameterError(
-            f"-p {key}: {head!r} is no mapping{nearest(head, mappings)} "
-            f"Choose from {', '.join(mappings)}"
-        )
-    return {head: values[head] | {entry: value}}

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from geo_utils.analyses.analyses import add_analyses
-from geo_utils.analyses.options import AnalysisOptions
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import evaluate
-from geo_utils.loops import gather_all, run_sync
-from geo_utils.methods import is_policy
-from geo_utils.model_rewriters import NamedRewriters
-from geo_utils.model_roles import extract_key_points
-from geo_utils.models.planner import Planner
-from geo_utils.models.prices import PRICES_AS_OF, Price, price_of
-from geo_utils.params import RunParams
-from geo_utils.rewriters import Unchanged
-from geo_utils.roles import Roles
+from geo_utils.models.caller import Planner
+from geo_utils.models.loops import gather_all, run_sync
+from geo_utils.models.usage import PRICES_AS_OF, price_of
+from geo_utils.roles.by_model import NamedRewriters, extract_key_points
+from geo_utils.roles.make import Roles
+from geo_utils.roles.methods import is_policy
+from geo_utils.roles.params import RunParams
+from geo_utils.roles.rewriters import Rewrite
 from geo_utils.runs import RunInterrupted
 
 # Runs a further part of an experiment with planned roles, given the examples and the rehearsed
@@ -33,7 +32,6 @@ def plan_calls(
     examples: Iterable[Example],
     methods: list[str],
     repeats: int | None = None,
-    analyses: AnalysisOptions | None = None,
     also: Mapping[str, Rehearsal] | None = None,
 ) -> pd.DataFrame:
     """Count the calls of an evaluation by running it with guessed answers.
@@ -43,7 +41,6 @@ def plan_calls(
         examples: The corpus.
         methods: The methods to compare; a policy's pages are taken to be as long as the original.
         repeats: Sampled answers a page, if not the run's.
-        analyses: What else is asked of the samples.
         also: Further parts of the experiment by name, which may call still other models. A call
             that an earlier part makes already is counted there only.
 
@@ -54,7 +51,7 @@ def plan_calls(
     """
     params, planned = roles.params, roles.planned()
     policies = [method for method in methods if is_policy(method)]
-    rewriter = NamedRewriters(planned.rewriter, dict.fromkeys(policies, Unchanged()))
+    rewriter = NamedRewriters(planned.rewriter, dict.fromkeys(policies, _Unchanged()))
     planned = replace(planned, rewriter=rewriter)
     counts: Counts = {}
     rows: list[tuple[Any, ...]] = []
@@ -63,11 +60,16 @@ def plan_calls(
     if planned.callers or parts:
         examples = run_sync(gather_all(_with_stand_in(example, planned) for example in examples))
         samples = evaluate(
-            examples, methods, planned.engine, planned.judge, repeats or params.repeats,
-            rewriter=rewriter, key_points=params.key_points, seed=params.seed, progress=_quiet,
-        )  # fmt: skip
-        if analyses is not None:
-            add_analyses(samples, list(examples), planned, analyses, _quiet, repeats)
+            examples,
+            methods,
+            planned.engine,
+            planned.judge,
+            repeats or params.repeats,
+            rewriter=rewriter,
+            key_points=params.key_points,
+            seed=params.seed,
+            progress=quiet,
+        )
         rows += _new_rows("", [planned], counts, params)
         for part, rehearse in parts.items():
             others = rehearse(planned, list(examples), samples)
@@ -79,7 +81,18 @@ def plan_calls(
     return grouped.set_index("role")
 
 
-Counts = dict[tuple[int, str], tuple[int, int, int, int]]
+@dataclass(frozen=True)
+class _Unchanged:
+    """Stands for a policy, whose pages are taken to be as long as the original."""
+
+    async def rewrite(
+        self, method: str, example: Example, key_point: KeyPoint, sample_index: int = 0
+    ) -> Rewrite:
+        """Return the page as it is."""
+        return Rewrite(example.target)
+
+
+Counts = dict[tuple[int, str], NDArray[np.int64]]
 
 
 def _new_rows(
@@ -89,24 +102,19 @@ def _new_rows(
 
     Without a part, that is for the comparison itself, every model-backed role has its row.
     """
-    prices = {model: Price(p.tokens_in, p.tokens_out) for model, p in params.calls.prices.items()}
     rows = []
     for roles in planned:
-        places = [(role, roles.callers[role]) for role in roles.callers]
-        if roles.extractor is not None:
-            places.append(("extractor", roles.extractor))
-        for role, planner in places:
+        extractor = {} if roles.extractor is None else {"extractor": roles.extractor}
+        for role, planner in {**roles.callers, **extractor}.items():
             assert isinstance(planner, Planner)
-            counters = (planner.calls, planner.held, planner.tokens_in, planner.tokens_out)
-            now = tuple(counter[role] for counter in counters)
-            before = counts.get((id(planner), role), (0, 0, 0, 0))
-            calls, held, *tokens = (n - b for n, b in zip(now, before, strict=True))
-            counts[id(planner), role] = now[0], now[1], now[2], now[3]
+            now = planner.counts[role].copy()
+            calls, held, *tokens = (now - counts.get((id(planner), role), 0)).tolist()
+            counts[id(planner), role] = now
             if not calls + held and (part or role == "extractor"):
                 continue
             model = planner.caller.model.model
-            price = price_of(model, prices)
-            cost = price.cost(tokens[0], tokens[1]) if price else float("nan")
+            price = price_of(model, params.calls.prices)
+            cost = price.cost(*tokens) if price else float("nan")
             name = f"{role}, {part}" if part else role
             rows.append((name, model, calls, held, *tokens, cost))
     return rows
@@ -150,7 +158,7 @@ def stop_if_dry_run(params: RunParams, plan: pd.DataFrame) -> None:
         raise RunInterrupted(f"dry run, nothing was spent\n{plan_text(plan)}")
 
 
-def _quiet(done: int, total: int) -> None:
+def quiet(done: int, total: int) -> None:
     """Show no progress of a rehearsal."""
 
 

@@ -10,21 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 import nbformat
 import yaml
 
 from geo_utils.files import project_root, resolve_path, write_atomic
-from geo_utils.notebook_params import NotebookParams
-from geo_utils.notebooks import PARAMS, read_parameters
-from geo_utils.parameter_errors import ParameterError
-from geo_utils.runs import EXPECTED, Run, Status, hold, locate_run, lock_path
+from geo_utils.notebooks import NOTEBOOKS, read_parameters
+from geo_utils.parameters import NotebookParams, ParameterError
+from geo_utils.runs import EXPECTED, Run, Status, hold, locate_run, signals_handled
 
 GRACE_S = 20.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _RESERVE = 1 << 18  # bytes kept free for the manifest's last word, and the log's, on a full disk
 # A cluster's preemption signals every process of a job at once. Papermill has to outlive that, as
 # the kernel ends with it, and has to wait while the kernel saves: its own patience is 5 s.
@@ -50,12 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m geo_utils.run", description=(main.__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("notebook", help=f"one of {', '.join(PARAMS)}")
+    parser.add_argument("notebook", help=f"one of {', '.join(NOTEBOOKS)}")
     parser.add_argument("params", help="name of a file in params/<notebook>/, or a path to one")
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="overrides",
-        help="set one parameter, or NAME.ENTRY of a mapping; the value is read as YAML",
-    )  # fmt: skip
+    pairs: Any = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+    text = "set one parameter, or NAME.ENTRY of a mapping; the value is read as YAML"
+    parser.add_argument("-p", dest="overrides", help=text, **pairs)
     args = parser.parse_args(argv)
     try:
         notebook, values, params = read_parameters(args.notebook, args.params, args.overrides)
@@ -84,18 +82,22 @@ def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> in
     except OSError as error:  # such as of a corpus that may not be read
         sys.stderr.write(f"{notebook}: {error}\n")
         return 2
-    with _signals_remembered() as received:
+    received: list[signal.Signals] = []
+    # The handlers are there before anything starts: a shell's `&` starts this process with SIGINT
+    # ignored, and Papermill would inherit that.
+    with signals_handled(lambda number, _: received.append(signal.Signals(number)), *_SIGNALS):
         try:
-            lock = hold(lock_path(run, "start"))
-            hold(lock_path(run, "work")).close()  # a kernel that somebody else has started
+            lock = hold(run, "start")
+            hold(run, "work").close()  # a kernel that somebody else has started
             again = run.manifest.get("headline") is not None
-            run.folder.mkdir(parents=True, exist_ok=True)
             injected, reserve = run.folder / "params.yaml", run.folder / ".reserve"
             write_atomic(injected, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
             write_atomic(reserve, os.urandom(_RESERVE))
             try:
-                run.update(run_id=run.folder.name, notebook=notebook, variant=params.variant,
-                           **{"rerun" if again else "status": "started"})  # fmt: skip
+                begun = {"rerun" if again else "status": "started"}
+                run.update(
+                    run_id=run.folder.name, notebook=notebook, variant=params.variant, **begun
+                )
             except OSError:
                 reserve.unlink(missing_ok=True)
                 raise
@@ -115,39 +117,21 @@ def execute(notebook: str, values: dict[str, Any], params: NotebookParams) -> in
         if again and status == "finished":
             executed = executed.replace(run.folder / "notebook.ipynb")
         sys.stderr.write(f"{notebook}: {status} after {time.monotonic() - started:.0f} s\n")
-        if status == "finished":
-            sys.stderr.write(_headline_text(run))
-        else:
-            sys.stderr.write(f"  {reason}\n")
-        if not received and executed.name == "notebook.ipynb":
-            _render(run)  # whoever sent a signal does not wait for long
-        _index(params)
+        sys.stderr.write(_headline_text(run) if status == "finished" else f"  {reason}\n")
+        # Whoever sent a signal does not wait for long.
+        if not received and executed.name == "notebook.ipynb" and executed.is_file():
+            _render(executed, run.manifest)
+        try:
+            from geo_utils.show.pages import write_index
+
+            write_index(resolve_path(params.output_root))
+        except Exception as error:  # a page that can be written at any time by `make index`
+            sys.stderr.write(f"  the index of runs could not be written: {error}\n")
         lock.close()
     if received:
         return 128 + received[0]
     rehearsed = str(run.manifest.get("reason")).startswith("dry run")
     return 0 if status == "finished" or rehearsed else 1
-
-
-@contextlib.contextmanager
-def _signals_remembered() -> Iterator[list[signal.Signals]]:
-    """Collect SIGINT, SIGTERM, SIGHUP and SIGUSR1 instead of dying of them.
-
-    The handlers are there before anything starts: a shell's `&` starts this process with SIGINT
-    ignored, and Papermill would inherit that.
-    """
-    received: list[signal.Signals] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-    before = {number: signal.signal(number, remember) for number in wanted}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _papermill(
@@ -157,18 +141,19 @@ def _papermill(
 
     It holds the run's lock as well: killed alone, this process would leave it training.
     """
-    command = [
-        sys.executable, "-c", _PAPERMILL, f"{project_root()}/notebooks/{notebook}.ipynb",
-        str(executed), "-f", str(injected), "--no-log-output",
-        "--progress-bar" if sys.stderr.isatty() else "--no-progress-bar",
-    ]  # fmt: skip
+    seen = sys.stderr.isatty()
+    options = ["-f", str(injected), "--no-log-output", f"--{'' if seen else 'no-'}progress-bar"]
+    source = f"{project_root()}/notebooks/{notebook}.ipynb"
     log = executed.with_name("papermill.log")
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            command, cwd=project_root(), start_new_session=True,
-            stderr=None if sys.stderr.isatty() else errors, pass_fds=[lock.fileno()],
+            [sys.executable, "-c", _PAPERMILL, source, str(executed), *options],
+            cwd=project_root(),
             env={**os.environ, EXPECTED: str(executed.parent)},
-        )  # fmt: skip
+            pass_fds=[lock.fileno()],
+            start_new_session=True,
+            stderr=None if seen else errors,
+        )
         deadline = None
         while process.poll() is None:
             time.sleep(0.05)
@@ -232,47 +217,27 @@ def _failure(executed: Path, returncode: int, full: bool) -> str:
 
 
 def _headline_text(run: Run) -> str:
-    from geo_utils.meeting.headlines import PROBABILITY, results
-    from geo_utils.meeting.records import Record
+    from geo_utils.records import PROBABILITY, Record, results
 
     record = Record(run.folder)
     found = results(record)
     told = [r for r in found if r.quantity in (PROBABILITY, "gain")]
     what, found = (PROBABILITY, told) if told else ("headline", found)
     lines = [f"  {what} ({record.provenance}):"]
-    for result in found:
-        lines.append(f"  {result.method or result.quantity:20} {result.text:22} {result.counts}")
-    return "\n".join(lines) + "\n"
+    lines += [f"  {r.method or r.quantity:20} {r.text:22} {r.counts}" for r in found]
+    return "\n".join([*lines, ""])
 
 
-def _render(run: Run) -> None:
-    executed = run.folder / "notebook.ipynb"
-    if not executed.is_file():
-        return
-    from geo_utils.report import render_pdf, render_report
+def _render(executed: Path, manifest: dict[str, Any]) -> None:
+    from geo_utils.show.report import render_report
 
     try:
-        paths = render_report(executed, run.manifest)
-        pdf = render_pdf(paths[1], run.manifest)
+        written = render_report(executed, manifest)
     except Exception as error:  # the run's results stand whether or not they could be rendered
         sys.stderr.write(f"  report and slides could not be rendered: {error}\n")
         return
-    root = project_root()
-    for name, path in zip(("report", "slides"), paths, strict=True):
-        shown = path.relative_to(root) if path.is_relative_to(root) else path
-        print(f"{name}: {shown}")  # noqa: T201
-    if pdf:
-        print(pdf.replace(f"{root}/", ""))  # noqa: T201
-
-
-def _index(params: NotebookParams) -> None:
-    """Write the page of all runs anew."""
-    from geo_utils.meeting.index_page import write_index
-
-    try:
-        write_index(resolve_path(params.output_root))
-    except Exception as error:  # a page that can be written at any time by `make index`
-        sys.stderr.write(f"  the index of runs could not be written: {error}\n")
+    for name, path in written.items():
+        print(f"{name}: {path}".replace(f"{project_root()}/", ""))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,54 +1,57 @@
-"""A run: one execution of a notebook, in a folder of its own with a manifest."""
+"""A run: its identity, its folder, its manifest, and where its figures come from."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
-import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+import psutil
 import yaml
 
-from geo_utils.files import project_root, resolve_path, write_atomic
-from geo_utils.notebook_params import NotebookParams
-from geo_utils.params import RunParams
-from geo_utils.provenance import elsewhere, provenance
+from geo_utils.files import from_root, project_root, resolve_path, write_atomic
+from geo_utils.parameters import NotebookParams
+from geo_utils.roles.params import RunParams
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+
 Status = Literal["started", "finished", "failed", "interrupted"]
+EXPECTED = "GEO_UTILS_RUN_FOLDER"  # of a kernel: the run that the command line has found
 _PACKAGES = """geo-utils numpy pandas pyarrow scipy statsmodels nupunkt PyStemmer regex pydantic
 seaborn matplotlib papermill nbconvert torch transformers trl peft accelerate datasets vllm
 google-genai openai""".split()  # noqa: SIM905
 # Parameters that change where, how fast or how far a run goes, but not what it finds.
 _NO_IDENTITY = {"output_root", "cache_root", "servers", "calls"}
 # Parameters that name files or folders; their content is part of the identity.
-_NAMES_CONTENT: dict[str, Any] = {
-    "corpus_path": True, "prompts": True, "methods": True, "baseline_methods": True,
-    "method": True, "models": True, "studies": True, "recorded": True, "policy_model": True,
-    "engine_model": True, "evaluation": True, "model_name_or_path": True,
-    "grpo_options": {"resume_from_checkpoint"},
-}  # fmt: skip
+_NAMES_CONTENT: dict[str, Any] = dict.fromkeys(
+    """corpus_path prompts methods baseline_methods method models studies recorded policy_model
+    engine_model evaluation model_name_or_path""".split(),  # noqa: SIM905
+    True,
+) | {"grpo_options": {"resume_from_checkpoint"}}
 _READ_UP_TO = 256 * 2**20  # bytes
+_SLURM = """SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_RESTART_COUNT
+SLURM_JOB_PARTITION SLURMD_NODENAME""".split()  # noqa: SIM905
 _HELD: dict[Path, IO[str]] = {}  # the locks of this process, by run folder
-EXPECTED = "GEO_UTILS_RUN_FOLDER"  # of a kernel: the run that the command line has found
 _HOOK: list[Callable[[Any], None]] = []
-_SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT",
-          "SLURM_JOB_PARTITION", "SLURMD_NODENAME")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,7 @@ class Run:
 
     def __str__(self) -> str:
         """Return the folder, from the project's root where it lies inside."""
-        root = project_root()
-        return str(
-            self.folder.relative_to(root) if self.folder.is_relative_to(root) else self.folder
-        )
+        return str(from_root(self.folder))
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Run:
             elif manifest.get("rerun"):  # else a cell that was run by hand after the last one
                 self.update(status="finished", ended_at=_now(), rerun=f"{status}: {reason}")
         finally:  # not before: whoever holds it next has begun a manifest of its own
-            _release(self.folder)
+            self._release()
 
     def finish(self, headline: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> None:
         """Record the headline numbers and usage, and that the run has finished.
@@ -112,25 +112,25 @@ class Run:
             NothingScored: Not one sample of the run, or of a method of it, has a score.
         """
         self._check_scores()
-        self.update(
-            status="finished", ended_at=_now(), reason=None, headline=headline,
-            usage=usage or {}, rerun=None,
-        )  # fmt: skip
-        _release(self.folder)
+        ended: dict[str, Any] = {"status": "finished", "ended_at": _now(), "reason": None}
+        self.update(**ended, headline=headline, usage=usage or {}, rerun=None)
+        self._release()
+
+    def _release(self) -> None:
+        if lock := _HELD.pop(self.folder, None):
+            lock.close()
 
     def _check_scores(self) -> None:
         import pandas as pd
 
-        path = self.folder / "samples.parquet"
-        if not path.is_file():
+        if not (path := self.folder / "samples.parquet").is_file():
             return
-        columns = ["method", "supported", "abstention"]
-        samples = pd.read_parquet(path, columns=columns)
+        samples = pd.read_parquet(path, columns=["method", "supported", "abstention"])
         scored = samples.groupby("method", sort=False)["supported"].count()
-        empty = [str(method) for method in scored.index[scored == 0]]
-        if empty:
+        empty = scored.index[scored == 0]
+        if len(empty):
             lost = samples[samples["method"].isin(empty)]
-            reasons = lost["abstention"].dropna().value_counts()
+            reasons = lost["abstention"].value_counts()
             told = f"{reasons.index[0]} ({reasons.iloc[0]} times)" if len(reasons) else "no reason"
             raise NothingScored(
                 f"of {', '.join(empty)} nothing could be scored, {len(lost)} samples: {told}"
@@ -142,24 +142,19 @@ class Run:
 
     def save_table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write <name>.parquet, unless the table is empty, and return it as read back."""
-        import io
-
         import pandas as pd
 
         if table.empty:
             return table
-        buffer = io.BytesIO()
-        table.to_parquet(buffer, index=False)
-        write_atomic(self.folder / f"{name}.parquet", buffer.getvalue())
-        return pd.read_parquet(self.folder / f"{name}.parquet")
+        path = self.folder / f"{name}.parquet"
+        write_atomic(path, table.to_parquet(index=False))
+        return pd.read_parquet(path)
 
     def save_figure(self, figure: Figure | None, name: str) -> Figure | None:
         """Write figures/<name>.png and .svg, and return the figure for the notebook to show.
 
         Without a figure, as of an analysis that is switched off, nothing is written.
         """
-        import io
-
         if figure is None:
             return None
         for kind in ("png", "svg"):
@@ -211,15 +206,21 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
             "a file that the parameters name, or the code, was edited while the run was being "
             "started; run it again"
         )
-    _hold(run)
+    if run.folder not in _HELD:  # a kernel whose start was killed takes a moment to end
+        _HELD[run.folder] = hold(run, "work", wait_s=10.0)
     before = run.manifest
     finished, attempts = before.get("headline") is not None, before.get("attempts")
-    resolved = params.model_dump()
+    resolved, root = params.model_dump(), str(project_root())
+    git = partial(_told, "git", "-C", root)
+    status = git("status", "--porcelain")
+    gpus = _told(
+        "nvidia-smi", "--format=csv,noheader", "--query-gpu=name,memory.total,driver_version"
+    )
     write_atomic(
         run.folder / "params.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
     )
-    attempt = {"started_at": _now(), "pid": os.getpid(), "host": platform.node(),
-               "process": process_mark(os.getpid())}  # fmt: skip
+    attempt: dict[str, Any] = {"started_at": _now(), "host": platform.node()}
+    attempt |= {"pid": os.getpid(), "process": process_mark(os.getpid())}
     run.update(
         run_id=run.folder.name,
         notebook=notebook,
@@ -233,8 +234,8 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
         parameters={"passed": params.passed, "resolved": resolved},
         parameters_hash=_parameters_hash(params),
         code_hash=code_hash(),
-        notebook_hash=_file_hash(project_root() / "notebooks" / f"{notebook}.ipynb"),
-        git=_git_state(),
+        notebook_hash=_file_hash(Path(root, "notebooks", f"{notebook}.ipynb")),
+        git={"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)},
         **params.in_manifest,
         # Figures kept from before keep the label they were made under.
         provenance=(finished and before.get("provenance")) or provenance(params),
@@ -242,7 +243,7 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
         python=sys.version.split()[0],
         platform=platform.platform(),
         packages=package_versions(),
-        gpus=_gpus(),
+        gpus=gpus.splitlines() if gpus else [],
         slurm={name: os.environ[name] for name in _SLURM if name in os.environ},
         restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
         headline=before.get("headline"),
@@ -265,26 +266,22 @@ def locate_run(notebook: str, params: NotebookParams) -> Run:
     return Run(parent / f"{now:%Y%m%d-%H%M%S}{now.microsecond // 1000:03d}-{digest[:8]}")
 
 
-def lock_path(run: Run, kind: str) -> Path:
-    """Return the lock file of a run's identity, which all starts of it share.
+def hold(run: Run, kind: str, wait_s: float = 0.0) -> IO[str]:
+    """Hold a lock of a run's identity for as long as the returned file is open, here or in a child.
 
     Args:
-        run: Its folder's name ends with the hash of its parameters and what they name.
+        run: Its folder's name ends with the hash of its parameters and what they name, which all
+            starts of it share.
         kind: `start`, held by the command line and Papermill, or `work`, by the process that does
             the work.
-    """
-    variant, notebook = run.folder.parent, run.folder.parent.parent
-    digest = run.folder.name.rpartition("-")[2]
-    return notebook.parent / ".locks" / f"{notebook.name}-{variant.name}-{digest}.{kind}"
-
-
-def hold(path: Path, wait_s: float = 0.0) -> IO[str]:
-    """Hold a lock file for as long as the returned file is open, here or in a child.
+        wait_s: How long to wait for another process that holds it.
 
     Raises:
         RunHeld: Another process holds it.
         OSError: It cannot be made, or its file system has no locks.
     """
+    root, (notebook, variant, run_id) = run.folder.parents[2], run.folder.parts[-3:]
+    path = root / ".locks" / f"{notebook}-{variant}-{run_id.rpartition('-')[2]}.{kind}"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, until = path.open("a"), time.monotonic() + wait_s
     while True:
@@ -306,23 +303,11 @@ def hold(path: Path, wait_s: float = 0.0) -> IO[str]:
             raise OSError(error.errno, told, str(path)) from None
 
 
-def _hold(run: Run) -> None:
-    """Hold the run for this process; a kernel whose start was killed takes a moment to end."""
-    if run.folder not in _HELD:
-        _HELD[run.folder] = hold(lock_path(run, "work"), wait_s=10.0)
-
-
-def _release(folder: Path) -> None:
-    lock = _HELD.pop(folder, None)
-    if lock is not None:
-        lock.close()
-
-
 @lru_cache(maxsize=1)
 def code_hash() -> str:
     """Return a hash of the package's files and the notebooks: the code a result depends on."""
     package = Path(__file__).resolve().parent
-    paths = [p for p in package.rglob("*") if p.suffix in {".py", ".md", ".jsonl", ".j2"}]
+    paths = [p for p in package.rglob("*") if p.suffix in {".py", ".md", ".jsonl", ".txt", ".j2"}]
     paths += (project_root() / "notebooks").glob("*.ipynb")
     digest = hashlib.sha256()
     for path in sorted(paths):
@@ -336,15 +321,14 @@ def _parameters_hash(params: NotebookParams) -> str:
     if values.get("cold_start", {}).get("small_model"):
         named.pop("model_name_or_path")  # which is where that is made, not where it is read
     values["content"] = _content(named)
-    if isinstance(params, RunParams) and elsewhere(params):
+    if isinstance(params, RunParams) and _not_at_google(params):
         values["gemini"] = "at another address"  # never taken for a run of the real service
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _content(value: Any) -> dict[str, str]:
     """Return the hash of each file and folder that a value names, edited ones being others."""
-    if isinstance(value, Mapping):
-        return {name: found for part in value.values() for name, found in _content(part).items()}
+    value = list(value.values()) if isinstance(value, Mapping) else value
     if isinstance(value, list | tuple):
         return {name: found for part in value for name, found in _content(part).items()}
     if not isinstance(value, str) or not value:
@@ -369,18 +353,17 @@ def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
             yield from _files(path, (*above, real))
 
 
-def process_mark(pid: int) -> str | None:
-    """Return what tells a process from all others that have or had its number; None if it ended.
+def process_mark(pid: int) -> float | None:
+    """Return when a process began, in seconds since 1970; None if it has ended.
 
-    Also None where the system does not say.
+    This tells it from all others that have or had its number.
     """
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        told = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        process = psutil.Process(pid)
+        ended = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return None if ended else float(process.create_time())
+    except psutil.NoSuchProcess:
         return None
-    state, *fields = told.rpartition(")")[2].split()
-    return None if state in "ZX" else f"{boot} {fields[18]}"  # when it began, since the boot
 
 
 def _fail_on_cell_error(run: Run) -> None:
@@ -388,23 +371,34 @@ def _fail_on_cell_error(run: Run) -> None:
         return
     from IPython import get_ipython
 
-    shell = get_ipython()
-    if shell is None:
+    if (shell := get_ipython()) is None:
         return
-
     if _HOOK:  # only the run that was started last
         shell.events.unregister("post_run_cell", _HOOK.pop())
 
     def record(result: Any) -> None:
         error = result.error_before_exec or result.error_in_exec
-        if error is not None:
-            interrupted = isinstance(error, KeyboardInterrupt | RunInterrupted)
-            status: Status = "interrupted" if interrupted else "failed"
-            reason = str(error) or type(error).__name__
-            run.end(status, reason if interrupted else f"{type(error).__name__}: {reason}")
+        kind, reason = type(error).__name__, str(error) or type(error).__name__
+        if isinstance(error, KeyboardInterrupt | RunInterrupted):
+            run.end("interrupted", reason)
+        elif error is not None:
+            run.end("failed", f"{kind}: {reason}")
 
     shell.events.register("post_run_cell", record)
     _HOOK.append(record)
+
+
+@contextlib.contextmanager
+def signals_handled(
+    handle: Callable[[int, FrameType | None], None], *numbers: signal.Signals
+) -> Iterator[None]:
+    """Handle signals within a block; after it they are handled as before."""
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _now() -> str:
@@ -422,42 +416,54 @@ def _file_hash(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _git_state() -> dict[str, Any]:
-    def git(*command: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(project_root()), *command],
-                capture_output=True, text=True, timeout=10, check=True,
-            )  # fmt: skip
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    status = git("status", "--porcelain")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+def _told(*command: str) -> str | None:
+    """Return what a program prints; None if there is none or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that a result depends on."""
     found = {}
     for name in _PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
-def _gpus() -> list[str]:
-    if shutil.which("nvidia-smi") is None:
-        return []
-    try:
-        query = [
-            "nvidia-smi",
-            "--query-gpu=name,memory.total,driver_version",
-            "--format=csv,noheader",
-        ]
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return done.stdout.strip().splitlines()
+def provenance(params: NotebookParams, served_by: Iterable[str] = ()) -> str:
+    """Say what the figures of a run come from, for captions and the manifest.
+
+    Args:
+        params: The run's parameters.
+        served_by: What the models called themselves; a stand-in's name starts with `simulated`.
+    """
+    if not isinstance(params, RunParams):
+        return "each figure names its own source"
+    names = sorted(name for name in served_by if not Path(name).is_absolute())  # of services
+    stand_ins = [name for name in names if name.startswith("simulated")]
+    label = f"SIMULATED by a stand-in ({', '.join(stand_ins)}): " if stand_ins else ""
+    policy = f"; {params.policy_source}" if params.policy_source else ""
+    if all(backend.startswith("offline") for backend in params.backends.values()):
+        strict = " (strict)" if params.backends["judge"] == "offline_strict" else ""
+        asked = f"further models asked: {', '.join(names)}" if names else "no model"
+        rewriters = "edits" if policy else f"edit-based rewriters; {asked}"
+        return (
+            f"{label}offline roles: extractive engine, lexical judge{strict}, {rewriters}{policy}"
+        )
+    away, parts = _not_at_google(params), []
+    for role, backend in params.backends.items():
+        model = f" {params.models[role]}" if role in params.models else ""
+        address = " at another address than Google's" if role in away else ""
+        parts.append(f"{role} {backend}{model}{address}")
+    return label + ", ".join(parts) + policy
+
+
+def _not_at_google(params: RunParams) -> list[str]:
+    """Return the roles that ask Gemini at another address than Google's, as a rehearsal does."""
+    everywhere = os.environ.get("GOOGLE_GEMINI_BASE_URL")
+    gemini = [role for role, backend in params.backends.items() if backend == "gemini"]
+    return [role for role in gemini if everywhere or params.servers.get(role)]

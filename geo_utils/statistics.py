@@ -177,3 +177,15 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     if known.any():
         adjusted[known] = multipletests(raw[known], method="holm")[1]
     return adjusted
+
+
+def with_interval(
+    mean: float, low: float, high: float, signed: bool = False, digits: int = 3
+) -> str:
+    """Write a number with its 95 % interval; a dash where there is none."""
+    if pd.isna(mean):
+        return "–"  # noqa: RUF001
+    form = f"{{:{'+' if signed else ''}.{digits}f}}"
+    if pd.isna(low):
+        return form.format(mean)
+    return f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]"

@@ -1,18 +1,130 @@
-"""From a samples table to one row of estimates a method."""
+"""From a samples table to estimates by group, and to paired differences between methods."""
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
 
 from geo_utils.models.usage import Usage
-from geo_utils.statistics import cluster_mean, holm, paired_difference
+from geo_utils.statistics import N_RESAMPLES, cluster_mean, holm, paired_difference
 from geo_utils.visibility import FIGURES
 
 ALPHA = 0.05
 PAIR = ["query_id", "key_point_number", "repeat"]
+
+
+def estimates(
+    samples: pd.DataFrame, by: str, columns: Sequence[str], bounded: Container[str] = ()
+) -> pd.DataFrame:
+    """Estimate the mean of each column by group, over queries.
+
+    Args:
+        samples: With `query_id`; a number that is NaN is an abstention.
+        by: The column that names the groups.
+        columns: What to estimate.
+        bounded: Those of the columns that hold 0 or 1, so that their means are probabilities.
+
+    Returns:
+        Indexed by group, in the order of the samples. For each column its mean, by its own name,
+        with `_low` and `_high`, the samples `n_<column>` and the queries `queries_<column>`
+        behind it.
+    """
+    rows = {}
+    for group, part in samples.groupby(by, sort=False):
+        row: dict[str, float] = {}
+        for name in columns:
+            values = part[name].to_numpy(float)
+            found = cluster_mean(values, part["query_id"].tolist(), bounded=name in bounded)
+            row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+            row |= {f"n_{name}": found.n_samples, f"queries_{name}": found.n_clusters}
+        rows[group] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(by)
+
+
+def means(samples: pd.DataFrame, column: str, bounded: bool = False) -> pd.DataFrame:
+    """Estimate one column's mean by method, over queries.
+
+    Returns:
+        Indexed by method: `mean`, `low`, `high`, `n_examples`, `n_samples`, `abstentions`.
+    """
+    found = estimates(samples, "method", [column], [column] if bounded else ())
+    found.columns = pd.Index(["mean", "low", "high", "n_samples", "n_examples"])
+    return found.assign(abstentions=samples.groupby("method").size() - found["n_samples"])
+
+
+def paired(values: pd.Series, reference: pd.Series, seed: int = 0) -> dict[str, float]:
+    """Compare two columns of the same pairs.
+
+    Args:
+        values: Indexed by pair, of which `query_id` is a level; NaN for an abstention.
+        reference: What it is compared with, indexed likewise.
+        seed: Seed of the permutations.
+
+    Returns:
+        `difference` with `low` and `high`, `p_value` (sign-flip permutation over queries),
+        `n_examples`, `n_samples` (pairs) and `abstentions` (pairs dropped because either side has
+        no score).
+    """
+    queries = values.index.get_level_values("query_id").tolist()
+    base = reference.reindex(values.index).to_numpy(float)
+    found = paired_difference(values.to_numpy(float), base, queries, seed)
+    return {
+        "difference": found.estimate.mean,
+        "low": found.estimate.low,
+        "high": found.estimate.high,
+        "p_value": found.p_value,
+        "n_examples": found.estimate.n_clusters,
+        "n_samples": found.estimate.n_samples,
+        "abstentions": found.n_dropped,
+    }
+
+
+def contrasts(
+    samples: pd.DataFrame,
+    column: str,
+    reference: str,
+    methods: Sequence[str] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare one column between methods and a reference, on the same pairs.
+
+    Args:
+        samples: As `evaluate.evaluate` returns it.
+        column: A number a sample; NaN is an abstention.
+        reference: The method that differences are taken to.
+        methods: Those to compare, one family of tests; default, all but the reference.
+        seed: Seed of the resampling.
+
+    Returns:
+        Indexed by method: as `paired`, `mean` and `reference` over the pairs that both have,
+        `effect` (Cohen's d_z: the queries' mean difference over its standard deviation; NaN where
+        all queries agree), `p_holm` and `clear` (adjusted p below 0.05).
+    """
+    wide = samples.pivot(index=PAIR, columns="method", values=column).astype(float)
+    if methods is None:
+        methods = [m for m in dict.fromkeys(samples["method"]) if m != reference]
+    rows = []
+    for method in methods:
+        both = wide[[method, reference]].dropna()
+        each = (both[method] - both[reference]).groupby("query_id").mean()
+        spread = float(each.std())
+        rows.append(
+            paired(wide[method], wide[reference], seed)
+            | {"mean": both[method].mean(), "reference": both[reference].mean()}
+            | {"effect": each.mean() / spread if spread > 0 else np.nan}
+        )
+    return adjusted(pd.DataFrame(rows, index=pd.Index(methods, name="method")))
+
+
+def adjusted(table: pd.DataFrame) -> pd.DataFrame:
+    """Add Holm's adjustment of a family of tests: `p_holm`, and `clear` where it is below 0.05."""
+    found = holm(table["p_value"].tolist())
+    return table.assign(p_holm=found, clear=found < ALPHA)
 
 
 def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0) -> pd.DataFrame:
@@ -31,67 +143,52 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
         `difference`, `difference_low`, `difference_high`, `p_value`, `p_holm` (over the methods),
         `pairs_dropped`, and `clear`: whether the adjusted p-value is below 0.05.
     """
-    methods = list(dict.fromkeys(samples["method"]))
-    wide = samples.pivot(index=PAIR, columns="method", values="supported")
-    queries = wide.index.get_level_values("query_id").tolist()
-    rows = {}
-    for method in methods:
-        part = samples[samples["method"] == method]
-        clusters = part["query_id"].tolist()
-        found = cluster_mean(part["supported"].to_numpy(float), clusters, bounded=True)
-        row: dict[str, Any] = {
-            "key_point_probability": found.mean,
-            "ci_low": found.low,
-            "ci_high": found.high,
-            "n_examples": found.n_clusters,
-            "n_samples": found.n_samples,
-            "abstentions": int(part["supported"].isna().sum()),
-        }
-        row["n_answers"] = int(part["pawc"].notna().sum())
-        for name in FIGURES:
-            share = cluster_mean(part[name].to_numpy(float), clusters)
-            row |= {name: share.mean, f"{name}_low": share.low, f"{name}_high": share.high}
-        row["page_words"] = float(part["page_words"].mean())
-        for name in ("kept", "grounded"):
-            share = cluster_mean(part[name].to_numpy(float), clusters)
-            row |= {name: share.mean, f"{name}_low": share.low, f"{name}_high": share.high}
-        if method != reference and reference in methods:
-            against = paired_difference(
-                wide[method].to_numpy(float), wide[reference].to_numpy(float), queries, seed
-            )
-            row |= {
-                "difference": against.estimate.mean,
-                "difference_low": against.estimate.low,
-                "difference_high": against.estimate.high,
-                "p_value": against.p_value,
-                "pairs_dropped": against.n_dropped,
-            }
-        rows[method] = row
-    summary = pd.DataFrame.from_dict(rows, orient="index")
-    for column in ("difference", "difference_low", "difference_high", "p_value", "pairs_dropped"):
-        if column not in summary:
-            summary[column] = np.nan
-    summary["p_holm"] = holm(summary["p_value"].tolist())
-    summary["clear"] = summary["p_holm"] < ALPHA
-    return summary.rename_axis("method")
+    columns = ["supported", *FIGURES, "kept", "grounded"]
+    names = {
+        "supported": "key_point_probability",
+        "supported_low": "ci_low",
+        "supported_high": "ci_high",
+        "queries_supported": "n_examples",
+        "n_supported": "n_samples",
+        "n_pawc": "n_answers",
+    }
+    summary = estimates(samples, "method", columns, ["supported"]).rename(columns=names)
+    groups = samples.groupby("method")
+    summary["abstentions"] = groups.size() - summary["n_samples"]
+    summary["page_words"] = groups["page_words"].agg(lambda words: words.astype(float).mean())
+    changes = {
+        "difference": "difference",
+        "low": "difference_low",
+        "high": "difference_high",
+        "p_value": "p_value",
+        "abstentions": "pairs_dropped",
+    }
+    against = pd.DataFrame(columns=list(changes), dtype=float)
+    if reference in summary.index and len(summary) > 1:
+        against = contrasts(samples, "supported", reference, seed=seed)[list(changes)]
+    return adjusted(summary.join(against.rename(columns=changes)))
 
 
 def headline(summary: pd.DataFrame) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    """Return the numbers by method that a manifest records; None where there is none."""
-    columns = ["key_point_probability", "ci_low", "ci_high", "n_examples", "n_samples",
-               "abstentions", *FIGURES]  # fmt: skip
+    """Return the numbers by method that a manifest records."""
+    columns = ["key_point_probability", "ci_low", "ci_high", "n_examples", "n_samples"]
+    return {"methods": plain_numbers(summary[[*columns, "abstentions", *FIGURES]])}
+
+
+def plain_numbers(table: pd.DataFrame) -> dict[str, dict[str, float | int | None]]:
+    """Return a table's numbers by row as a manifest records them: None where there is none.
+
+    Counts, `n_...` and `abstentions`, are whole numbers.
+    """
+
+    def plain(name: str, value: Any) -> float | int | None:
+        if pd.isna(value):
+            return None
+        return int(value) if name.startswith(("n_", "abstentions")) else float(value)
+
     return {
-        "methods": {
-            str(method): {
-                column: None
-                if pd.isna(row[column])
-                else int(row[column])
-                if column in ("n_examples", "n_samples", "abstentions")
-                else float(row[column])
-                for column in columns
-            }
-            for method, row in summary.iterrows()
-        }
+        str(row): {str(name): plain(str(name), value) for name, value in values.items()}
+        for row, values in table.to_dict("index").items()
     }
 
 
@@ -102,3 +199,40 @@ def usage_report(samples: pd.DataFrame, usage: Usage) -> dict[str, Any]:
         "abstentions": int(samples["abstention"].notna().sum()),
         "roles": usage.report(),
     }
+
+
+def differing(groups: Sequence[NDArray[np.float64]], seed: int = 0) -> float:
+    """Return the p-value that groups of queries have one mean: permutation of the F statistic.
+
+    Args:
+        groups: One value a query, shape (n,) each.
+        seed: Seed of the permutations.
+
+    Returns:
+        NaN with fewer than two groups of at least two queries, 1.0 where nothing varies.
+    """
+    held = [group for group in groups if len(group) > 1]
+    if len(held) < 2:
+        return np.nan
+    every = np.concatenate(held)
+    if np.ptp(every) == 0:
+        return 1.0
+    # With the total fixed, the F statistic grows with the sum of squared group sums over sizes.
+    labels = np.repeat(np.arange(len(held)), [len(group) for group in held])
+    sizes = np.array([len(group) for group in held], dtype=float)
+
+    def between(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+        sums = np.stack([values[..., labels == g].sum(axis=-1) for g in range(len(held))], axis=-1)
+        return np.asarray((sums**2 / sizes).sum(axis=-1))
+
+    found = stats.permutation_test(
+        (every,),
+        between,
+        permutation_type="pairings",
+        vectorized=True,
+        alternative="greater",
+        n_resamples=N_RESAMPLES,
+        batch=500,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)

@@ -35,12 +35,12 @@ from test_scoring import PAGE, FakeEngine, columns, forever, rewards
 from geo_utils.citations import parse_answer
 from geo_utils.corpus import load_corpus
 from geo_utils.fidelity import fidelity
-from geo_utils.meeting.index_page import write_index
-from geo_utils.model_roles import ModelEngine, ModelJudge
 from geo_utils.models.base import Request, TransientError
 from geo_utils.models.cache import AnswerCache
-from geo_utils.models.caller import Caller, Policy
+from geo_utils.models.caller import Caller, Retries
 from geo_utils.models.gemini import DEFAULT_MODEL, Gemini
+from geo_utils.roles.by_model import ModelEngine, ModelJudge
+from geo_utils.show.pages import write_index
 from geo_utils.visibility import visibility
 
 REAL_ROWS = (PROJECT / "../shared/data/researchy-geo-dev.jsonl").resolve()
@@ -127,7 +127,7 @@ def wrong_corpus(folder):
 @figure("64 engine calls of 1 s and their judge calls of 1 s", 2.3)
 def calls_at_once(folder):
     with look_alike(folder, "constant:1") as server:
-        caller = Caller(Gemini(base_url=server.url), policy=replace(QUICK, max_concurrency=64))
+        caller = Caller(Gemini(base_url=server.url), retries=replace(QUICK, max_concurrency=64))
 
         async def rollout(i):
             answer = await caller.complete(ask(f"question {i}"))
@@ -145,7 +145,7 @@ def calls_at_once(folder):
 @figure("rewards of 64 completions, engine 1 s and judge 1 s", 2.3)
 def rewards_at_once(folder):
     with look_alike(folder, "constant:1") as server:
-        caller = Caller(Gemini(DEFAULT_MODEL, server.url), policy=Policy(max_concurrency=64))
+        caller = Caller(Gemini(DEFAULT_MODEL, server.url), retries=Retries(max_concurrency=64))
         made = rewards(["key_point"], ModelEngine(caller), ModelJudge(caller))
         pages = [f"{PAGE} Copy {i}." for i in range(64)]
 
@@ -184,8 +184,8 @@ def throughput(folder):
 
         async def ours(turn):
             cache = AnswerCache(folder / f"cache-{turn}")
-            policy = replace(QUICK, max_concurrency=width)
-            caller = Caller(Gemini(base_url=server.url), cache, policy)
+            retries = replace(QUICK, max_concurrency=width)
+            caller = Caller(Gemini(base_url=server.url), cache, retries)
             started = time.perf_counter()
             await asyncio.gather(*(caller.complete(ask(f"ours {turn} {i}")) for i in range(n)))
             return n / (time.perf_counter() - started)
@@ -207,11 +207,11 @@ def evaluation_again(folder):
 
 @figure("a call that hangs ends, its deadline being 0.5 s", 1.0)
 def hanging_call(folder):
-    policy = replace(QUICK, timeout_s=0.2, deadline_s=0.5)
+    retries = replace(QUICK, timeout_s=0.2, deadline_s=0.5)
 
     def call():
         try:
-            asyncio.run(Caller(Scripted(latency=3600), policy=policy).complete(ask()))
+            asyncio.run(Caller(Scripted(latency=3600), retries=retries).complete(ask()))
         except TransientError:
             return
         raise AssertionError("it was answered")

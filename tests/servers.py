@@ -12,7 +12,7 @@ import urllib.request
 
 from aiohttp import web
 
-from geo_utils.models import simulated_gemini
+from geo_utils.roles import simulated_gemini
 
 
 def free_port():
@@ -49,7 +49,7 @@ class SimulatedGemini:
 
     def __enter__(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "geo_utils.models.simulated_gemini", *self.arguments]
+            [sys.executable, "-m", "geo_utils.roles.simulated_gemini", *self.arguments]
         )
         wait_until_up(f"{self.url}/v1beta/models", self.process)
         return self

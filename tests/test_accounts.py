@@ -18,20 +18,19 @@ from test_replies import FINE, Service, changed
 from test_runs import NAME, params  # noqa: F401
 from tiny_model import make_tiny_model
 
-from geo_utils.cells import default_parameters
-from geo_utils.models.base import Completion, FatalError, Sampling
+from geo_utils.baseline_rewrites.params import BaselineRewritesParams
+from geo_utils.models.base import Completion, FatalError, Price, Sampling
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller
-from geo_utils.models.prices import Price
 from geo_utils.models.usage import BudgetReached, Usage
 from geo_utils.notebooks import read_parameters
-from geo_utils.params import BaselineRewritesParams
-from geo_utils.roles import make_roles
+from geo_utils.parameters import default_parameters
+from geo_utils.roles.make import make_roles
 from geo_utils.runs import NothingScored, RunHeld, locate_run, start_run
 
 CALL = {"role": "engine", "model": "m", "failure": None, "tokens_in": 10, "tokens_out": 5,
         "tokens_cached": 0, "latency_s": 0.1, "served_by": "s"}  # fmt: skip
-DEAR = {"scripted": Price(0, 100_000)}  # 0.1 $ a token that is answered
+DEAR = {"scripted": Price(tokens_in=0, tokens_out=100_000)}  # 0.1 $ a token that is answered
 
 
 class Short(Scripted):
@@ -46,7 +45,7 @@ class TestBudget:
     def test_what_calls_in_flight_may_give_back_is_waited_for(self):
         """Each may cost 0.4 and costs 0.1: two at a time, and nine of them for one dollar."""
         usage = Usage(max_cost=1.0, prices=DEAR)
-        caller = Caller(Short(latency=0.02), policy=QUICK, usage=usage)
+        caller = Caller(Short(latency=0.02), retries=QUICK, usage=usage)
 
         async def many():
             asked = (caller.complete(ask(str(i), sampling=Sampling(0.0, 4))) for i in range(20))
@@ -101,7 +100,7 @@ class TestBudget:
         ledger.write_text(f"{json.dumps(CALL)}\n" + '{"role": "eng')
         for count in (2, 3, 4):
             usage = Usage(ledger=ledger)
-            run(Caller(Short(), policy=QUICK, usage=usage).complete(ask()))
+            run(Caller(Short(), retries=QUICK, usage=usage).complete(ask()))
             assert usage.report()["engine"]["calls"] == count
 
     def test_a_ledger_that_cannot_be_written_stops_the_run_and_loses_no_answer(self, tmp_path):
@@ -130,14 +129,14 @@ class TestLocalModels:
         roles = make_roles(BaselineRewritesParams.check(values))
         caller = roles.callers["engine"]
         sizes = []
-        generate = caller.model._batcher._generate
+        generate = caller.model._generate
 
-        def noted(requests):
+        def noted(loaded, requests):
             sizes.append(len(requests))
             time.sleep(0.05)  # longer than the service's time-outs
-            return generate(requests)
+            return generate(loaded, requests)
 
-        monkeypatch.setattr(caller.model._batcher, "_generate", noted)
+        monkeypatch.setattr(caller.model, "_generate", noted)
 
         async def many():
             short = Sampling(0.0, 4)
@@ -305,7 +304,7 @@ class TestIdentity:
 
 HOLDS = """
 import json, sys, time
-from geo_utils.params import BaselineRewritesParams
+from geo_utils.baseline_rewrites.params import BaselineRewritesParams
 from geo_utils.runs import start_run
 values = json.loads(sys.argv[1])
 start_run("02_baseline_rewrites", BaselineRewritesParams.check(values))

@@ -13,8 +13,43 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 from test_headless import only_run, run_notebook
 
-from geo_utils.analyses.analyses import add_analyses, analyse, analysis_headline, rewrites
-from geo_utils.analyses.collateral import (
+from geo_utils.baseline_rewrites.analyses import (
+    add_analyses,
+    analyse,
+    analysis_headline,
+    rehearsals,
+    rewrites,
+)
+from geo_utils.baseline_rewrites.counterfactual import (
+    _donors,
+    arms,
+    contribution,
+    evaluate_arms,
+    lift_figure,
+    lift_table,
+    lifts,
+    placebo_figure,
+    placebo_table,
+    placebos,
+)
+from geo_utils.baseline_rewrites.frontier import (
+    frontier,
+    frontier_figure,
+    frontier_table,
+    strict_figure,
+)
+from geo_utils.baseline_rewrites.funnel import (
+    attribution,
+    carrier,
+    funnel,
+    funnel_figure,
+    funnel_table,
+)
+from geo_utils.baseline_rewrites.objective import _upstream_pawc, objective_table
+from geo_utils.baseline_rewrites.params import AnalysisOptions, BaselineRewritesParams
+from geo_utils.baseline_rewrites.side_effects import collateral_figure, collateral_table
+from geo_utils.baseline_rewrites.strata import others_carry, strata, strata_figure, strata_table
+from geo_utils.collateral import (
     OTHERS,
     OWN,
     collateral,
@@ -22,62 +57,28 @@ from geo_utils.analyses.collateral import (
     other_points,
     point_shares,
 )
-from geo_utils.analyses.contrasts import contrasts, differing, means
-from geo_utils.analyses.conventions import by_convention, legacy_visibility, rank_flips
-from geo_utils.analyses.counterfactual import (
-    _donors,
-    arms,
-    contribution,
-    evaluate_arms,
-    lifts,
-    placebos,
-)
-from geo_utils.analyses.effect_plots import collateral_figure, convention_figure, strata_figure
-from geo_utils.analyses.frontier import frontier
-from geo_utils.analyses.funnel import attribution, carrier, funnel
-from geo_utils.analyses.gate import check_pages, original_support
-from geo_utils.analyses.options import AnalysisOptions
-from geo_utils.analyses.plots import (
-    frontier_figure,
-    funnel_figure,
-    lift_figure,
-    placebo_figure,
-    strict_figure,
-)
-from geo_utils.analyses.strata import others_carry, strata
-from geo_utils.analyses.tables import (
-    collateral_table,
-    convention_table,
-    frontier_table,
-    funnel_table,
-    lift_table,
-    objective_table,
-    placebo_table,
-    strata_table,
-)
-from geo_utils.cells import default_parameters
 from geo_utils.corpus import KeyPoint, load_corpus
-from geo_utils.engines import Answer, ExtractiveEngine
 from geo_utils.evaluate import draw_placement, evaluate
-from geo_utils.judges import LexicalJudge, Verdict
+from geo_utils.fidelity import check_pages, original_support
 from geo_utils.lint import instructions, new_instructions
-from geo_utils.methods import is_arm, is_policy, placebo_of, shuffled_method
-from geo_utils.model_roles import ModelEngine
 from geo_utils.models.base import Completion
-from geo_utils.parameter_errors import ParameterError
-from geo_utils.params import BaselineRewritesParams
+from geo_utils.parameters import ParameterError, default_parameters
 from geo_utils.plan import plan_calls
 from geo_utils.prompts import load_template
-from geo_utils.report import render_report
-from geo_utils.rewriters import EDITS, EditRewriter
-from geo_utils.roles import make_roles
-from geo_utils.summary import summarise
+from geo_utils.roles.by_model import ModelEngine
+from geo_utils.roles.engines import Answer, ExtractiveEngine
+from geo_utils.roles.judges import LexicalJudge, Verdict
+from geo_utils.roles.make import make_roles
+from geo_utils.roles.methods import is_arm, is_policy, placebo_of, shuffled_method
+from geo_utils.roles.rewriters import EDITS, EditRewriter
+from geo_utils.show.report import render_report
+from geo_utils.summary import contrasts, differing, means, summarise
 
 NB02 = "02_baseline_rewrites"
 DEFAULTS = default_parameters(PROJECT / "notebooks" / f"{NB02}.ipynb")
 EVERYTHING = {
     "removed": True, "placebo": ["paste_key_point"], "original_support": True, "collateral": True,
-    "strata": True, "conventions": True,
+    "strata": True,
 }  # fmt: skip
 NAN = float("nan")
 
@@ -539,27 +540,17 @@ class TestStrata:
         assert others_carry(pd.DataFrame(rows), [make_example(), carried]).tolist() == [0.0, 1.0]
 
 
-class TestConventions:
-    def test_by_hand(self):
+class TestObjective:
+    def test_the_earlier_formulas_by_hand(self):
         row = {"answer": "Tides rise twice [1].", "pawc": 1.0, "source_order": [0, 1, 2]}
         rows = [row | {"target_place": place} for place in (0, 1)]
         rows += [row | {"target_place": 0, "answer": "Nothing is cited here."}]
         rows += [row | {"target_place": 0, "pawc": NAN}]
-        found = legacy_visibility(pd.DataFrame(rows))
+        found = pd.DataFrame([_upstream_pawc(pd.Series(row)) for row in rows])
         # GEO gives [1] to the first source, AutoGEO to the second; both a third where none is.
-        assert found["pawc_geo"].tolist()[:3] == pytest.approx([1, 0, 1 / 3])
-        assert found["pawc_autogeo"].tolist()[:3] == pytest.approx([0, 1, 1 / 3])
+        assert found[0].tolist()[:3] == pytest.approx([1, 0, 1 / 3])
+        assert found[1].tolist()[:3] == pytest.approx([0, 1, 1 / 3])
         assert found.iloc[3].isna().all()
-
-    def test_ranks_and_flips_by_hand(self):
-        samples = samples_of("pawc", a=[[0.3]], b=[[0.2]], c=[[0.1]])
-        samples["pawc_geo"] = [0.3, 0.1, 0.2]
-        samples["pawc_autogeo"] = [0.1, 0.1, 0.4]
-        table = by_convention(samples)
-        assert table.loc["pawc"]["rank"].tolist() == [1, 2, 3]
-        assert table.loc["pawc_autogeo"]["rank"].tolist() == [2, 2, 1]
-        assert rank_flips(table, "pawc_geo") == [("b", "c")]
-        assert rank_flips(table, "pawc_autogeo") == [("a", "c"), ("b", "c")]
 
 
 @pytest.mark.parametrize(
@@ -617,16 +608,20 @@ def test_the_rehearsal_counts_every_call_of_the_analyses(gemini_server, tmp_path
     )  # fmt: skip
     roles = make_roles(params)
     plain = plan_calls(roles, corpus, params.methods)["calls"]
-    plan = plan_calls(roles, corpus, params.methods, analyses=params.analyses)["calls"]
+    plan = plan_calls(roles, corpus, params.methods, also=rehearsals(roles, params.analyses))
     # 4 queries x 2 repeats for removed, no sources and two placebos; the judge also reads 4
     # original pages and, of 4 methods, each answer once more for all the other points.
-    assert (plan - plain).to_dict() == {"engine": 32, "judge": 32 + 4 + 32}
+    plan = plan["calls"]
+    assert plan[["engine", "judge"]].equals(plain[["engine", "judge"]])
+    assert plan["engine, analyses"] == 32 and plan["judge, analyses"] == 32 + 4 + 32
     samples = evaluate(corpus, METHODS, roles.engine, roles.judge, 2, rewriter=roles.rewriter)
     samples, points = add_analyses(samples, corpus, roles, params.analyses)
     used = roles.usage.report()
     for role in ("engine", "judge"):
-        assert used[role]["answered"] + used[role]["cached"] == plan[role]
-    assert set(roles.template_hashes(params.analyses)) == {
+        assert (
+            used[role]["answered"] + used[role]["cached"] == plan[role] + plan[f"{role}, analyses"]
+        )
+    assert set(roles.template_hashes(params.analyses.templates("verdict"))) == {
         "engine_answer", "engine_no_sources", "judge_verdict", "judge_all_points",
     }  # fmt: skip
     assert points["supported"].notna().all() and samples["supported"].notna().all()
@@ -659,7 +654,6 @@ class TestShown:
             placebo_figure(found["placebos"], "src"), funnel_figure(found["funnel"], "src"),
             frontier_figure(found["frontier"], "src", 0.8),
             collateral_figure(found["collateral"], "src"), strata_figure(found["strata"], "src"),
-            convention_figure(found["conventions"], "src"),
         ]  # fmt: skip
         for figure in figures:
             assert figure.get_suptitle() and "src" in figure.get_supxlabel()
@@ -681,11 +675,9 @@ class TestShown:
         assert set(analyse(analysed[1], AnalysisOptions(funnel=False, frontier=False))) == {
             "strict"
         }
-        for make in (lift_figure, placebo_figure, funnel_figure, collateral_figure, strata_figure,
-                     convention_figure):  # fmt: skip
+        for make in (lift_figure, placebo_figure, funnel_figure, collateral_figure, strata_figure):
             assert make(None, "src") is None
-        for table in (placebo_table, collateral_table, frontier_table, strata_table,
-                      convention_table):  # fmt: skip
+        for table in (placebo_table, collateral_table, frontier_table, strata_table):
             assert table(None, "") is None
         assert lift_table(None, analysed[1], "") is None
         assert funnel_table(None, analysed[1], "") is None
@@ -702,7 +694,7 @@ class TestShown:
         }
         for name, table in tables.items():
             assert "abstentions" in table.data and "src" in table.caption, name
-        shown = objective_table(summarise(rewrites(samples)), "src")
+        shown = objective_table(rewrites(samples), summarise(rewrites(samples)), "src")
         assert shown.data.loc["published: keyword stuffing", "PAWC"] == "0.177"
         assert "Aggarwal et al., GEO, KDD 2024" in shown.caption
 
@@ -721,7 +713,7 @@ def test_a_corpus_of_single_pages_has_no_lift_and_says_so():
     values = DEFAULTS | {"analyses": {"removed": True}, "repeats": 2}
     roles = make_roles(BaselineRewritesParams.check(values))
     samples = evaluate(corpus, ["original", "paste_key_point"], roles.engine, roles.judge, 2)
-    samples, _ = add_analyses(samples, corpus, roles, options, repeats=2)
+    samples, _ = add_analyses(samples, corpus, roles, options)
     removed = samples[samples["method"] == "removed"]
     assert removed["abstention"].str.startswith("engine: no source").all()
     found = analyse(samples, options)
@@ -743,7 +735,7 @@ def test_the_notebook_with_everything(tmp_path):
     names = {path.stem for path in (full.folder / "figures").glob("*.png")}
     assert names == {
         "key_point_probability", "difference", "lift", "placebo", "strata", "funnel", "collateral",
-        "frontier", "visibility", "conventions",
+        "frontier", "visibility",
     }  # fmt: skip
     stored = pd.read_parquet(full.folder / "points.parquet")
     assert set(stored["kind"]) == {OWN, OTHERS}
@@ -763,8 +755,7 @@ def test_a_figure_that_is_switched_off_leaves_no_slide(tmp_path):
 
     path = tmp_path / "notebook.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[cell("one"), cell(""), cell("two")]), path)
-    _, slides = render_report(path)
-    body = slides.read_text()
+    body = render_report(path)["slides"].read_text()
     assert body.count("<section>") == 4  # a stack and a slide for each of the two
     assert "one" in body and "two" in body
 

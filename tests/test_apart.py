@@ -12,12 +12,12 @@ import pytest
 from conftest import PROJECT
 from servers import Gathering
 
-from geo_utils.loops import run_sync
 from geo_utils.models.apart import Apart
 from geo_utils.models.base import FatalError, Request, TransientError, UnusableError
-from geo_utils.models.caller import Caller, Policy
+from geo_utils.models.caller import Caller, Retries
 from geo_utils.models.gemini import DEFAULT_MODEL, Gemini
-from geo_utils.roles import make_model
+from geo_utils.models.loops import run_sync
+from geo_utils.roles.make import make_model
 
 PROMPT = "what of tides? " * 200
 
@@ -160,7 +160,7 @@ def test_a_training_keeps_most_of_the_time_that_calls_take(gemini_server, apart)
     url = gemini_server(latency="constant:0.2").url
 
     def spent(model):
-        caller = Caller(model, policy=Policy(max_concurrency=64))
+        caller = Caller(model, retries=Retries(max_concurrency=64))
         run_sync(batch(caller, 8))  # connections and imports
         before = time.process_time()
         run_sync(batch(caller, 64))

@@ -9,16 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model_roles import BLOCKED, Echo
 
-from geo_utils.arrangement import arrange, is_tidy, numbered, page_units
 from geo_utils.corpus import KeyPoint
-from geo_utils.model_rewriters import (
+from geo_utils.roles.by_model import (
     ModelRewriter,
     NamedRewriters,
     PolicyRewriter,
     RewriteTask,
     fitting_units,
 )
-from geo_utils.rewriters import Rewrite
+from geo_utils.roles.rewriters import Rewrite, arrange, is_tidy, numbered, page_units
 
 PAGE = """# Tides
 

@@ -150,11 +150,10 @@ class TestServers:
         assert process.stdout.readline() == b"up\n"
         process.send_signal(kill)
         process.wait()
-        mark = f"BENCH_OF_TEST={tmp_path}".encode()
         until = time.monotonic() + 60
-        while _marked(mark) and time.monotonic() < until:
+        while _marked("BENCH_OF_TEST", str(tmp_path)) and time.monotonic() < until:
             time.sleep(0.05)
-        assert not _marked(mark)
+        assert not _marked("BENCH_OF_TEST", str(tmp_path))
 
 
 SETTINGS = {

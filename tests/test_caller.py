@@ -25,6 +25,7 @@ from servers import Gathering
 from geo_utils.models.base import (
     Completion,
     FatalError,
+    Price,
     Request,
     Sampling,
     TransientError,
@@ -32,13 +33,12 @@ from geo_utils.models.base import (
     redacted,
 )
 from geo_utils.models.cache import AnswerCache, request_key
-from geo_utils.models.caller import Caller, Policy, ServiceDown
+from geo_utils.models.caller import Caller, RateLimit, Retries, ServiceDown
 from geo_utils.models.gemini import Gemini, _completion
-from geo_utils.models.limits import RateLimit
-from geo_utils.models.prices import Price
+from geo_utils.models.loops import run_sync
 from geo_utils.models.usage import BudgetReached, Usage
 
-QUICK = Policy(backoff_s=0.01, max_backoff_s=0.02, timeout_s=60, breaker_s=0.2)
+QUICK = Retries(backoff_s=0.01, max_backoff_s=0.02, timeout_s=60, breaker_s=0.2)
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
 
@@ -300,7 +300,7 @@ class TestFlights:
         async def many():
             return await asyncio.gather(*(caller.complete(ask()) for _ in range(20)))
 
-        assert {c.text for c in run(many())} == {"answer to a"}
+        assert {c.text for c in run_sync(many())} == {"answer to a"}
         assert len(model.prompts) == 1
 
     def test_also_over_event_loops_and_threads(self, tmp_path):
@@ -342,22 +342,22 @@ class TestFlights:
             calls = (caller.complete(ask()) for _ in range(3))
             return await asyncio.gather(*calls, return_exceptions=True)
 
-        assert [type(e) for e in run(many())] == [UnusableError] * 3
+        assert [type(e) for e in run_sync(many())] == [UnusableError] * 3
 
     @pytest.mark.parametrize("places", [1, 5])
     def test_concurrency_is_bounded_and_used(self, places):
         model = Scripted(latency=0.01)
-        caller = Caller(model, policy=replace(QUICK, max_concurrency=places))
+        caller = Caller(model, retries=replace(QUICK, max_concurrency=places))
 
         async def many():
             await asyncio.gather(*(caller.complete(ask(str(i))) for i in range(30)))
 
-        run(many())
+        run_sync(many())
         assert model.most == places
 
     def test_a_cancelled_waiter_keeps_no_place(self):
         model = Scripted(latency=0.05)
-        caller = Caller(model, policy=replace(QUICK, max_concurrency=1))
+        caller = Caller(model, retries=replace(QUICK, max_concurrency=1))
 
         async def scene():
             tasks = [asyncio.create_task(caller.complete(ask(str(i)))) for i in range(4)]
@@ -366,7 +366,7 @@ class TestFlights:
             tasks[2].cancel()
             return await asyncio.gather(*tasks, return_exceptions=True)
 
-        kinds = [type(result) for result in run(scene())]
+        kinds = [type(result) for result in run_sync(scene())]
         assert kinds == [Completion, asyncio.CancelledError, asyncio.CancelledError, Completion]
 
 
@@ -374,14 +374,14 @@ class TestTries:
     def test_transient_faults_are_tried_again(self):
         model = Scripted(TransientError("x", "500"), TransientError("x", "reset"))
         usage = Usage()
-        assert run(Caller(model, policy=QUICK, usage=usage).complete(ask())).text == "answer to a"
+        assert run(Caller(model, retries=QUICK, usage=usage).complete(ask())).text == "answer to a"
         report = usage.report()["engine"]
         assert report["failures"] == {"500": 1, "reset": 1}
         assert (report["calls"], report["answered"], report["retries"]) == (3, 1, 2)
 
     def test_retry_after_is_waited_for_by_all_calls(self, naps):
         model = Scripted(TransientError("busy", "429", retry_after_s=0.4))
-        caller = Caller(model, policy=replace(QUICK, max_concurrency=2))
+        caller = Caller(model, retries=replace(QUICK, max_concurrency=2))
 
         async def two():
             first = asyncio.create_task(caller.complete(ask("a")))
@@ -396,14 +396,14 @@ class TestTries:
 
     def test_a_hanging_call_costs_at_most_the_deadline(self):
         model = Scripted(latency=3600)
-        policy = replace(QUICK, timeout_s=0.2, deadline_s=0.5)
+        retries = replace(QUICK, timeout_s=0.2, deadline_s=0.5)
         with pytest.raises(TransientError, match="no answer within"):
-            run(Caller(model, policy=policy).complete(ask()))
-        assert len(model.prompts) <= 3 < policy.max_tries  # two whole tries and what is left
+            run(Caller(model, retries=retries).complete(ask()))
+        assert len(model.prompts) <= 3 < retries.max_tries  # two whole tries and what is left
 
     def test_a_daily_quota_stops_the_run_instead_of_sleeping(self, naps):
         model = Scripted(TransientError("quota", "429", retry_after_s=3600))
-        caller = Caller(model, policy=QUICK)
+        caller = Caller(model, retries=QUICK)
 
         with pytest.raises(TransientError, match="quota"):
             run(caller.complete(ask("a")))
@@ -414,8 +414,8 @@ class TestTries:
     def test_tries_and_the_runs_retries_are_bounded(self):
         faults = [TransientError("x", "500") for _ in range(50)]
         model = Scripted(*faults)
-        policy = replace(QUICK, max_tries=4, max_retries=5, breaker_failures=1000)
-        caller = Caller(model, policy=policy)
+        retries = replace(QUICK, max_tries=4, max_retries=5, breaker_failures=1000)
+        caller = Caller(model, retries=retries)
         for _ in range(3):
             with pytest.raises(TransientError):
                 run(caller.complete(ask()))
@@ -440,7 +440,7 @@ class TestTries:
         model = Scripted(answer, answer, answer)
         usage = Usage()
         with pytest.raises(UnusableError) as caught:
-            run(Caller(model, policy=QUICK, usage=usage).complete(ask(schema=SCHEMA)))
+            run(Caller(model, retries=QUICK, usage=usage).complete(ask(schema=SCHEMA)))
         assert caught.value.kind == kind
         assert usage.report()["engine"]["failures"] == {kind: 3}
 
@@ -463,7 +463,7 @@ class TestTries:
 
     def test_a_refused_key_stops_all_calls_at_once(self):
         model = Scripted(FatalError("key refused"))
-        caller = Caller(model, policy=QUICK)
+        caller = Caller(model, retries=QUICK)
         for _ in range(3):
             with pytest.raises(FatalError, match="key refused"):
                 run(caller.complete(ask()))
@@ -471,8 +471,8 @@ class TestTries:
 
     def test_a_service_that_is_down_stops_the_run(self):
         model = Scripted(*(TransientError("refused", "connection") for _ in range(500)))
-        policy = replace(QUICK, breaker_failures=10, breaker_s=0.05, max_tries=100)
-        caller = Caller(model, policy=policy)
+        retries = replace(QUICK, breaker_failures=10, breaker_s=0.05, max_tries=100)
+        caller = Caller(model, retries=retries)
         with pytest.raises(ServiceDown, match=r"seems to be down: .* failures in a row"):
             run(caller.complete(ask()))
         assert 10 <= len(model.prompts) < 30
@@ -496,18 +496,20 @@ class TestBudget:
         assert run(caller.complete(ask("0"))).text == "answer to 0"  # held answers are free
 
     def test_max_cost_counts_what_is_in_flight(self):
-        usage = Usage(max_cost=1.0, prices={"scripted": Price(100_000, 0)})  # 0.1 $ a token
-        caller = Caller(Scripted(latency=0.02), policy=QUICK, usage=usage)
+        usage = Usage(
+            max_cost=1.0, prices={"scripted": Price(tokens_in=100_000, tokens_out=0)}
+        )  # 0.1 $ a token
+        caller = Caller(Scripted(latency=0.02), retries=QUICK, usage=usage)
 
         async def many():
             calls = (caller.complete(ask(f"{i}ab")) for i in range(20))
             return await asyncio.gather(*calls, return_exceptions=True)
 
-        answered = [r for r in run(many()) if isinstance(r, Completion)]
+        answered = [r for r in run_sync(many()) if isinstance(r, Completion)]
         assert len(answered) == 10  # of 0.1 $ each as estimated
 
     def test_an_unknown_price_is_never_free(self):
-        caller = Caller(Scripted(), policy=QUICK, usage=Usage(max_cost=1.0))
+        caller = Caller(Scripted(), retries=QUICK, usage=Usage(max_cost=1.0))
         with pytest.raises(BudgetReached, match="the price of 'scripted' is unknown"):
             run(caller.complete(ask()))
         usage = Usage()
@@ -531,7 +533,7 @@ class TestAgainstAServer:
         server = gemini_server(**options)
         with pytest.raises(FatalError, match=message):
             run(Gemini(model, server.url).probe())
-        caller = Caller(Gemini(model, server.url), policy=QUICK)
+        caller = Caller(Gemini(model, server.url), retries=QUICK)
         with pytest.raises(FatalError, match=message):
             run(caller.complete(ask()))
 
@@ -558,16 +560,16 @@ class TestAgainstAServer:
     )
     def test_every_fault_has_its_kind(self, gemini_server, faults, error, kind):
         server = gemini_server(faults=faults, retry_after=0.05)
-        policy = replace(QUICK, max_tries=2, timeout_s=0.5 if kind == "timeout" else 60)
+        retries = replace(QUICK, max_tries=2, timeout_s=0.5 if kind == "timeout" else 60)
         with pytest.raises(error) as caught:
-            run(Caller(Gemini(base_url=server.url), policy=policy).complete(ask()))
+            run(Caller(Gemini(base_url=server.url), retries=retries).complete(ask()))
         assert caught.value.kind == kind
 
     def test_a_reset_connection_is_sent_again_by_the_caller_alone(self, gemini_server):
         server = gemini_server(faults="reset:1")
         usage = Usage()
         caller = Caller(
-            Gemini(base_url=server.url), policy=replace(QUICK, max_tries=3), usage=usage
+            Gemini(base_url=server.url), retries=replace(QUICK, max_tries=3), usage=usage
         )
         with pytest.raises(TransientError):
             run(caller.complete(ask()))
@@ -598,7 +600,7 @@ class TestAgainstAServer:
     def test_one_event_loop_after_another_and_two_at_once(self, gemini_server):
         server = gemini_server()
         model = Gemini(base_url=server.url)
-        caller = Caller(model, policy=QUICK)
+        caller = Caller(model, retries=QUICK)
         for i in range(3):
             run(caller.complete(ask(f"loop {i}")))
         loop = asyncio.new_event_loop()  # as TRL keeps one in a daemon thread
@@ -611,7 +613,7 @@ class TestAgainstAServer:
     def test_usage_counts_tokens_latency_and_cost(self, gemini_server):
         server = gemini_server(latency="constant:0.05")
         usage = Usage()
-        caller = Caller(Gemini(base_url=server.url), policy=QUICK, usage=usage)
+        caller = Caller(Gemini(base_url=server.url), retries=QUICK, usage=usage)
         started = time.monotonic()
         run(caller.complete(ask("a" * 400)))
         took = time.monotonic() - started
@@ -624,7 +626,7 @@ class TestAgainstAServer:
     def test_what_is_blocked_counts_towards_the_budget(self, gemini_server):
         server = gemini_server(faults="blocked:1")
         usage = Usage(max_cost=0.0001)  # a call takes 0.0000101 of it
-        caller = Caller(Gemini(base_url=server.url), policy=QUICK, usage=usage)
+        caller = Caller(Gemini(base_url=server.url), retries=QUICK, usage=usage)
         short = Sampling(max_tokens=1)
         for i in range(9):
             with pytest.raises(UnusableError, match="prompt blocked: SAFETY"):
@@ -659,8 +661,8 @@ class TestAgainstAServer:
         async def scene():
             async with Gathering(64, 64) as server:  # answers nothing before 64 are there
                 model = Gemini(base_url=server.url)
-                policy = replace(QUICK, max_concurrency=64, max_tries=1, timeout_s=150)
-                caller = Caller(model, policy=policy)
+                retries = replace(QUICK, max_concurrency=64, max_tries=1, timeout_s=150)
+                caller = Caller(model, retries=retries)
 
                 async def rollout(i):
                     answer = await caller.complete(ask(f"question {i}"))
@@ -680,8 +682,8 @@ class TestAgainstAServer:
         async def scene():
             async with Gathering(width) as server:
                 model = Gemini(base_url=server.url)
-                policy = replace(QUICK, max_concurrency=width)
-                caller = Caller(model, AnswerCache(tmp_path), policy)
+                retries = replace(QUICK, max_concurrency=width)
+                caller = Caller(model, AnswerCache(tmp_path), retries)
                 await asyncio.gather(*(caller.complete(ask(str(i))) for i in range(100)))
                 await model.close()
                 return server
@@ -699,8 +701,8 @@ from geo_utils.models.base import Request
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller
 from geo_utils.models.gemini import Gemini
-from geo_utils.models import limits
-from geo_utils.models.limits import RateLimit
+from geo_utils.models import caller as limits
+from geo_utils.models.caller import RateLimit
 
 url, folder, rpm, prompts = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]
 limit = RateLimit(folder / "limits" / "shared", rpm or None)
@@ -731,7 +733,7 @@ class TestRateLimit:
     def stopped(self, monkeypatch):
         """The limit's clock stands still: a pause hangs on what was booked, and on nothing else."""
         clock = SimpleNamespace(monotonic=lambda: 1e6)
-        monkeypatch.setattr("geo_utils.models.limits.time", clock)
+        monkeypatch.setattr("geo_utils.models.caller.time", clock)
 
     def test_tokens_bind_as_requests_do(self, tmp_path, naps, stopped):
         limit = RateLimit(tmp_path / "limit", tokens_per_minute=60_000)  # 950 a second, 3 s burst
@@ -774,7 +776,7 @@ class TestRateLimit:
         earlier = RateLimit(tmp_path / "limit", 60)
         earlier.path.write_bytes(struct.pack("dd", *[time.monotonic() + 3000] * 2))
         assert earlier._book(1.0, 0.0) > 2900
-        monkeypatch.setattr("geo_utils.models.limits._machine_start", lambda: "the next one")
+        monkeypatch.setattr("geo_utils.models.caller._machine_start", lambda: "the next one")
         assert RateLimit(tmp_path / "limit", 60)._book(1.0, 0.0) <= 0.0
 
 
@@ -818,14 +820,14 @@ import json, sys
 from pathlib import Path
 from geo_utils.corpus import load_corpus
 from geo_utils.evaluate import evaluate
-from geo_utils.model_roles import ModelEngine, ModelJudge
+from geo_utils.roles.by_model import ModelEngine, ModelJudge
 from geo_utils.models.cache import AnswerCache
-from geo_utils.models.caller import Caller, Policy
+from geo_utils.models.caller import Caller, Retries
 from geo_utils.models.gemini import Gemini
 
 url, folder, repeats, timeout, table = sys.argv[1:]
-policy = Policy(timeout_s=float(timeout), backoff_s=0.05, max_backoff_s=0.3)
-caller = Caller(Gemini(base_url=url), AnswerCache(Path(folder)), policy)
+retries = Retries(timeout_s=float(timeout), backoff_s=0.05, max_backoff_s=0.3)
+caller = Caller(Gemini(base_url=url), AnswerCache(Path(folder)), retries)
 methods = ["original", "paste_key_point", "repeat_key_point"]
 samples = evaluate(load_corpus(), methods, ModelEngine(caller), ModelJudge(caller), int(repeats))
 samples.to_pickle(table)

@@ -11,18 +11,18 @@ import pytest
 import yaml
 from conftest import PROJECT, make_example, run
 
-from geo_utils.arrangement import is_tidy, page_units
 from geo_utils.corpus import KeyPoint
-from geo_utils.engines import ExtractiveEngine
-from geo_utils.judges import LexicalJudge
-from geo_utils.model_rewriters import ModelRewriter, RewriteTask
+from geo_utils.grpo.cold_start import Demonstration, demonstrations, export_llamafactory, main
+from geo_utils.grpo.params import ColdStart
 from geo_utils.models.base import Completion, UnusableError
 from geo_utils.models.usage import Usage
 from geo_utils.notebooks import read_parameters
-from geo_utils.policies import policy_rewriter, read_card
-from geo_utils.roles import Roles, make_caller
-from geo_utils.training.cold_start import Demonstration, demonstrations, export_llamafactory, main
-from geo_utils.training.options import ColdStart
+from geo_utils.roles.by_model import ModelRewriter, RewriteTask
+from geo_utils.roles.engines import ExtractiveEngine
+from geo_utils.roles.judges import LexicalJudge
+from geo_utils.roles.make import Roles, make_caller
+from geo_utils.roles.policies import policy_rewriter, read_card
+from geo_utils.roles.rewriters import is_tidy, page_units
 
 POINT = KeyPoint(1, "The Moon raises two bulges of water.")
 LANDS = "The Moon raises two bulges of water. A harbour sees a new tide every 12 hours."

@@ -6,9 +6,7 @@ import pytest
 from conftest import make_example, make_row
 
 from geo_utils import corpus as corpus_module
-from geo_utils import rows
-from geo_utils.corpus import MAX_PAGE_CHARS, KeyPoint, choose_key_points, load_corpus
-from geo_utils.rows import CorpusError
+from geo_utils.corpus import MAX_PAGE_CHARS, CorpusError, KeyPoint, choose_key_points, load_corpus
 
 
 def points(**changes):
@@ -187,7 +185,7 @@ class TestHub:
         plain = {k: v for k, v in make_row().items() if k != "ori_keypoint_dict"}
         rows_ = [plain | {"query_id": q} for q in ("a", "b", "c")]
         (hub / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows_))
-        monkeypatch.setitem(rows.HUB_IDS, "researchy-geo", str(hub))
+        monkeypatch.setitem(corpus_module.HUB_IDS, "researchy-geo", str(hub))
         points = tmp_path / "key_point"
         points.mkdir()
         target = {
@@ -205,7 +203,7 @@ class TestHub:
         assert "joined for 33.3% of queries" in str(corpus)
 
     def test_an_unreachable_hub_says_what_to_do(self, monkeypatch, tmp_path):
-        monkeypatch.setitem(rows.HUB_IDS, "geo-bench", str(tmp_path / "nowhere"))
+        monkeypatch.setitem(corpus_module.HUB_IDS, "geo-bench", str(tmp_path / "nowhere"))
         with pytest.raises(CorpusError, match="use corpus='jsonl' with its folder"):
             load_corpus("geo-bench")
 

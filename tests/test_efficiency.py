@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
-from geo_utils.efficiency.gpus import GpuWatch, Reading, parse, visible_gpus
+from geo_utils.efficiency.bench import GpuWatch, Reading, parse, visible_gpus
 from geo_utils.efficiency.measure import measure
 from geo_utils.efficiency.params import EfficiencyParams, Setting
 from geo_utils.efficiency.random_weights import SHAPES, shape_name
 from geo_utils.efficiency.recipes import Placement, place, recipe, training_fields
 from geo_utils.efficiency.sweep import sweep
+from geo_utils.files import read_jsonl
+from geo_utils.grpo.params import GrpoParams
 from geo_utils.notebooks import read_parameters
-from geo_utils.parameter_errors import ParameterError
+from geo_utils.parameters import ParameterError
 from geo_utils.runs import Run, start_run
-from geo_utils.training.log import read_jsonl
-from geo_utils.training.params import GrpoParams
 
 CPU = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
 SMALL = {

@@ -8,10 +8,10 @@ import pytest
 from conftest import make_example
 
 from geo_utils.corpus import load_corpus
-from geo_utils.engines import Answer, ExtractiveEngine
 from geo_utils.evaluate import draw_placement, evaluate
-from geo_utils.judges import LexicalJudge, Verdict
-from geo_utils.rewriters import EditRewriter, Rewrite
+from geo_utils.roles.engines import Answer, ExtractiveEngine
+from geo_utils.roles.judges import LexicalJudge, Verdict
+from geo_utils.roles.rewriters import EditRewriter, Rewrite
 from geo_utils.summary import headline, summarise
 
 CORPUS = load_corpus().examples[:6]

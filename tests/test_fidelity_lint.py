@@ -11,7 +11,7 @@ from geo_utils.corpus import load_corpus
 from geo_utils.fidelity import THRESHOLD, WINDOW, Fidelity, fidelity, plain_sentences
 from geo_utils.lexical import coverage
 from geo_utils.lint import instructions, new_instructions
-from geo_utils.rewriters import EDITS
+from geo_utils.roles.rewriters import EDITS
 from geo_utils.text import numbers
 
 TIDES = (

@@ -16,7 +16,7 @@ import pytest
 from conftest import PROJECT, make_row
 
 from geo_utils import run as run_module
-from geo_utils.parameter_errors import read_yaml
+from geo_utils.parameters import read_yaml
 from geo_utils.runs import Run
 
 NB02, NB03 = "02_baseline_rewrites", "03_key_point_prompt"

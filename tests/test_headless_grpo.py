@@ -13,9 +13,9 @@ from test_headless import only_run, run_notebook
 from train_many import SMALL
 
 from geo_utils.files import read_jsonl
-from geo_utils.methods import is_policy
+from geo_utils.grpo.comparison import AFTER, BEFORE, gain, training_headline
+from geo_utils.roles.methods import is_policy
 from geo_utils.summary import summarise
-from geo_utils.training.comparison import AFTER, BEFORE, gain, training_headline
 
 NB04 = "04_grpo"
 TINY = [*SMALL.items(), ("evaluation.repeats", "1"), ("evaluation.key_points", "one")]

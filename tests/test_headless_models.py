@@ -6,10 +6,10 @@ import pytest
 from conftest import PROJECT, SECRET, make_row
 from test_headless import NB02, NB03, command, only_run
 
-from geo_utils.cells import default_parameters
+from geo_utils.baseline_rewrites.params import BaselineRewritesParams
 from geo_utils.models.base import FatalError
-from geo_utils.params import BaselineRewritesParams
-from geo_utils.roles import make_roles
+from geo_utils.parameters import default_parameters
+from geo_utils.roles.make import make_roles
 from geo_utils.runs import Run
 
 METHODS = "[original, fluency]"

@@ -11,7 +11,7 @@ import pytest
 from conftest import PROJECT
 from run_folders import make_run
 
-from geo_utils.meeting.records import find_records
+from geo_utils.records import find_records
 
 SECTION = re.search(
     r"## The week's meeting\n+```bash\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL

@@ -6,14 +6,18 @@ from dataclasses import replace
 import pytest
 from conftest import make_example, run
 
-from geo_utils.cleaning import clean_rewrite
 from geo_utils.corpus import KeyPoint
-from geo_utils.methods import METHODS, MODEL_FREE_METHODS
-from geo_utils.model_rewriters import ModelRewriter
-from geo_utils.model_roles import ModelEngine, ModelJudge, extract_key_points
 from geo_utils.models.base import Completion, UnusableError
 from geo_utils.models.cache import request_key
 from geo_utils.prompts import load_rules, load_template
+from geo_utils.roles.by_model import (
+    ModelEngine,
+    ModelJudge,
+    ModelRewriter,
+    clean_rewrite,
+    extract_key_points,
+)
+from geo_utils.roles.methods import METHODS, MODEL_FREE_METHODS
 
 POINT = KeyPoint(1, "The Moon raises two bulges of water.")
 PAGE = "The Moon raises two bulges of water. A harbour sees a new tide every 12 hours. " * 6

@@ -15,12 +15,12 @@ from scipy.stats import chisquare
 from servers import free_port, wait_until_up
 from tiny_model import make_tiny_model
 
-from geo_utils.model_roles import ModelEngine, ModelJudge
 from geo_utils.models.base import FatalError, Request, Sampling, TransientError, UnusableError
-from geo_utils.models.caller import Caller, Policy
+from geo_utils.models.caller import Caller, Retries
+from geo_utils.models.local import _own_draws, transformers_local, vllm_local
+from geo_utils.models.loops import run_sync
 from geo_utils.models.openai_server import OpenAIServer
-from geo_utils.models.transformers_local import TransformersLocal, _own_draws
-from geo_utils.models.vllm_local import VllmLocal
+from geo_utils.roles.by_model import ModelEngine, ModelJudge
 
 SHORT = Sampling(0.0, 12)
 
@@ -36,7 +36,7 @@ def ask(prompt="the tide", **options):
 
 class TestTransformersLocal:
     def test_a_batch_gives_what_single_calls_give(self, tiny_model):
-        model = TransformersLocal(str(tiny_model), device="cpu")
+        model = transformers_local(str(tiny_model), device="cpu")
         prompts = ["the tide", "a", "a longer prompt that needs no padding at all"]
 
         async def together():
@@ -52,7 +52,7 @@ class TestTransformersLocal:
 
     def test_a_draw_hangs_on_its_request_alone(self, tiny_model):
         """Not on who happened to be in its batch, which is a matter of milliseconds."""
-        model, hot = TransformersLocal(str(tiny_model), device="cpu"), Sampling(1.0, 12, 0.9)
+        model, hot = transformers_local(str(tiny_model), device="cpu"), Sampling(1.0, 12, 0.9)
         asked = [ask("the tide", sampling=hot, sample_index=n) for n in range(6)]
 
         async def together():
@@ -75,7 +75,7 @@ class TestTransformersLocal:
         assert set(drawn.tolist()) == {0, 1, 2}
 
     def test_choices_get_probabilities(self, tiny_model):
-        model = TransformersLocal(str(tiny_model), device="cpu")
+        model = transformers_local(str(tiny_model), device="cpu")
         found = run(model.complete(ask(choices=("yes", "no"))))
         assert set(found.logprobs) == {"yes", "no"}
         assert all(value < 0 for value in found.logprobs.values())
@@ -84,7 +84,7 @@ class TestTransformersLocal:
         run(model.close())
 
     def test_different_sampling_goes_into_different_batches(self, tiny_model):
-        model = TransformersLocal(str(tiny_model), device="cpu")
+        model = transformers_local(str(tiny_model), device="cpu")
 
         async def mixed():
             calls = (model.complete(ask(sampling=Sampling(0.0, n))) for n in (2, 5, 2, 5))
@@ -97,13 +97,13 @@ class TestTransformersLocal:
     def test_a_missing_model_is_fatal(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(FatalError, match="cannot be loaded"):
-            run(TransformersLocal(str(tmp_path / "nowhere")).complete(ask()))
+            run(transformers_local(str(tmp_path / "nowhere")).complete(ask()))
 
 
 def test_vllm_that_is_not_installed_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)  # also where it is installed
     with pytest.raises(FatalError, match=r"pip install -e '\.\[gpu\]'"):
-        run(VllmLocal("any").probe())
+        run(vllm_local("any").probe())
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def transformers_serve(tiny_model, tmp_path_factory):
 class TestTransformersServe:
     def test_it_serves_engine_and_judge(self, transformers_serve, tiny_model):
         model = OpenAIServer(str(tiny_model), [transformers_serve])
-        caller = Caller(model, policy=Policy(max_tries=1, max_unusable=1))
+        caller = Caller(model, retries=Retries(max_tries=1, max_unusable=1))
         engine = ModelEngine(caller, Sampling(0.7, 24))
         answer = run(engine.answer("how do tides work?", ["The Moon does it.", "The Sun helps."]))
         # random weights rarely end a sentence: an answer, or an abstention that says why not
@@ -207,7 +207,7 @@ def served(replica, request=None):
             finally:
                 await model.close()
 
-    return run(scene())
+    return run_sync(scene())
 
 
 class TestOpenAIServer:
@@ -261,7 +261,7 @@ class TestOpenAIServer:
             async with Replica() as left:
                 async with Replica() as right:
                     model = OpenAIServer("m", [left.url, right.url])
-                    caller = Caller(model, policy=Policy(backoff_s=0.01))
+                    caller = Caller(model, retries=Retries(backoff_s=0.01))
                     for i in range(10):
                         await caller.complete(ask(f"both {i}"))
                     shared = len(left.bodies), len(right.bodies)
@@ -271,7 +271,7 @@ class TestOpenAIServer:
                 await model.close()
                 return shared, len(left.bodies), failures
 
-        shared, left, failures = run(scene())
+        shared, left, failures = run_sync(scene())
         assert shared == (5, 5) and left == 15
         assert sum(failures.values()) == 1  # one call met the dead replica, no second did
 
@@ -286,25 +286,25 @@ class TestOpenAIServer:
         async def scene():
             async with Hanging() as stuck, Replica() as well:
                 model = OpenAIServer("m", [stuck.url, well.url])
-                policy = Policy(timeout_s=2, backoff_s=0.01, max_concurrency=1)
-                caller = Caller(model, policy=policy)
+                retries = Retries(timeout_s=2, backoff_s=0.01, max_concurrency=1)
+                caller = Caller(model, retries=retries)
                 for i in range(6):
                     await caller.complete(ask(str(i)))
                 over.set()
                 await model.close()
                 return len(stuck.bodies), len(well.bodies)
 
-        assert run(scene()) == (1, 6)
+        assert run_sync(scene()) == (1, 6)
 
     def test_probing_names_what_is_wrong(self):
         async def scene(replica, model, urls=None):
             async with replica:
                 await OpenAIServer(model, urls or [replica.url]).probe()
 
-        run(scene(Replica(), "m"))
+        run_sync(scene(Replica(), "m"))
         with pytest.raises(FatalError, match="does not serve 'other' but m"):
-            run(scene(Replica(), "other"))
+            run_sync(scene(Replica(), "other"))
         with pytest.raises(FatalError, match=r"no server can be asked: .* is it up"):
-            run(scene(Replica(), "m", ["http://127.0.0.1:9/v1"]))
+            run_sync(scene(Replica(), "m", ["http://127.0.0.1:9/v1"]))
         with pytest.raises(FatalError, match="needs base_urls"):
             OpenAIServer("m", [])

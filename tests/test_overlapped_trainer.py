@@ -16,12 +16,11 @@ from tiny_model import make_tiny_model
 from trainers import Answers, Sampler, Watched, adapter, logged, make, with_sampler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from geo_utils.engines import Answer
+from geo_utils.files import read_jsonl
+from geo_utils.grpo.checkpoints import Interrupts, checkpoint_step, save_now
+from geo_utils.grpo.log import TrainingLog, timed
+from geo_utils.roles.engines import Answer
 from geo_utils.runs import RunInterrupted
-from geo_utils.training.checkpoints import checkpoint_step
-from geo_utils.training.grpo import save_now
-from geo_utils.training.log import Interrupts, TrainingLog, read_jsonl
-from geo_utils.training.phases import timed
 
 MODES = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 

@@ -5,24 +5,24 @@ import papermill
 import pytest
 from conftest import PROJECT
 
-from geo_utils.cells import bound_names, default_parameters
-from geo_utils.key_point_params import KeyPointPromptParams
-from geo_utils.methods import METHODS, MODEL_METHODS
-from geo_utils.notebooks import PARAMS, read_parameters
-from geo_utils.parameter_errors import ParameterError, read_yaml
-from geo_utils.params import BaselineRewritesParams
-from geo_utils.rewriters import EDITS
-from geo_utils.training.trl_fields import field_names
+from geo_utils.baseline_rewrites.params import BaselineRewritesParams
+from geo_utils.grpo.params import field_names
+from geo_utils.key_point_prompt.params import KeyPointPromptParams
+from geo_utils.notebooks import NOTEBOOKS as NAMES
+from geo_utils.notebooks import params_class, read_parameters
+from geo_utils.parameters import ParameterError, bound_names, default_parameters, read_yaml
+from geo_utils.roles.methods import METHODS, MODEL_METHODS
+from geo_utils.roles.rewriters import EDITS
 
-NOTEBOOKS = {name: PROJECT / "notebooks" / f"{name}.ipynb" for name in PARAMS}
+NOTEBOOKS = {name: PROJECT / "notebooks" / f"{name}.ipynb" for name in NAMES}
 DEFAULTS = default_parameters(NOTEBOOKS["02_baseline_rewrites"])
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_and_its_model_have_the_same_parameters(name):
     # what Papermill's own parser sees, which an annotation or a comment can blind
     seen = papermill.inspect_notebook(str(NOTEBOOKS[name]))
-    assert set(seen) == set(PARAMS[name].model_fields)
+    assert set(seen) == set(params_class(name).model_fields)
     assert set(default_parameters(NOTEBOOKS[name])) == set(seen)
 
 
@@ -30,19 +30,19 @@ def test_a_notebook_and_its_model_have_the_same_parameters(name):
 def test_every_shipped_parameter_file_is_valid(path: Path):
     name = path.parent.name
     values = read_yaml(path)
-    params = PARAMS[name].check(default_parameters(NOTEBOOKS[name]) | values, values)
+    params = params_class(name).check(default_parameters(NOTEBOOKS[name]) | values, values)
     assert params.passed == values
     assert params.variant == path.stem
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_default_yaml_spells_out_every_parameter(name):
     spelled = set(read_parameters(name, "default")[1])
     if name == "04_grpo":  # TRL's names stand for the groups that they are folded into
         spelled -= field_names("grpo") - {"seed", "temperature"}
         spelled -= {"lora_r", "lora_alpha", "lora_target_modules", "use_peft", "reward_funcs"}
         spelled = spelled - {"dataset_name"} | {"grpo_options", "lora_options"}
-    assert spelled == set(PARAMS[name].model_fields)
+    assert spelled == set(params_class(name).model_fields)
 
 
 @pytest.mark.parametrize(

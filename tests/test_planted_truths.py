@@ -8,21 +8,18 @@ import pytest
 from conftest import make_example
 
 from geo_utils.corpus import load_corpus
-from geo_utils.engines import ExtractiveEngine
 from geo_utils.evaluate import evaluate
-from geo_utils.judges import LexicalJudge
-from geo_utils.rewriters import Rewrite
+from geo_utils.key_point_prompt.headroom import headroom_strata, headroom_table, unit_table
+from geo_utils.key_point_prompt.judges import Judges, corrected_lift, kappa_table
+from geo_utils.roles.engines import ExtractiveEngine
+from geo_utils.roles.judges import LexicalJudge
+from geo_utils.roles.rewriters import Rewrite
 from geo_utils.statistics import (
     PairedDifference,
     cluster_mean,
     jackknife,
     paired_difference,
 )
-from geo_utils.studies.agreement import kappa_table
-from geo_utils.studies.findings import judge_findings
-from geo_utils.studies.hand_labels import corrected_lift
-from geo_utils.studies.headroom import headroom_strata, headroom_table, unit_table
-from geo_utils.studies.results import StudyTables
 
 SEEDS = range(100)
 ENOUGH = 93
@@ -191,8 +188,8 @@ class TestErringJudge:
         for given, judge, why in cases:
             reason = corrected_lift(lift, given, judge)
             assert why in reason
-            found = StudyTables(kappa=kappa_table(table), correction=reason)
-            assert f"- No corrected lift: {reason}." in judge_findings(found, "a test")
+            found = Judges(table, kappa_table(table), pd.DataFrame(), reason)
+            assert f"- No corrected lift: {reason}." in found.findings("a test")
 
     def swapped(self, table):
         wrong = {"supported": "omitted", "omitted": "supported"}

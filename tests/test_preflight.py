@@ -12,22 +12,29 @@ from types import SimpleNamespace
 import pytest
 from servers import free_port
 
-from geo_utils.methods import policy_problem
-from geo_utils.models.base import FatalError
-from geo_utils.models.weights import weights_id
-from geo_utils.notebooks import read_parameters
-from geo_utils.parameter_errors import ParameterError
-from geo_utils.policies import CARD, PolicyCard, policy_rewriter, read_card, same_card, torn_file
-from geo_utils.training import preflight
-from geo_utils.training.checkpoints import (
-    base_checksum,
+from geo_utils.grpo import checkpoints
+from geo_utils.grpo.checkpoints import (
     check_adapter,
+    check_machine,
+    check_server,
     checkpoint_step,
     copy_policy,
-    keep_base_exact,
     newest_complete,
 )
-from geo_utils.training.preflight import check_machine, check_server
+from geo_utils.grpo.trainer import base_checksum, keep_base_exact
+from geo_utils.models.base import FatalError
+from geo_utils.models.local import weights_id
+from geo_utils.notebooks import read_parameters
+from geo_utils.parameters import ParameterError
+from geo_utils.roles.methods import policy_problem
+from geo_utils.roles.policies import (
+    CARD,
+    PolicyCard,
+    policy_rewriter,
+    read_card,
+    same_card,
+    torn_file,
+)
 
 BASE = "Qwen/Qwen3-1.7B"
 
@@ -59,7 +66,7 @@ def make_checkpoint(folder, step, state=None, **config):
 
 class TestMachine:
     def test_vllm_that_is_not_installed(self, monkeypatch):
-        monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+        monkeypatch.setattr(checkpoints, "find_spec", lambda name: None)
         with refused(r"use_vllm=True: vllm is not installed; pip install -e '.\[gpu\]', or set"):
             check_machine(recipe("colocate"))
 
@@ -67,7 +74,7 @@ class TestMachine:
     def test_no_gpu_for_a_recipe_that_needs_one(self, name, monkeypatch):
         import torch
 
-        monkeypatch.setattr(preflight, "find_spec", lambda name: object())
+        monkeypatch.setattr(checkpoints, "find_spec", lambda name: object())
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with refused("use_cpu=False: this recipe needs a GPU .* or set use_cpu: true"):
             check_machine(recipe(name))
@@ -189,7 +196,7 @@ class TestServer:
             check_server(recipe("gemini", vllm_server_base_url=url))
 
     def test_the_machine_check_asks_the_server(self, monkeypatch):
-        monkeypatch.setattr(preflight, "find_spec", lambda name: object())
+        monkeypatch.setattr(checkpoints, "find_spec", lambda name: object())
         with models_server(serving("other")) as url, refused(f"{url} serves other, not"):
             check_machine(recipe("gemini", use_cpu=True, vllm_server_base_url=url))
 
@@ -344,8 +351,8 @@ class TestAdapter:
 
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory):
-    from geo_utils.training.options import SmallModel
-    from geo_utils.training.small_policy import make_small_policy
+    from geo_utils.grpo.cold_start import make_small_policy
+    from geo_utils.grpo.params import SmallModel
 
     folder = tmp_path_factory.mktemp("small") / "policy"
     options = SmallModel(hidden_size=32, layers=1, vocabulary=300)

@@ -11,14 +11,19 @@ import pytest
 from conftest import PROJECT
 from run_folders import HEADLINE, make_run, method_row
 
-from geo_utils.cells import default_parameters
-from geo_utils.meeting.headlines import headline_phrase, results
-from geo_utils.meeting.index_page import default_parameters_of
-from geo_utils.meeting.params import WeeklyParams
-from geo_utils.meeting.records import Record, changed_parameters, choose_records, find_records
 from geo_utils.notebooks import read_parameters
-from geo_utils.parameter_errors import ParameterError
+from geo_utils.parameters import ParameterError, default_parameters
+from geo_utils.records import (
+    Record,
+    changed_parameters,
+    choose_records,
+    find_records,
+    headline_phrase,
+    results,
+)
 from geo_utils.runs import locate_run, process_mark
+from geo_utils.show.pages import default_parameters_of
+from geo_utils.weekly.params import WeeklyParams
 
 DEFAULTS = default_parameters(PROJECT / "notebooks" / "05_weekly.ipynb")
 
@@ -59,7 +64,7 @@ class TestStatus:
         sleeping = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
         mark = process_mark(sleeping.pid)
         attempt = {"pid": sleeping.pid, "host": platform.node()}
-        for given, status in ((mark, "started"), (f"{mark}0", "abandoned"), (None, "started")):
+        for given, status in ((mark, "started"), (mark - 3600, "abandoned"), (None, "started")):
             root = tmp_path / str(given)
             made = [attempt | {"process": given}]
             make_run(root, "20260101-1", status="started", ended_at=None, attempts=made)
@@ -225,7 +230,7 @@ class TestWeeklyParams:
             def now(cls, tz):
                 return cls(2026, 1, cls.day, 23, 59, 59, tzinfo=tz)
 
-        monkeypatch.setattr("geo_utils.meeting.params.datetime", Clock)
+        monkeypatch.setattr("geo_utils.weekly.params.datetime", Clock)
         params = check(day=given)
         before = locate_run("05_weekly", params).folder.name[-8:]
         Clock.day = 31

@@ -1,6 +1,5 @@
 """Whatever a service sends: it is read right, or it is a failed call that says what came."""
 
-import asyncio
 import json
 import os
 import socket
@@ -8,13 +7,9 @@ import threading
 
 import pytest
 from aiohttp import web
-from conftest import run
 
 import geo_utils
-from geo_utils.arrangement import arrange
 from geo_utils.corpus import load_corpus
-from geo_utils.model_rewriters import RewriteTask
-from geo_utils.model_roles import _VERDICT, _VERDICTS, ModelEngine, ModelJudge
 from geo_utils.models.base import (
     Completion,
     FatalError,
@@ -23,12 +18,15 @@ from geo_utils.models.base import (
     UnusableError,
 )
 from geo_utils.models.cache import AnswerCache, request_key
-from geo_utils.models.caller import Caller, Policy
+from geo_utils.models.caller import Caller, Retries
 from geo_utils.models.gemini import Gemini
+from geo_utils.models.loops import run_sync
 from geo_utils.models.openai_server import OpenAIServer
 from geo_utils.models.replies import parse_json, refusal, seconds, strip_thoughts, writable
+from geo_utils.roles.by_model import _VERDICT, _VERDICTS, ModelEngine, ModelJudge, RewriteTask
+from geo_utils.roles.rewriters import arrange
 
-QUICK = Policy(backoff_s=0.0, max_tries=2, deadline_s=60.0)
+QUICK = Retries(backoff_s=0.0, max_tries=2, deadline_s=60.0)
 FINE = {
     "choices": [{"message": {"content": "Tides. [1]"}, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 9, "completion_tokens": 3}, "model": "m",
@@ -73,17 +71,17 @@ class Service:
         await self.runner.cleanup()
 
 
-def asked(service, make, request=None, policy=QUICK, cache=None):
+def asked(service, make, request=None, retries=QUICK, cache=None):
     async def scene():
         async with service:
             model = make(f"http://127.0.0.1:{service.port}")
-            caller = Caller(model, cache, policy)
+            caller = Caller(model, cache, retries)
             try:
                 return await caller.complete(request or Request("engine", "what of tides?"))
             finally:
                 await model.close()
 
-    return run(scene())
+    return run_sync(scene())
 
 
 def openai(url):
@@ -177,7 +175,7 @@ class TestShapes:
                     await model.close()
 
             with pytest.raises(TransientError):
-                run(scene())
+                run_sync(scene())
 
     @pytest.mark.parametrize(
         "text", ["²", "1e3", "-3", "Wed, 21 Oct 2026 07:28:00 GMT", "٣", "9" * 40]
@@ -271,7 +269,7 @@ class TestErrors:
                     await model.close()
 
         with pytest.raises(FatalError, match=said) as failed:
-            run(scene())
+            run_sync(scene())
         assert str(status) in str(failed.value)
 
     def test_a_key_with_a_line_break_at_its_end_is_trimmed(self, monkeypatch):
@@ -405,7 +403,7 @@ class TestJson:
                 finally:
                     await model.close()
 
-        assert run(scene()).label == "omitted"
+        assert run_sync(scene()).label == "omitted"
         only = changed(FINE, message={"content": planted})
         with pytest.raises(UnusableError):  # nothing but the quotation
             asked(Service(only), openai, Request("judge", f"p {planted}", schema=_VERDICT))
@@ -435,7 +433,7 @@ def test_an_engine_s_thoughts_are_never_scored():
             finally:
                 await model.close()
 
-    assert asyncio.run(scene()).text == "Two a day [1]."
+    assert run_sync(scene()).text == "Two a day [1]."
 
 
 class TestCacheLines:

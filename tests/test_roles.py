@@ -2,13 +2,14 @@
 
 import pytest
 from conftest import make_example, run
+from measure_judge import roc_auc, support_scores
 
 from geo_utils.citations import parse_answer
 from geo_utils.corpus import KeyPoint, load_corpus
-from geo_utils.engines import Emphasis, ExtractiveEngine
-from geo_utils.judges import LexicalJudge, roc_auc, support_scores
 from geo_utils.lexical import SUPPORT_THRESHOLD, bm25, coverage
-from geo_utils.rewriters import EDITS, EditRewriter
+from geo_utils.roles.engines import Emphasis, ExtractiveEngine
+from geo_utils.roles.judges import LexicalJudge
+from geo_utils.roles.rewriters import EDITS, EditRewriter
 from geo_utils.text import words
 
 QUERY = "how do tides work?"

@@ -13,10 +13,9 @@ import pytest
 from conftest import growth
 from run_folders import HEADLINE, executed, make_run, method_row, picture
 
-from geo_utils.meeting.index_page import duration, write_index
-from geo_utils.meeting.records import find_records
-from geo_utils.meeting.side_by_side import compare_runs, comparison_view, write_comparison
+from geo_utils.records import find_records
 from geo_utils.report import main
+from geo_utils.show.pages import duration, runs_view, write_comparison, write_index
 
 chromium = pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
 
@@ -91,13 +90,14 @@ class TestIndex:
     @chromium
     def test_headers_sort_and_words_filter(self, root, tmp_path):
         script = """
-        const ids = () => rows.filter(r => !r.hidden).sort((a, b) => a.rowIndex - b.rowIndex)
+        const filter = document.querySelector("input[type=search]");
+        const ids = () => [...document.querySelectorAll(".geo-all tbody tr:not([hidden])")]
           .map(r => r.id.slice(0, 10)).join(" ");
         const heads = document.querySelectorAll("th button"), out = [];
         heads[3].click(); out.push(ids()); heads[3].click(); out.push(ids());
         heads[0].click(); out.push(ids());
         filter.value = "grpo UNREAD"; filter.dispatchEvent(new Event("input")); out.push(ids());
-        document.title = out.join("|") + "|" + document.getElementById("shown").textContent;
+        document.title = out.join("|") + "|" + document.querySelector(".geo-shown").textContent;
         """
         markup = in_browser(write_index(root), script, tmp_path)
         title = re.search("<title>(.*?)</title>", markup).group(1)
@@ -132,7 +132,7 @@ class TestIndex:
         write_index(many)
         manifests = {path: times for path, times in read.items() if path.name == "manifest.json"}
         assert len(manifests) == 400 and set(manifests.values()) == {1}
-        assert read.total() <= 400 + 1  # and the page's template
+        assert read.total() == 400
 
     @pytest.mark.parametrize(
         ("seconds", "text"),
@@ -147,82 +147,172 @@ def resolved(**values):
     return {"passed": {}, "resolved": {"variant": "v", "output_root": "outputs"} | values}
 
 
-class TestComparison:
-    @pytest.fixture
-    def pair(self, tmp_path):
-        raised = {"methods": HEADLINE["methods"] | {"key_point": method_row(0.5, 0.4, 0.6)}}
-        make_run(tmp_path, "20260101-1", parameters=resolved(seed=0, calls={"max_calls": 1}))
-        make_run(tmp_path, "20260101-2", parameters=resolved(seed=1, calls={"max_calls": 1}),
-                 headline=raised, variant="other")  # fmt: skip
-        return find_records(tmp_path)
+EVIL = "</script><script>console.log('run')</script><img src=x onerror=alert(1)> {{ 7*7 }}"
 
-    def test_only_what_differs_and_every_number_with_n(self, pair):
-        compared = compare_runs(pair)
-        assert compared.parameters.to_dict() == {"A": {"seed": "0"}, "B": {"seed": "1"}}
-        cell = compared.headlines.loc["key-point probability, key-point rewrite", "B"]
-        assert cell == "0.500 [0.400, 0.600]\nn = 30 queries, 90 samples, 2 abstentions"
-        assert compared.notes == ()
-        assert compared.figure.get_suptitle() == (
-            "Key-point rewrite differs most: 0.500 in B, 0.900 in A; their intervals do not meet"
-        )
-        labels = [tick.get_text() for tick in compared.figure.axes[0].get_yticklabels()]
-        assert labels[:2] == ["A · original", "B · original"] and len(labels) == 6
 
-    def test_what_stands_in_the_way_is_said(self, pair, tmp_path):
-        make_run(tmp_path, "20260101-3", notebook="03_key_point_prompt", provenance="gemini",
-                 parameters=resolved(seed=0, method="key_point"), inputs={"corpus": "d"},
-                 code_hash="two")  # fmt: skip
-        make_run(tmp_path, "20260101-4", status="failed", reason="why", headline=None,
-                 parameters=None)  # fmt: skip
-        compared = compare_runs(find_records(tmp_path))
-        text = " ".join(compared.notes)
+def pair(root):
+    raised = {"methods": HEADLINE["methods"] | {"key_point": method_row(0.5, 0.4, 0.6)}}
+    same = {"calls": {"max_calls": 1}}
+    make_run(root, "20260101-1", parameters=resolved(seed=0, **same))
+    make_run(root, "20260101-2", "02_baseline_rewrites", "other", headline=raised,
+             parameters=resolved(seed=1, **same))  # fmt: skip
+
+
+def obstacles(root):
+    pair(root)
+    make_run(root, "20260101-3", notebook="03_key_point_prompt", provenance="gemini",
+             parameters=resolved(seed=0, method="key_point"), inputs={"corpus": "d"},
+             code_hash="two")  # fmt: skip
+    make_run(root, "20260101-4", status="failed", reason="why", headline=None, parameters=None)
+
+
+def many(root):
+    for i in range(30):
+        make_run(root, f"20260101-{i:02d}", parameters=resolved(seed=i))
+
+
+def quartiles(root):
+    seconds = {"mean": 2.0, "low": 1.5, "high": 2.5, "n_steps": 8}
+    for i in range(2):
+        make_run(root, f"20260101-{i}", "01_efficiency",
+                 headline={"seconds a step, median [quartiles]": {"a": seconds}})  # fmt: skip
+
+
+def without_intervals(root):
+    for i in range(2):
+        make_run(root, f"20260101-{i}", headline={"step_s": 2.0 + i})
+
+
+def hostile(root):
+    for i in range(2):
+        parameters = {EVIL: f"{i}{EVIL}", "__proto__": i, "half": "\ud800"}
+        headline = {EVIL: {"mean": 0.1 * i, "low": 0.0, "high": 1.0, "n": 3}}
+        make_run(root, f"20260101-{i}", provenance=EVIL, code_hash=EVIL, reason=EVIL,
+                 status="interrupted", git={"commit": EVIL}, inputs={"corpus": f"{i}{EVIL}"},
+                 parameters=resolved(**parameters), headline=headline)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """What a browser shows of some groups of runs, all on one page: (tables, other texts)."""
+    groups = (pair, obstacles, many, quartiles, without_intervals, hostile)
+    folder, views = tmp_path_factory.mktemp("compared"), []
+    for make in groups:
+        make(folder / make.__name__)
+        views.append(runs_view(find_records(folder / make.__name__)).data)
+    page = folder / "page.html"
+    page.write_text(f"<!DOCTYPE html><html><body>{''.join(views)}</body></html>")
+    found = [compared_in(section) for section in sections(in_browser(page, "", folder))]
+    return dict(zip((make.__name__ for make in groups), found, strict=True))
+
+
+def sections(markup):
+    return re.findall("<section>(.*?)</section>", markup, re.DOTALL)
+
+
+def compared_in(section):
+    tables = [
+        [re.findall("<t[hd]>(.*?)</t[hd]>", row) for row in re.findall("<tr>.*?</tr>", table)]
+        for table in re.findall("<table>(.*?)</table>", section)
+    ]
+    rest = re.sub("<table>.*?</table>", "", section)
+    return tables, re.findall(r"<(?:p|h3)[^>]*>(.*?)</(?:p|h3)>", rest)
+
+
+@chromium
+class TestSideBySide:
+    def test_only_what_differs_and_every_number_with_n(self, compared):
+        (runs, parameters, headlines), texts = compared["pair"]
+        assert parameters == [["", "A", "B"], ["seed", "0", "1"]]
+        assert [row[0] for row in runs] == ["", "run", "status", "took", "commit", "source"]
+        assert runs[3:] == [
+            ["took", "30 s", "30 s"], ["commit", "abcdef0123", "abcdef0123"],
+            ["source", "offline roles", "offline roles"],
+        ]  # fmt: skip
+        (row,) = [row for row in headlines if row[0] == "key-point probability, key-point rewrite"]
+        text, svg, counts = re.fullmatch("(.*?)(<svg>.*</svg>)<br>(.*)", row[2]).groups()
+        assert text == "0.500 [0.400, 0.600]"
+        assert counts == "<small>n = 30 queries, 90 samples, 2 abstentions</small>"
+        ends = [float(re.search(f' {name}="([^"]+)"', svg).group(1)) for name in ("x1", "cx", "x2")]
+        assert [round((x - 4) / 132, 6) for x in ends] == [0.4, 0.5, 0.6]
+        assert texts == [
+            "Parameters that differ", "Headlines [95 % interval]",
+            "Key-point rewrite differs most: 0.500 in B, 0.900 in A; their intervals do not meet.",
+        ]  # fmt: skip
+
+    def test_what_stands_in_the_way_is_said(self, compared):
+        (runs, parameters, _), texts = compared["obstacles"]
+        text = " ".join(texts)
         for word in ("D recorded no parameters", "Different notebooks", "same corpus",
                      "different roles", "versions of the code", "Not finished: D"):  # fmt: skip
             assert word in text
-        assert "method" not in compared.parameters.index
-        assert compared.parameters.loc["seed"].tolist() == ["0", "1", "0", "–"]
-        assert compared.runs.loc["D", "status"] == "failed: why"
+        assert parameters[1:] == [["seed", "0", "1", "0", "–"]]
+        assert runs[2] == ["status", "finished", "finished", "finished", "failed: why"]
 
-    def test_many_runs_stand_below_each_other(self, tmp_path):
-        for i in range(30):
-            make_run(tmp_path, f"20260101-{i:02d}", parameters=resolved(seed=i))
-        shown = comparison_view(find_records(tmp_path)).data
-        assert "<th>seed</th>" in shown and "<th>AD</th>" in shown
+    def test_many_runs_stand_below_each_other(self, compared):
+        (_, parameters, _), texts = compared["many"]
+        assert parameters[0] == ["", "seed"] and parameters[-1] == ["AD", "29"]
+        assert "The runs agree; Original: 0.400 in all of them." in texts
 
-    def test_quartiles_are_not_called_95_percent_intervals(self, tmp_path):
-        seconds = {"mean": 2.0, "low": 1.5, "high": 2.5, "n_steps": 8}
-        for i in range(2):
-            make_run(tmp_path, f"20260101-{i}", "01_efficiency", headline={
-                "seconds a step, median [quartiles]": {"a": seconds},
-            })  # fmt: skip
-        records = find_records(tmp_path)
-        figure = compare_runs(records).figure
-        assert "n = 8 steps; quartiles." in [text.get_text() for text in figure.texts]
-        shown = comparison_view(records).data
-        assert "Headlines [quartiles]" in shown and "95 %" not in shown
+    def test_quartiles_are_not_called_95_percent_intervals(self, compared):
+        assert "Headlines [quartiles]" in compared["quartiles"][1]
 
-    def test_runs_without_intervals_have_no_figure(self, tmp_path):
-        for i in range(2):
-            make_run(tmp_path, f"20260101-{i}", headline={"step_s": 2.0 + i})
-        assert compare_runs(find_records(tmp_path)).figure is None
-        assert "No run has a headline number" in comparison_view(find_records(tmp_path)).data
+    def test_runs_without_intervals_have_no_claim(self, compared):
+        tables, texts = compared["without_intervals"]
+        assert "No run has a headline number with an interval." in texts
+        assert tables[-1][1][0] == "step_s" and "<svg" not in str(tables)
 
-    def test_the_page_is_one_file_with_links_to_the_runs(self, pair, tmp_path):
-        path = write_comparison(pair, tmp_path)
+    def test_nothing_that_a_manifest_says_becomes_markup_or_a_script(self, compared):
+        (runs, parameters, headlines), texts = compared["hostile"]
+        escaped = EVIL.replace("<", "&lt;").replace(">", "&gt;")
+        assert ["__proto__", "0", "1"] in parameters
+        assert [escaped, f"0{escaped}", f"1{escaped}"] in parameters
+        assert runs[5] == ["source", escaped, escaped] and headlines[1][0] == escaped
+        assert any("differs most: 0.000 in A, 0.100 in B" in text for text in texts)
+
+    def test_on_the_index_the_runs_that_are_ticked_are_compared(self, tmp_path):
+        pair(tmp_path)
+        script = """
+        const boxes = document.querySelectorAll("input[type=checkbox]");
+        document.title = document.querySelector("section").hidden;
+        for (const place of [1, 0]) boxes[place].click();
+        """
+        markup = in_browser(write_index(tmp_path), script, tmp_path)
+        assert "<title>true</title>" in markup
+        (runs, parameters, _), _ = compared_in(*sections(markup))
+        assert parameters[1] == ["seed", "0", "1"]  # in the order in which they were ticked
+        assert "20260101-1" in runs[1][1] and "20260101-2" in runs[1][2]
+
+
+class TestComparison:
+    @pytest.fixture
+    def records(self, tmp_path):
+        pair(tmp_path)
+        return find_records(tmp_path)
+
+    @pytest.mark.parametrize("write", [write_index, lambda root: write_comparison(
+        find_records(root), root)])  # fmt: skip
+    def test_what_a_manifest_says_is_escaped(self, tmp_path, write):
+        hostile(tmp_path)
+        page = write(tmp_path).read_text()
+        assert page.count("</script>") == 2 and "<img" not in page and "{{ 7*7 }}" in page
+
+    def test_the_page_is_one_file_with_links_to_the_runs(self, records, tmp_path):
+        path = write_comparison(records, tmp_path)
         page = path.read_text()
-        assert write_comparison(pair, tmp_path) == path and loads_something(page) == []
-        for link in re.findall('href="(?!data:)([^"]+)"', page):
-            assert (path.parent / link / "manifest.json").exists()
-        assert "data:image/png;base64" in page
+        assert write_comparison(records, tmp_path) == path and loads_something(page) == []
+        links = re.findall('href="(?!data:)([^"]+)"', page) + re.findall('"link": "([^"]+)"', page)
+        assert len(links) == 4  # the manifests, and the folders for the comparison
+        assert all((path.parent / link).exists() for link in links)
 
-    def test_the_command_takes_folders_and_ids(self, pair, tmp_path, report):
-        arguments = (pair[0].folder, "20260101-2", "--output-root", tmp_path)
+    def test_the_command_takes_folders_and_ids(self, records, tmp_path, report):
+        arguments = (records[0].folder, "20260101-2", "--output-root", tmp_path)
         code, said = report("compare", *arguments)
         assert code == 0 and Path(said.strip()).parent == tmp_path / "comparisons"
         for words, message in (
-            ((pair[0].folder,), "at least two different runs"),
-            ((pair[0].folder, pair[0].folder), "at least two different runs"),
-            ((pair[0].folder, "20269"), "'20269' is no run"),
+            ((records[0].folder,), "at least two different runs"),
+            ((records[0].folder, records[0].folder), "at least two different runs"),
+            ((records[0].folder, "20269"), "'20269' is no run"),
         ):
             code, said = report("compare", *words, "--output-root", tmp_path)
             assert code == 1 and message in said

@@ -10,7 +10,7 @@ import pytest
 from conftest import PROJECT
 
 from geo_utils import runs
-from geo_utils.cells import default_parameters
+from geo_utils.baseline_rewrites.params import BaselineRewritesParams
 from geo_utils.files import (
     append_jsonl,
     project_root,
@@ -18,9 +18,8 @@ from geo_utils.files import (
     resolve_path,
     write_atomic,
 )
-from geo_utils.params import BaselineRewritesParams
-from geo_utils.provenance import provenance
-from geo_utils.runs import Run, locate_run, start_run
+from geo_utils.parameters import default_parameters
+from geo_utils.runs import Run, locate_run, provenance, start_run
 
 NAME = "02_baseline_rewrites"
 DEFAULTS = default_parameters(PROJECT / "notebooks" / f"{NAME}.ipynb")

@@ -1,6 +1,8 @@
 """Rewards are the evaluation's own scores, and a failure is never a low one."""
 
 import asyncio
+import importlib
+import inspect
 import itertools
 from collections import defaultdict
 from dataclasses import replace
@@ -11,20 +13,18 @@ from conftest import make_example, run
 from servers import Gathering
 
 from geo_utils.corpus import KeyPoint, load_corpus
-from geo_utils.engines import Answer, ExtractiveEngine
 from geo_utils.evaluate import evaluate
-from geo_utils.judges import LexicalJudge, Verdict
-from geo_utils.model_rewriters import RewriteTask
-from geo_utils.model_roles import ModelEngine, ModelJudge
+from geo_utils.grpo.params import REWARDS, RewardOptions
+from geo_utils.grpo.rewards import Rewards, walls
 from geo_utils.models.base import Completion
-from geo_utils.models.caller import Caller, Policy
+from geo_utils.models.caller import Caller, Retries
 from geo_utils.models.gemini import Gemini
-from geo_utils.rewriters import EDITS
+from geo_utils.roles.by_model import ModelEngine, ModelJudge, RewriteTask
+from geo_utils.roles.engines import Answer, ExtractiveEngine
+from geo_utils.roles.judges import LexicalJudge, Verdict
+from geo_utils.roles.rewriters import EDITS
 from geo_utils.runs import RunInterrupted
 from geo_utils.text import sentences
-from geo_utils.training.call_clock import walls
-from geo_utils.training.options import RewardOptions
-from geo_utils.training.scoring import Rewards
 
 TASK = RewriteTask("key_point")
 ARRANGE = RewriteTask("arrange_key_point")
@@ -215,6 +215,12 @@ class TestComponents:
         assert any(s.startswith("**The Moon raises two bulges of water.**") for s in sources)
         untidy = called(rewards(["format"], task=ARRANGE), ["[1][1][9]", "words"])
         assert untidy["format"] == [0.5, 0.0]
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_trl_finds_each_component_by_its_dotted_name(name):
+    found = getattr(importlib.import_module("geo_utils.grpo.rewards"), name)
+    assert inspect.iscoroutinefunction(found) and found.__name__ == name
 
 
 class TestFailures:
@@ -419,8 +425,8 @@ def test_engine_and_judge_calls_of_64_completions_overlap(monkeypatch):
 
     async def scene():
         async with Gathering(64, 64) as server:
-            policy = Policy(max_concurrency=64, max_tries=1, timeout_s=150)
-            caller = Caller(Gemini("gemini-2.5-flash-lite", server.url), policy=policy)
+            policy = Retries(max_concurrency=64, max_tries=1, timeout_s=150)
+            caller = Caller(Gemini("gemini-2.5-flash-lite", server.url), retries=policy)
             made = rewards(["key_point"], Differing(caller), ModelJudge(caller), deadline_s=300)
             found = await made.functions[0](**columns([f"{PAGE} Copy {i}." for i in range(64)]))
             await caller.model.close()

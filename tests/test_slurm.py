@@ -12,14 +12,21 @@ import yaml
 from conftest import PROJECT, SECRET
 from run_folders import HEADLINE
 
-from geo_utils.cluster.folder import TaskRecord, create, find, script_text
-from geo_utils.cluster.resources import LocalServer, gpus_needed, local_servers
+from geo_utils.cluster.arrays import (
+    SlurmSettings,
+    TaskRecord,
+    create,
+    default_settings,
+    find,
+    make_tasks,
+    parse_grid,
+    script_text,
+)
 from geo_utils.cluster.servers import ServerError, serve_here
-from geo_utils.cluster.state import collect_table, progress, saved_work, slurm_states
+from geo_utils.cluster.state import collect_table, progress, slurm_states
 from geo_utils.cluster.task import run_task, servers_up
-from geo_utils.cluster.tasks import SlurmSettings, default_settings, make_tasks, parse_grid
 from geo_utils.notebooks import read_parameters
-from geo_utils.parameter_errors import ParameterError
+from geo_utils.parameters import LocalServer, ParameterError
 from geo_utils.runs import Run, code_hash, locate_run
 from geo_utils.slurm import main
 
@@ -136,20 +143,20 @@ class TestGpus:
         ],
     )  # fmt: skip
     def test_a_recipe_needs_the_gpus_that_the_readme_says(self, notebook, recipe, gpus):
-        assert gpus_needed(read_parameters(notebook, recipe)[2]) == gpus
+        assert read_parameters(notebook, recipe)[2].gpus_needed == gpus
 
     def test_a_server_elsewhere_needs_no_gpu_here_and_a_shared_one_counts_once(self):
         far = ("servers", "{engine: ['http://node7:8000/v1'], judge: ['http://node7:8000/v1'], "
                "rewriter: ['http://127.0.0.1:9000/v1']}")  # fmt: skip
         params = read_parameters(NB04, "qwen_server", [far])[2]
-        found = {server.address: server for server in local_servers(params)}
+        found = {server.address: server for server in params.servers_here}
         assert set(found) == {"http://127.0.0.1:8001", "http://127.0.0.1:9000"}
         assert found["http://127.0.0.1:8001"].policy
         assert found["http://127.0.0.1:9000"].model == "Qwen/Qwen2.5-7B-Instruct"
 
     def test_a_model_in_this_process_needs_one(self):
         local = [("engine", "transformers"), ("models", "{engine: any}")]
-        assert gpus_needed(read_parameters(NB02, "smoke", local)[2]) == 1
+        assert read_parameters(NB02, "smoke", local)[2].gpus_needed == 1
 
 
 class TestScript:
@@ -281,25 +288,28 @@ class TestCancel:
         assert "sbatch took no job, there is nothing to cancel" in capsys.readouterr().err
 
 
+def signalled(*_):
+    """Stands for a notebook that SLURM ended before its time was up."""
+    return 128 + 10
+
+
 class TestGuards:
     """A task that should not start never reaches its notebook."""
 
     def end(self, submission, monkeypatch, restart):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
-        monkeypatch.setattr("geo_utils.cluster.task.execute", lambda *_: pytest.fail("it started"))
-        return run_task(submission, 0), submission.record(0)
+        return run_task(submission, 0, lambda *_: pytest.fail("it started")), submission.record(0)
 
     def stalled(self, submission, ends):
         notebook, _, params = read_parameters(NB02, str(submission.task_file(0)))
-        work = saved_work(locate_run(notebook, params), params)
+        work = params.saved_work(locate_run(notebook, params).folder)
         starts = [{"at": "", "host": "", "restart": i, "progress": work, "end": end}
                   for i, end in enumerate(ends)]  # fmt: skip
         submission.save(0, TaskRecord(starts=starts))
 
-    def test_starts_of_another_version_are_no_fault(self, submission, monkeypatch):
+    def test_starts_of_another_version_are_no_fault(self, submission):
         submission.save(0, TaskRecord(starts=[{}, {"at": "then"}, {"progress": None}]))
-        monkeypatch.setattr("geo_utils.cluster.task.execute", lambda *_: 138)
-        assert run_task(submission, 0) == 138
+        assert run_task(submission, 0, signalled) == 138
 
     def test_a_finished_task_whose_run_was_deleted_leaves_no_run(self, submission, monkeypatch):
         gone = submission.folder.parents[1] / NB02 / "smoke" / "20260101-1"
@@ -321,15 +331,14 @@ class TestGuards:
     def test_preempted_starts_are_no_fault_and_progress_counts(self, submission, monkeypatch):
         self.stalled(submission, ["SIGTERM", "SIGTERM", "SIGUSR1"])
         monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-        monkeypatch.setattr("geo_utils.cluster.task.execute", lambda *_: 128 + 10)
-        assert run_task(submission, 0) == 138
+        assert run_task(submission, 0, signalled) == 138
         (submission.folder.parents[1] / "cache").mkdir()
         (submission.folder.parents[1] / "cache/a.answers.jsonl").write_text("{}\n")
-        assert run_task(submission, 0) == 138  # the cache has grown since
+        assert run_task(submission, 0, signalled) == 138  # the cache has grown since
         record = submission.record(0)
         assert record.outcome is None and [s["end"] for s in record.starts[-2:]] == ["SIGUSR1"] * 2
-        assert run_task(submission, 0) == 138
-        assert run_task(submission, 0) == 1  # and twice not
+        assert run_task(submission, 0, signalled) == 138
+        assert run_task(submission, 0, signalled) == 1  # and twice not
 
     def test_a_wrong_parameter_fails_once(self, submission, monkeypatch):
         path = submission.task_file(0)
@@ -342,14 +351,13 @@ class TestGuards:
     @pytest.mark.parametrize("finished", [True, False])
     def test_a_torn_record_is_as_good_as_none(self, submission, monkeypatch, finished):
         """Whether the task has finished is known by its run."""
-        monkeypatch.setattr("geo_utils.cluster.task.execute", lambda *_: 128 + 10)
-        run_task(submission, 0)
+        run_task(submission, 0, signalled)
         run = Run(Path(submission.record(0).run))
         run.update(status="finished" if finished else "interrupted", code_hash=code_hash())
         torn = submission.folder / "state" / "0.json"
         os.truncate(torn, 30)
         assert submission.record(0).outcome == "unreadable"
-        assert run_task(submission, 0) == (0 if finished else 138)
+        assert run_task(submission, 0, signalled) == (0 if finished else 138)
         record = submission.record(0)
         assert record.run == str(run.folder) or finished
         assert (record.outcome, len(record.starts)) == (("finished", 0) if finished else (None, 1))
@@ -371,7 +379,7 @@ class TestGuards:
         text = yaml.safe_dump(read_parameters(NB02, str(submission.task_file(0)), model)[1])
         submission.task_file(0).write_text(text)
         monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
-        assert run_task(submission, 0, broken) == 1
+        assert run_task(submission, 0, lambda *_: pytest.fail("it started"), broken) == 1
         assert submission.record(0).reason == "OSError: no such program: vllm"
 
 

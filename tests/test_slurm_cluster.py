@@ -20,12 +20,12 @@ import pytest
 import yaml
 from conftest import PROJECT
 from slurm_cluster import Cluster, why_not
-from train_many import SMALL
+from train_many import SMALL, learned
 
-from geo_utils.cluster.folder import find
+from geo_utils.cluster.arrays import find
 from geo_utils.files import read_jsonl
+from geo_utils.grpo.checkpoints import newest_complete
 from geo_utils.runs import Run
-from geo_utils.training.checkpoints import newest_complete
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 NB02, NB04 = "02_baseline_rewrites", "04_grpo"
@@ -86,16 +86,6 @@ def sweeps(cluster, tmp_path):
 def runs_of(submission):
     records = [submission.record(index) for index in range(len(submission.info["changes"]))]
     return [Run(Path(record.run)) for record in records if record.run]
-
-
-def learned(run):
-    """Everything that a training logged, and its result, without what is measured in seconds."""
-    rows = read_jsonl(run.folder / "metrics.jsonl")
-    timed = re.compile("^at$|phases|background|step_time|seconds|_wall$")
-    steps = [{k: v for k, v in row.items() if not timed.search(k)} for row in rows]
-    rollouts = [(r["step"], r["kind"], r["reply"])
-                for r in read_jsonl(run.folder / "rollouts.jsonl")]  # fmt: skip
-    return steps, rollouts, run.manifest["headline"]
 
 
 def restarts_by_slurm(cluster, submission):

@@ -17,11 +17,11 @@ from geo_utils.corpus import load_corpus
 from geo_utils.efficiency import random_weights
 from geo_utils.efficiency.measure import Resize, _AnyReply, _unequal, prompts, work_examples
 from geo_utils.efficiency.random_weights import SHAPES
-from geo_utils.models import simulated_gemini
+from geo_utils.grpo.data import free_memory
+from geo_utils.grpo.log import SettledHeap
+from geo_utils.grpo.train import compile_layers
 from geo_utils.notebooks import read_parameters
-from geo_utils.training.checkpoints import free_memory
-from geo_utils.training.compilation import compile_layers
-from geo_utils.training.heap import SettledHeap
+from geo_utils.roles import simulated_gemini
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,33 +12,50 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geo_utils.corpus import KeyPoint, choose_key_points, draw_queries, load_corpus
-from geo_utils.engines import Answer, ExtractiveEngine
 from geo_utils.evaluate import evaluate
-from geo_utils.judges import LexicalJudge, Verdict
-from geo_utils.loops import run_sync
-from geo_utils.parameter_errors import ParameterError
-from geo_utils.rewriters import STRESSES, EditRewriter, Rewrite
-from geo_utils.studies.adoption import (
+from geo_utils.key_point_prompt import adoption, headroom
+from geo_utils.key_point_prompt.adoption import (
     AdoptionCase,
     adoption_change,
     adoption_order,
-    adoption_samples,
     adoption_table,
+    page_claims,
+    source_points,
 )
-from geo_utils.studies.agreement import answer_id, judge_again, judges_of, kappa_table
-from geo_utils.studies.group_variance import beta_no_variance_chance, no_variance_chance
-from geo_utils.studies.hand_labels import accuracy_table, label_sheet, with_labels
-from geo_utils.studies.headroom import best_rewrite, headroom_samples, headroom_table
-from geo_utils.studies.options import HeadroomOptions, JudgeCheckOptions, PowerOptions
-from geo_utils.studies.power import (
+from geo_utils.key_point_prompt.headroom import (
+    best_rewrite,
+    beta_no_variance_chance,
+    headroom_table,
+    no_variance_chance,
+)
+from geo_utils.key_point_prompt.judges import (
+    accuracy_table,
+    answer_id,
+    judge_again,
+    judges_of,
+    kappa_table,
+    label_sheet,
+    with_labels,
+)
+from geo_utils.key_point_prompt.params import (
+    AdoptionOptions,
+    HeadroomOptions,
+    JudgeCheckOptions,
+    PowerOptions,
+)
+from geo_utils.key_point_prompt.power import (
     PilotVariance,
     Planned,
     load_pilot,
     pilot_variance,
     power_table,
 )
-from geo_utils.studies.source_points import SourcePoint, page_claims, source_points
-from geo_utils.studies.transfer import transfer_loss, transfer_table
+from geo_utils.key_point_prompt.transfer import transfer_loss, transfer_table
+from geo_utils.models.loops import run_sync
+from geo_utils.parameters import ParameterError
+from geo_utils.roles.engines import Answer, ExtractiveEngine
+from geo_utils.roles.judges import LexicalJudge, Verdict
+from geo_utils.roles.rewriters import STRESSES, EditRewriter, Rewrite
 
 CORPUS = load_corpus().examples[:4]
 PAIRS = choose_key_points(CORPUS)
@@ -46,6 +64,15 @@ ROLES = (ExtractiveEngine(), LexicalJudge(), EditRewriter())
 
 def quiet(done, total):
     pass
+
+
+def ask(study, pairs, method, engine, judge, rewriter, options):
+    """What a study's calls bring, of these pairs and roles."""
+    roles = SimpleNamespace(engine=engine, judge=judge, rewriter=rewriter, extractor=None,
+                            prompts=None)  # fmt: skip
+    params = SimpleNamespace(method=method, seed=0)
+    setting = SimpleNamespace(params=params, options=options, roles=[roles], pairs=pairs)
+    return study.ask(setting, quiet)
 
 
 class TestRewritesOffline:
@@ -135,7 +162,7 @@ class TestHeadroom:
 
     def test_fresh_answers_are_new_and_only_the_bests(self):
         options = HeadroomOptions(rewrites=3, answers=2, fresh_answers=2)
-        samples = headroom_samples(PAIRS, "key_point", *ROLES, options, progress=quiet)
+        samples = ask(headroom, PAIRS, "key_point", *ROLES, options)
         assert len(samples) == 4 * (3 * 2 + 2)
         for _, part in samples.groupby("query_id"):
             chosen, fresh = (part[part["stage"] == stage] for stage in ("choose", "fresh"))
@@ -159,8 +186,7 @@ class TestHeadroom:
                 return await ExtractiveEngine().answer(query, sources, sample_index)
 
         spy, options = Spy(), HeadroomOptions(rewrites=3, answers=2, fresh_answers=4)
-        samples = headroom_samples(PAIRS[:1], "key_point", spy, *ROLES[1:], options,
-                                   progress=quiet)  # fmt: skip
+        samples = ask(headroom, PAIRS[:1], "key_point", spy, *ROLES[1:], options)
         assert len(set(spy.asked)) == len(spy.asked) == 3 * 2 + 4
         chosen = samples[samples["stage"] == "choose"]
         assert chosen.groupby("rewrite")["repeat"].agg(list).tolist() == [[0, 1]] * 3
@@ -172,8 +198,15 @@ class TestHeadroom:
 
         options = HeadroomOptions(rewrites=8, answers=2, fresh_answers=1)
         engine = ExtractiveEngine(word_budget=80, temperature=0.3)
-        samples = headroom_samples(choose_key_points(load_corpus().examples), "original", engine,
-                                   LexicalJudge(), Same(), options, progress=quiet)  # fmt: skip
+        samples = ask(
+            headroom,
+            choose_key_points(load_corpus().examples),
+            "original",
+            engine,
+            LexicalJudge(),
+            Same(),
+            options,
+        )
         found = headroom_table(samples, [2]).loc["between rewrites"]
         assert found["low"] < 0 < found["high"]
 
@@ -184,8 +217,7 @@ class TestHeadroom:
                 return Rewrite("", "no") if lost else Rewrite(example.target)
 
         options = HeadroomOptions(rewrites=2, answers=2, fresh_answers=1)
-        samples = headroom_samples(PAIRS, "key_point", *ROLES[:2], Refuses(), options,
-                                   progress=quiet)  # fmt: skip
+        samples = ask(headroom, PAIRS, "key_point", *ROLES[:2], Refuses(), options)
         lost = samples[samples["abstention"].notna()]
         assert len(lost) == 4 + 3 * 2 and lost["supported"].isna().all()
         assert set(samples[samples["stage"] == "fresh"]["rewrite"]) == {0}
@@ -229,8 +261,8 @@ class TestAdoption:
                 return await ExtractiveEngine().answer(query, sources, sample_index)
 
         case = self.case()
-        rest = (*ROLES[1:], 2)
-        samples = adoption_samples([case], "key_point", Spy(), *rest, progress=quiet)
+        options = AdoptionOptions(repeats=2)
+        samples = ask(adoption, PAIRS[:1], "key_point", Spy(), *ROLES[1:], options)
         assert len(asked) == 6 * 2 and len(samples) == 6 * 2 * 5
         order = adoption_order(case)
         for adopters, part in samples.groupby("adopters"):
@@ -254,22 +286,21 @@ class TestAdoption:
         assert (table.loc[1, "adopter"], table.loc[1, "gain"]) == (1.0, 1.0)
         assert table.loc[2, "adopter"] == 1.0 and table.loc[2, "abstentions"] == 1
         assert np.isnan(table.loc[2, "all_land"])  # one of two is not known
-        assert adoption_change(samples)["mean"] == 0.0
+        assert adoption_change(samples)["difference"] == 0.0
 
     def test_one_source_is_refused(self):
         example = make_example(sources=("The Moon raises two bulges of water.",), target_id=0)
-        point = example.key_points[0]
-        case = AdoptionCase(example, point, (SourcePoint(0, point, "target"),))
+        pairs = [(example, example.key_points[0])]
         with pytest.raises(ValueError, match="no query has two sources with a key point"):
-            adoption_samples([case], "key_point", *ROLES, 1)
+            ask(adoption, pairs, "key_point", *ROLES, AdoptionOptions())
 
     def test_a_failed_answer_is_an_abstention_of_all_its_points(self):
         class Blocked:
             async def answer(self, query, sources, sample_index=0):
                 return Answer("", "blocked") if sample_index else Answer("Nothing [1].")
 
-        samples = adoption_samples([self.case()], "key_point", Blocked(), *ROLES[1:], 2,
-                                   progress=quiet)  # fmt: skip
+        options = AdoptionOptions(repeats=2)
+        samples = ask(adoption, PAIRS[:1], "key_point", Blocked(), *ROLES[1:], options)
         lost = samples["repeat"] == 1
         assert (samples[lost]["abstention"] == "engine: blocked").all()
         assert samples[lost]["supported"].isna().all() and samples[~lost]["supported"].eq(0).all()
@@ -517,7 +548,7 @@ def test_a_smaller_draw_of_queries_is_part_of_a_larger():
 
 
 def test_points_belong_to_the_page_that_their_quotes_stand_in(tmp_path):
-    from geo_utils.key_points import points_of_pages
+    from geo_utils.corpus import points_of_pages
 
     pages = ("The sea rises.", "The Moon pulls.", "Boats wait.")
     (tmp_path / "q1.json").write_text(

@@ -5,14 +5,15 @@ import pandas as pd
 import pytest
 from conftest import PROJECT, make_example
 
-from geo_utils.cells import default_parameters
 from geo_utils.corpus import load_corpus
 from geo_utils.evaluate import evaluate
-from geo_utils.key_point_params import KeyPointPromptParams
+from geo_utils.key_point_prompt.params import KeyPointPromptParams
+from geo_utils.key_point_prompt.power import power_before
+from geo_utils.key_point_prompt.studies import check_studies, make_studies
+from geo_utils.parameters import default_parameters
 from geo_utils.plan import plan_calls
-from geo_utils.roles import make_roles
+from geo_utils.roles.make import make_roles
 from geo_utils.runs import Run, RunInterrupted
-from geo_utils.studies.studies import check_studies, make_studies
 
 DEFAULTS = default_parameters(PROJECT / "notebooks" / "03_key_point_prompt.ipynb")
 TABLES = ("headroom", "adoption", "transfer", "judges")
@@ -54,12 +55,12 @@ def planned_and_run(server, root, **calls):
         rewriter=roles.rewriter, progress=lambda done, total: None,
     )  # fmt: skip
     found = studies.run(examples, samples, Run(root))
-    return plan, found, studies
+    return plan, found, roles.template_hashes(params.studies.templates(params.judge))
 
 
 def test_they_are_counted_kept_and_resumed(gemini_server, tmp_path):
     server = gemini_server()
-    plan, found, studies = planned_and_run(server, tmp_path / "whole")
+    plan, found, templates = planned_and_run(server, tmp_path / "whole")
     planned = plan["calls"]
     # two queries, k x m + fresh answers: what the comparison asks already is counted once
     assert planned["engine, headroom"] == 2 * (2 * 2 + 1 - 2)
@@ -73,11 +74,11 @@ def test_they_are_counted_kept_and_resumed(gemini_server, tmp_path):
     assert planned["judge, judges"] == 3  # one batch an answer; the rest is there already
     asked = len(server.entries())
     assert 0.8 * planned.sum() <= asked <= planned.sum()
-    assert {"extract_key_points", "judge_all_points"} <= set(studies.template_hashes())
-    assert next(iter(found.kappa.index)) == "lexical – lexical strict"
-    assert "verdict – batch" in found.kappa.index
-    assert not any("soft" in name for name in found.kappa.index)
-    assert found.origins == {"target": 2, "model": 8}
+    assert {"extract_key_points", "judge_all_points"} <= set(templates)
+    assert next(iter(found["judges"].kappa.index)) == "lexical – lexical strict"
+    assert "verdict – batch" in found["judges"].kappa.index
+    assert not any("soft" in name for name in found["judges"].kappa.index)
+    assert found["adoption"].origins == {"target": 2, "model": 8}
 
     path = tmp_path / "whole" / "label_sheet.csv"
     filled = pd.read_csv(path, dtype=str).assign(label=["supported", "omitted", "contradicted"])
@@ -111,7 +112,7 @@ def test_queries_are_priced_with_all_their_key_points(gemini_server, tmp_path):
     examples = load_corpus(**params.corpus_options)
     roles = make_roles(params)
     plan = plan_calls(roles, examples, params.methods)
-    table = make_studies(params, roles).power_before(plan, examples)
+    table = power_before(params, plan, examples)
     points = sum(len(example.key_points) for example in examples)
     assert points > 2  # of two queries
     row = table.iloc[0]
@@ -122,10 +123,10 @@ def test_queries_are_priced_with_all_their_key_points(gemini_server, tmp_path):
 def test_faults_are_abstentions_that_the_tables_count(gemini_server, tmp_path):
     server = gemini_server(faults="blocked:0.15", seed=3)
     _, found, _ = planned_and_run(server, tmp_path)
-    lost = sum(found.samples[name]["supported"].isna().sum() for name in TABLES[:3])
+    lost = sum(found[name].samples["supported"].isna().sum() for name in TABLES[:3])
     assert lost > 0
     for name in TABLES[:3]:
-        samples = found.samples[name]
+        samples = found[name].samples
         assert (samples["supported"].isna() == samples["abstention"].notna()).all()
 
 

@@ -12,12 +12,12 @@ import yaml
 from conftest import PROJECT
 from train_many import SMALL, once
 
-from geo_utils.engines import Answer
 from geo_utils.files import read_jsonl
+from geo_utils.grpo.checkpoints import rewind
 from geo_utils.notebooks import read_parameters
-from geo_utils.parameter_errors import ParameterError
+from geo_utils.parameters import ParameterError
+from geo_utils.roles.engines import Answer
 from geo_utils.runs import Run
-from geo_utils.training.log import rewind
 
 TESTS = Path(__file__).parent
 QUIET = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
@@ -133,7 +133,7 @@ def test_a_prompt_whose_group_abstains_moves_nothing(undisturbed, tmp_path, monk
         async def answer(self, query, sources, sample_index=0):
             return Answer("", "503: down")
 
-    monkeypatch.setattr("geo_utils.roles.ExtractiveEngine", lambda seed: Nothing())
+    monkeypatch.setattr("geo_utils.roles.make.ExtractiveEngine", lambda seed: Nothing())
     monkeypatch.setitem(SMALL, "max_steps", "3")
     monkeypatch.setitem(SMALL, "reward_funcs", "[key_point]")
     monkeypatch.setitem(SMALL, "reward_weights", "[1.0]")
@@ -184,7 +184,7 @@ def test_the_same_recipe_runs_under_trl_grpo(tmp_path):
     path.write_text(yaml.safe_dump(recipe))
     assert read_parameters("04_grpo", str(path))[2].grpo["max_steps"] == 3
     prepared = subprocess.run(
-        [sys.executable, "-m", "geo_utils.training.grpo", "prepare", path],
+        [sys.executable, "-m", "geo_utils.grpo.train", "prepare", path],
         capture_output=True, text=True, timeout=600, env=QUIET, cwd=PROJECT,
     )  # fmt: skip
     assert prepared.returncode == 0, prepared.stderr[-2000:]

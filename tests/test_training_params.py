@@ -9,10 +9,9 @@ import pytest
 import yaml
 from conftest import PROJECT
 
+from geo_utils.grpo.params import GrpoParams, field_names
 from geo_utils.notebooks import read_parameters
-from geo_utils.parameter_errors import ParameterError
-from geo_utils.training.params import GrpoParams
-from geo_utils.training.trl_fields import field_names
+from geo_utils.parameters import ParameterError
 
 OWN = {
     "variant": "mine",
@@ -47,7 +46,7 @@ class TestFolding:
             ({"lora_target_modules": ["q_proj"]}, lambda p: p.lora["target_modules"] == ["q_proj"]),
             ({"use_dora": True}, lambda p: p.lora["use_dora"] is True),
             (
-                {"reward_funcs": ["geo_utils.rewards.format", "fidelity"]},
+                {"reward_funcs": ["geo_utils.grpo.rewards.format", "fidelity"]},
                 lambda p: p.reward.funcs == ["format", "fidelity"],
             ),
             (
@@ -190,7 +189,7 @@ class TestOverrides:
             "lora_options: 'lora_alfa' is no field of LoraConfig; did you mean 'lora_alpha'?",
         ),
         (
-            {"reward_funcs": ["geo_utils.rewards.fidelty"]},
+            {"reward_funcs": ["geo_utils.grpo.rewards.fidelty"]},
             {},
             "unknown reward 'fidelty'; did you mean 'fidelity'? Choose from key_point,",
         ),
@@ -279,6 +278,11 @@ class TestOverrides:
             {"torch_compile": True},
             {},
             "torch_compile=True: Transformers would compile anew for each token that it generates",
+        ),
+        (
+            {"save_only_model": True},
+            {},
+            "save_only_model=True: a training could not go on from its checkpoints; leave it out",
         ),
         ({"logging_steps": 5}, {}, "logging_steps=5: a line of metrics.jsonl is a step"),
         ({"use_peft": False}, {}, "use_peft: only true; the policy is trained as an adapter"),
@@ -380,7 +384,7 @@ def test_further_gpus_are_not_trained_on(tmp_path, monkeypatch):
     """Transformers would train on every GPU that it sees, and TRL refuses that."""
     from trl.trainer.grpo_config import GRPOConfig
 
-    from geo_utils.training.grpo import grpo_config
+    from geo_utils.grpo.train import grpo_config
 
     found = GRPOConfig.n_gpu.fget
     monkeypatch.setattr(GRPOConfig, "n_gpu", property(lambda self: 2 * max(found(self), 1)))

@@ -8,12 +8,12 @@ from train_many import SMALL
 
 from geo_utils.corpus import load_corpus
 from geo_utils.evaluate import evaluate
-from geo_utils.model_rewriters import RewriteTask
+from geo_utils.grpo.comparison import plan_training
+from geo_utils.grpo.data import split_queries
+from geo_utils.grpo.rewards import Rewards
 from geo_utils.notebooks import read_parameters
-from geo_utils.roles import make_roles
-from geo_utils.training.comparison import plan_training
-from geo_utils.training.data import split_queries
-from geo_utils.training.scoring import Rewards
+from geo_utils.roles.by_model import RewriteTask
+from geo_utils.roles.make import make_roles
 
 MODEL = "gemini-2.5-flash-lite"
 

@@ -13,15 +13,14 @@ from run_folders import PIXEL, executed, make_run, picture, table
 from test_run_pages import chromium, in_browser, loads_something
 
 from geo_utils import run
-from geo_utils.cells import default_parameters
-from geo_utils.meeting.browser import BROWSERS, NoPdf, print_pdf
-from geo_utils.meeting.params import MOST_SLIDES, WeeklyParams
-from geo_utils.meeting.recorded import EXAMPLE_TAG, question, recorded_outputs
-from geo_utils.meeting.records import Record
-from geo_utils.meeting.weekly import make_deck, runs_view, sources
-from geo_utils.report import render_report
+from geo_utils.parameters import default_parameters
+from geo_utils.records import Record
 from geo_utils.runs import Run
-from geo_utils.view import marked_changes
+from geo_utils.show.example import marked_changes
+from geo_utils.show.pages import runs_view
+from geo_utils.show.report import BROWSERS, NoPdf, print_pdf, render_report
+from geo_utils.weekly.deck import EXAMPLE_TAG, make_deck, recorded
+from geo_utils.weekly.params import MOST_SLIDES, WeeklyParams
 
 DEFAULTS = default_parameters(PROJECT / "notebooks" / "05_weekly.ipynb")
 NB03 = "03_key_point_prompt"
@@ -40,11 +39,10 @@ class TestRecorded:
         log = ("weekly", "A log", {})
         cells = [picture(), table(3, tag="other"), table(3), log, table(1, tag=EXAMPLE_TAG)]
         record = Record(executed(make_run(tmp_path, "20260101-1"), *cells))
-        found = recorded_outputs(record)
+        question, found, examples = recorded(record)
         assert [f.heading for f in found] == ["How often?", "The numbers"]
         assert f"data:image/png;base64,{PIXEL}" in found[0].body and "<td>2</td>" in found[1].body
-        assert len(recorded_outputs(record, EXAMPLE_TAG)) == 1
-        assert question(record) == "02 · Does it work?"
+        assert len(examples) == 1 and question == "02 · Does it work?"
 
     def test_other_kinds_of_output(self, tmp_path):
         kinds = [
@@ -53,13 +51,13 @@ class TestRecorded:
         ]  # fmt: skip
         cells = [("weekly", "H", kind) for kind in kinds]
         record = Record(executed(make_run(tmp_path, "20260101-1"), *cells))
-        svg, words, plain = (found.body for found in recorded_outputs(record))
+        svg, words, plain = (found.body for found in recorded(record).figures)
         assert "<svg/>" in svg and "<strong>b</strong>" in words and "a &lt; b" in plain
 
     @pytest.mark.parametrize(("rows", "shown"), [(12, 12), (13, 12), (40, 12)])
     def test_no_table_has_over_12_rows(self, tmp_path, rows, shown):
         record = Record(executed(make_run(tmp_path, "20260101-1"), table(rows)))
-        (found,) = recorded_outputs(record)
+        (found,) = recorded(record).figures
         assert found.body.count("<td>") == shown
         assert (f"{rows - shown} more rows" in found.body) == (rows > shown)
 
@@ -71,8 +69,7 @@ class TestRecorded:
         folder = make_run(tmp_path, "20260101-1")
         if content is not None:
             (folder / "notebook.ipynb").write_text(content)
-        assert recorded_outputs(Record(folder)) == []
-        assert question(Record(folder)) == "02_baseline_rewrites"
+        assert recorded(Record(folder)) == ("02_baseline_rewrites", [], [])
         assert "Without figures here: 02 smoke" in deck(tmp_path).slides[0].data
 
 
@@ -119,8 +116,8 @@ class TestDeck:
         assert "no &lt;b&gt;corpus" in failed and "03 x" in failed
         assert "This is the template" in questions
         assert made.headline == {"slides": 9, "finished runs": 2, "unfinished runs": 1}
-        assert sources(made.chosen) == "figures of 2 runs: offline roles"
-        assert "differs most" not in runs_view(made.chosen.finished[:1]).data
+        assert made.sources == "figures of 2 runs: offline roles"
+        assert "1 finished run: nothing to compare" in runs_view(made.chosen.finished[:1]).data
 
     def test_each_headline_names_its_quantity_its_interval_and_its_source(self, root):
         quartiles = {"seconds a step, median [quartiles]": {
@@ -148,8 +145,8 @@ class TestDeck:
             executed(make_run(root, f"20260104-{i}", variant=f"v{i}"), *many)
         made = deck(root)
         assert len(made.slides) == MOST_SLIDES
-        assert len(made.left_out) == 35 - (MOST_SLIDES - 6)
-        assert f"{len(made.left_out)} more recorded figures did not fit" in made.slides[0].data
+        assert made.left_out == 35 - (MOST_SLIDES - 6)
+        assert f"{made.left_out} more recorded figures did not fit" in made.slides[0].data
         shown = " ".join(slide.data for slide in made.slides[2:])
         assert all(f"v{i} · 20260104-{i}" in shown for i in range(4)) and "20260102-1" in shown
 
@@ -170,7 +167,7 @@ class TestDeck:
         assert "still running" in made.slides[2].data and "is torn" in made.slides[2].data
         assert "No run has finished." in made.slides[0].data
         assert "signal SIGTERM" in made.slides[2].data
-        assert sources(made.chosen) == "figures of 0 runs: none finished"
+        assert made.sources == "figures of 0 runs: none finished"
         assert runs_view(made.chosen.finished).data == "<p>0 finished run: nothing to compare.</p>"
 
     def test_nothing_since_a_date_is_an_error(self, root):
@@ -218,7 +215,7 @@ def rendered(root, folder):
     ]
     folder.mkdir()
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "notebook.ipynb")
-    return made, render_report(folder / "notebook.ipynb")[1]
+    return made, render_report(folder / "notebook.ipynb")["slides"]
 
 
 def pages(pdf):
@@ -283,7 +280,7 @@ def test_a_deck_that_is_made_over_midnight_is_the_day_befores(tmp_path, monkeypa
         def now(cls, tz):
             return yesterday
 
-    monkeypatch.setattr("geo_utils.meeting.params.datetime", Clock)
+    monkeypatch.setattr("geo_utils.weekly.params.datetime", Clock)
     given = ("-p", "output_root", str(tmp_path), "-p", "pdf", "false")
     assert run.main(["05_weekly", "smoke", *given]) == 0, capfd.readouterr().err
     (folder,) = (tmp_path / "05_weekly/smoke").iterdir()
@@ -294,7 +291,7 @@ def test_a_deck_that_is_made_over_midnight_is_the_day_befores(tmp_path, monkeypa
 
 class TestWithoutABrowser:
     def test_none_is_said_and_an_old_pdf_goes(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("geo_utils.meeting.browser.BROWSERS", ("no-such-browser",))
+        monkeypatch.setattr("geo_utils.show.report.BROWSERS", ("no-such-browser",))
         (tmp_path / "slides.pdf").write_text("of another day")
         with pytest.raises(NoPdf, match=r"no browser is installed \(no-such-browser\)"):
             print_pdf(tmp_path / "slides.html")

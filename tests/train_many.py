@@ -8,6 +8,7 @@ The heavy imports are paid for once. Prints one JSON object.
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -17,11 +18,12 @@ import transformers
 
 from geo_utils.corpus import load_corpus
 from geo_utils.files import read_jsonl
+from geo_utils.grpo.checkpoints import check_machine
+from geo_utils.grpo.cold_start import prepare_policy
+from geo_utils.grpo.train import train
 from geo_utils.notebooks import read_parameters
-from geo_utils.roles import make_roles
+from geo_utils.roles.make import make_roles
 from geo_utils.runs import RunInterrupted, start_run
-from geo_utils.training.grpo import prepare_policy, train
-from geo_utils.training.preflight import check_machine
 
 SMALL = {
     "limit": "8",
@@ -99,6 +101,16 @@ def figures(root):
         "rollouts": [(row["step"], row["kind"], row["reply"]) for row in rollouts],
         "checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir()),
     }
+
+
+def learned(run):
+    """Everything that a training logged, and its result, without what is measured in seconds."""
+    rows = read_jsonl(run.folder / "metrics.jsonl")
+    timed = re.compile("^at$|phases|background|step_time|seconds|_wall$")
+    steps = [{k: v for k, v in row.items() if not timed.search(k)} for row in rows]
+    rollouts = [(r["step"], r["kind"], r["reply"])
+                for r in read_jsonl(run.folder / "rollouts.jsonl")]  # fmt: skip
+    return steps, rollouts, run.manifest["headline"]
 
 
 def in_writing(root):

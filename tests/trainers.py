@@ -14,12 +14,12 @@ from trl import GRPOConfig
 from trl.generation.vllm_generation import VLLMGeneration
 
 from geo_utils.corpus import KeyPoint
-from geo_utils.engines import Answer
-from geo_utils.judges import Verdict
-from geo_utils.model_rewriters import RewriteTask
-from geo_utils.training.options import RewardOptions
-from geo_utils.training.overlapped_trainer import OverlappedTrainer
-from geo_utils.training.scoring import Rewards
+from geo_utils.grpo.params import RewardOptions
+from geo_utils.grpo.rewards import Rewards
+from geo_utils.grpo.trainer import OverlappedTrainer
+from geo_utils.roles.by_model import RewriteTask
+from geo_utils.roles.engines import Answer
+from geo_utils.roles.judges import Verdict
 
 NAMES = ("tides", "boats", "moons", "ports", "winds", "waves")
 POINT = (KeyPoint(1, "The Moon raises two bulges of water."),)

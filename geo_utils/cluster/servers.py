@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from geo_utils.cluster.resources import LocalServer
 from geo_utils.cluster.supervisor import Supervised
+from geo_utils.parameters import LocalServer
 
 # What a policy server needs to take new weights and to give the sampled tokens' probabilities.
-POLICY_OPTIONS = ("--weight-transfer-config", '{"backend":"nccl"}',
-                  "--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1")  # fmt: skip
+POLICY_OPTIONS = (
+    *("--weight-transfer-config", '{"backend":"nccl"}'),
+    *("--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1"),
+)
 
 
 class ServerError(RuntimeError):
@@ -49,8 +51,8 @@ def start_vllm(
         The program, and its address without `/v1`.
     """
     port = port or free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model,
-               "--port", str(port), *options]  # fmt: skip
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+    command += ["--port", str(port), *options]
     env = {"CUDA_VISIBLE_DEVICES": str(gpu), "VLLM_SERVER_DEV_MODE": "1"}
     return Supervised(command, log, env), f"http://127.0.0.1:{port}"
 
@@ -67,8 +69,8 @@ def start_simulated_gemini(latency: str, key: str, log: Path) -> tuple[Supervise
         The program and its address.
     """
     port = free_port()
-    command = [sys.executable, "-m", "geo_utils.models.simulated_gemini", "--port", str(port),
-               "--latency", latency, "--key", key]  # fmt: skip
+    command = [sys.executable, "-m", "geo_utils.roles.simulated_gemini", "--port", str(port)]
+    command += ["--latency", latency, "--key", key]
     return Supervised(command, log), f"http://127.0.0.1:{port}"
 
 
@@ -113,23 +115,17 @@ def wait_until_up(program: Supervised, url: str, name: str, start_s: float) -> N
         ServerError: The program ended, or nothing answered in time.
     """
     until = time.monotonic() + start_s
-    while True:
-        status = program.poll()
-        if status is not None:
-            tail = program.tail(1500)
-            raise ServerError(f"{name} ended with status {status}: {tail[-600:]}", tail)
+    while (status := program.poll()) is None and time.monotonic() <= until:
         try:
             with urllib.request.urlopen(url, timeout=2):
                 return
-        except urllib.error.HTTPError as error:
-            if error.code < 500:
+        except OSError as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
                 return
-        except OSError:
-            pass
-        if time.monotonic() > until:
-            tail = program.tail(1500)
-            raise ServerError(f"{name} was not up after {start_s:g} s: {tail[-600:]}", tail)
         time.sleep(0.2)
+    tail = program.tail(1500)
+    said = f"was not up after {start_s:g} s" if status is None else f"ended with status {status}"
+    raise ServerError(f"{name} {said}: {tail[-600:]}", tail)
 
 
 def free_port() -> int:

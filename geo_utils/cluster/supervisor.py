@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import selectors
+import select
 import signal
 import subprocess
 import sys
@@ -20,8 +20,9 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import Self
+
+import psutil
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 _MARK = "GEO_UTILS_SUPERVISED"
@@ -45,31 +46,26 @@ class Supervised:
             log: File that gets what it writes.
             env: Variables set over this process's.
         """
-        self.log = log
+        self.log, self._mark = log, uuid.uuid4().hex
         log.parent.mkdir(parents=True, exist_ok=True)
         held, self._pipe = os.pipe()
-        mark = uuid.uuid4().hex
-        self._mark = f"{_MARK}={mark}"
-        out: IO[bytes] = log.open("wb")
-        with out:
+        with log.open("wb") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", str(Path(__file__).resolve()), str(held), *command],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {}), _MARK: mark},
-                pass_fds=[held], start_new_session=True,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {}), _MARK: self._mark},
+                pass_fds=[held],
+                start_new_session=True,
+            )
         os.close(held)
 
     def __enter__(self) -> Self:
         """Return the running program."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Take the program and all that it started down."""
         self.stop()
 
@@ -79,9 +75,10 @@ class Supervised:
             os.close(self._pipe)
             self._pipe = -1
         self._process.wait()
-        while left := _marked(self._mark.encode()):  # the supervisor was killed
-            for pid in left:
-                _signal(pid, signal.SIGKILL)
+        while left := _marked(_MARK, self._mark):  # the supervisor was killed
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             time.sleep(0.02)
 
     def poll(self) -> int | None:
@@ -104,6 +101,12 @@ class Supervised:
             return ""
 
 
+def _marked(name: str, value: str) -> list[psutil.Process]:
+    """Return the running processes that have a variable of this value in their environment."""
+    running = psutil.process_iter(["environ"])
+    return [process for process in running if (process.info["environ"] or {}).get(name) == value]
+
+
 def supervise(held: int, command: Sequence[str]) -> int:
     """Run a program until it ends or the pipe's other end is closed; leave nothing behind.
 
@@ -116,95 +119,38 @@ def supervise(held: int, command: Sequence[str]) -> int:
     """
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
     os.set_inheritable(held, False)
-    awake, ended = os.pipe()
-    os.set_blocking(ended, False)
-    signal.set_wakeup_fd(ended, warn_on_full_buffer=False)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+    told: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: told.append(number))
     try:
         program = subprocess.Popen(command, start_new_session=True)
     except OSError as error:
         sys.stderr.write(f"{command[0]}: {error}\n")
         return 127
-    selector = selectors.DefaultSelector()
-    selector.register(held, selectors.EVENT_READ)
-    selector.register(awake, selectors.EVENT_READ)
     while program.poll() is None:
-        for key, _ in selector.select():
-            woken = os.read(key.fd, 64)
-            if key.fd == held or {signal.SIGTERM, signal.SIGINT} & set(woken):
-                _end_all(program)
+        if select.select([held], [], [], 0.05)[0] or told:
+            _end_all(program)
     _end_all(program)  # what it left behind
     return program.returncode if program.returncode >= 0 else 128 - program.returncode
 
 
 def _end_all(program: subprocess.Popen[bytes]) -> None:
-    """Ask every descendant to end, and kill those that do not."""
+    """Ask every descendant to end, kill those that do not, and collect what has ended."""
     until = time.monotonic() + _GRACE_S
-    asked: set[int] = set()
-    while left := _descendants(os.getpid()):
-        for pid in left:
-            late = time.monotonic() > until
-            if late or pid not in asked:
-                _signal(pid, signal.SIGKILL if late else signal.SIGTERM)
-                asked.add(pid)
+    asked: set[psutil.Process] = set()
+    while left := psutil.Process().children(recursive=True):
+        late = time.monotonic() > until
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if late or process not in asked:
+                    process.send_signal(signal.SIGKILL if late else signal.SIGTERM)
+            # The program itself is Popen's to collect, and another's child is its parent's.
+            with contextlib.suppress(ChildProcessError):
+                if process.pid != program.pid:
+                    os.waitpid(process.pid, os.WNOHANG)
+        asked.update(left)
         program.poll()
-        _reap(program.pid)
         time.sleep(0.02)
-
-
-def _reap(but: int) -> None:
-    """Collect orphans that have ended; the program itself is Popen's to collect."""
-    for pid in _descendants(os.getpid(), ended=True):
-        if pid != but:
-            try:
-                os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:  # not an orphan: its own parent collects it
-                continue
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _marked(mark: bytes) -> list[int]:
-    """Return the running processes that have a mark in their environment."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
-
-
-def _descendants(root: int, ended: bool = False) -> list[int]:
-    """Return the processes below one that run, or those that have ended and wait to be collected.
-
-    Args:
-        root: Its process id.
-        ended: Which of the two.
-    """
-    below: dict[int, list[int]] = {}
-    zombies = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            except OSError:
-                continue
-            below.setdefault(int(parent), []).append(int(entry.name))
-            if state in "ZX":
-                zombies.add(int(entry.name))
-    found, frontier = [], [root]
-    while frontier:
-        children = below.get(frontier.pop(), [])
-        found += children
-        frontier += children
-    return [pid for pid in found if (pid in zombies) == ended]
 
 
 if __name__ == "__main__":

@@ -12,22 +12,23 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from geo_utils.cluster.folder import UNREADABLE, Submission, TaskRecord
-from geo_utils.cluster.resources import LocalServer, gpus_needed, local_servers
+from geo_utils.cluster.arrays import UNREADABLE, Submission, TaskRecord
 from geo_utils.cluster.servers import serve_here
-from geo_utils.cluster.state import saved_work
-from geo_utils.notebook_params import NotebookParams
 from geo_utils.notebooks import read_parameters
-from geo_utils.parameter_errors import ParameterError
-from geo_utils.run import execute
-from geo_utils.runs import Run, locate_run
+from geo_utils.parameters import LocalServer, NotebookParams, ParameterError
+from geo_utils.runs import Run, locate_run, signals_handled
 
+# Runs a notebook and returns its exit code.
+Execute = Callable[[str, dict[str, Any], NotebookParams], int]
 # Starts a server on a GPU, is entered once it answers, takes it down at the end; writes to a log.
 Serve = Callable[[LocalServer, str, Path], AbstractContextManager[object]]
 
 
-def run_task(submission: Submission, index: int, serve: Serve = serve_here) -> int:
+def run_task(
+    submission: Submission, index: int, execute: Execute, serve: Serve = serve_here
+) -> int:
     """Run a task's notebook in its run folder, unless it has ended before.
 
     A task that has finished or failed ends at once, whoever requeued it. Only one that a signal
@@ -36,6 +37,7 @@ def run_task(submission: Submission, index: int, serve: Serve = serve_here) -> i
     Args:
         submission: Of the array.
         index: The task's number.
+        execute: Runs a notebook with the values to pass and the same, checked: `run.execute`.
         serve: Starts a server that the parameters expect on this host.
 
     Returns:
@@ -47,43 +49,68 @@ def run_task(submission: Submission, index: int, serve: Serve = serve_here) -> i
         record = TaskRecord()
     record.restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     _log(f"task {index}, start {record.restarts + 1} on {platform.node()}")
+
+    def failed(reason: object) -> int:
+        record.outcome, record.reason = "failed", str(reason)
+        submission.save(index, record)
+        _log(f"it has failed, and will not be started again: {reason}")
+        return 1
+
+    def finished() -> int:
+        record.outcome = "finished"
+        submission.save(index, record)
+        run = Run(Path(record.run or ""))
+        if record.starts and run.manifest:  # not one that another array had finished, or is gone
+            run.update(restarts=record.restarts)
+        return 0
+
     if record.outcome == "finished":
         _log("it has finished before; nothing to do")
-        return _finished(submission, index, record)
+        return finished()
     if record.outcome == "failed":
-        return _failed(submission, index, record, f"{record.reason}")
+        return failed(record.reason)
     info = submission.info
     try:
         name, values, params = read_parameters(info["notebook"], str(submission.task_file(index)))
     except ParameterError as error:
-        return _failed(submission, index, record, str(error))
+        return failed(error)
     run = locate_run(name, params)
-    record.run = str(run.folder)
-    if problem := _hopeless(record, saved_work(run, params), info["settings"]):
-        return _failed(submission, index, record, problem)
+    record.run, saved = str(run.folder), params.saved_work(run.folder)
+    if problem := _hopeless(record, saved, info["settings"]):
+        return failed(problem)
     if run.manifest.get("status") == "finished":
         _log(f"{run} has finished before; nothing to do")
-        return _finished(submission, index, record)
+        return finished()
     run.folder.mkdir(parents=True, exist_ok=True)  # found again as it is, whatever comes
-    record.starts.append({
-        "at": datetime.now(UTC).isoformat(timespec="seconds"), "host": platform.node(),
-        "restart": record.restarts, "progress": saved_work(run, params), "end": None,
-    })  # fmt: skip
+    start = {"at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S+00:00}", "host": platform.node()}
+    record.starts.append(start | {"restart": record.restarts, "progress": saved, "end": None})
     submission.save(index, record)
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)  # unwinds what is open: no server outlives its task
+
     try:
-        with _signals_end(), servers_up(params, submission.folder / "logs", index, serve):
+        with (
+            signals_handled(leave, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP),
+            servers_up(params, submission.folder / "logs", index, serve),
+        ):
             code = execute(name, values, params)
     except SystemExit as stopped:  # while its servers came up
         code = int(stopped.code or 0)
     except Exception as error:  # such as a server that does not come up
-        return _failed(submission, index, record, f"{type(error).__name__}: {error}")
-    return _ended(submission, index, record, code)
+        return failed(f"{type(error).__name__}: {error}")
+    manifest = run.manifest
+    if manifest.get("status") == "finished" or code == 0:
+        return finished()
+    if code > 128:
+        record.starts[-1]["end"] = signal.Signals(code - 128).name
+        submission.save(index, record)
+        return code
+    return failed((code == 1 and manifest.get("reason")) or "see the task's log")
 
 
 @contextlib.contextmanager
-def servers_up(
-    params: NotebookParams, logs: Path, index: int, serve: Serve
-) -> Iterator[list[LocalServer]]:
+def servers_up(params: NotebookParams, logs: Path, index: int, serve: Serve) -> Iterator[None]:
     """Hold up the servers that parameters expect on this host, and take them down at the end.
 
     The job's first GPU is the run's own, if it needs one, and the only one that it sees.
@@ -93,13 +120,10 @@ def servers_up(
         logs: Folder for the servers' logs.
         index: The task's number.
         serve: Starts one server.
-
-    Yields:
-        The servers.
     """
-    servers, given = local_servers(params), os.environ.get("CUDA_VISIBLE_DEVICES")
+    servers, given = params.servers_here, os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = [gpu for gpu in (given or "").split(",") if gpu]
-    own = gpus_needed(params) - len(servers)
+    own = params.gpus_needed - len(servers)
     with contextlib.ExitStack() as stack:
         for number, server in enumerate(servers):
             gpu = gpus[own + number] if own + number < len(gpus) else ""
@@ -107,39 +131,10 @@ def servers_up(
         if servers and gpus:  # what is left of them would split the run's model over all
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[:own])
         try:
-            yield servers
+            yield
         finally:
             if given is not None:
                 os.environ["CUDA_VISIBLE_DEVICES"] = given
-
-
-def _ended(submission: Submission, index: int, record: TaskRecord, code: int) -> int:
-    """Record how a start ended, and return the task's exit code."""
-    manifest = Run(Path(record.run or "")).manifest
-    if manifest.get("status") == "finished" or code == 0:
-        return _finished(submission, index, record)
-    if code > 128:
-        record.starts[-1]["end"] = signal.Signals(code - 128).name
-        submission.save(index, record)
-        return code
-    reason = manifest.get("reason") if code == 1 else None
-    return _failed(submission, index, record, str(reason or "see the task's log"))
-
-
-def _finished(submission: Submission, index: int, record: TaskRecord) -> int:
-    record.outcome = "finished"
-    submission.save(index, record)
-    run = Run(Path(record.run or ""))
-    if record.starts and run.manifest:  # not one that another array had finished, or that is gone
-        run.update(restarts=record.restarts)
-    return 0
-
-
-def _failed(submission: Submission, index: int, record: TaskRecord, reason: str) -> int:
-    record.outcome, record.reason = "failed", reason
-    submission.save(index, record)
-    _log(f"it has failed, and will not be started again: {reason}")
-    return 1
 
 
 def _hopeless(record: TaskRecord, saved: list[int], settings: dict[str, int]) -> str | None:
@@ -162,22 +157,6 @@ def _hopeless(record: TaskRecord, saved: list[int], settings: dict[str, int]) ->
             "is the time limit too short, or save_steps too large?"
         )
     return None
-
-
-@contextlib.contextmanager
-def _signals_end() -> Iterator[None]:
-    """Let signals unwind what is open, so that no server outlives its task."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    wanted = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-    before = {number: signal.signal(number, leave) for number in wanted}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _log(text: str) -> None:

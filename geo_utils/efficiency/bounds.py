@@ -15,16 +15,31 @@ on one GPU add up. A measurement below its bound shows where that does not hold.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from geo_utils.efficiency.measurements import TRAIN_PHASES, Measurement
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
 
-Regime = Literal["synchronous", "streaming", "ahead"]
+from geo_utils.efficiency.rows import (
+    TRAIN_PHASES,
+    compared,
+    each,
+    laid_out,
+    numbers,
+    of_work,
+    sentence,
+    source,
+)
+
 Shared = Literal["nothing", "policy", "trainer"]
 # `fused` leaves a pass out and overlaps nothing.
-REGIME: dict[str, Regime] = {
-    "stock": "synchronous", "fused": "synchronous", "early": "streaming", "ahead": "ahead",
-}  # fmt: skip
+REGIME = {
+    "stock": "synchronous",
+    "fused": "synchronous",
+    "early": "streaming",
+    "ahead": "ahead",
+}
 
 
 @dataclass(frozen=True)
@@ -48,51 +63,26 @@ class Parts:
     train: float
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Least seconds a step under each regime, and the measured step beside its own.
-
-    Attributes:
-        synchronous: Every part after the other.
-        streaming: On policy, rewards begun as completions are written.
-        ahead: One step off policy: the next batch is generated and judged meanwhile.
-        own: The one for the row's schedule.
-        ratio: Measured step over `own`; None where that is nothing but the sum of the row's own
-            phases.
-        reward_ratio: Reward phase over its floor, where it is waited for and has a stated
-            latency; else None.
-    """
-
-    synchronous: float
-    streaming: float
-    ahead: float
-    own: float
-    ratio: float | None
-    reward_ratio: float | None
-
-
-def reward_floor(
-    row: Measurement, latency_s: float | None = None, parallel: bool | None = None
-) -> float | None:
+def reward_floor(row: Any, latency_s: float | None = None, parallel: bool | None = None) -> float:
     """Return the least seconds that a batch's rewards take at a stated latency.
 
     That is the latency where all are asked for at once, and the sum of all where one follows the
-    other. None where the reward has no stated latency: a model of this machine's, the real
+    other. NaN where the reward has no stated latency: a model of this machine's, the real
     service, or a reward that asks nothing.
 
     Args:
-        row: A measurement.
+        row: A row of `rows.table_of`.
         latency_s: Another latency than the row's.
         parallel: Whether all are asked for at once, where not as the row's.
     """
-    latency = row.reward_latency_s if latency_s is None else latency_s
-    if row.reward != "gemini" or latency is None:
-        return None
+    if row.reward != "gemini":
+        return np.nan
+    latency: float = row.reward_latency_s if latency_s is None else latency_s
     at_once = row.parallel if parallel is None else parallel
-    return latency if at_once else latency * (row.completions or 1)
+    return latency if at_once else latency * row.completions
 
 
-def parts(row: Measurement, latency_s: float | None = None, parallel: bool | None = None) -> Parts:
+def parts(row: Any, latency_s: float | None = None, parallel: bool | None = None) -> Parts:
     """Return the parts of a measured step.
 
     The reward's part is its floor where the latency is stated. Else it is the time in which
@@ -100,22 +90,22 @@ def parts(row: Measurement, latency_s: float | None = None, parallel: bool | Non
     batch whose reward has no stated latency takes at least its share of the batch.
 
     Args:
-        row: A measurement with phases.
+        row: A row with phases.
         latency_s: Take this latency of the reward instead of the row's own.
         parallel: Take all rewards as asked for at once, or one by one.
     """
+    phases = row.phases | row.background  # there, the main thread shows only the wait
     floor = reward_floor(row, latency_s, parallel)
-    asked = None if row.engine_s is None else row.engine_s + (row.judge_s or 0.0)
-    reward = floor if floor is not None else (asked or row.part("reward"))
+    asked = np.nan_to_num(row.engine_s + np.nan_to_num(row.judge_s))
+    reward = (asked or phases.get("reward", 0.0)) if np.isnan(floor) else floor
     latency = row.reward_latency_s if latency_s is None else latency_s
-    share = reward / max(row.completions or 1, 1)
     return Parts(
-        sync=row.part("weight sync"),
-        generation=row.part("generation"),
+        sync=phases.get("weight sync", 0.0),
+        generation=phases.get("generation", 0.0),
         reward=reward,
-        one_reward=share if floor is None or latency is None else latency,
-        old=row.part("old log-probabilities"),
-        train=sum(row.part(name) for name in TRAIN_PHASES),
+        one_reward=reward / row.completions if np.isnan(floor) else latency,
+        old=phases.get("old log-probabilities", 0.0),
+        train=sum(phases.get(name, 0.0) for name in TRAIN_PHASES),
     )
 
 
@@ -148,7 +138,7 @@ def streaming(p: Parts, shares: Shared = "nothing") -> float:
     return p.sync + p.generation + max(tail, p.old) + (p.train - p.old)
 
 
-def ahead(p: Parts, row: Measurement) -> float:
+def ahead(p: Parts, row: Any, parallel: bool | None = None) -> float:
     """Return the least step at a staleness of one: batch k+1 is written while k is trained on.
 
     Two things bound it. What does one thing at a time is busy for all its parts every step:
@@ -163,68 +153,111 @@ def ahead(p: Parts, row: Measurement) -> float:
     early that way is the streaming bound, and half of it bounds the step. The reward is hidden
     whole until that half is the largest.
     """
-    shares = engine_shares(row)
+    shares, model_engine = engine_shares(row), row.reward.startswith("qwen")
     busy = [p.sync + p.train, p.sync + p.generation]
     if row.policy != "server" or row.gpus <= 1:
         busy = [p.sync + p.generation + p.train]
     if shares != "nothing":
         busy[-1] += p.reward
-    elif _model_engine(row) or not row.parallel:
+    elif model_engine or not (row.parallel if parallel is None else parallel):
         busy.append(p.reward)
     return max(*busy, streaming(p, shares) / 2)
 
 
-def bounds(row: Measurement) -> Bounds:
-    """Return the bounds of a measured row."""
-    p = parts(row)
-    found = all_bounds(p, row)
-    own = found[REGIME[row.schedule]]
-    floor = reward_floor(row)
-    alone = REGIME[row.schedule] == "synchronous"
-    return Bounds(
-        synchronous=found["synchronous"],
-        streaming=found["streaming"],
-        ahead=found["ahead"],
-        own=own,
-        ratio=row.typical_s / own if own and not alone else None,
-        reward_ratio=(row.phases or {}).get("reward", 0.0) / floor if alone and floor else None,
-    )
-
-
-def all_bounds(p: Parts, row: Measurement) -> dict[Regime, float]:
+def all_bounds(p: Parts, row: Any, parallel: bool | None = None) -> dict[str, float]:
     """Return the bound under each regime for parts on a row's placement."""
     return {
         "synchronous": synchronous(p),
         "streaming": streaming(p, engine_shares(row)),
-        "ahead": ahead(p, row),
+        "ahead": ahead(p, row, parallel),
     }
 
 
-def predicted_step(row: Measurement, latency_s: float, parallel: bool | None = None) -> float:
+def bounds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the least seconds per step under each regime, and the measured step beside its own.
+
+    Args:
+        rows: As `rows.table_of`; all measured.
+
+    Returns:
+        With the index of the rows: `synchronous`, every part after the other; `streaming`, on
+        policy, rewards begun as completions are written; `ahead`, one step off policy, the next
+        batch generated and judged meanwhile; `own`, the one for the row's schedule; `ratio`, the
+        measured step over `own`, NaN where that is nothing but the sum of the row's own phases;
+        `reward_ratio`, the reward's phase over its floor, where it is waited for and has a stated
+        latency, else NaN.
+    """
+    found = []
+    for row in each(rows):
+        least = all_bounds(parts(row), row)
+        own, floor = least[REGIME[row.schedule]], reward_floor(row)
+        alone = REGIME[row.schedule] == "synchronous"
+        waited = alone and floor > 0
+        found.append(
+            {
+                **least,
+                "own": own,
+                "ratio": row.typical_s / own if own and not alone else np.nan,
+                "reward_ratio": row.phases.get("reward", 0.0) / floor if waited else np.nan,
+            }
+        )
+    columns = ["synchronous", "streaming", "ahead", "own", "ratio", "reward_ratio"]
+    return pd.DataFrame(found, columns=columns, index=rows.index, dtype=float)
+
+
+def predicted_step(row: Any, latency_s: float, parallel: bool | None = None) -> float:
     """Predict a row's step time at another latency of its reward, or asked in another way.
 
     It is the bound of the row's schedule at that latency, and what the measurement took above its
     own bound. A row whose reward has no stated latency keeps its measured time.
     """
-    if reward_floor(row) is None:
-        return row.seconds
+    seconds: float = row.step_s
+    if np.isnan(reward_floor(row)):
+        return seconds
     regime = REGIME[row.schedule]
-    asked = row if parallel is None else row.model_copy(update={"parallel": parallel})
-    then = all_bounds(parts(row, latency_s, parallel), asked)[regime]
-    return row.seconds + then - all_bounds(parts(row), row)[regime]
+    then = all_bounds(parts(row, latency_s, parallel), row, parallel)[regime]
+    return seconds + then - all_bounds(parts(row), row)[regime]
 
 
-def _model_engine(row: Measurement) -> bool:
-    return row.reward.startswith("qwen")
-
-
-def engine_shares(row: Measurement) -> Shared:
+def engine_shares(row: Any) -> Shared:
     """Return whose GPU the engine shares.
 
     A row says how many GPUs it held: with fewer than its roles, the engine is the one that
     shares, with the policy, wherever that is.
     """
     server = row.policy == "server"
-    if not _model_engine(row) or row.gpus >= 2 + server:
+    if not row.reward.startswith("qwen") or row.gpus >= 2 + server:
         return "nothing"
     return "policy" if server and row.gpus == 2 else "trainer"
+
+
+def bound_table(results: pd.DataFrame, most: int | None = None) -> Styler:
+    """Put each measured step beside the least that its own parts allow.
+
+    Args:
+        results: Put together by `rows.pooled`.
+        most: Show so many rows of the main work only, for a slide; see `rows.compared`.
+    """
+    shown = results[results["measured"]] if most is None else compared(of_work(results), most)
+    least = bounds(shown)
+    table = pd.DataFrame(
+        {
+            "setting": shown["label"],
+            "work": shown["amount"],
+            "schedule": shown["schedule"],
+            "s per step": shown["took"],
+            "synchronous": numbers(least["synchronous"]),
+            "streaming": numbers(least["streaming"]),
+            "one step ahead": numbers(least["ahead"]),
+            "measured / bound": numbers(least["ratio"]),
+            "reward / floor": numbers(least["reward_ratio"]),
+            "n": shown["n"],
+        }
+    )
+    caption = (
+        "Least seconds per step by the measured parts: every part after the other; rewards begun "
+        "as completions are written (on policy); the next batch written meanwhile (one step off). "
+        "Measured / bound: over that of its own schedule, where that is not simply the sum of the "
+        f"row's phases. {sentence(source(results))}."
+    )
+    return laid_out(table if most is None else table.drop(columns="work"), caption)

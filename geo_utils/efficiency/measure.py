@@ -17,22 +17,20 @@ from statistics import fmean, median, quantiles
 from typing import Any
 
 from geo_utils.corpus import Example, KeyPoint, load_corpus
-from geo_utils.engines import Engine
 from geo_utils.files import read_jsonl, write_atomic
-from geo_utils.judges import Judge
-from geo_utils.model_rewriters import RewriteTask
-from geo_utils.model_roles import Completes, ModelEngine, ModelJudge
+from geo_utils.grpo.checkpoints import Interrupts, check_machine
+from geo_utils.grpo.data import Split, base_model, policy_card, prompt_rows
+from geo_utils.grpo.log import TrainingLog, hush, timed
+from geo_utils.grpo.params import GrpoParams
+from geo_utils.grpo.rewards import Rewards
+from geo_utils.grpo.train import make_trainer
 from geo_utils.models.base import Completion, Request
-from geo_utils.policies import fitter, load_tokenizer, prompt_counter
-from geo_utils.rewriters import Rewrite
-from geo_utils.roles import Roles, make_roles
-from geo_utils.training.data import Split, base_model, policy_card, prompt_rows
-from geo_utils.training.grpo import make_trainer
-from geo_utils.training.log import Interrupts, TrainingLog, hush
-from geo_utils.training.params import GrpoParams
-from geo_utils.training.phases import timed
-from geo_utils.training.preflight import check_machine
-from geo_utils.training.scoring import Rewards
+from geo_utils.roles.by_model import Completes, ModelEngine, ModelJudge, RewriteTask
+from geo_utils.roles.engines import Engine
+from geo_utils.roles.judges import Judge
+from geo_utils.roles.make import Roles, make_roles
+from geo_utils.roles.policies import fitter, load_tokenizer, prompt_counter
+from geo_utils.roles.rewriters import Rewrite
 
 log = logging.getLogger(__name__)
 Reward = Callable[..., Awaitable[list[float | None]]]
@@ -280,7 +278,7 @@ def main(place: str) -> int:
     log.setLevel(logging.INFO)
     folder = Path(place)
     _note(folder, "importing libraries")
-    import geo_utils.training.overlapped_trainer  # noqa: F401
+    import geo_utils.grpo.trainer  # noqa: F401
 
     if find_spec("vllm"):
         import vllm  # noqa: F401

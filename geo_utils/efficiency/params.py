@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from geo_utils.notebook_params import Name, NotebookParams
-from geo_utils.parameter_errors import nearest
+from geo_utils.parameters import Name, NotebookParams, nearest
 
 Place = Literal["trainer", "policy", "engine"]
 RANDOM_SHAPES = ("small", "Qwen3-1.7B", "Qwen2.5-7B")
@@ -163,6 +163,17 @@ class EfficiencyParams(NotebookParams):
                 found[name] = setting.model_copy(update={s: getattr(self, s) for s in missing})
         return found
 
+    @property
+    def gpus_needed(self) -> int:
+        """As many as the largest setting wants; it starts its servers itself."""
+        if self.recipe.get("use_cpu"):
+            return 0
+        return max((setting.gpus_wanted for setting in self.chosen.values()), default=0)
+
+    def saved_work(self, folder: Path) -> list[int]:
+        """Return the size of what was measured."""
+        return [path.stat().st_size for path in folder.glob("rows.jsonl")]
+
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         for name in self.only:
@@ -183,3 +194,6 @@ class EfficiencyParams(NotebookParams):
                     f"{nearest(name, RANDOM_SHAPES)} Choose from {', '.join(RANDOM_SHAPES)}"
                 )
         return self
+
+
+PARAMS = EfficiencyParams

@@ -12,9 +12,9 @@ from typing import Any
 
 from geo_utils.corpus import load_corpus
 from geo_utils.files import write_atomic
-from geo_utils.parameter_errors import ParameterError, nearest
-from geo_utils.training.options import SmallModel
-from geo_utils.training.small_policy import byte_level_tokenizer, make_small_policy, with_chat
+from geo_utils.grpo.cold_start import byte_level_tokenizer, make_small_policy, with_chat
+from geo_utils.grpo.params import SmallModel
+from geo_utils.parameters import ParameterError, nearest
 
 # From the models' own config.json on the Hub.
 SHAPES: dict[str, dict[str, Any]] = {

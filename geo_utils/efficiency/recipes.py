@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geo_utils.cells import default_parameters
 from geo_utils.cluster.servers import free_port
 from geo_utils.efficiency.params import EfficiencyParams, Place, Setting
 from geo_utils.efficiency.random_weights import shape_name
 from geo_utils.files import project_root
-from geo_utils.parameter_errors import ParameterError
+from geo_utils.parameters import ParameterError, default_parameters
 
 _GROUP = 8  # completions of one prompt, and of one micro-batch, where the recipe names none
 _PATIENCE_S = 900.0  # a slow engine is measured, not cut off

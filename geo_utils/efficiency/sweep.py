@@ -13,13 +13,12 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from geo_utils.efficiency.bench import Bench, Server, Turn, servers_of
-from geo_utils.efficiency.gpus import visible_gpus
+from geo_utils.efficiency.bench import Bench, Server, Turn, servers_of, visible_gpus
 from geo_utils.efficiency.params import EfficiencyParams
 from geo_utils.efficiency.recipes import asked_models, latency_s, place, simulated, training_fields
 from geo_utils.files import append_jsonl, read_jsonl
 from geo_utils.notebooks import read_parameters
-from geo_utils.parameter_errors import ParameterError
+from geo_utils.parameters import ParameterError
 from geo_utils.runs import Run, package_versions, start_run
 
 log = logging.getLogger(__name__)

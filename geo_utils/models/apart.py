@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import pickle
 import signal
 import subprocess
@@ -18,7 +17,8 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import IO, Any
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
 
 from geo_utils.models.base import Completion, FatalError, LanguageModel, Request
 
@@ -40,17 +40,19 @@ class Apart:
         Raises:
             FatalError: It cannot be made.
         """
+        self._pipe, theirs = Pipe()
+        end = theirs.fileno()
+        command = [sys.executable, "-m", "geo_utils.models.apart", str(end)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "geo_utils.models.apart"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
-        self._sending = threading.Lock()
+            command, stdin=subprocess.DEVNULL, pass_fds=[end], start_new_session=True
+        )
+        theirs.close()
         self._numbers = itertools.count()
         self._calls: dict[int, Future[Any]] = {}
-        self._write(make)
+        self._send(make)
         try:
-            made = pickle.load(self._process.stdout)  # type: ignore[arg-type]
-        except EOFError:
+            made = self._pipe.recv()
+        except (EOFError, OSError):
             raise FatalError(f"no client: its process ended with {self._process.wait()}") from None
         if isinstance(made, Exception):
             raise made
@@ -71,49 +73,37 @@ class Apart:
         if self._process.poll() is None:
             with contextlib.suppress(FatalError):
                 await self._call("close")
-            assert self._process.stdin is not None
-            self._process.stdin.close()
+                self._send(None)
             await asyncio.to_thread(self._process.wait)
 
     async def _call(self, name: str, *args: Any) -> Any:
         number, call = next(self._numbers), Future[Any]()
         self._calls[number] = call
         try:
-            self._write((number, name, args))
+            self._send((number, name, args))
             return await asyncio.wrap_future(call)
         except asyncio.CancelledError:
             with contextlib.suppress(FatalError):
-                self._write((number, "cancel", ()))
+                self._send((number, "cancel", ()))
             raise
         finally:
             self._calls.pop(number, None)
 
-    def _write(self, message: Any) -> None:
-        data = pickle.dumps(message)
-        stream = self._process.stdin
-        assert stream is not None
+    def _send(self, message: Any) -> None:
         try:
-            with self._sending:
-                stream.write(data)
-                stream.flush()
-        except (OSError, ValueError):  # broken, or closed
+            self._pipe.send(message)
+        except OSError:
             raise self._ended() from None
 
     def _read(self) -> None:
         """Hand each answer to its call, until the process ends."""
         with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
             while True:
-                number, found = pickle.load(self._process.stdout)  # type: ignore[arg-type]
-                call = self._calls.get(number)
-                if call is not None:
-                    with contextlib.suppress(Exception):  # cancelled in this very moment
-                        if isinstance(found, Exception):
-                            call.set_exception(found)
-                        else:
-                            call.set_result(found)
+                number, found = self._pipe.recv()
+                if number in self._calls:
+                    _settle(self._calls[number], found)
         for call in list(self._calls.values()):
-            with contextlib.suppress(Exception):
-                call.set_exception(self._ended())
+            _settle(call, self._ended())
 
     def _ended(self) -> FatalError:
         return FatalError(
@@ -121,43 +111,46 @@ class Apart:
         )
 
 
-async def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer what comes in until the other end is closed."""
+def _settle(call: Future[Any], found: Any) -> None:
+    with contextlib.suppress(Exception):  # cancelled in this very moment
+        if isinstance(found, Exception):
+            call.set_exception(found)
+        else:
+            call.set_result(found)
+
+
+async def _serve(pipe: Connection) -> None:
+    """Answer what comes in until the other end is closed, or says that it is over."""
     loop = asyncio.get_running_loop()
     tasks: dict[int, asyncio.Task[None]] = {}
     over = asyncio.Event()
-
-    def tell(message: Any) -> None:
-        answers.write(pickle.dumps(message))
-        answers.flush()
 
     async def answer(number: int, name: str, args: tuple[Any, ...]) -> None:
         try:
             found = await getattr(model, name)(*args)
         except Exception as error:
             found = _portable(error)
-        tell((number, found))
+        pipe.send((number, found))
 
     def begin(number: int, name: str, args: tuple[Any, ...]) -> None:
-        if name == "cancel":
-            if number in tasks:
-                tasks[number].cancel()
-        else:
+        if name != "cancel":
             tasks[number] = loop.create_task(answer(number, name, args))
             tasks[number].add_done_callback(lambda _: tasks.pop(number))
+        elif number in tasks:
+            tasks[number].cancel()
 
     def read() -> None:
         with contextlib.suppress(EOFError, OSError):
-            while True:
-                loop.call_soon_threadsafe(begin, *pickle.load(requests))
+            while message := pipe.recv():
+                loop.call_soon_threadsafe(begin, *message)
         loop.call_soon_threadsafe(over.set)
 
     try:
-        model: LanguageModel = pickle.load(requests)()
+        model: LanguageModel = pipe.recv()()
     except Exception as error:
-        tell(_portable(error))
+        pipe.send(_portable(error))
         return
-    tell((model.model, model.cache_id))
+    pipe.send((model.model, model.cache_id))
     threading.Thread(target=read, daemon=True).start()
     await over.wait()
 
@@ -171,14 +164,7 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-def main() -> None:
-    """Serve the process that started this one; only its end, or its word, ends this."""
+if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # meant for the run, which still waits for answers
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
-    asyncio.run(_serve(sys.stdin.buffer, answers))
-
-
-if __name__ == "__main__":
-    main()
+    asyncio.run(_serve(Connection(int(sys.argv[1]))))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,22 @@ class Completion:
     latency_s: float = 0.0
     logprobs: dict[str, float] | None = None
     served_by: str = ""
+
+
+class Price(BaseModel):
+    """US dollars per million tokens of prompt and answer, thoughts included.
+
+    What the service had cached is charged in full, so that an estimate is never too low.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens_in: Annotated[float, Field(ge=0)]
+    tokens_out: Annotated[float, Field(ge=0)]
+
+    def cost(self, tokens_in: int, tokens_out: int) -> float:
+        """Return US dollars."""
+        return (tokens_in * self.tokens_in + tokens_out * self.tokens_out) / 1e6
 
 
 class LanguageModel(Protocol):

@@ -33,22 +33,19 @@ class Gemini:
         cache_id: The id in cache keys; a service at another address is another model.
     """
 
-    def __init__(
-        self, model: str = DEFAULT_MODEL, base_url: str | None = None, timeout_s: float = 120.0
-    ) -> None:
+    def __init__(self, model: str = DEFAULT_MODEL, base_url: str | None = None) -> None:
         """Make a client; the key is read from the environment and kept nowhere else."""
         self.model = model
         self._address = base_url or os.environ.get("GOOGLE_GEMINI_BASE_URL")
         self.cache_id = f"{model} at another address" if self._address else model
         keys = (os.environ.get(name, "").strip() for name in KEY_NAMES)  # of a file: a line break
-        key = next((key for key in keys if key), None)
-        self._has_key = key is not None  # a plan is made without one
+        self._key = next((key for key in keys if key), None)  # a plan is made without one
         options = types.HttpOptions(
             base_url=base_url,
-            timeout=int(timeout_s * 1000),
+            timeout=120_000,
             retry_options=types.HttpRetryOptions(attempts=1),  # else it sends twice, uncounted
         )
-        self._client = genai.Client(api_key=key or "none", http_options=options)
+        self._client = genai.Client(api_key=self._key or "none", http_options=options)
 
     async def complete(self, request: Request) -> Completion:
         """Answer one request; see `LanguageModel`."""
@@ -66,15 +63,12 @@ class Gemini:
                 model=self.model, contents=request.prompt, config=config
             )
         except errors.APIError as error:
-            if error.code == 404:
-                raise FatalError(await self._unknown_model()) from None
-            raise _translated(error) from None
+            raise await self._translated(error) from None
         except TimeoutError:
             raise TransientError("the connection timed out", "timeout") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise TransientError(
-                redacted(f"{type(error).__name__}: {error}"), "connection"
-            ) from None
+            said = redacted(f"{type(error).__name__}: {error}")
+            raise TransientError(said, "connection") from None
         except ValueError as error:  # a body that is no JSON, or of no known shape
             raise unreadable("a body", error) from None
         return _completion(response, time.monotonic() - started)
@@ -85,17 +79,14 @@ class Gemini:
         Raises:
             FatalError: No key is set or it is refused, the model unknown, the service not there.
         """
-        if not self._has_key:
+        if self._key is None:
             raise FatalError(f"no Gemini key: set {KEY_NAMES[0]} in the environment")
         try:
             await self._client.aio.models.get(model=self.model)
         except errors.APIError as error:
-            if error.code == 404:
-                raise FatalError(await self._unknown_model()) from None
-            translated = _translated(error)
-            if isinstance(translated, TransientError):
-                return  # busy, not absent: the calls themselves will tell
-            raise FatalError(str(translated)) from None
+            translated = await self._translated(error)
+            if not isinstance(translated, TransientError):  # busy is not absent: calls will tell
+                raise FatalError(str(translated)) from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise FatalError(
                 f"Gemini cannot be reached ({type(error).__name__}); is there "
@@ -103,17 +94,26 @@ class Gemini:
             ) from None
 
     async def close(self) -> None:
-        """Close the connections of this event loop."""
+        """Close the connections."""
         await self._client.aio.aclose()
 
-    async def _unknown_model(self) -> str:
+    async def _translated(self, error: errors.APIError) -> Exception:
+        """Turn an API error into what the caller should do about it; never shows the key."""
+        code, status = error.code, error.status or ""
+        if code != 404:
+            headers: Any = getattr(error.response, "headers", None) or {}
+            found = re.search(r"'retryDelay': '([\d.]+)s'", str(error.details))
+            wait = seconds(headers.get("Retry-After")) or seconds(found and found.group(1))
+            return refusal(code, f"{code} {status}: {error.message or status}", wait)
         try:
             pages = await self._client.aio.models.list()
             names = [str(m.name).removeprefix("models/") async for m in pages]
         except (errors.APIError, aiohttp.ClientError, OSError, ValueError):
             names = []
         seen = ", ".join(sorted(n for n in names if "gemini" in n)) or "no list to be had"
-        return f"model {self.model!r} is not served (retired?); this key can see: {seen}"
+        return FatalError(
+            f"model {self.model!r} is not served (retired?); this key can see: {seen}"
+        )
 
 
 def _completion(response: types.GenerateContentResponse, latency_s: float) -> Completion:
@@ -135,15 +135,3 @@ def _completion(response: types.GenerateContentResponse, latency_s: float) -> Co
     if not response.candidates:
         raise UnusableError("no candidate in the answer", "empty", again=True, counts=counts)
     return received(text=response.text, finish_reason=reason, counted=counts is not None, **what)
-
-
-def _translated(error: errors.APIError) -> Exception:
-    """Turn an API error into what the caller should do about it; never shows the key."""
-    code, status = error.code, error.status or ""
-    return refusal(code, f"{code} {status}: {error.message or status}", _retry_after_s(error))
-
-
-def _retry_after_s(error: errors.APIError) -> float | None:
-    headers: Any = getattr(error.response, "headers", None) or {}
-    found = re.search(r"'retryDelay': '([\d.]+)s'", str(error.details))
-    return seconds(headers.get("Retry-After")) or seconds(found and found.group(1))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
 import os
 import re
 import time
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,26 +38,21 @@ class OpenAIServer:
         base_urls: Addresses, each ending in `/v1`.
     """
 
-    def __init__(self, model: str, base_urls: Sequence[str], timeout_s: float = 600.0) -> None:
-        """Name the servers; connections are made by each event loop that calls.
+    def __init__(self, model: str, base_urls: Sequence[str]) -> None:
+        """Name the servers.
 
         Raises:
             FatalError: No address is given.
         """
         if not base_urls:
-            raise FatalError("an OpenAI-compatible server needs base_urls, such as "
-                             "['http://127.0.0.1:8000/v1']")  # fmt: skip
+            example = ["http://127.0.0.1:8000/v1"]
+            raise FatalError(f"an OpenAI-compatible server needs base_urls, such as {example}")
         self.model = self.cache_id = model
         self.base_urls = [url.rstrip("/") for url in base_urls]
-        self._timeout_s = timeout_s
         self._in_flight = dict.fromkeys(self.base_urls, 0)
-        self._resting = dict.fromkeys(self.base_urls, 0.0)
-        self._order = itertools.count()
-        self._last_used = dict.fromkeys(self.base_urls, -1)
-        # One client a loop: one that is shared breaks with "Event loop is closed".
-        self._clients: weakref.WeakKeyDictionary[
-            asyncio.AbstractEventLoop, dict[str, AsyncOpenAI]
-        ] = weakref.WeakKeyDictionary()
+        self._used = dict.fromkeys(self.base_urls, 0.0)
+        self._rests_until = dict.fromkeys(self.base_urls, 0.0)
+        self._clients: dict[str, AsyncOpenAI] = {}
 
     async def complete(self, request: Request) -> Completion:
         """Answer one request; see `LanguageModel`."""
@@ -77,19 +70,19 @@ class OpenAIServer:
             )
             body = response.http_response.text
         except asyncio.CancelledError:  # also the caller's timeout: it may be hanging
-            self._resting[url] = time.monotonic() + _REST_S
+            self._rest(url)
             raise
         except openai.APIStatusError as error:
             raise self._translated(error, url) from None
         except (openai.APIConnectionError, aiohttp.ClientError, OSError) as error:
-            self._resting[url] = time.monotonic() + _REST_S
+            self._rest(url)
             kind = "timeout" if isinstance(error, openai.APITimeoutError) else "connection"
             raise TransientError(redacted(f"{url}: {error}"), kind) from None
         except (openai.APIError, ValueError) as error:
             raise unreadable(url, error) from None
         finally:
             self._in_flight[url] -= 1
-        self._resting[url] = 0.0
+        self._rests_until[url] = 0.0
         return _completion(body, request, time.monotonic() - started)
 
     async def probe(self) -> None:
@@ -98,13 +91,9 @@ class OpenAIServer:
         for url in self.base_urls:
             try:
                 names = [str(m.id) async for m in self._client(url).models.list()]
-            except openai.APIStatusError as error:
-                self._resting[url] = time.monotonic() + _REST_S
+            except (openai.APIStatusError, openai.APIConnectionError) as error:
+                self._rest(url)
                 wrong.append(_probed(error, url))
-                continue
-            except openai.APIConnectionError as error:
-                self._resting[url] = time.monotonic() + _REST_S
-                wrong.append(redacted(f"{url}: {error.__cause__ or error}; is it up?"))
                 continue
             except Exception as error:  # a list of no known shape says nothing of the model
                 log.info("%s: its list of models is unreadable (%s)", redacted(url), error)
@@ -115,34 +104,38 @@ class OpenAIServer:
             raise FatalError(f"no server can be asked: {'; '.join(wrong)}")
 
     async def close(self) -> None:
-        """Close the connections of this event loop."""
-        for client in self._clients.pop(asyncio.get_running_loop(), {}).values():
+        """Close the connections."""
+        for client in self._clients.values():
             await client.close()
+        self._clients.clear()
 
     def _replica(self) -> str:
         """Choose the replica with the fewest calls in flight, the longest unused among equals."""
         now = time.monotonic()
-        awake = [url for url in self.base_urls if self._resting[url] <= now] or self.base_urls
-        chosen = min(awake, key=lambda url: (self._in_flight[url], self._last_used[url]))
-        self._last_used[chosen] = next(self._order)
+        awake = [url for url in self.base_urls if self._rests_until[url] <= now] or self.base_urls
+        chosen = min(awake, key=lambda url: (self._in_flight[url], self._used[url]))
+        self._used[chosen] = now
         return chosen
 
+    def _rest(self, url: str) -> None:
+        """Leave a replica out for a while."""
+        self._rests_until[url] = time.monotonic() + _REST_S
+
     def _client(self, url: str) -> AsyncOpenAI:
-        clients = self._clients.setdefault(asyncio.get_running_loop(), {})
-        if url not in clients:
-            clients[url] = AsyncOpenAI(
+        if url not in self._clients:
+            self._clients[url] = AsyncOpenAI(
                 base_url=url,
                 api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "none",
                 max_retries=0,
-                timeout=self._timeout_s,
+                timeout=600.0,
                 http_client=DefaultAioHttpClient(),
             )
-        return clients[url]
+        return self._clients[url]
 
     def _translated(self, error: openai.APIStatusError, url: str) -> Exception:
         code = error.status_code
         if code >= 500:
-            self._resting[url] = time.monotonic() + _REST_S
+            self._rest(url)
         wait = seconds(error.response.headers.get("Retry-After"))
         said = f"{url}, model {self.model!r}: {code} {error.message}"
         return refusal(code, said, wait, error.param if isinstance(error.param, str) else None)
@@ -159,16 +152,20 @@ def _structure(request: Request) -> dict[str, Any]:
     return {}
 
 
-def _probed(error: openai.APIStatusError, url: str) -> str:
-    """Say what a server's refusal to list its models means."""
-    said = redacted(f"{url}: {error.status_code} {error.message}")
-    if error.status_code in (401, 403):
-        return f"{said}: the key is refused"
-    if error.status_code == 404:
-        return f"{said}: is this the address of an OpenAI-compatible API? Most end in /v1"
-    if error.status_code == 503:
-        return f"{said}: it is up and loads its model, or is overloaded; wait for it"
-    return said
+_PROBED = {
+    401: ": the key is refused",
+    403: ": the key is refused",
+    404: ": is this the address of an OpenAI-compatible API? Most end in /v1",
+    503: ": it is up and loads its model, or is overloaded; wait for it",
+}
+
+
+def _probed(error: openai.APIStatusError | openai.APIConnectionError, url: str) -> str:
+    """Say why a server does not list its models."""
+    if isinstance(error, openai.APIConnectionError):
+        return redacted(f"{url}: {error.__cause__ or error}; is it up?")
+    code = error.status_code
+    return redacted(f"{url}: {code} {error.message}") + _PROBED.get(code, "")
 
 
 def _completion(body: str, request: Request, latency_s: float) -> Completion:

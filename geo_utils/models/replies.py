@@ -254,14 +254,14 @@ def _choices(value: Any, schema: dict[str, Any]) -> Any:
     return [part for part in found if part not in (None, [])]
 
 
+_KINDS: dict[str, Any] = dict(object=dict, array=list, string=str, number=(int, float))
+_KINDS |= dict(integer=int, boolean=bool)
+
+
 def _mismatch(value: Any, schema: dict[str, Any]) -> str | None:
     """Say where a value departs from a schema, or None."""
-    kinds: dict[str, Any] = {
-        "object": dict, "array": list, "string": str, "number": (int, float),
-        "integer": int, "boolean": bool,
-    }  # fmt: skip
     expected = schema.get("type", "object")
-    if not isinstance(value, kinds[expected]) or (
+    if not isinstance(value, _KINDS[expected]) or (
         isinstance(value, bool) and expected in ("number", "integer")
     ):
         return f"{type(value).__name__} instead of {expected}"

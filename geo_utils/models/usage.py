@@ -1,8 +1,10 @@
-"""What the calls of a run used and cost, by role, and the budget that ends it."""
+"""What a run's calls use and cost, and the budget that ends them.
+
+Prices change: the table is dated, and a run can override it.
+"""
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,9 +14,24 @@ from typing import Any
 import numpy as np
 
 from geo_utils.files import append_jsonl, read_jsonl
-from geo_utils.models.base import Completion, Request
-from geo_utils.models.prices import Price, price_of
+from geo_utils.models.base import Completion, Price, Request
 from geo_utils.runs import RunInterrupted
+
+# As public price lists quoted https://ai.google.dev/gemini-api/docs/pricing (paid tier, text).
+PRICES_AS_OF = "2026-05"
+
+
+PRICES = {
+    "gemini-2.5-flash-lite": Price(tokens_in=0.10, tokens_out=0.40),
+    "gemini-2.5-flash": Price(tokens_in=0.30, tokens_out=2.50),
+    "gemini-2.5-pro": Price(tokens_in=1.25, tokens_out=10.0),
+}
+
+
+def price_of(model: str, overrides: Mapping[str, Price] | None = None) -> Price | None:
+    """Return a model's price, or None if it is unknown; unknown is never free."""
+    return {**PRICES, **(overrides or {})}.get(model)
+
 
 CHARS_PER_TOKEN = 4  # of English prose, for estimates before an answer is there
 
@@ -23,16 +40,18 @@ class BudgetReached(RunInterrupted):
     """The run has made or spent what it was allowed to; answers so far are kept."""
 
 
+_NUMBERS = ("tokens_in", "tokens_out", "tokens_cached", "latency_s")
+
+
 def _is_call(row: Mapping[str, Any]) -> bool:
     """Tell whether a ledger's row is a call as `Usage.settle` books it."""
-    counted = "tokens_in" in row
-    numbers = ("tokens_in", "tokens_out", "tokens_cached", "latency_s") if counted else ()
-    texts = ("role", "model", "served_by") if counted else ("role", "model")
-    failure = row.get("failure", 0)
+    texts, numbers = ["role", "model"], []
+    if "tokens_in" in row:
+        texts, numbers = [*texts, "served_by"], [row.get(name) for name in _NUMBERS]
     return (
         all(isinstance(row.get(name), str) for name in texts)
-        and (failure is None or isinstance(failure, str))
-        and all(isinstance(n := row.get(name), int | float) and 0 <= n < 1e15 for name in numbers)
+        and isinstance(row.get("failure", 0), str | None)
+        and all(isinstance(n, int | float) and 0 <= n < 1e15 for n in numbers)
     )
 
 
@@ -59,7 +78,7 @@ class RoleUsage:
 
 
 class Usage:
-    """Usage of all roles of a run and its budget; shared by its callers, safe over threads.
+    """Usage of all roles of a run and its budget; shared by its callers, on the one event loop.
 
     Attributes:
         max_calls: Most requests that may be sent; None for no limit.
@@ -87,7 +106,6 @@ class Usage:
         self.max_calls, self.max_cost, self._prices = max_calls, max_cost, prices
         self.roles: dict[str, RoleUsage] = {}
         self.served_by: set[str] = set()
-        self._lock = threading.Lock()
         self._calls, self._spent, self._reserved = 0, 0.0, 0.0
         self._ledger = ledger
         for row in read_jsonl(ledger) if ledger else ():
@@ -97,8 +115,7 @@ class Usage:
 
     def role(self, name: str, model: str) -> RoleUsage:
         """Return a role's counts, for the caller to add to."""
-        with self._lock:
-            return self.roles.setdefault(name, RoleUsage(model, name))
+        return self.roles.setdefault(name, RoleUsage(model, name))
 
     def reserve(self, model: str, request: Request) -> float | None:
         """Take one call out of the budget before it is sent.
@@ -114,28 +131,27 @@ class Usage:
         # The longest answer allowed; what it does not use is given back when it is there.
         longest = request.sampling.max_tokens
         cost = price.cost(estimated_tokens(request), longest) if price else 0.0
-        with self._lock:
-            if self.max_calls is not None and self._calls >= self.max_calls:
+        if self.max_calls is not None and self._calls >= self.max_calls:
+            raise BudgetReached(
+                f"max_calls={self.max_calls} is reached; all answers are kept. Raise it and "
+                "run again to go on"
+            )
+        if self.max_cost is not None:
+            if price is None:
                 raise BudgetReached(
-                    f"max_calls={self.max_calls} is reached; all answers are kept. Raise it and "
-                    "run again to go on"
+                    f"max_cost={self.max_cost} cannot be kept: the price of {model!r} is "
+                    "unknown. Give it in prices, or set max_calls instead"
                 )
-            if self.max_cost is not None:
-                if price is None:
-                    raise BudgetReached(
-                        f"max_cost={self.max_cost} cannot be kept: the price of {model!r} is "
-                        "unknown. Give it in prices, or set max_calls instead"
-                    )
-                if self._spent + cost > self.max_cost:
-                    raise BudgetReached(
-                        f"max_cost={self.max_cost} is reached ({self._spent:.4f} spent, the next "
-                        f"call may cost {cost:.4f}); all answers are kept. Raise it and run again "
-                        "to go on"
-                    )
-                if self._spent + self._reserved + cost > self.max_cost:
-                    return None
-            self._calls += 1
-            self._reserved += cost
+            if self._spent + cost > self.max_cost:
+                raise BudgetReached(
+                    f"max_cost={self.max_cost} is reached ({self._spent:.4f} spent, the next "
+                    f"call may cost {cost:.4f}); all answers are kept. Raise it and run again "
+                    "to go on"
+                )
+            if self._spent + self._reserved + cost > self.max_cost:
+                return None
+        self._calls += 1
+        self._reserved += cost
         return cost
 
     def settle(
@@ -146,20 +162,17 @@ class Usage:
         Raises:
             OSError: The ledger cannot be written, as on a full disk; the call is counted.
         """
-        with self._lock:
-            self._reserved -= reserved
-            row: dict[str, Any] = {"role": role.name, "model": role.model, "failure": failure}
-            if completion is not None:
-                names = ("tokens_in", "tokens_out", "tokens_cached", "latency_s", "served_by")
-                row |= {name: getattr(completion, name) for name in names}
-            self._book(row)
-            if self._ledger is not None:
-                append_jsonl(self._ledger, [row])
+        self._reserved -= reserved
+        row: dict[str, Any] = {"role": role.name, "model": role.model, "failure": failure}
+        if completion is not None:
+            row |= {name: getattr(completion, name) for name in (*_NUMBERS, "served_by")}
+        self._book(row)
+        if self._ledger is not None:
+            append_jsonl(self._ledger, [row])
 
     def _book(self, row: Mapping[str, Any]) -> None:
         """Add one call, of now or from the ledger."""
-        role = self.roles.setdefault(row["role"], RoleUsage(row["model"], row["role"]))
-        failure = row["failure"]
+        role, failure = self.role(row["role"], row["model"]), row["failure"]
         role.calls += 1
         if failure is not None:
             role.failures[failure] += 1
@@ -171,36 +184,22 @@ class Usage:
         role.tokens_cached += row["tokens_cached"]
         role.latencies_s.append(row["latency_s"])
         self.served_by.add(row["served_by"])
-        price = price_of(role.model, self._prices)
-        if price:
-            self._spent += price.cost(row["tokens_in"], row["tokens_out"], row["tokens_cached"])
+        if price := price_of(role.model, self._prices):
+            self._spent += price.cost(row["tokens_in"], row["tokens_out"])
 
     def count_cached(self, role: RoleUsage, completion: Completion) -> None:
         """Book an answer that needed no call."""
-        with self._lock:
-            role.cached += 1
-            self.served_by.add(completion.served_by)
+        role.cached += 1
+        self.served_by.add(completion.served_by)
 
     def report(self) -> dict[str, Any]:
         """Return the counts by role for the manifest; unknown costs are None."""
-        with self._lock:
-            return {name: self._row(role) for name, role in sorted(self.roles.items())}
+        return {name: self._row(role) for name, role in sorted(self.roles.items())}
 
     def _row(self, role: RoleUsage) -> dict[str, Any]:
-        price = price_of(role.model, self._prices)
-        cost = price and price.cost(role.tokens_in, role.tokens_out, role.tokens_cached)
-        p50, p95 = np.percentile(role.latencies_s, (50, 95)) if role.latencies_s else (None, None)
-        return {
-            "model": role.model,
-            "calls": role.calls,
-            "answered": role.answered,
-            "cached": role.cached,
-            "retries": role.retries,
-            "failures": dict(role.failures),
-            "tokens_in": role.tokens_in,
-            "tokens_out": role.tokens_out,
-            "tokens_cached": role.tokens_cached,
-            "latency_p50_s": None if p50 is None else round(float(p50), 4),
-            "latency_p95_s": None if p95 is None else round(float(p95), 4),
-            "cost_usd": cost,
-        }
+        row = vars(role) | {"failures": dict(role.failures)}
+        took, price = row.pop("latencies_s"), price_of(role.model, self._prices)
+        del row["name"]
+        for name, share in (("latency_p50_s", 50), ("latency_p95_s", 95)):
+            row[name] = round(float(np.percentile(took, share)), 4) if took else None
+        return row | {"cost_usd": price and price.cost(role.tokens_in, role.tokens_out)}

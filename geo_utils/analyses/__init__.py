@@ -1,1 +1,0 @@
-"""Notebook 02: what a samples table says beyond the key-point probability."""

@@ -1,0 +1,146 @@
+"""All analyses of a comparison: what they need from the roles, and their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geo_utils.baseline_rewrites.counterfactual import arms, evaluate_arms, lifts, placebos
+from geo_utils.baseline_rewrites.frontier import frontier
+from geo_utils.baseline_rewrites.funnel import attribution, funnel
+from geo_utils.baseline_rewrites.params import AnalysisOptions
+from geo_utils.baseline_rewrites.strata import others_carry, strata, strongest
+from geo_utils.collateral import collateral, judge_points, point_shares
+from geo_utils.corpus import Example
+from geo_utils.evaluate import Progress
+from geo_utils.fidelity import check_pages, original_support
+from geo_utils.plan import Rehearsal, quiet
+from geo_utils.roles.make import Roles
+from geo_utils.roles.methods import REMOVED, is_arm
+from geo_utils.summary import means, plain_numbers
+
+Tables = dict[str, pd.DataFrame]
+
+
+def add_analyses(
+    samples: pd.DataFrame,
+    examples: Sequence[Example],
+    roles: Roles,
+    options: AnalysisOptions,
+    progress: Progress | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Make the calls that the analyses need, and the columns that their tables are read from.
+
+    Args:
+        samples: As `evaluate.evaluate` returns it for the run's methods.
+        examples: The corpus.
+        roles: Engine, judge and rewriter.
+        options: Which analyses.
+        progress: As in `evaluate.evaluate`.
+
+    Returns:
+        The samples with the rows of the arms and the columns `others_carry`,
+        `original_supports`, those of `fidelity.check_pages`, `funnel.attribution` and, where
+        asked for, `collateral.point_shares`; and the verdicts on other points, as
+        `collateral.judge_points` returns them, empty if not asked for.
+    """
+    p, names = roles.params, arms(options)
+    if names:
+        added = evaluate_arms(
+            examples,
+            names,
+            roles.engine,
+            roles.judge,
+            roles.rewriter,
+            p.repeats,
+            key_points=p.key_points,
+            seed=p.seed,
+            progress=progress,
+        )
+        both: list[pd.DataFrame] = [samples, added.astype(_kinds(samples))]
+        samples = pd.concat(both, ignore_index=True)
+    support: dict[tuple[str, int], float] = {}
+    if options.original_support:
+        support = original_support(examples, roles.judge, p.key_points, p.seed)
+    keys = zip(samples["query_id"], samples["key_point_number"], strict=True)
+    samples["original_supports"] = [support.get(key, np.nan) for key in keys]
+    samples["others_carry"] = others_carry(samples, examples)
+    parts = [samples, check_pages(samples, examples, options.gate), attribution(samples)]
+    points = pd.DataFrame()
+    if options.collateral:
+        points = judge_points(samples, examples, roles.judge, progress)
+        parts.append(point_shares(samples, points))
+    return pd.concat(parts, axis=1), points
+
+
+def rehearsals(roles: Roles, options: AnalysisOptions) -> dict[str, Rehearsal]:
+    """Return what `plan.plan_calls` runs to count the calls of the analyses; empty for none."""
+
+    def analyses(planned: Roles, examples: list[Example], samples: pd.DataFrame) -> list[Roles]:
+        add_analyses(samples, examples, planned, options, quiet)
+        return []
+
+    asks = arms(options) or options.original_support or options.collateral
+    return {"analyses": analyses} if roles.callers and asks else {}
+
+
+def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> Tables:
+    """Return the tables of the analyses that are switched on.
+
+    Args:
+        samples: As `add_analyses` returns it.
+        options: Which analyses.
+        seed: Seed of resampling and permutations.
+
+    Returns:
+        `strict` (as `summary.means`), and some of `lifts`, `placebos`, `funnel`, `collateral`,
+        `frontier`, `strata` (of the strongest method), each by the function of that
+        name, and `page_strata` (of what the original page adds to the answers without it). Empty
+        if a method has no score at all.
+    """
+    own = rewrites(samples)
+    scored = own.groupby("method")["supported"].count()
+    if not scored.all():
+        return {}
+    makers: dict[str, tuple[bool, Callable[[], pd.DataFrame]]] = {
+        "strict": (True, lambda: means(own, "strict", bounded=True)),
+        "lifts": (options.removed, lambda: lifts(samples, seed)),
+        "placebos": (bool(options.placebo), lambda: placebos(samples, seed)),
+        "funnel": (options.funnel, lambda: funnel(samples)),
+        "collateral": (options.collateral, lambda: collateral(samples, seed)),
+        "frontier": (options.frontier, lambda: frontier(samples, seed)),
+        "strata": (options.strata, lambda: strata(own, strongest(own, scored.index), seed=seed)),
+        "page_strata": (
+            options.strata and options.removed,
+            lambda: strata(samples, "original", REMOVED, seed),
+        ),
+    }
+    return {name: make() for name, (wanted, make) in makers.items() if wanted}
+
+
+def rewrites(samples: pd.DataFrame) -> pd.DataFrame:
+    """Return the samples of the methods, without those of the arms."""
+    return samples[~samples["method"].map(is_arm)]
+
+
+def analysis_headline(tables: Tables) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """Return the numbers of the tables that a manifest records; None where there is none."""
+    columns = {
+        "lifts": ["difference", "low", "high"],
+        "frontier": ["difference", "fidelity", "words_added", "flagged", "strict"],
+    }
+    found: Tables = {name: tables[name][columns[name]] for name in columns if name in tables}
+    if "placebos" in tables:
+        shuffled = pd.DataFrame(tables["placebos"].xs("shuffled", level="pages"))
+        found["placebos"] = shuffled[columns["lifts"]]
+    if "funnel" in tables:
+        found["funnel"] = pd.DataFrame(tables["funnel"]["mean"].unstack())
+    return {name: plain_numbers(table) for name, table in found.items()}
+
+
+def _kinds(samples: pd.DataFrame) -> dict[Any, Any]:
+    """Return the types of the figures, which an arm that has none of them would lose."""
+    return {c: kind for c, kind in samples.dtypes.items() if kind == np.float64}

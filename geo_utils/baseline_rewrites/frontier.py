@@ -1,0 +1,195 @@
+"""Lift against what it costs: fidelity, length and instructions, all methods together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+from geo_utils.roles.methods import is_arm, label
+from geo_utils.show.plots import (
+    basis,
+    canvas,
+    colour,
+    finished,
+    interval_figure,
+    listed,
+    method_rows,
+    points,
+    probability_figure,
+)
+from geo_utils.show.tables import intervals, styled
+from geo_utils.summary import contrasts, estimates
+
+
+def frontier(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Put every method's lift beside its price.
+
+    Args:
+        samples: With the columns of `fidelity.check_pages`.
+        seed: Seed of the resampling.
+
+    Returns:
+        Indexed by method, the original page left out: the lift as `summary.contrasts` has it
+        (`difference`, `low`, `high`, ...); `fidelity`, `grounded`, `new_claims`, `words_added`
+        (a share of the original's words), each a mean over samples with `_low` and `_high`;
+        `flagged` (share of samples whose page has a new instruction), `faithful` (share that
+        passes the gate), `strict` (the strict probability, with its interval) and `efficient`:
+        no other method has at least its lift and fidelity and at most its added words and flags,
+        and is better in one of them.
+    """
+    own = samples[~samples["method"].map(is_arm)].copy()
+    own["words_added"] = (own["page_words"] - own["original_words"]) / own["original_words"]
+    own["flagged"] = own["instructions"].gt(0).astype(float).where(own["instructions"].notna())
+    found = contrasts(own, "supported", "original", seed=seed)
+    columns = ["fidelity", "grounded", "new_claims", "words_added", "strict"]
+    costs = estimates(own, "method", columns, ["strict"])
+    found = found.join(costs[[f"{name}{end}" for name in columns for end in ("", "_low", "_high")]])
+    found = found.join(own.groupby("method")[["flagged", "faithful"]].mean())
+    gains = found[["difference", "fidelity", "words_added", "flagged"]] * [1, 1, -1, -1]
+    as_good = {m: (gains >= gains.loc[m]).all(axis=1) for m in gains.index}
+    better = {m: (gains > gains.loc[m]).any(axis=1) for m in gains.index}
+    return found.assign(efficient=[not (as_good[m] & better[m]).any() for m in gains.index])
+
+
+def strict_figure(summary: pd.DataFrame, strict: pd.DataFrame | None, source: str) -> Figure:
+    """Draw key-point probability and strict probability of each method.
+
+    Args:
+        summary: As `summary.summarise` returns it.
+        strict: As `summary.means` returns it for the column `strict`; None leaves it out.
+        source: Where the figures come from.
+    """
+    if strict is None:
+        return probability_figure(summary, source)
+    best, honest = str(summary["key_point_probability"].idxmax()), str(strict["mean"].idxmax())
+    share, kept = summary["key_point_probability"][best], strict["mean"][honest]
+    other = "" if best == honest else f"{label(honest)} leads with "
+    title = (
+        f"{label(best).capitalize()} puts the key point into {share:.0%} of answers; "
+        f"{other}{kept:.0%} count once unfaithful rewrites are failures"
+    )
+    texts = [f"{text} strict" for text in intervals(strict)]
+    held = method_rows(strict).assign(marker="D", hollow=True, text=texts)
+    rows = pd.concat([method_rows(summary, "key_point_probability", "ci"), held])
+    marks = "Dots: all rewrites; diamonds: strict, a rewrite that fails the fidelity gate fails."
+    note = basis(summary, source, marks)
+    return interval_figure(rows, title, "key-point probability", note, limits=(-0.02, 1.0))
+
+
+def frontier_figure(found: pd.DataFrame | None, source: str, gate: float) -> Figure | None:
+    """Draw lift against fidelity, length and instructions, all methods on it.
+
+    Args:
+        found: As `frontier.frontier` returns it.
+        source: Where the figures come from.
+        gate: Least fidelity of a rewrite that counts.
+    """
+    found = None if found is None else found.dropna(subset=["difference", "fidelity"])
+    if found is None or found.empty:
+        return None
+    clean = found[found["flagged"] == 0]
+    title = "Every method's pages carry instructions to the engine"
+    if len(clean):
+        best = clean.loc[str(clean["difference"].idxmax())]
+        name, gain = label(str(best.name)), points(best["difference"])
+        price = f"at fidelity {best['fidelity']:.2f} and {best['words_added']:+.0%} words"
+        title = (
+            f"{name.capitalize()} gains most of the methods without instructions: {gain} {price}"
+            if best["clear"] and best["difference"] > 0
+            else f"No method without instructions clearly gains; the most is {gain}, by {name}, "
+            f"{price}"
+        )
+    figure, axes = canvas(max(len(found), 5), extra=1.2)
+    low = min(float(found["fidelity_low"].fillna(found["fidelity"]).min()), gate)
+    axes.set(xlim=(low - 0.02, 1.01), ylabel="lift over the original page")
+    axes.set(xlabel="fidelity: the worse of kept and grounded")
+    for method, row in found.iterrows():
+        shade, x, y = colour(str(method)), row["fidelity"], row["difference"]
+        bars: dict[str, Any] = {"color": shade, "linewidth": 3, "alpha": 0.4}
+        axes.plot((x, x), (row["low"], row["high"]), **bars)
+        axes.plot((row["fidelity_low"], row["fidelity_high"]), (y, y), **bars)
+        edge, marker = ("#000000", "X") if row["flagged"] else (shade, "o")
+        face: dict[str, Any] = {
+            "color": shade,
+            "alpha": 0.85,
+            "edgecolor": edge,
+            "linewidth": 3,
+            "zorder": 3,
+        }
+        axes.scatter(x, y, s=120 + 1500 * max(row["words_added"], 0.0), marker=marker, **face)
+    axes.axhline(0, color="#555555", linewidth=1.5, zorder=0)
+    axes.axvline(gate, color="#999999", linestyle="--", linewidth=1.5, zorder=0)
+    texts = [
+        f"{label(str(m))}, {row['words_added']:+.0%} words"
+        + (f", {row['flagged']:.0%} flagged" if row["flagged"] else "")
+        for m, row in found.iterrows()
+    ]
+    _side_labels(axes, found["fidelity"], found["difference"], texts, found.index)
+    marks = (
+        f"Larger marks add more words; a cross: an instruction was flagged. Dashed: the gate, "
+        f"{gate:g}. No other method beats {listed(found.index[found['efficient']])} in all of "
+        "lift, fidelity, words and flags."
+    )
+    return finished(figure, title, basis(found, source, marks))
+
+
+def _side_labels(
+    axes: Axes, x: pd.Series, y: pd.Series, texts: Sequence[str], methods: Iterable[object]
+) -> None:
+    """Name points in a column to the right, in their order, with a line from each."""
+    low, high = axes.get_ylim()
+    gap = (high - low) / max(1.15 * len(texts), 12)
+    order = np.argsort(y.to_numpy(float), kind="stable")
+    places = y.to_numpy(float).copy()
+    for i, j in pairwise(order):
+        places[j] = max(places[j], places[i] + gap)
+    places -= np.mean(places - y.to_numpy(float))  # spread to both sides
+    places -= max(places.max() - high, 0.0)
+    for text, method, x_at, y_at, place in zip(texts, methods, x, y, places, strict=True):
+        axes.annotate(
+            text,
+            (x_at, y_at),
+            (1.03, place),
+            xycoords="data",
+            textcoords=("axes fraction", "data"),
+            va="center",
+            fontsize=14,
+            color=colour(str(method)),
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour(str(method)), "alpha": 0.5},
+        )
+    axes.set_ylim(min(low, places.min()), high)
+
+
+def frontier_table(found: pd.DataFrame | None, caption: str) -> Styler | None:
+    """Lay out lift, fidelity, length, flags and strict probability, one row a method.
+
+    Args:
+        found: As `frontier.frontier` returns it.
+        caption: What the figures rest on.
+    """
+    if found is None:
+        return None
+    table = pd.DataFrame(
+        {
+            "lift": intervals(found, "difference", signed=True),
+            "fidelity": intervals(found, "fidelity"),
+            "new claims a page": found["new_claims"].map("{:.2f}".format),
+            "words added": found["words_added"].map("{:+.1%}".format),
+            "flagged": found["flagged"].map("{:.1%}".format),
+            "passes the gate": found["faithful"].map("{:.1%}".format),
+            "strict probability": intervals(found, "strict"),
+            "n samples": found["n_samples"],
+            "abstentions": found["abstentions"],
+        }
+    ).rename(index=label)
+    marked = [label(str(method)) for method in found.index[found["efficient"]]]
+    told = "Bold: no other method is as good in lift, fidelity, words and flags and better in one"
+    return styled(table.rename_axis(None), marked, f"{told}. {caption}")

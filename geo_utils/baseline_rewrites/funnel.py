@@ -1,0 +1,158 @@
+"""From a key point in the answer to one that the target is rightly credited for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+from geo_utils.citations import CitedSentence, parse_answer
+from geo_utils.lexical import coverage
+from geo_utils.roles.methods import is_arm, label
+from geo_utils.show.plots import basis, interval_figure, method_rows
+from geo_utils.show.tables import intervals, styled
+from geo_utils.summary import means
+
+STAGES = {
+    "supported": "in the answer",
+    "credited": "its sentence cites the target",
+    "attributed": "and the original page holds it",
+}
+
+
+def carrier(key_point: str, answer: str, n_sources: int) -> tuple[str, tuple[int, ...]]:
+    """Return the sentence of an answer that carries most of a key point, and what it cites.
+
+    Args:
+        key_point: The point.
+        answer: The engine's text.
+        n_sources: How many sources the engine saw.
+
+    Returns:
+        The sentence without its marks and 0-based places of the sources it cites; empty if no
+        sentence shares a word with the point.
+    """
+    parsed = _parsed(answer, n_sources)
+    found = coverage(key_point, [sentence.text for sentence in parsed], window=1)
+    if not found.end:
+        return "", ()
+    return parsed[found.start].text, parsed[found.start].citations
+
+
+@lru_cache(maxsize=8192)
+def _parsed(answer: str, n_sources: int) -> tuple[CitedSentence, ...]:
+    return parse_answer(answer, n_sources).sentences
+
+
+def attribution(samples: pd.DataFrame) -> pd.DataFrame:
+    """Follow each key point from the answer to the original page.
+
+    Args:
+        samples: As `evaluate.evaluate` returns it, with `original_supports`.
+
+    Returns:
+        A row a sample. `credited`: 1.0 if the answer supports the point and the sentence that
+        carries most of it cites the target. `attributed`: 1.0 if also the original page supports
+        it; NaN, credited or not, where the judge was not asked about that page, or abstained:
+        to leave out the credited ones alone would make the share too small. Both NaN where the
+        verdict is, and for answers that saw no target.
+    """
+    rows = []
+    each: Iterable[Any] = samples.itertuples(index=False)
+    for row in each:
+        credited = row.supported
+        if is_arm(row.method):
+            credited = np.nan
+        elif row.supported == 1:
+            _, cited = carrier(row.key_point, row.answer, len(row.source_order))
+            credited = float(row.target_place in cited)
+        rows.append((credited, credited * row.original_supports))
+    return pd.DataFrame(rows, columns=["credited", "attributed"], index=samples.index, dtype=float)
+
+
+def funnel(samples: pd.DataFrame) -> pd.DataFrame:
+    """Estimate each stage of the funnel, as a share of all samples, by method.
+
+    Args:
+        samples: With the columns of `attribution`.
+
+    Returns:
+        Indexed by method and stage (a key of `STAGES`): as `summary.means`, and `of_previous`,
+        the share that the stage keeps of the one before (1.0 for the first), over the samples
+        that have both. A stage that was not asked for is missing.
+    """
+    own = samples[~samples["method"].map(is_arm)]
+    parts = {
+        stage: means(own, stage, bounded=True).assign(of_previous=_kept(own, stage))
+        for stage in STAGES
+        if own[stage].notna().any()
+    }
+    found = pd.concat(parts, names=["stage"]).swaplevel().sort_index(sort_remaining=False)
+    return found.reindex([(m, s) for m in dict.fromkeys(own["method"]) for s in parts])
+
+
+def _kept(samples: pd.DataFrame, stage: str) -> pd.Series | float:
+    """Return by method what a stage keeps of the one before; NaN where that one is empty."""
+    stages = list(STAGES)
+    if stage == stages[0]:
+        return 1.0
+    before = stages[stages.index(stage) - 1]
+    both = samples.dropna(subset=[before, stage]).groupby("method")[[before, stage]].sum()
+    return both[stage] / both[before].where(both[before] > 0)
+
+
+def funnel_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
+    """Draw how often the point is in the answer, credited, and the page's own; see `funnel`."""
+    if found is None:
+        return None
+    wide = found["mean"].unstack()
+    best = str(wide["supported"].idxmax())
+    title = (
+        f"{label(best).capitalize()}: the point is in {wide['supported'][best]:.0%} of answers and "
+        f"credited to the target in {wide['credited'][best]:.0%}"
+    )
+    marks = "Dot: in the answer; square: its sentence cites the target"
+    if "attributed" in wide:
+        title += f"; the original page holds it in {wide['attributed'][best]:.0%}"
+        marks += "; diamond: and the original page holds it"
+    stages = found.index.get_level_values("stage")
+    rows = method_rows(found.droplevel("stage")).assign(
+        marker=stages.map({"supported": "o", "credited": "s", "attributed": "D"}),
+        hollow=stages == "credited",
+    )
+    first = pd.DataFrame(found.xs("supported", level="stage"))
+    return interval_figure(
+        rows, title, "share of all answers", basis(first, source, f"{marks}."), limits=(-0.02, 1.0)
+    )
+
+
+def funnel_table(found: pd.DataFrame | None, samples: pd.DataFrame, caption: str) -> Styler | None:
+    """Lay out the funnel from answer to original page, one row a method.
+
+    Args:
+        found: As `funnel.funnel` returns it.
+        samples: The samples it was made from.
+        caption: What the figures rest on.
+    """
+    if found is None:
+        return None
+    held = samples.groupby(["query_id", "key_point_number"])["original_supports"].first().dropna()
+    if len(held):
+        caption = (
+            f"The judge finds {held.mean():.1%} of {len(held)} key points on their original pages. "
+            f"{caption}"
+        )
+    columns = {}
+    for stage in found.index.get_level_values("stage").unique():
+        part = pd.DataFrame(found.xs(stage, level="stage"))
+        kept = "" if stage == "supported" else part["of_previous"].map(" ({:.0%} kept)".format)
+        columns[STAGES[stage]] = intervals(part) + kept
+    last = found.groupby(level="method", sort=False)
+    columns["n queries"], columns["n samples"] = last["n_examples"].min(), last["n_samples"].min()
+    columns["abstentions"] = last["abstentions"].max()
+    return styled(pd.DataFrame(columns).rename(index=label).rename_axis(None), [], caption)

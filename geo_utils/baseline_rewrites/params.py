@@ -1,0 +1,112 @@
+"""Parameters of notebook 02: the methods, which analyses are made of them, what they may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
+
+from geo_utils.roles.methods import known_method
+from geo_utils.roles.params import EvaluationParams
+
+
+class AnalysisOptions(BaseModel):
+    """The analyses of notebook 02; those that call a model are off unless asked for.
+
+    Attributes:
+        removed: Answer without the target page too: one engine and one judge call a repeat.
+        no_sources: Answer from no source at all, which only a model can: as many.
+        placebo: Methods whose rewrites are shuffled among the queries: as many for each, and for
+            the original pages, shuffled likewise.
+        original_support: Ask the judge whether the original page supports the key point: one call
+            a key point. The funnel's third step and a part of the fidelity gate.
+        collateral: Ask the judge for the page's other key points and the other sources' points:
+            one call a sample with a model that judges by verdicts, one a point with one that
+            gives log-probabilities.
+        gate: Least lexical fidelity of a rewrite that counts in the strict probability.
+        funnel: Show how often the target is credited for the key point.
+        frontier: Show lift against fidelity, length and instructions.
+        strata: Show where the strongest method's lift is, by place, other sources and baseline.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    removed: StrictBool = False
+    no_sources: StrictBool = False
+    placebo: list[str] = []
+    original_support: StrictBool = False
+    collateral: StrictBool = False
+    gate: Annotated[float, Field(ge=0, le=1)] = 0.8
+    funnel: StrictBool = True
+    frontier: StrictBool = True
+    strata: StrictBool = False
+
+    @field_validator("placebo")
+    @classmethod
+    def _distinct(cls, placebo: list[str]) -> list[str]:
+        if repeated := sorted({name for name in placebo if placebo.count(name) > 1}):
+            raise ValueError(f"{', '.join(repeated)} named more than once")
+        return placebo
+
+    def check(self, methods: Sequence[str], engine: str, limit: int | None) -> None:
+        """Refuse what cannot be analysed with the run's other parameters.
+
+        Args:
+            methods: The methods to compare.
+            engine: The engine's backend.
+            limit: How many queries, if that is limited.
+
+        Raises:
+            ValueError: Which analysis, and what it needs.
+        """
+        if self.no_sources and engine == "offline":
+            raise ValueError(
+                "analyses.no_sources=True: engine='offline' quotes its sources and can say nothing "
+                "without them; set it to false, or choose a model as engine"
+            )
+        for name in self.placebo:
+            if name not in methods or name == "original":
+                known = ", ".join(m for m in methods if m != "original")
+                raise ValueError(
+                    f"analyses.placebo={self.placebo!r}: {name!r} is no rewriting method of "
+                    f"this run; choose from {known}"
+                )
+        if self.placebo and limit == 1:
+            raise ValueError(
+                f"analyses.placebo={self.placebo!r}: limit=1 leaves no other query to "
+                "shuffle rewrites with; set limit to 2 or more"
+            )
+
+    def templates(self, judge_mode: str) -> dict[str, list[str]]:
+        """Return the prompt templates that the analyses use beside the comparison's, by role."""
+        return {
+            "engine": ["engine_no_sources"] * self.no_sources,
+            "judge": ["judge_all_points"] * (self.collateral and judge_mode != "soft"),
+        }
+
+
+class BaselineRewritesParams(EvaluationParams):
+    """Parameters of notebook 02.
+
+    Attributes:
+        methods: Methods to compare, `original` among them; also the folder of a trained policy.
+        analyses: What is asked of the comparison beyond the key-point probability.
+    """
+
+    notebook: ClassVar[str] = "02_baseline_rewrites"
+    methods: list[str]
+    analyses: Annotated[AnalysisOptions, Field(strict=False)]
+
+    @model_validator(mode="after")
+    def _check_analyses(self) -> Self:
+        self.analyses.check(self.methods, self.engine, self.limit)
+        return self
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, methods: list[str]) -> list[str]:
+        return [known_method(name) for name in methods]
+
+
+PARAMS = BaselineRewritesParams

@@ -1,0 +1,427 @@
+"""What is submitted to SLURM: settings, and one checked set of parameters a task."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+import shutil
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from geo_utils.files import project_root, resolve_path, write_atomic
+from geo_utils.notebooks import read_parameters
+from geo_utils.parameters import NotebookParams, ParameterError, nearest, problem_line, read_yaml
+from geo_utils.runs import locate_run
+
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+_TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
+_OURS = re.compile(r"--(array|requeue|no-requeue|open-mode|signal|output|error|job-name)\b")
+_MANY_NODES = re.compile(r"(-N|--nodes)")
+MULTI_NODE = "a task runs on one node: training over several is out of this project's scope"
+
+
+class SlurmSettings(BaseModel):
+    """How tasks ask for the cluster: the entries of `params/slurm.yaml`.
+
+    Attributes:
+        partition: Partition; none for the cluster's default.
+        account: Account; likewise.
+        time: Time limit of a task as SLURM writes it.
+        concurrency: Tasks that run at once; none for no limit.
+        gpus: GPUs a task; none for what its parameters need.
+        cpus: Cores a task.
+        signal_s: Seconds before the time limit at which a task is told to save.
+        max_restarts: A task that is restarted more often fails.
+        max_stalled: A task that gets nowhere in so many starts in a row fails.
+        sbatch: Further lines for sbatch, without `#SBATCH`.
+        setup: Shell lines before the task.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    partition: str | None = None
+    account: str | None = None
+    time: str = "04:00:00"
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    cpus: Annotated[int, Field(ge=1)] = 8
+    signal_s: Annotated[int, Field(ge=10)] = 120
+    max_restarts: Annotated[int, Field(ge=0)] = 20
+    max_stalled: Annotated[int, Field(ge=1)] = 3
+    sbatch: list[str] = []
+    setup: list[str] = []
+
+    @classmethod
+    def read(cls, path: Path, flags: Mapping[str, Any]) -> Self:
+        """Read the settings' file, flags over it.
+
+        Raises:
+            ParameterError: Every problem at once.
+        """
+        try:
+            return cls(**{**read_yaml(path), **flags})
+        except ValidationError as error:
+            lines = [problem_line(cls.model_fields, dict(detail)) for detail in error.errors()]
+            raise ParameterError(f"{path.name}: " + "\n".join(lines)) from None
+
+    @property
+    def seconds(self) -> int:
+        """The time limit in seconds."""
+        days, dash, rest = self.time.rpartition("-")
+        parts = [int(part) for part in rest.split(":")]
+        hours_first = dash or len(parts) == 3  # else minutes[:seconds]
+        units = (3600, 60, 1) if hours_first else (60, 1, 0)
+        seconds = sum(n * unit for n, unit in zip(parts, units, strict=False))
+        return int(days or 0) * 86400 + seconds
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _quoted(cls, value: Any) -> Any:
+        if not isinstance(value, str) or not _TIME.fullmatch(value):
+            raise ValueError(
+                f'{value!r} is no time limit; write "04:00:00" or "1-00:00:00", in quotes'
+            )
+        return value
+
+    @field_validator("sbatch")
+    @classmethod
+    def _not_ours(cls, lines: list[str]) -> list[str]:
+        for line in lines:
+            if _MANY_NODES.match(line):
+                raise ValueError(f"{line!r}: {MULTI_NODE}")
+            if found := _OURS.match(line):
+                raise ValueError(f"{line!r}: {found.group()} is set here; leave it out")
+        return lines
+
+    @model_validator(mode="after")
+    def _time_to_save(self) -> Self:
+        if self.seconds <= self.signal_s:
+            raise ValueError(
+                f"time={self.time!r} is not longer than signal_s={self.signal_s}: a task would "
+                "be told to save before it has begun"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of the array.
+
+    Attributes:
+        changes: What tells it from the other tasks: file and grid values.
+        values: The parameters to pass.
+        params: The same, checked.
+    """
+
+    changes: dict[str, Any]
+    values: dict[str, Any]
+    params: NotebookParams
+
+
+def parse_grid(entries: Iterable[str]) -> dict[str, list[Any]]:
+    """Return the values of every name of a grid.
+
+    Args:
+        entries: Each `name=value,value`; a value is read as YAML, `1e-6` as a number.
+
+    Raises:
+        ParameterError: An entry that is none, or a name given twice.
+    """
+    grid: dict[str, list[Any]] = {}
+    for entry in entries:
+        name, equals, text = entry.partition("=")
+        try:
+            values = yaml.safe_load(f"[{text}]")
+        except yaml.YAMLError:
+            values = None
+        if not name or not equals or not values:
+            raise ParameterError(f"--grid {entry!r}: write name=value,value")
+        if name in grid:
+            raise ParameterError(f"--grid {entry!r}: {name} is given twice")
+        # YAML 1.1 reads 1e-6 as text.
+        grid[name] = [float(v) if _EXPONENT.fullmatch(str(v)) else v for v in values]
+    return grid
+
+
+def make_tasks(
+    notebook: str,
+    files: Sequence[str],
+    grid: Mapping[str, Sequence[Any]],
+    overrides: Sequence[tuple[str, str]] = (),
+) -> tuple[str, list[Task]]:
+    """Return one checked task for every file and every point of the grid.
+
+    Args:
+        notebook: As `notebooks.read_parameters` takes it.
+        files: Parameter files, likewise.
+        grid: Values by name.
+        overrides: What is set for all tasks, as (name, value as YAML).
+
+    Returns:
+        The notebook's name and the tasks, the last name of the grid varying fastest.
+
+    Raises:
+        ParameterError: Every task that the notebook would refuse, or that is another's twin.
+    """
+    name, tasks = notebook, []
+    problems: dict[str, list[str]] = {}
+    points = list(itertools.product(files, *grid.values()))
+    for number, (file, *values) in enumerate(points):
+        changes = dict(zip(grid, values, strict=True))
+        text = [(key, yaml.safe_dump(value, allow_unicode=True)) for key, value in changes.items()]
+        if len(files) > 1:
+            changes = {"params": Path(file).stem} | changes
+        try:
+            name, passed, params = read_parameters(notebook, file, [*overrides, *text])
+            tasks.append(Task(changes, passed, params))
+        except ParameterError as error:
+            problems.setdefault(str(error), []).append(f"{number} ({described(changes)})")
+    if problems:
+        said = f"{len(points) - len(tasks)} of {len(points)} tasks cannot run:"
+        for problem, found in problems.items():
+            more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+            said += f"\n{problem}\n  in task{'s' * (len(found) > 1)} {'; '.join(found[:4])}{more}"
+        raise ParameterError(said)
+    seen: dict[tuple[Path, str], int] = {}  # by where the run is, and the hash of its parameters
+    for number, task in enumerate(tasks):
+        run = locate_run(name, task.params).folder
+        twin = seen.setdefault((run.parent, run.name.rpartition("-")[2]), number)
+        if twin != number:
+            raise ParameterError(
+                f"tasks {twin} ({described(tasks[twin].changes)}) and {number} "
+                f"({described(task.changes)}) are the same run: they differ in nothing that a "
+                "result depends on"
+            )
+    return name, tasks
+
+
+def described(changes: Mapping[str, Any]) -> str:
+    """Return what tells a task from the others, in one line."""
+    return ", ".join(f"{name}={value}" for name, value in changes.items()) or "no changes"
+
+
+def default_settings() -> Path:
+    """Return the file of the settings."""
+    return project_root() / "params" / "slurm.yaml"
+
+
+UNREADABLE = "unreadable"
+
+
+@dataclass
+class TaskRecord:
+    """How a task stands, kept by the task itself.
+
+    Attributes:
+        outcome: `finished` or `failed` once it has ended; it is never started again. `unreadable`
+            if the record is torn.
+        reason: Why it failed.
+        run: Its run folder.
+        restarts: How often SLURM has started it again.
+        starts: One entry a start: `at`, `host`, `restart`, `progress` then, and `end`: the
+            signal that ended it, or none if it ended by itself or without a word.
+    """
+
+    outcome: str | None = None
+    reason: str | None = None
+    run: str | None = None
+    restarts: int = 0
+    starts: list[dict[str, Any]] = field(default_factory=list)
+
+
+_TASK_RECORD = TypeAdapter(TaskRecord)
+
+
+class _Info(BaseModel):
+    """What `submission.json` must hold; `cancelled_at` is there once that is done."""
+
+    notebook: str
+    job_id: str | None
+    submitted_at: str
+    settings: dict[str, Any]
+    changes: list[dict[str, Any]]
+    cancelled_at: str | None = None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job array and its folder, `outputs/slurm/<name>/`.
+
+    Attributes:
+        folder: Absolute path; holds `submission.json`, `job.sh`, `tasks/`, `state/`, `logs/` and,
+            once collected, `headlines.csv`.
+    """
+
+    folder: Path
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What was submitted: notebook, settings, `changes` by task, job id and time.
+
+        Raises:
+            ParameterError: The file is missing or torn, or lacks an entry.
+        """
+        path = self.folder / "submission.json"
+        try:
+            return _Info.model_validate_json(path.read_bytes()).model_dump(exclude_unset=True)
+        except (OSError, ValueError):
+            raise ParameterError(
+                f"{path} is missing or torn; the runs of its tasks are kept, and the same submit "
+                "under another name goes on from them"
+            ) from None
+
+    def update(self, **entries: Any) -> None:
+        """Set entries of `submission.json`."""
+        path = self.folder / "submission.json"
+        info = self.info if path.is_file() else {}
+        text = json.dumps(info | entries, indent=2, ensure_ascii=False, default=str)
+        write_atomic(path, text + "\n")
+
+    def task_file(self, index: int) -> Path:
+        """Return the parameter file of a task."""
+        return self.folder / "tasks" / f"{index}.yaml"
+
+    def log(self, index: int) -> Path:
+        """Return the log of a task, all starts one after the other."""
+        return self.folder / "logs" / f"{index}.log"
+
+    def record(self, index: int) -> TaskRecord:
+        """Return how a task stands; one that never started has an empty record.
+
+        A record that is torn says so itself: the other tasks' are still worth reading.
+        """
+        path = self.folder / "state" / f"{index}.json"
+        try:
+            return _TASK_RECORD.validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return TaskRecord()
+        except (OSError, ValueError):
+            return TaskRecord(UNREADABLE, f"state/{path.name} is torn; the task's run is not")
+
+    def save(self, index: int, record: TaskRecord) -> None:
+        """Keep how a task stands."""
+        text = _TASK_RECORD.dump_json(record, indent=2)
+        write_atomic(self.folder / "state" / f"{index}.json", text + b"\n")
+
+
+def create(name: str, notebook: str, tasks: Sequence[Task], settings: SlurmSettings) -> Submission:
+    """Write a submission's folder, beside the runs of its tasks.
+
+    Raises:
+        ParameterError: The name is taken.
+        OSError: The folder cannot be written, as on a full disk; none is left.
+    """
+    submission = Submission(place(name, tasks))
+    if submission.folder.exists():
+        raise ParameterError(f"--name {name!r}: {submission.folder} is there; choose another")
+    try:
+        write_atomic(
+            submission.folder / "job.sh", script_text(submission.folder, notebook, tasks, settings)
+        )
+        for index, task in enumerate(tasks):
+            header = f"# {notebook}, task {index}: {described(task.changes)}\n"
+            text = yaml.safe_dump(task.values, sort_keys=False, allow_unicode=True)
+            write_atomic(submission.task_file(index), header + text)
+        (submission.folder / "logs").mkdir()
+        submission.update(
+            notebook=notebook,
+            job_id=None,
+            submitted_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            settings=settings.model_dump(),
+            changes=[task.changes for task in tasks],
+        )
+    except OSError:
+        shutil.rmtree(submission.folder, ignore_errors=True)
+        raise
+    return submission
+
+
+def place(name: str, tasks: Sequence[Task]) -> Path:
+    """Return the folder of a submission, beside the runs of its tasks."""
+    return resolve_path(tasks[0].params.output_root) / "slurm" / name
+
+
+def script_text(folder: Path, notebook: str, tasks: Sequence[Task], settings: SlurmSettings) -> str:
+    """Return the script that sbatch gets: one array, one task a set of parameters."""
+    quoted = shlex.quote(str(folder))
+    limit = f"%{settings.concurrency}" if settings.concurrency else ""
+    gpus = settings.gpus
+    if gpus is None:
+        gpus = max(task.params.gpus_needed for task in tasks)
+    asked: dict[str, Any] = {"gres": gpus and f"gpu:{gpus}"}
+    asked |= {"partition": settings.partition, "account": settings.account}
+    lines = [
+        f"--job-name={notebook}",
+        f"--array=0-{len(tasks) - 1}{limit}",
+        f"--output={quoted}/logs/%a.log",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=B:USR1@{settings.signal_s}",
+        f"--time={settings.time}",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={settings.cpus}",
+        *(f"--{name}={value}" for name, value in asked.items() if value),
+        *settings.sbatch,
+    ]
+    text = (Path(__file__).parent / "job.sh").read_text(encoding="utf-8")
+    for name, value in {
+        "COUNT": f"{len(tasks)} run{'s' if len(tasks) > 1 else ''}",
+        "NOTEBOOK": notebook,
+        "DIRECTIVES": "\n".join(f"#SBATCH {line}" for line in lines),
+        "SIGNAL_S": str(settings.signal_s),
+        "PROJECT": shlex.quote(str(project_root())),
+        "SETUP": "".join(f"{line}\n" for line in settings.setup),
+        "PYTHON": shlex.quote(sys.executable),
+        "FOLDER": quoted,
+    }.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
+def find(array: str | None, root: str) -> Submission:
+    """Return a submission by its name, job id or folder; without any, the newest.
+
+    Raises:
+        ParameterError: There is none such.
+    """
+    if array and (Path(array) / "submission.json").is_file():
+        return Submission(Path(array).resolve())
+    parent = resolve_path(root) / "slurm"
+    dated = {}
+    for submission in (Submission(path.parent) for path in parent.glob("*/submission.json")):
+        try:
+            dated[submission] = submission.info["submitted_at"]
+        except ParameterError as error:  # no reason not to show the others
+            if array == submission.folder.name:
+                raise
+            warnings.warn(str(error), stacklevel=2)
+    found = sorted(dated, key=lambda submission: dated[submission])
+    if not found:
+        raise ParameterError(f"no array was submitted under {parent}; name its outputs by --root")
+    for submission in reversed(found):
+        if array in (None, submission.folder.name, submission.info["job_id"]):
+            return submission
+    names = [submission.folder.name for submission in found]
+    raise ParameterError(
+        f"no array {array!r} under {parent}{nearest(str(array), names)} The newest are "
+        f"{', '.join(names[-5:])}"
+    )

@@ -1,0 +1,1 @@
+"""Notebook 04: training a policy by GRPO, and what it was worth."""

@@ -1,0 +1,286 @@
+"""Where a training can start, stop and go on: its machine, interrupts, complete checkpoints."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import shutil
+import signal
+import threading
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from geo_utils.files import read_jsonl, resolve_path, write_atomic
+from geo_utils.grpo.params import GrpoParams
+from geo_utils.parameters import ParameterError
+from geo_utils.roles.policies import CARD, TRAINER_FILES, torn_file
+from geo_utils.runs import RunInterrupted
+
+_STATE = "trainer_state.json"
+
+
+def check_machine(params: GrpoParams) -> None:
+    """Refuse a recipe that this machine cannot run, before a model is loaded.
+
+    Raises:
+        ParameterError: vLLM or a GPU is missing, the policy's folder or server is not there or
+            serves another model, or a checkpoint is of another training.
+    """
+    grpo, name = params.grpo, params.model_name_or_path
+    if grpo.get("use_vllm") and find_spec("vllm") is None:
+        raise ParameterError(
+            "use_vllm=True: vllm is not installed; pip install -e '.[gpu]', or set use_vllm: false"
+        )
+    if params.cold_start.small_model:
+        import torch
+
+        torch.set_num_threads(1)  # its matrices are too small to share: threads would only wait
+    if not grpo.get("use_cpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ParameterError(
+                "use_cpu=False: this recipe needs a GPU and this machine shows none; run it on "
+                "one, or set use_cpu: true with a small model (params/04_grpo/smoke.yaml)"
+            )
+    folder = resolve_path(name)
+    here = folder.exists() or name.startswith(("/", "."))
+    if not params.cold_start.small_model and here and not (folder / "config.json").is_file():
+        raise ParameterError(
+            f"model_name_or_path={name!r}: {folder} holds no model (config.json is missing)"
+        )
+    if resumed := grpo.get("resume_from_checkpoint"):
+        check_adapter(resolve_path(str(resumed)), name, params.lora, grpo["max_steps"])
+    if params.generation == "server":
+        check_server(params)
+
+
+def check_server(params: GrpoParams) -> None:
+    """Refuse a policy server that is not up or serves another model.
+
+    Raises:
+        ParameterError: What is wrong and how to start it.
+    """
+    name, url = params.model_name_or_path, params.policy_server
+    port = urlsplit(url).netloc.rpartition(":")[2]
+    start = (
+        f"VLLM_SERVER_DEV_MODE=1 vllm serve {name} --port {port if port.isdecimal() else 8000} "
+        '--weight-transfer-config \'{"backend":"nccl"}\' --logprobs-mode processed_logprobs '
+        "--max-logprobs -1 --enable-scale-out"
+    )
+    try:
+        with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as answer:
+            served = [row["id"] for row in json.load(answer)["data"]]
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        raise ParameterError(
+            f"vllm_mode='server': no vLLM server answers at {url} ({error}); start it on a GPU of "
+            f"its own:\n  {start}"
+        ) from None
+    if Path(name).name not in [Path(served_name).name for served_name in served]:
+        raise ParameterError(
+            f"vllm_mode='server': {url} serves {', '.join(served)}, not model_name_or_path="
+            f"{name!r}; start one that does:\n  {start}"
+        )
+
+
+def check_adapter(folder: Path, base: str, lora: dict[str, Any], max_steps: int) -> None:
+    """Refuse a checkpoint that this training could not go on from.
+
+    Args:
+        folder: The checkpoint.
+        base: Model that the training starts from.
+        lora: The training's LoraConfig fields.
+        max_steps: The training's last step.
+
+    Raises:
+        ParameterError: No complete checkpoint, another base or rank, or no step left to train.
+    """
+    if problem := _adapter_problem(folder, base, lora, max_steps):
+        raise ParameterError(f"resume_from_checkpoint={str(folder)!r}: {problem}")
+
+
+def _adapter_problem(folder: Path, base: str, lora: dict[str, Any], max_steps: int) -> str | None:
+    if not folder.is_dir():
+        return "no such folder"
+    step = checkpoint_step(folder)
+    if step is None:
+        return (
+            f"{_STATE} is missing or torn; name an earlier checkpoint, or leave it out to "
+            "go on from the newest complete one"
+        )
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return "an adapter without adapter_config.json; copy it whole"
+    try:
+        config = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return "adapter_config.json is torn; copy it whole"
+    if problem := torn_file(folder) or _missing_file(folder):
+        return f"{problem}; copy it whole, or name an earlier checkpoint"
+    found, rank = str(config.get("base_model_name_or_path")), config.get("r")
+    if Path(found).name != Path(base).name:
+        return f"trained on {found!r}, not on model_name_or_path={base!r}; name that model"
+    if rank != lora["r"]:
+        return f"its LoRA rank is r={rank}, not {lora['r']}; set lora_r: {rank}"
+    if step >= max_steps:
+        return (
+            f"it was saved after step {step}, and max_steps={max_steps} leaves nothing to "
+            f"train; set max_steps above {step}"
+        )
+    return None
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint of a training, or None.
+
+    The trainer writes `trainer_state.json` last: a checkpoint whose state is missing or torn was
+    cut short, and the one before it counts. One whose other files are torn or missing, as after a
+    full disk or a power cut, is passed over with a warning: nothing could go on from it, or only
+    without what the optimizer knew. Its step is what its state says; a copy may have any name.
+    """
+    steps = {path: checkpoint_step(path) for path in folder.glob("checkpoint-*")}
+    complete = [(step, path) for path, step in steps.items() if step is not None]
+    for _, path in sorted(complete, reverse=True):
+        if (problem := torn_file(path) or _missing_file(path)) is None:
+            return path
+        warnings.warn(f"{path} is passed over: {problem}", stacklevel=2)
+    return None
+
+
+def _missing_file(folder: Path) -> str | None:
+    """Say which file of a checkpoint is missing, without which the trainer would begin anew."""
+    needed = [name for name in TRAINER_FILES if name != "scaler.pt"]  # only of half precision
+    needed += ["adapter_config.json"] * (folder / "adapter_model.safetensors").is_file()
+    lost = [name for name in needed if not any(folder.glob(name))]
+    return f"{', '.join(lost)} missing" if lost else None
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """Return the step that a checkpoint was saved after; None if it is not complete."""
+    try:
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        step = int(state["global_step"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return step if step >= 0 else None
+
+
+def copy_policy(checkpoint: Path, folder: Path) -> None:
+    """Copy what a checkpoint holds of a policy, without its card and the trainer's own state."""
+    left_out = shutil.ignore_patterns(*TRAINER_FILES, _STATE, CARD)
+    shutil.copytree(checkpoint, folder, ignore=left_out, dirs_exist_ok=True)
+
+
+def keep_prompt_order(sampler: Any, resumed: Path | None) -> Any:
+    """Return a trainer's sampler, moved on to the epoch that a checkpoint was saved in.
+
+    It draws an order of prompts for every epoch; a training that goes on would begin again with
+    the first epoch's.
+    """
+    import torch
+
+    if resumed is not None:
+        state = json.loads((resumed / _STATE).read_text(encoding="utf-8"))
+        for _ in range(int(state["epoch"] + 1e-6)):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
+    return sampler
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drop the rows of a log after a step, which a resumed training will write again."""
+    kept = [row for row in read_jsonl(path) if row["step"] <= step]
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+
+class Interrupts:
+    """Turns a signal into `RunInterrupted` at a moment when the training's state is whole.
+
+    Between the first change of the weights and the end of the step, and while a checkpoint is
+    written, a signal waits; elsewhere it takes effect at once.
+    """
+
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        """Start with no signal received."""
+        self._held = False
+        self.received: signal.Signals | None = None
+
+    def hold(self) -> None:
+        """Let signals wait."""
+        self._held = True
+
+    def release(self) -> None:
+        """Let signals through again.
+
+        Raises:
+            RunInterrupted: One came in between.
+        """
+        self._held = False
+        if self.received is not None:
+            raise RunInterrupted(f"signal {self.received.name}: saved; run again to go on")
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle signals inside the block, where this is the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.received is None:  # a second signal must not cut short the saving
+                self.received = signal.Signals(number)
+                if not self._held:
+                    self.release()
+
+        before = {number: signal.signal(number, handle) for number in self.wanted}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def random_state() -> tuple[Any, ...]:
+    """Return the state of every random number generator that a step draws from."""
+    import torch
+
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def save_now(trainer: Any, log: Any) -> None:
+    """Save the state after the last whole step, wherever in the next one the training stands.
+
+    Not while the weights are half changed, nor between the steps that share one generation: a
+    training that goes on from there would generate anew.
+
+    Args:
+        trainer: TRL's.
+        log: Its `TrainingLog`.
+    """
+    import torch
+
+    step = trainer.state.global_step
+    done = Path(trainer.args.output_dir) / f"checkpoint-{step}"
+    state, whole = log.random_state, not log.changing and not step % log.block
+    if not step or state is None or not whole or checkpoint_step(done) == step:
+        return
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+    if state[3]:
+        torch.cuda.set_rng_state_all(state[3])
+    trainer.state.num_input_tokens_seen = log.tokens_seen
+    trainer._save_checkpoint(trainer.model, trial=None)
+    log.on_save(trainer.args, trainer.state, trainer.control)

@@ -1,0 +1,403 @@
+"""Supervised fine-tuning before the reinforcement: demonstrations, and their use.
+
+Where the recipe asks for it, the model is a small Qwen3 of random weights, made on the spot with a
+tokenizer of the corpus's words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from geo_utils.corpus import Corpus, Example, KeyPoint, load_corpus
+from geo_utils.files import write_atomic
+from geo_utils.grpo.checkpoints import checkpoint_step, newest_complete
+from geo_utils.grpo.data import Fit, base_model, carried, policy_card, split_queries
+from geo_utils.grpo.log import hush
+from geo_utils.grpo.params import ColdStart, GrpoParams, SmallModel
+from geo_utils.models.base import FatalError
+from geo_utils.models.loops import gather_all, run_sync
+from geo_utils.notebooks import read_parameters
+from geo_utils.parameters import ParameterError
+from geo_utils.roles.by_model import ModelRewriter, RewriteTask
+from geo_utils.roles.make import Roles, make_roles
+from geo_utils.roles.policies import fitter, load_tokenizer, same_card
+from geo_utils.roles.rewriters import EDITS, page_units
+
+LONGEST = 32768  # tokens; LLaMA-Factory cuts what is longer
+# The format of Qwen's own template, for one user message and its answer.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
+    """Return a byte-level BPE tokenizer of the `tokenizers` package, trained on texts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def with_chat(tokenizer: Any) -> Any:
+    """Return a tokenizer as Transformers wants it, with the chat template and its end marks."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_small_policy(
+    folder: Path, texts: Iterable[str], options: SmallModel, seed: int = 0
+) -> Path:
+    """Make a model that stands in for Qwen3-1.7B where there is neither GPU nor weights.
+
+    It knows nothing: what it can do, it learns in the cold start.
+
+    Args:
+        folder: Where model and tokenizer are written.
+        texts: What the tokenizer's byte-level BPE is trained on.
+        options: Its size.
+        seed: Seed of the weights.
+
+    Returns:
+        The folder.
+    """
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = byte_level_tokenizer(texts, options.vocabulary)
+    # An arrangement's marks are one token each: two layers cannot learn to spell as well.
+    tokenizer.add_tokens([mark for n in ("K", *range(1, 33)) for mark in (f"[{n}]", f"**[{n}]**")])
+    wrapped = with_chat(tokenizer)
+    heads = max(options.hidden_size // 16, 2)
+    config = Qwen3Config(
+        vocab_size=len(wrapped),
+        hidden_size=options.hidden_size,
+        intermediate_size=2 * options.hidden_size,
+        num_hidden_layers=options.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(heads // 2, 1),
+        head_dim=16,
+        tie_word_embeddings=True,
+        eos_token_id=wrapped.eos_token_id,
+        pad_token_id=wrapped.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        Qwen3ForCausalLM(config).save_pretrained(folder)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt with the reply that the policy should learn to give.
+
+    Attributes:
+        prompt: The user's message.
+        reply: The assistant's.
+    """
+
+    prompt: str
+    reply: str
+
+
+def demonstrations(
+    pairs: Sequence[tuple[Example, KeyPoint]],
+    task: RewriteTask,
+    fit: Fit,
+    options: ColdStart,
+    roles: Roles,
+    seed: int,
+) -> list[Demonstration]:
+    """Return what the policy is shown before it is rewarded.
+
+    Args:
+        pairs: Examples and key points of the training queries.
+        task: What the policy is asked.
+        fit: How much of a page its prompt holds.
+        options: `edits` gives as many random edits as training looks at; `rewrites` the best of
+            some rewrites for each pair.
+        roles: Rewriter, engine and judge for `rewrites`.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: Not one demonstration could be had.
+    """
+    fitting = [(e, p, shown) for e, p in pairs if page_units(e.target)[: (shown := fit(e, p))]]
+    found: list[tuple[Example, KeyPoint, int | None, str | None]] = []
+    if options.pairs == "rewrites":
+        # A rewrite of the whole page would not fit the prompt's part of it.
+        whole = [pair for pair in fitting if pair[2] is None]
+        asked = (_best_rewrite(e, p, task.method, options.best_of, roles) for e, p, _ in whole)
+        replies = run_sync(gather_all(asked))
+        found = [(*pair, reply) for pair, reply in zip(whole, replies, strict=True)]
+    elif fitting:
+        draw = random.Random(f"{seed}|cold start")
+        for _ in range(options.steps * options.batch_size):
+            pair = draw.choice(fitting)
+            found.append((*pair, _edit(*pair, task.method, draw)))
+    kept = [Demonstration(task.prompt(e, p, shown), r) for e, p, shown, r in found if r is not None]
+    if not kept:
+        raise ValueError(
+            "cold_start: no page fits the prompt (data.max_prompt_tokens), or no rewrite of any "
+            "carries its key point; use pairs: edits, or a larger best_of"
+        )
+    return kept
+
+
+def _edit(
+    example: Example, key_point: KeyPoint, shown: int | None, method: str, draw: random.Random
+) -> str:
+    """Return a random edit: valid, but no better than chance at carrying the key point."""
+    units = page_units(example.target)[:shown]
+    if method != "arrange_key_point":
+        edit = draw.choice(("original", "key_point", "paste_key_point", "repeat_key_point"))
+        sources = list(example.sources)
+        if shown:
+            sources[example.target_id] = example.target[: units[-1].end]
+        return EDITS[edit](replace(example, sources=tuple(sources)), key_point)
+    marks = [f"[{i}]" for i in range(1, len(units) + 1)]
+    marks = [f"**{mark}**" if draw.random() < 0.15 else mark for mark in marks]
+    for _ in range(draw.choices((0, 1, 2), (0.55, 0.35, 0.1))[0]):
+        mark = "**[K]**" if draw.random() < 0.3 else "[K]"
+        marks.insert(draw.randrange(len(marks) + 1), mark)
+    return "".join(marks)
+
+
+async def _best_rewrite(
+    example: Example, key_point: KeyPoint, method: str, best_of: int, roles: Roles
+) -> str | None:
+    """Return the rewrite whose answers carry the key point most often, if any do.
+
+    The rewriter asks through the cache of notebook 03: what that has asked costs nothing.
+    """
+    if not isinstance(roles.rewriter, ModelRewriter):
+        method, best_of = "key_point", 1
+    rewrites = await gather_all(
+        roles.rewriter.rewrite(method, example, key_point, sample_index=i) for i in range(best_of)
+    )
+    verdicts = await carried(example, key_point, rewrites, roles, roles.params.repeats)
+    shares = [fmean(found) if found else 0.0 for found in verdicts]
+    best = shares.index(max(shares))
+    return rewrites[best].text if shares[best] > 0 else None
+
+
+def prepare_policy(params: GrpoParams, roles: Roles, examples: Corpus, folder: Path) -> str:
+    """Return the policy that the reinforcement starts from, made where the recipe asks for it.
+
+    Args:
+        params: Name the model, or a small one to make, and the cold start.
+        roles: For demonstrations that are rewrites.
+        examples: The corpus; demonstrations come from its training queries.
+        folder: Gets the model that a cold start leaves; one that is complete is used again.
+
+    Returns:
+        Folder or Hub id.
+    """
+    hush()
+    if not params.cold_start.steps:
+        return base_model(params)
+    if not same_card(folder, policy_card(params)):
+        train_cold(params, *base_and_demonstrations(params, roles, examples, folder), folder)
+        policy_card(params).write(folder)  # last: a folder with its card is complete
+    return str(folder)
+
+
+def base_and_demonstrations(
+    params: GrpoParams, roles: Roles, examples: Corpus, folder: Path
+) -> tuple[str, list[Demonstration]]:
+    """Return the model that a recipe's cold start trains, and what it is shown.
+
+    Args:
+        params: The recipe.
+        roles: For demonstrations that are rewrites.
+        examples: The corpus; demonstrations come from its training queries.
+        folder: Gets the small model, under `random/`, where the recipe asks for one.
+    """
+    cold, base = params.cold_start, base_model(params)
+    train, card = split_queries(examples, params).train, policy_card(params)
+    if cold.small_model:
+        texts = [page for example, _ in train for page in example.sources]
+        texts += [card.task.prompt(example, point) for example, point in train]
+        base = str(make_small_policy(folder / "random", texts, cold.small_model, params.seed))
+    fit = fitter(card, load_tokenizer(base))
+    return base, demonstrations(train, card.task, fit, cold, roles, params.seed)
+
+
+def schedule(options: ColdStart) -> dict[str, Any]:
+    """Return the fields of TrainingArguments that a cold start sets."""
+    return {
+        "max_steps": options.steps,
+        "per_device_train_batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": max(options.steps // 10, 1),
+        "report_to": "none",
+    }
+
+
+def train_cold(params: GrpoParams, base: str, shown: Sequence[Demonstration], folder: Path) -> None:
+    """Fine-tune the policy on demonstrations and write the whole model, without an adapter.
+
+    Args:
+        params: The recipe; a small model is trained in full.
+        base: The policy before.
+        shown: Demonstrations.
+        folder: Gets the model; its checkpoints lie under `sft/` and are gone on from.
+    """
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    options = params.cold_start
+    config = SFTConfig(
+        output_dir=str(folder / "sft"),
+        save_steps=50,
+        save_total_limit=2,
+        logging_steps=20,
+        completion_only_loss=True,
+        disable_tqdm=True,
+        max_length=None,
+        **schedule(options),
+        **params.machine_settings,
+    )
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": demo.prompt}],
+            "completion": [{"role": "assistant", "content": demo.reply}],
+        }
+        for demo in shown
+    ]
+    lora = None if options.small_model else LoraConfig(**params.lora, task_type="CAUSAL_LM")
+    trainer = SFTTrainer(
+        model=base, args=config, train_dataset=Dataset.from_list(rows), peft_config=lora
+    )
+    hush(trainer)
+    checkpoint = newest_complete(folder / "sft")
+    if checkpoint is not None and (checkpoint_step(checkpoint) or 0) >= options.steps:
+        trainer._load_from_checkpoint(str(checkpoint))  # `train` would take one step too many
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    whole = model if options.small_model else model.merge_and_unload()
+    whole.save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
+
+
+def export_llamafactory(
+    shown: Iterable[Demonstration],
+    folder: Path,
+    base: str,
+    options: ColdStart,
+    lora: dict[str, Any],
+    settings: dict[str, Any],
+) -> Path:
+    """Write the demonstrations as a LLaMA-Factory dataset with a recipe to train on it.
+
+    Args:
+        shown: Demonstrations.
+        folder: Gets `dataset_info.json`, `demonstrations.json` and `sft.yaml`.
+        base: Model id or folder, of the Qwen3 family; for another, change the recipe's template.
+        options: Steps, batch and learning rate.
+        lora: Fields of LoraConfig.
+        settings: Fields of TrainingArguments that depend on machine and seed.
+
+    Returns:
+        The recipe's path.
+    """
+    rows = [
+        {"conversations": [{"from": "human", "value": d.prompt}, {"from": "gpt", "value": d.reply}]}
+        for d in shown
+    ]
+    write_atomic(folder / "demonstrations.json", json.dumps(rows, ensure_ascii=False, indent=1))
+    info = {
+        "key_points": {
+            "file_name": "demonstrations.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "conversations"},
+        }
+    }
+    write_atomic(folder / "dataset_info.json", json.dumps(info, indent=1))
+    targets = lora["target_modules"]
+    names = targets if isinstance(targets, str) else ",".join(targets)
+    # A model that can think has to be trained after the empty thought that its prompts end with.
+    thinks = "enable_thinking" in str(load_tokenizer(base).chat_template)
+    recipe: dict[str, Any] = {
+        "model_name_or_path": base,
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_target": "all" if names == "all-linear" else names,
+        "lora_rank": lora["r"],
+        "lora_alpha": lora["lora_alpha"],
+        **{name: lora[name] for name in ("lora_dropout", "use_rslora", "use_dora") if name in lora},
+        "template": "qwen3" if thinks else "qwen3_nothink",
+        "enable_thinking": False,
+        "dataset_dir": str(folder.resolve()),
+        "dataset": "key_points",
+        "cutoff_len": LONGEST,
+        "output_dir": str(folder.resolve() / "adapter"),
+        "overwrite_output_dir": True,
+        **schedule(options),
+        "logging_steps": 1,
+        "bf16": True,
+        **settings,
+    }
+    write_atomic(folder / "sft.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    return folder / "sft.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export a recipe's cold start for LLaMA-Factory."""
+    parser = argparse.ArgumentParser(prog="python -m geo_utils.grpo.cold_start")
+    parser.add_argument("command", choices=["export"])
+    parser.add_argument("recipe", help="name of a file in params/04_grpo/, or a path to one")
+    parser.add_argument("folder", type=Path, help="gets the data set, the recipe and the adapter")
+    args = parser.parse_args(argv)
+    try:
+        _, _, params = read_parameters(GrpoParams.notebook, args.recipe)
+        assert isinstance(params, GrpoParams)
+        if not params.cold_start.steps:
+            raise ParameterError("cold_start.steps=0: the recipe has no cold start to export")
+        folder, roles = args.folder.resolve(), make_roles(params)
+        examples = load_corpus(**params.corpus_options)
+        base, shown = base_and_demonstrations(params, roles, examples, folder)
+        recipe = export_llamafactory(
+            shown, folder, base, params.cold_start, params.lora, params.machine_settings
+        )
+        policy_card(params).write(folder / "adapter")  # so that it is asked as it was trained
+    except (ParameterError, ValueError, FatalError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    print(f"{len(shown)} demonstrations: {recipe}\nllamafactory-cli train {recipe}")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

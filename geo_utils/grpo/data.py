@@ -1,0 +1,217 @@
+"""What a policy is trained and tested on: a split by query, and prompts that fit."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from geo_utils.corpus import Corpus, Example, KeyPoint, choose_key_points
+from geo_utils.evaluate import score_page
+from geo_utils.files import resolve_path
+from geo_utils.grpo.params import GrpoParams
+from geo_utils.models.base import LanguageModel
+from geo_utils.models.caller import Caller
+from geo_utils.models.loops import gather_all, run_sync
+from geo_utils.roles.by_model import PolicyRewriter, RewriteTask
+from geo_utils.roles.make import Roles, make_caller, prompts_folder
+from geo_utils.roles.policies import PolicyCard, policy_rewriter
+from geo_utils.roles.rewriters import Rewrite
+
+Pairs = list[tuple[Example, KeyPoint]]
+Fit = Callable[[Example, KeyPoint], int | None]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The queries of a corpus, and what is trained on.
+
+    Attributes:
+        train: (example, key point) pairs of the training queries.
+        held_out: Examples that training never sees.
+        left_out: Pairs of the training queries not trained on, as (why, count).
+    """
+
+    train: Pairs
+    held_out: tuple[Example, ...]
+    left_out: tuple[tuple[str, int], ...] = ()
+
+    def __str__(self) -> str:
+        """Say what is trained and what is tested on."""
+        queries = len({example.query_id for example, _ in self.train})
+        parts = [f"{len(self.train)} prompts of {queries} queries to train on"]
+        parts += [f"{count} left out: {why}" for why, count in self.left_out]
+        return "; ".join([*parts, f"{len(self.held_out)} queries held out"])
+
+
+def base_model(params: GrpoParams) -> str:
+    """Return the folder or Hub id of the model that the recipe names."""
+    local = resolve_path(params.model_name_or_path)
+    return str(local) if (local / "config.json").is_file() else params.model_name_or_path
+
+
+def policy_card(params: GrpoParams) -> PolicyCard:
+    """Return the card of the policy that these parameters train."""
+    folder = prompts_folder(params)
+    return PolicyCard(
+        method=params.method,
+        prompts=None if folder is None else str(folder),
+        template=RewriteTask(params.method, folder).template.hash,
+        max_prompt_tokens=params.data.max_prompt_tokens,
+        max_completion_length=params.grpo["max_completion_length"],
+        temperature=params.grpo.get("temperature", 1.0),
+        top_p=params.grpo.get("top_p", 1.0),
+    )
+
+
+def split_queries(examples: Corpus, params: GrpoParams) -> Split:
+    """Split a corpus by query, so that no page of a held-out query is trained on.
+
+    Raises:
+        ValueError: The corpus brings no key points, or too few queries to split.
+    """
+    with_points = sorted((e for e in examples if e.key_points), key=lambda e: e.query_id)
+    if not with_points:
+        raise ValueError(
+            f"corpus={params.corpus!r} brings no key points; use one that does, or a model as "
+            "engine or judge, which reads them off the pages"
+        )
+    random.Random(f"{params.seed}|held out").shuffle(with_points)
+    n = round(params.data.held_out * len(with_points))
+    if not 0 < n < len(with_points):
+        raise ValueError(
+            f"data.held_out={params.data.held_out}: {len(with_points)} queries with key points "
+            f"would leave {n} to test and {len(with_points) - n} to train on; both need at least 1"
+        )
+    train = choose_key_points(with_points[n:], params.data.key_points, params.seed)
+    return Split(train, tuple(with_points[:n]))
+
+
+def prompt_rows(
+    split: Split, task: RewriteTask, fit: Fit, recipe: str = ""
+) -> list[dict[str, Any]]:
+    """Return TRL's dataset: one row per pair, with the columns that the rewards read.
+
+    Args:
+        split: Brings the pairs.
+        task: What the policy is asked.
+        fit: How much of a page its prompt holds.
+        recipe: Path of the recipe, for rewards that TRL's command line looks up by name.
+
+    Raises:
+        ValueError: No page fits the prompt.
+    """
+    rows = []
+    for example, key_point in split.train:
+        shown = fit(example, key_point)
+        if shown == 0:
+            continue
+        row = {
+            "prompt": [{"role": "user", "content": task.prompt(example, key_point, shown)}],
+            "query_id": example.query_id,
+            "key_point_number": key_point.number,
+            "shown": -1 if shown is None else shown,
+        }
+        rows.append(row | ({"recipe": recipe} if recipe else {}))
+    if not rows:
+        raise ValueError(
+            "data.max_prompt_tokens: not one sentence of any page fits beside the instructions; "
+            "raise it"
+        )
+    return rows
+
+
+@contextmanager
+def policies(params: GrpoParams, roles: Roles) -> Iterator[Callable[[str], PolicyRewriter]]:
+    """Give what makes a rewriter of a policy, whose weights are gone from memory afterwards.
+
+    Args:
+        params: How models are called.
+        roles: Their usage is counted with these.
+    """
+    loaded: list[LanguageModel] = []
+
+    def calls(model: LanguageModel) -> Caller:
+        loaded.append(model)
+        return make_caller(model, params, roles.usage)
+
+    try:
+        yield lambda name: policy_rewriter(name, calls, policy_card(params))
+    finally:
+        for model in loaded:
+            run_sync(model.close())
+        free_memory()
+
+
+def free_memory() -> None:
+    """Give the memory of what is no longer used back to the GPU."""
+    import torch
+
+    gc.unfreeze()  # what `SettledHeap` took out
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+async def carried(
+    example: Example, point: KeyPoint, rewrites: Iterable[Rewrite], roles: Roles, repeats: int
+) -> list[list[float]]:
+    """Return for each rewrite the verdicts, 1 or 0, on the answers to it that could be judged."""
+
+    async def verdicts(rewrite: Rewrite) -> list[float]:
+        rows = await gather_all(
+            score_page(
+                example, point, rewrite.text, roles.engine, roles.judge, roles.params.seed, repeat
+            )
+            for repeat in range(0 if rewrite.abstention else repeats)
+        )
+        return [row["supported"] for row in rows if "supported" in row]
+
+    return await gather_all(verdicts(rewrite) for rewrite in rewrites)
+
+
+def prefiltered(split: Split, base: str, roles: Roles, params: GrpoParams) -> Split:
+    """Keep the pairs that the policy, before training, neither always nor never lands.
+
+    A group of completions that all succeed or all fail teaches nothing. The trial rewrites and
+    their answers are cached, so that a resumed run asks for nothing again.
+
+    Args:
+        split: Brings the pairs.
+        base: The policy, which writes the trial rewrites.
+        roles: Engine and judge.
+        params: Bring the band and the number of trials; without them all pairs are kept.
+
+    Raises:
+        ValueError: No pair is left.
+    """
+    band = params.data.prefilter
+    if band is None:
+        return split
+    trials = range(band.trials)
+
+    async def success(policy: PolicyRewriter, example: Example, point: KeyPoint) -> float | None:
+        """Return the share of trials whose answer carries the point; no page is a failure."""
+        rewrites = await gather_all(
+            policy.rewrite(params.method, example, point, sample_index=i) for i in trials
+        )
+        found = [0.0 for rewrite in rewrites if rewrite.abstention]
+        found += itertools.chain(*await carried(example, point, rewrites, roles, 1))
+        return fmean(found) if found else None
+
+    with policies(params, roles) as policy:
+        writer = policy(base)
+        shares = run_sync(gather_all(success(writer, *pair) for pair in split.train))
+    found = zip(split.train, shares, strict=True)
+    kept = [pair for pair, s in found if s is not None and band.low <= s <= band.high]
+    if not kept:
+        raise ValueError(
+            f"data.prefilter: no prompt succeeds in {band.low:.0%} to {band.high:.0%} of "
+            f"{band.trials} trials; widen the band or use more trials"
+        )
+    why = f"success over {band.trials} trials outside {band.low:.0%} to {band.high:.0%}"
+    return replace(split, train=kept, left_out=((why, len(split.train) - len(kept)),))

@@ -1,0 +1,401 @@
+"""What a training leaves behind as it goes: figures and time of each step, rollouts to read."""
+
+from __future__ import annotations
+
+import gc
+import html
+import threading
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import HTML, display
+from matplotlib.figure import Figure
+
+from geo_utils.corpus import Example
+from geo_utils.files import append_jsonl, read_jsonl
+from geo_utils.grpo.checkpoints import Interrupts, random_state
+from geo_utils.grpo.rewards import Rollout
+from geo_utils.roles.policies import PolicyCard
+from geo_utils.show.example import CSS, marked_changes
+from geo_utils.show.plots import BLUE, beside, canvas, finished, name_rows
+from geo_utils.text import content_words
+
+with warnings.catch_warnings():  # it looks for widgets that a report could not show
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    from transformers import PrinterCallback, TrainerCallback
+
+Metrics = Sequence[dict[str, Any]]
+# TRL's timers and the trainer's own, as the figures name them.
+PHASES = {
+    "sync_weights": "weight sync",
+    "generate": "generation",
+    "_get_per_token_logps_and_entropies": "old log-probabilities",
+    "_calculate_rewards": "reward",
+    "_prepare_inputs": "batch preparation",
+    "compute_loss": "loss forward",
+    "training_step": "backward",
+}
+LOOP = ("optimizer", "between steps")  # measured between the trainer's callbacks
+_INSIDE = ("loss forward", "old log-probabilities")  # the loss's own forward pass is the loss's
+_UNSETTLED = 2  # steps that still load and compile what stays for good
+
+
+def hush(trainer: Any = None) -> None:
+    """Stop progress bars, and a trainer's line per step: a report would hold thousands of them."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    if trainer is not None:
+        trainer.remove_callback(PrinterCallback)
+
+
+def synchronise() -> None:
+    """Wait for the GPU, so that its work counts where it was asked for."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class PhaseClock:
+    """Exclusive seconds by phase: a phase inside another is taken out of it.
+
+    Attributes:
+        phases: Of the main thread; they add up to the step.
+        background: Of all other threads; they run beside it.
+        left: When the main thread last left its outermost phase.
+    """
+
+    def __init__(self) -> None:
+        """Start with no phase measured."""
+        self.phases: defaultdict[str, float] = defaultdict(float)
+        self.background: defaultdict[str, float] = defaultdict(float)
+        self.left = 0.0
+        self._open = threading.local()
+
+    def enter(self, name: str) -> None:
+        """Begin a phase, inside those that are open in this thread."""
+        if threading.current_thread() is threading.main_thread():
+            synchronise()  # another thread would wait for the main one's work
+        stack: list[list[Any]] = self._open.__dict__.setdefault("stack", [])
+        if stack and (stack[-1][0], name) == _INSIDE:
+            name = _INSIDE[0]
+        stack.append([name, time.monotonic(), 0.0])
+
+    def leave(self) -> None:
+        """End the innermost open phase."""
+        main = threading.current_thread() is threading.main_thread()
+        if main:
+            synchronise()
+        name, started, inside = self._open.stack.pop()
+        now = time.monotonic()
+        (self.phases if main else self.background)[name] += now - started - inside
+        if self._open.stack:
+            self._open.stack[-1][2] += now - started
+        elif main:
+            self.left = now
+
+    def clear(self) -> None:
+        """Forget what was measured."""
+        self.phases.clear()
+        self.background.clear()
+
+
+@contextmanager
+def timed(clock: PhaseClock) -> Iterator[None]:
+    """Let TRL's own timers drive a clock.
+
+    Args:
+        clock: Gets the seconds by the names of `PHASES`.
+    """
+    from trl.extras.profiling import ProfilingContext
+
+    before = {name: getattr(ProfilingContext, name) for name in ("__enter__", "__exit__")}
+
+    def phase(context: Any) -> str | None:
+        return PHASES.get(context.name.rpartition(".")[2])  # without the class's name
+
+    def enter(self: Any) -> Any:
+        if name := phase(self):
+            clock.enter(name)
+        return before["__enter__"](self)
+
+    def leave(self: Any, *error: Any) -> Any:
+        if phase(self):
+            clock.leave()
+        return before["__exit__"](self, *error)
+
+    def install(methods: dict[str, Any]) -> None:
+        for name, method in methods.items():
+            setattr(ProfilingContext, name, method)
+
+    install({"__enter__": enter, "__exit__": leave})
+    try:
+        yield
+    finally:
+        install(before)
+
+
+class SettledHeap(TrainerCallback):
+    """Takes what the first steps of this process leave behind out of later collections.
+
+    vLLM makes objects for each token, so that a step of 64 completions may set off a full
+    collection; with PyTorch, Transformers and TRL loaded, one takes 0.3 s (on a CPU).
+    """
+
+    def __init__(self) -> None:
+        """Begin with a heap that is not settled, also where a training is resumed."""
+        self._left = _UNSETTLED
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Freeze the heap at the end of each of the first steps."""
+        if self._left:
+            self._left -= 1
+            gc.collect()
+            gc.freeze()
+
+
+class TrainingLog(TrainerCallback):
+    """Writes metrics.jsonl and rollouts.jsonl, keeps the step's random state, draws the figure."""
+
+    def __init__(
+        self,
+        folder: Path,
+        card: PolicyCard,
+        interrupts: Interrupts,
+        draw: Callable[[Metrics], None] | None = None,
+        block: int = 1,
+    ) -> None:
+        """Log into a run folder.
+
+        Args:
+            folder: The run's.
+            card: Put into every checkpoint.
+            interrupts: Told when the weights are half changed.
+            draw: Shows the rows so far, in a notebook.
+            block: Steps that share one generation; a training stops after the last of them.
+        """
+        self.folder, self.card, self.interrupts, self.draw = folder, card, interrupts, draw
+        self.block, self.changing, self.tokens_seen = block, False, 0
+        self.clock = PhaseClock()
+        self.random_state: tuple[Any, ...] | None = None
+        self._ended = self._drawn = time.monotonic()
+        self._step_s = 0.0
+        self._rows = read_jsonl(self.folder / "metrics.jsonl")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self.clock.clear()
+        self._ended = time.monotonic()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Let signals through, now that the step before is logged."""
+        if state.global_step % self.block == 0:
+            self.interrupts.release()
+        self.clock.phases["between steps"] += time.monotonic() - self._ended
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count what the loop does after a micro-batch."""
+        self.clock.phases["between steps"] += time.monotonic() - self.clock.left
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Let signals wait while the weights change."""
+        self.interrupts.hold()
+        self.changing = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remember the state that belongs to the weights; stop if a signal came."""
+        synchronise()
+        now = time.monotonic()
+        self.clock.phases["optimizer"] += now - self.clock.left
+        self._step_s += now - self._ended
+        self._ended = now
+        self.random_state, self.changing = random_state(), False
+        self.tokens_seen = state.num_input_tokens_seen
+        if self.interrupts.received is not None and state.global_step % self.block == 0:
+            control.should_log = control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Write the figures of the step."""
+        if not logs or "reward" not in logs:
+            return
+        numbers = {k: v for k, v in logs.items() if v is None or isinstance(v, int | float)}
+        row = {"step": state.global_step, "at": round(time.time(), 3)}
+        row |= {k: None if v is None or np.isnan(v) else float(v) for k, v in numbers.items()}
+        spent = {"phases": self.clock.phases | {"step": self._step_s}}
+        if self.clock.background:
+            spent["background"] = self.clock.background
+        row |= {k: {name: round(s, 4) for name, s in v.items()} for k, v in spent.items()}
+        append_jsonl(self.folder / "metrics.jsonl", [row])
+        self._rows.append(row)
+        self.clock.clear()
+        self._step_s = 0.0
+        if self.draw and (time.monotonic() - self._drawn > 5 or state.global_step <= 1):
+            self._drawn = time.monotonic()
+            self.draw(self._rows)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Put the card beside the adapter, so that the checkpoint is usable as a method."""
+        self.card.write(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def on_scored(self, step: int, batch: Sequence[Rollout]) -> None:
+        """Keep the step's first scored, worst, best and first abstained rollout."""
+        scored = [r for r in batch if r.rewards]
+        chosen: dict[str, Rollout] = {}
+        if scored:
+            ranked = sorted(scored, key=lambda r: r.rewards[next(iter(r.rewards))])
+            chosen = {"first": scored[0], "worst": ranked[0], "best": ranked[-1]}
+        lost = next((r for r in batch if not r.rewards), None)
+        chosen |= {"abstained": lost} if lost else {}
+        rows = [{"step": step, "kind": kind, **r.row()} for kind, r in chosen.items()]
+        append_jsonl(self.folder / "rollouts.jsonl", rows)
+
+
+def reward_figure(metrics: Metrics, source: str) -> Figure:
+    """Draw reward by step, its components, and the share of groups that taught nothing.
+
+    Args:
+        metrics: Rows of metrics.jsonl.
+        source: Where the figures come from.
+    """
+    rows = pd.DataFrame(metrics).set_index("step")
+    rows["reward"] = rows["reward"].astype(float)
+    span = max(len(rows) // 10, 1)
+    first, last = rows["reward"].iloc[:span].mean(), rows["reward"].iloc[-span:].mean()
+    verb = "rose" if last > first else "fell"
+    title = f"The training reward {verb} from {first:.2f} (first {span} steps) to {last:.2f} (last)"
+    if np.isnan(first) or np.isnan(last):
+        title = "The training reward is missing where no completion could be scored"
+    # The negative length is in tokens and would press all others flat.
+    names = [str(column) for column in rows if column != "rewards/negative_length/mean"]
+    parts = [name for name in names if name.startswith("rewards/") and name.endswith("/mean")]
+    lines = {"reward": ("reward, weighted", BLUE, 3.0)}
+    if len(parts) > 1:
+        shades = zip(parts, sns.color_palette("dark"), strict=False)
+        lines |= {part: (part.split("/")[1], shade, 1.5) for part, shade in shades}
+    figure, axes = canvas(8)
+    axes.remove()
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.plot(rows.index, rows["reward"], ".", color="#9db4d6", markersize=7)
+    for column, (name, shade, width) in lines.items():
+        line = rows[column].astype(float).rolling(span, min_periods=1, center=True).mean()
+        top.plot(line.index, line, color=shade, linewidth=width, label=name)
+    if len(lines) > 1:
+        top.legend(frameon=False, fontsize=14)
+    top.set_ylabel("reward")
+    for column, name, shade in (
+        ("frac_reward_zero_std", "groups without variance", "#b4540a"),
+        ("reward/abstained", "completions without score", "#c1272d"),
+    ):
+        if column in rows:
+            bottom.plot(rows.index, rows[column].astype(float), color=shade, label=name)
+    bottom.set(ylim=(-0.02, 1.02), xlabel="step", ylabel="share")
+    bottom.legend(frameon=False, fontsize=14, loc="upper right")
+    completions = f"{len(rows)} logged steps; a dot is the mean over one step's completions"
+    return finished(figure, title, f"{completions}. {source}")
+
+
+def live_figure(source: Callable[[], str]) -> Callable[[Metrics], None]:
+    """Return a function that shows the reward so far, in one place of the notebook.
+
+    Args:
+        source: Says what the figures come from; a stand-in is known once it has answered.
+    """
+    handle: Any = display(display_id=True)
+    return lambda metrics: handle.update(reward_figure(metrics, source()))
+
+
+def phase_figure(metrics: Metrics, source: str) -> Figure:
+    """Draw where a step's time goes, as medians over the steps after the first two.
+
+    What no timer covers is the rest.
+    """
+    steps = pd.DataFrame([row["phases"] for row in metrics]).fillna(0.0)
+    steps = steps.iloc[2:] if len(steps) > 2 else steps
+    parts = [name for name in (*PHASES.values(), *LOOP) if name in steps]
+    steps["rest"] = (steps["step"] - steps[parts].sum(axis=1)).clip(lower=0.0)
+    seconds = steps[[*parts, "rest"]].median()
+    seconds = seconds[seconds > 0]
+    title = (
+        f"A step takes {seconds.sum():.2f} s, most of it {seconds.idxmax()} "
+        f"({seconds.max() / seconds.sum():.0%})"
+    )
+    figure, axes = canvas(len(seconds))
+    axes.barh(range(len(seconds)), seconds, color=BLUE)
+    for y, value in enumerate(seconds):
+        beside(axes, y, f"{value:.3f} s")
+    name_rows(axes, list(seconds.index))
+    axes.set(xlabel="seconds a step, median")
+    n = max(len(metrics) - 2, 1)
+    return finished(figure, title, f"n = {n} steps, after 2 of warm-up. {source}")
+
+
+_TITLES = {
+    "early": "Early",
+    "late": "Late",
+    "best": "Best reward",
+    "worst": "Worst reward",
+    "abstained": "Without a score",
+}
+
+
+def rollout_page(rollouts: Metrics, examples: Iterable[Example], *kinds: str) -> HTML:
+    """Show chosen rollouts: the reply, the page it makes with its changes, answer and rewards.
+
+    Args:
+        rollouts: Rows of rollouts.jsonl.
+        examples: The corpus.
+        kinds: `early` and `late`, the first and the last of those drawn without regard to reward;
+            `best` and `worst` of the whole training; `abstained`, the last without a score. Two
+            fit a slide.
+    """
+    kept = {kind: [r for r in rollouts if r["kind"] == kind] for kind in ("first", "abstained")}
+    scored = [row for row in rollouts if row["rewards"]]
+    chosen = {"early": kept["first"][:1], "late": kept["first"][-1:]}
+    chosen |= {"best": scored, "worst": scored, "abstained": kept["abstained"][-1:]}
+    by_id = {example.query_id: example for example in examples}
+    parts = []
+    for kind in (kind for kind in kinds if chosen[kind]):
+        row = (min if kind == "worst" else max)(chosen[kind], key=_first_reward)
+        parts.append(_section(_TITLES[kind], row, by_id[row["query_id"]]))
+    shown = "".join(parts) or f"<p>None of these: {html.escape(', '.join(kinds))}.</p>"
+    return HTML(f'<style>{CSS}</style><div class="geo-view">{shown}</div>')
+
+
+def _first_reward(row: dict[str, Any]) -> float:
+    return float(next(iter(row["rewards"].values()), 0.0))
+
+
+def _section(title: str, row: dict[str, Any], example: Example) -> str:
+    points = (p for p in example.key_points if p.number == row["key_point_number"])
+    point = next(points).content
+    wanted = set(content_words(point))
+    _, page = marked_changes(example.target, row["page"] or example.target, wanted)
+    rewards = ", ".join(f"{name} {value:.3f}" for name, value in row["rewards"].items())
+    scored = rewards or f"no score: {row['abstention']}"
+    verdict = f"; {row['verdict']}" if row["verdict"] else ""
+    made = page if row["page"] else f"<i>no page: {html.escape(str(row['problem']))}</i>"
+    boxes = (
+        (f"Reply, {row['tokens']} tokens", html.escape(row["reply"][:4000])),
+        ("Page", made),
+        (f"Answer{html.escape(verdict)}", html.escape((row["answer"] or "")[:4000])),
+    )
+    columns = "".join(
+        f'<div><h4>{name}</h4><div class="geo-box geo-low" dir="auto">{body}</div></div>'
+        for name, body in boxes
+    )
+    return (
+        f'<h4>{title}: step {row["step"]}, <span class="geo-small">{html.escape(scored)}</span>'
+        f'</h4><div dir="auto"><b>Query</b> {html.escape(example.query)} '
+        f'<b>Key point</b> {html.escape(point)}</div><div class="geo-columns">{columns}</div>'
+    )

@@ -1,0 +1,460 @@
+"""Rewards for GRPO: the evaluation's own scorer on completions.
+
+- `key_point`: support of the key point in the engine's answer, 0 to 1. With `reward.soft` the
+  judge's strength of support, else 1 for `supported` and 0 for `omitted` or `contradicted`; the
+  mean over `reward.repeats` answers.
+- `visibility`: the target's visibility in the answer minus the original page's, -1 to 1.
+  `reward.figure` is GEO's word, position or position-adjusted word count, or their mean.
+- `fidelity`: lexical fidelity of the page to the original, 0 to 1; see `geo_utils.fidelity`.
+- `length_budget`: 1 up to (1 + `reward.length_slack`) times the original's words, 0 from twice
+  that slack.
+- `no_instructions`: 1 if the page tells the reader's AI nothing that the original does not, else 0.
+- `format`: 1 for a completion that is the page and nothing else, 0.5 for one with more, 0 for
+  none. For an arrangement: 1 if every mark does something.
+- `negative_length`: minus the completion's tokens: free, the floor of all timings.
+
+All of a recipe share one pass of engine and judge per batch. A completion whose answers could not
+be had is None under every component, so that TRL leaves it out of its group; a completion that
+holds no page is the policy's own failure and earns the least.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from statistics import fmean
+from time import monotonic
+from typing import Any
+
+from geo_utils.corpus import Example, KeyPoint, load_corpus
+from geo_utils.evaluate import score_page
+from geo_utils.fidelity import fidelity as lexical_fidelity  # not the component
+from geo_utils.grpo.params import REWARDS, GrpoParams, RewardOptions
+from geo_utils.lint import new_instructions
+from geo_utils.models.loops import gather_all, run_sync
+from geo_utils.notebooks import read_parameters
+from geo_utils.roles.by_model import RewriteTask
+from geo_utils.roles.engines import Engine
+from geo_utils.roles.judges import Judge
+from geo_utils.roles.make import make_roles, prompts_folder
+from geo_utils.roles.rewriters import is_tidy, page_units
+from geo_utils.runs import RunInterrupted
+from geo_utils.text import words
+from geo_utils.visibility import FIGURES
+
+log = logging.getLogger(__name__)
+Values = list[float | None]
+Row = dict[str, Any]  # of the evaluation, on one answer
+Call = asyncio.Task[Row]
+Question = tuple[Example, KeyPoint, str, int]  # which page is asked about, and which repeat
+Clock = defaultdict[str, list[tuple[float, float]]]  # begin and end of each call, by role
+_ANSWERED = {"key_point", "visibility"}  # components that need an engine
+_NO_PAGE: Row = {"supported": 0.0, **dict.fromkeys(FIGURES, 0.0)}
+
+
+@dataclass
+class Rollout:
+    """One completion and all that is known of it.
+
+    Attributes:
+        example: What it was written for.
+        key_point: The point under study.
+        reply: What the policy wrote.
+        tokens: Its length.
+        shown: How many units of the page the prompt held; None for all.
+        page: The page that it stands for; None if it holds none, and `problem` says why.
+        problem: Reason for a missing page.
+        rewards: Value by component; empty on an abstention.
+        abstention: Reason why it could not be scored.
+        answer: The first answer that was had.
+        verdict: The judge's word on it.
+    """
+
+    example: Example
+    key_point: KeyPoint
+    reply: str
+    tokens: int
+    shown: int | None
+    page: str | None
+    problem: str | None
+    rewards: dict[str, float] = field(default_factory=dict)
+    abstention: str | None = None
+    answer: str | None = None
+    verdict: str | None = None
+
+    def row(self) -> Row:
+        """Return it as a row of rollouts.jsonl."""
+        names = ("reply", "tokens", "page", "problem", "rewards", "abstention", "answer", "verdict")
+        return {
+            "query_id": self.example.query_id,
+            "key_point_number": self.key_point.number,
+            **{name: getattr(self, name) for name in names},
+        }
+
+
+def shuffled(batch: Sequence[Rollout]) -> list[Rollout]:
+    """Return for each rollout one of another query, the placebo's donor.
+
+    The k-th rollout of a query gets the k-th of the next query, so that a group's rewards still
+    vary, but by what other completions say.
+
+    Raises:
+        ValueError: The batch is for one query only.
+    """
+    by_query: dict[str, list[Rollout]] = {}
+    for rollout in batch:
+        by_query.setdefault(rollout.example.query_id, []).append(rollout)
+    if len(by_query) < 2:
+        raise ValueError("placebo: a batch needs completions for at least two queries")
+    ids = list(by_query)
+    donors = {
+        query: itertools.cycle(by_query[following])
+        for query, following in zip(ids, [*ids[1:], ids[0]], strict=True)
+    }
+    return [next(donors[rollout.example.query_id]) for rollout in batch]
+
+
+def walls(clock: Clock, started: float) -> dict[str, float]:
+    """Return the mean seconds of a call by role, and how the batch's wall time divides.
+
+    `engine_wall` is the time in which an engine call was under way, `judge_wall` that in which
+    only judge calls were; calls that began before the batch count from its start.
+    """
+    found = {f"{role}_seconds": fmean(e - b for b, e in calls) for role, calls in clock.items()}
+    edges = sorted(
+        {started, *(max(t, started) for calls in clock.values() for c in calls for t in c)}
+    )
+    spent = {"engine": 0.0, "judge": 0.0}
+    for begin, end in itertools.pairwise(edges):
+        middle = (begin + end) / 2
+        for role in spent:
+            if any(b <= middle <= e for b, e in clock.get(role, ())):
+                spent[role] += end - begin
+                break
+    return found | {f"{role}_wall": seconds for role, seconds in spent.items()}
+
+
+def free_reward(
+    name: str, rollout: Rollout, donor: Rollout, options: RewardOptions, method: str
+) -> float:
+    """Return a component that needs neither engine nor judge.
+
+    Args:
+        name: Of the component.
+        rollout: What is rewarded.
+        donor: Whose reply it is rewarded for: itself, but for the placebo.
+        options: Bring the slack.
+        method: What the policy was asked to do.
+    """
+    original, page = rollout.example.target, donor.page
+    if name == "negative_length":
+        return -float(donor.tokens)
+    if page is None:
+        return 0.0
+    if name == "fidelity":
+        return float(lexical_fidelity(original, page, [rollout.key_point.content]).score)
+    if name == "no_instructions":
+        return float(not new_instructions(original, page))
+    if name == "format":
+        plain = page.startswith(donor.reply.strip())
+        if method == "arrange_key_point":
+            known = len(page_units(donor.example.target)) if donor.shown is None else donor.shown
+            plain = is_tidy(donor.reply, known)
+        return 1.0 if plain else 0.5
+    slack = options.length_slack
+    over = len(words(page)) / max(len(words(original)), 1) - 1 - slack
+    return min(max(1 - over / max(slack, 0.1), 0.0), 1.0)
+
+
+class Rewards:
+    """The components of a reward, made for one corpus, task, engine and judge.
+
+    Attributes:
+        functions: One TRL reward function per component, in the order of `options.funcs`.
+    """
+
+    def __init__(
+        self,
+        examples: Iterable[Example],
+        task: RewriteTask,
+        engine: Engine,
+        judge: Judge,
+        options: RewardOptions,
+        seed: int = 0,
+        on_scored: Callable[[int, list[Rollout]], None] | None = None,
+    ) -> None:
+        """Make the components.
+
+        Args:
+            examples: All that completions may be for.
+            task: How a completion becomes a page.
+            engine: Answers.
+            judge: Gives verdicts.
+            options: Components and settings.
+            seed: Seed of the target's place.
+            on_scored: Told the step being made, from 1, and the batch after each batch.
+        """
+        self.examples = {example.query_id: example for example in examples}
+        self.task, self.engine, self.judge = task, engine, judge
+        self.options, self.seed, self.on_scored = options, seed, on_scored
+        self.functions = [self._function(name) for name in options.funcs]
+        self._wanted = _ANSWERED & set(options.funcs)
+        self._originals: dict[tuple[str, int], Call] = {}
+        self._failed: set[tuple[str, int]] = set()  # of the originals
+        self._batch: tuple[Any, asyncio.Task[list[Rollout]]] | None = None
+        self._calls: set[Call] = set()
+        self._begun: defaultdict[Question, list[tuple[Call, Clock]]] = defaultdict(list)
+        self._lost = 0
+
+    def by_hand(self, reply: str, query_id: str, number: int | None = None) -> Rollout:
+        """Score one completion, from a script or a notebook cell.
+
+        Args:
+            reply: What a policy would write.
+            query_id: The example's.
+            number: The key point's number; default, the first.
+        """
+        first = self.examples[query_id].key_points[0].number
+        found = self._rollout(reply, query_id, first if number is None else number)
+        until = monotonic() + self.options.deadline_s
+        run_sync(self._score(found, found, until, defaultdict(list)))
+        self._forget_failed()
+        return found
+
+    async def score(
+        self,
+        step: int = 0,
+        *,
+        completions: Sequence[Any],
+        query_id: Sequence[str],
+        key_point_number: Sequence[int],
+        shown: Sequence[int],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **_: Any,
+    ) -> list[Rollout]:
+        """Score a batch: all engine and judge calls at once, within the deadline.
+
+        Args:
+            step: The one being made, for the log.
+            completions: Texts, or conversations of one message each.
+            query_id: The example of each completion.
+            key_point_number: Its key point.
+            shown: How many units of the page the prompt held; -1 for all.
+            completion_ids: Tokens of each completion.
+            log_metric: TRL's hook for figures of the step.
+
+        Raises:
+            RunInterrupted: No score could be had in too many batches in a row.
+        """
+        started, clock = monotonic(), Clock(list)
+        replies = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+        columns = replies, query_id, key_point_number, shown, completion_ids or replies
+        batch = [self._rollout(*row) for row in zip(*columns, strict=True)]
+        donors = shuffled(batch) if self.options.placebo else batch
+        until = started + self.options.deadline_s
+        await gather_all(
+            self._score(rollout, donor, until, clock)
+            for rollout, donor in zip(batch, donors, strict=True)
+        )
+        self._forget_failed()
+        lost = Counter(r.abstention for r in batch if r.abstention)
+        if log_metric:
+            told = {"seconds": monotonic() - started, "abstained": lost.total() / len(batch)}
+            for name, value in (told | walls(clock, started)).items():
+                log_metric(f"reward/{name}", value)
+        if self.on_scored:
+            self.on_scored(step, batch)
+        self._watch(lost, len(batch))
+        return batch
+
+    async def begin(self, row: Mapping[str, Any], reply: str) -> None:
+        """Ask for what the score of one completion will need; `score` finds it asked.
+
+        Args:
+            row: The completion's columns.
+            reply: What the policy wrote.
+        """
+        found = self._rollout(reply, row["query_id"], row["key_point_number"], row["shown"])
+        if found.page is None or not self._wanted or self.options.placebo:
+            return
+        for repeat in range(self.options.repeats):
+            question = found.example, found.key_point, found.page, repeat
+            self._begun[question].append(self._ask(question))
+
+    def _rollout(
+        self,
+        reply: str,
+        query_id: str,
+        number: int,
+        shown: int = -1,
+        tokens: str | Sequence[int] = "",
+    ) -> Rollout:
+        """Read a completion; without its tokens, its length is in words."""
+        example = self.examples[query_id]
+        point = next(p for p in example.key_points if p.number == number)
+        units = None if shown < 0 else shown
+        rewrite = self.task.page(reply, example, point, units)
+        page = None if rewrite.abstention else rewrite.text
+        length = len(words(reply)) if isinstance(tokens, str) else len(tokens)
+        return Rollout(example, point, reply, length, units, page, rewrite.abstention)
+
+    async def _score(self, rollout: Rollout, donor: Rollout, until: float, clock: Clock) -> None:
+        """Fill in a rollout's rewards, or why there are none, by what the donor wrote: itself."""
+        repeats = range(self.options.repeats)
+        if "visibility" in self._wanted:  # asked for beside the rewrite, not after it
+            for repeat in repeats:
+                self._original(rollout, repeat, clock)
+        rows = [_NO_PAGE for _ in repeats]
+        if self._wanted and donor.page is not None:
+            page = rollout.example, rollout.key_point, donor.page
+            rows = await gather_all(self._row((*page, i), until, clock) for i in repeats)
+        values: dict[str, float | None] = {}
+        for name in self.options.funcs:
+            if name == "key_point":
+                found = [s for row in rows if not math.isnan(s := self._support(row))]
+                values[name] = fmean(found) if found else None
+            elif name == "visibility":
+                values[name] = await self._gain(rollout, rows, clock)
+            else:
+                values[name] = free_reward(name, rollout, donor, self.options, self.task.method)
+        told = next((row for row in rows if row.get("answer")), {})
+        rollout.answer, rollout.verdict = told.get("answer"), told.get("verdict")
+        scores = {name: float(value) for name, value in values.items() if value is not None}
+        if len(scores) == len(values):
+            rollout.rewards = scores
+        else:
+            reasons = [row["abstention"] for row in rows if row.get("abstention")]
+            rollout.abstention = reasons[0] if reasons else "the original page has no answer"
+
+    async def _row(
+        self, question: Question, until: float, clock: Clock, judged: bool = True
+    ) -> Row:
+        """Return the evaluation's row on one answer, or an abstention at the deadline.
+
+        The deadline ends the wait and not the call, whose answer is paid for: it comes into the
+        budget and the cache when it comes.
+        """
+        begun = self._begun.pop(question, []) if judged else []
+        call, seen = begun.pop(0) if begun else self._ask(question, judged)
+        if begun:  # of completions that are the same
+            self._begun[question] = begun
+        try:
+            async with asyncio.timeout(max(until - monotonic(), 0.0)):
+                return await asyncio.shield(call)
+        except TimeoutError:
+            return {"abstention": f"deadline: no answer within {self.options.deadline_s:g} s"}
+        finally:
+            for role, calls in seen.items():
+                clock[role] += calls
+
+    def _ask(self, question: Question, judged: bool = True) -> tuple[Call, Clock]:
+        """Send a page to engine and judge; the clock is told when they are under way."""
+        judge = self.judge if judged and "key_point" in self.options.funcs else None
+        (example, point, page, repeat), clock = question, Clock(list)
+
+        def took(role: str, seconds: float) -> None:
+            ended = monotonic()
+            clock[role].append((ended - seconds, ended))
+
+        def over(call: Call) -> None:
+            self._calls.discard(call)
+            if not call.cancelled():
+                call.exception()  # one that nobody waits for any more is no news
+
+        call = asyncio.ensure_future(
+            score_page(example, point, page, self.engine, judge, self.seed, repeat, took)
+        )
+        self._calls.add(call)
+        call.add_done_callback(over)
+        return call, clock
+
+    def _support(self, row: Row) -> float:
+        supported, score = float(row.get("supported", math.nan)), float(row.get("score", math.nan))
+        return supported if math.isnan(score) or not self.options.soft else score
+
+    def _original(self, rollout: Rollout, repeat: int, clock: Clock) -> Call:
+        """Return the answer to the original page, asked for once per query and repeat."""
+        example, key = rollout.example, (rollout.example.query_id, repeat)
+        if key not in self._originals:
+            question = example, rollout.key_point, example.target, repeat
+            until = monotonic() + self.options.deadline_s
+            row = self._row(question, until, clock, judged=False)
+            self._originals[key] = asyncio.ensure_future(row)
+        return self._originals[key]
+
+    def _forget_failed(self) -> None:
+        """Let the next batch ask again for the originals that could not be had."""
+        while self._failed:
+            self._originals.pop(self._failed.pop(), None)
+
+    async def _gain(self, rollout: Rollout, rows: Sequence[Row], clock: Clock) -> float | None:
+        """Return the mean gain in visibility over the original's answers of the same repeats."""
+        names = FIGURES if self.options.figure == "mean" else (self.options.figure,)
+        gains = []
+        for repeat, row in enumerate(rows):
+            before = await asyncio.shield(self._original(rollout, repeat, clock))
+            if before.get("pawc") is None:
+                self._failed.add((rollout.example.query_id, repeat))
+            elif row.get("pawc") is not None:
+                now, then = (fmean(float(r[name]) for name in names) for r in (row, before))
+                gains.append(now - then)
+        return fmean(gains) if gains else None
+
+    def _watch(self, lost: Counter[str], size: int) -> None:
+        """End a training that only waits: no score in `most_lost` batches in a row."""
+        self._lost = self._lost + 1 if lost.total() == size else 0
+        if not lost:
+            return
+        reason = lost.most_common(1)[0][0]
+        log.warning("%d of %d completions have no score: %s", lost.total(), size, reason)
+        if self._lost >= self.options.most_lost:
+            raise RunInterrupted(
+                f"no completion of {self._lost} batches in a row could be scored, the last ones "
+                f"for: {reason}. Run again to go on"
+            )
+
+    def _function(self, name: str) -> Callable[..., Awaitable[Values]]:
+        async def component(completions: Sequence[Any], **columns: Any) -> Values:
+            if self._batch is None or self._batch[0] is not completions:
+                done = getattr(columns.get("trainer_state"), "global_step", -1)
+                step = columns.pop("step", [done + 1])[0]  # of a batch that is generated ahead
+                task = asyncio.ensure_future(self.score(step, completions=completions, **columns))
+                self._batch = completions, task
+            return [rollout.rewards.get(name) for rollout in await self._batch[1]]
+
+        component.__name__ = name
+        return component
+
+
+@lru_cache(maxsize=2)
+def _of_recipe(path: str) -> Rewards:
+    """Return the rewards that a prepared recipe describes, for `trl grpo`."""
+    params = read_parameters(GrpoParams.notebook, path)[2]
+    assert isinstance(params, GrpoParams)
+    roles, task = make_roles(params), RewriteTask(params.method, prompts_folder(params))
+    examples = load_corpus(**params.corpus_options)
+    return Rewards(examples, task, roles.engine, roles.judge, params.reward, params.seed)
+
+
+def __getattr__(name: str) -> Callable[..., Awaitable[Values]]:
+    """Return a component by the dotted name, such as `geo_utils.grpo.rewards.key_point`.
+
+    So a recipe for `trl grpo` names it; it takes the columns that `grpo.train.prepare` writes. In
+    the notebook, `Rewards.functions` are the same.
+    """
+    if name not in REWARDS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    async def component(**columns: Any) -> Values:
+        rewards = _of_recipe(columns.pop("recipe")[0])
+        return await rewards.functions[rewards.options.funcs.index(name)](**columns)
+
+    component.__name__ = name
+    return component

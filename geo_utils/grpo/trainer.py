@@ -1,0 +1,468 @@
+"""TRL's GRPO trainer with the waiting taken out of its step.
+
+Four schedules, each with what those before it have (the setting `reward.schedule`):
+
+- `stock`: TRL's trainer, every phase after the other.
+- `fused`: no padding before the tokens, and vLLM's log-probabilities are corrected by those of the
+  loss's own forward pass. TRL runs one more for that, of the same result.
+- `early`: a completion's reward is asked for as soon as it is written. On policy.
+- `ahead`: the next batch is generated, and its rewards asked for, before this one is trained on.
+  A batch is trained on at most one step after its weights; the importance-sampling correction
+  (with vLLM), or the clipped ratio to the weights that wrote it (without), makes up for that.
+
+What is logged of a step is of the batch that it trained on. A resumed training generates the
+batch that was under way anew.
+
+TRL puts the end of all prompts into one column and pads both sides. What stands before a row's
+tokens has to be masked, and with a mask PyTorch leaves its fastest attention. Without that padding
+rows begin in the first column and are cut to the longest of the micro-batch: padding comes after
+the tokens, where causal attention does not look. Log-probabilities are TRL's up to rounding, as
+Qwen's positions are relative.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from trl.extras.profiling import profiling_context
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import pad
+
+Tell = Callable[[int, Sequence[int]], None]
+
+
+def stream_engine(llm: Any, tell: Tell) -> None:
+    """Let colocated vLLM tell of each completion as it is finished, not when all are.
+
+    Args:
+        llm: vLLM's `LLM`; changed in place.
+        tell: Called with the prompt's place in the batch and the completion's tokens; completions
+            of one prompt are told under the first of its places.
+    """
+    places: dict[tuple[int, ...], int] = {}
+    generate, step = llm.generate, llm.llm_engine.step
+
+    def generate_and_note(prompts: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        places.clear()
+        for place, prompt in reversed(list(enumerate(prompts))):
+            places[tuple(prompt["prompt_token_ids"])] = place
+        return generate(prompts, *args, **kwargs)
+
+    def step_and_tell() -> Any:
+        outputs = step()
+        for output in outputs:
+            place = places.get(tuple(output.prompt_token_ids or ()))
+            if output.finished and place is not None:
+                for completion in output.outputs:
+                    tell(place, completion.token_ids)
+        return outputs
+
+    llm.generate, llm.llm_engine.step = generate_and_note, step_and_tell
+
+
+def stream_server(client: Any, tell: Tell) -> None:
+    """Ask for each prompt by itself, all at once: a server answers a request as a whole.
+
+    Args:
+        client: TRL's client of a vLLM server; changed in place.
+        tell: As in `stream_engine`.
+    """
+    generate = client.generate
+
+    def one_by_one(prompts: Sequence[Any], features: Any = None, **kwargs: Any) -> Any:
+        if features is not None or not prompts:
+            return generate(prompts=prompts, features=features, **kwargs)
+
+        def one(index: int) -> Any:
+            answer = generate(prompts=[prompts[index]], **kwargs)
+            for ids in answer["completion_ids"]:
+                tell(index * kwargs.get("n", 1), ids)
+            return answer
+
+        calls = [in_background(one, index) for index in range(len(prompts))]
+        answers = [call.result() for call in calls]
+        return {
+            name: None if answers[0][name] is None else [row for a in answers for row in a[name]]
+            for name in answers[0]
+        }
+
+    client.generate = one_by_one
+
+
+def in_background(work: Callable[..., Any], *args: Any) -> Future[Any]:
+    """Run something in a thread that keeps neither the process nor an interrupt waiting."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def base_checksum(model: Any) -> str:
+    """Return a hash of all weights that training must not change."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if not weight.requires_grad:
+            digest.update(name.encode())
+            plain = weight.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
+            digest.update(plain.numpy().data)
+    return digest.hexdigest()
+
+
+def keep_base_exact(trainer: Any) -> None:
+    """Let every weight sync leave the frozen base bit for bit as it was.
+
+    TRL merges the adapter into the base to send it to vLLM and subtracts it again, which rounds:
+    in bfloat16 the base drifts. Here the base is copied before a sync and put back after it, at
+    the price of one more copy of the adapted weights while the sync lasts.
+    """
+    engine = getattr(trainer, "vllm_generation", None)
+    if engine is None:
+        return
+    own = engine.sync_weights
+    at_once = getattr(engine, "mode", None) == "colocate" and trainer.accelerator.num_processes == 1
+
+    def exact_sync() -> None:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        kept = [
+            (weight, weight.detach().clone())
+            for name, weight in model.named_parameters()
+            if ".base_layer." in name and not weight.requires_grad
+        ]
+        try:
+            if at_once:
+                _load_at_once(engine)
+            else:
+                own()
+        finally:
+            with torch.no_grad():
+                for weight, before in kept:
+                    weight.copy_(before)
+
+    engine.sync_weights = exact_sync
+
+
+def _load_at_once(engine: Any) -> None:
+    """Hand colocated vLLM all weights in one call; TRL's call for each weight costs 0.2 s more."""
+    if engine.enable_sleep_mode:
+        torch.cuda.empty_cache()
+        engine.llm.wake_up(tags=["weights"])
+        engine._llm_weights_sleeping = False
+    runner = engine.llm.llm_engine.model_executor.driver_worker.model_runner
+    runner.model.load_weights(engine._iter_named_params())
+    engine.llm.reset_prefix_cache()
+
+
+Begin = Callable[[Mapping[str, Any], str], Coroutine[Any, Any, None]]
+
+
+@dataclass
+class _Batch:
+    """A batch under way.
+
+    Attributes:
+        rows: The prompts' columns, one row per completion.
+        step: The one that will train on it, from 1.
+        prompts: What TRL's `_tokenize_prompts` returns.
+        written: What TRL's `_generate_single_turn` returns: tokens, and vLLM's log-probabilities.
+        rewards: One row per completion, one column per reward, (B, F).
+        old: Log-probabilities under the weights that wrote it, (B, T), where needed.
+        metrics: Figures of its rewards, logged in its step and not in the one before.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    step: int
+    prompts: Any
+    written: Future[Any]
+    rewards: Future[Any] = field(default_factory=Future)
+    old: torch.Tensor | None = None
+    metrics: list[tuple[str, float]] = field(default_factory=list)
+
+
+_JUDGED: ContextVar[_Batch | None] = ContextVar("batch whose rewards are worked out", default=None)
+
+
+class OverlappedTrainer(GRPOTrainer):
+    """GRPO on text by one of the schedules.
+
+    Attributes:
+        unpadded: Whether the passes for log-probabilities take no padding before the tokens.
+    """
+
+    args: Any  # TRL's are narrower than the base class says
+    model: Any
+    processing_class: Any
+    pad_to_multiple_of: Any
+
+    def __init__(
+        self, *args: Any, schedule: str, begin: Begin, saving: Callable[[], None], **kwargs: Any
+    ):
+        """Make the trainer.
+
+        Args:
+            *args: Of TRL's trainer.
+            schedule: See the module.
+            begin: Called with a row and a completion for it that is written; asks for its reward
+                without waiting for it, on TRL's event loop.
+            saving: Called before a checkpoint is written.
+            **kwargs: Of TRL's trainer.
+        """
+        super().__init__(*args, **kwargs)
+        self._begin, self._saving = begin, saving
+        corrected = self.use_vllm and self.vllm_importance_sampling_correction
+        self._uses = self.args.steps_per_generation * self.num_iterations
+        aligned = self.args.gradient_accumulation_steps % self._uses == 0
+        self._ahead = schedule == "ahead"
+        self._early = self._ahead or schedule == "early"
+        self.unpadded = schedule != "stock"
+        self._fused = self.unpadded and corrected and aligned
+        self._served = self.use_vllm and self.vllm_mode == "server"
+        self._now: _Batch | None = None
+        self._next: _Batch | None = None
+        self._fetched: Any = None
+        self._skip = False
+        self._loss_inputs: dict[str, Any] | None = None
+        self._rows: Sequence[Mapping[str, Any]] = ()
+        self._sampled: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        if self._early and self.use_vllm:
+            if self._served:
+                stream_server(self.vllm_generation.vllm_client, self._tell)
+            else:
+                stream_engine(self.vllm_generation.llm, self._tell)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """Look one batch ahead; at the end of an epoch there is none."""
+        fetch = super().get_batch_samples
+        if not self._ahead:
+            return fetch(epoch_iterator, num_batches, device)
+        found = self._fetched or fetch(epoch_iterator, num_batches, device)
+        self._fetched = fetch(epoch_iterator, num_batches, device)
+        if not self._fetched[0]:
+            self._fetched = None
+        return found
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """Train on a micro-batch, timed."""
+        with profiling_context(self, "training_step"):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        fresh = self._step % self._uses == 0 or self._buffered_inputs is None
+        if self._early and self.model.training and fresh:
+            step = self.state.global_step + 1
+            self._now = self._next or self._produce(generation_batch, step)
+            self._next = None
+            if self._ahead and self._fetched and step < self.state.max_steps:
+                with profiling_context(self, "generate"):
+                    self._now.written.result()  # weights must not change while it is written
+                self._next = self._produce(self._fetched[0][0], step + 1)
+        return super()._prepare_inputs(generation_batch)
+
+    def _produce(self, rows: Sequence[Mapping[str, Any]], step: int) -> _Batch:
+        """Write a batch with the present weights, and start on its rewards."""
+        if self.use_vllm and self.state.global_step != self._last_loaded_step:
+            with profiling_context(self, "sync_weights"):
+                self.vllm_generation.sync_weights()
+            self._last_loaded_step = self.state.global_step
+        with profiling_context(self, "_prepare_inputs"):
+            prompts = super()._tokenize_prompts([row["prompt"] for row in rows])
+        self._rows = rows
+        if self._ahead and self._served:
+            written = in_background(self._write, prompts[0])
+        else:
+            written = Future()
+            written.set_result(self._write(prompts[0]))
+        batch = _Batch(rows, step, prompts, written)
+        batch.rewards = in_background(self._reward, batch)
+        if self._ahead and not self.use_vllm:
+            batch.old = self._log_probabilities(prompts[0], written.result()[0])
+        return batch
+
+    def _write(self, prompts: list[list[int]]) -> Any:
+        """Return completions; with vLLM reads nothing that a training step changes."""
+        if not self.use_vllm:
+            return super()._generate_single_turn(prompts, None, {}, self.num_generations)
+        timer = profiling_context(self, "vLLM.generate")
+        _, ids, ranked, _ = self.vllm_generation.generate(
+            prompts=prompts, images=None, num_generations=self.args.num_generations, profiler=timer
+        )
+        return ids, [[token[0] for token in tokens] for tokens in ranked]
+
+    def _reward(self, batch: _Batch) -> Any:
+        _JUDGED.set(batch)  # this thread's, and what it starts on TRL's event loop
+        ids = batch.written.result()[0]
+        texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
+        completions = [[{"role": "assistant", "content": text}] for text in texts]
+        rows = [{**row, "step": batch.step} for row in batch.rows]
+        return super()._calculate_rewards(rows, [r["prompt"] for r in rows], completions, ids)
+
+    def _log_metric(self, name: str, value: float) -> None:
+        batch = _JUDGED.get()
+        if batch is None:
+            super()._log_metric(name, value)
+        else:
+            batch.metrics.append((name, value))
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        if self._now is None or not self.model.training:
+            return super()._tokenize_prompts(prompts)
+        return self._now.prompts
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        if self._now is None or not self.model.training:
+            return super()._generate_single_turn(*args, **kwargs)
+        with profiling_context(self, "generate"):  # which only a server has still to finish
+            return self._now.written.result()
+
+    def _calculate_rewards(self, *columns: Any) -> Any:
+        if self._now is None or not self.model.training:
+            return super()._calculate_rewards(*columns)
+        with profiling_context(self, "_calculate_rewards"):
+            found = self._now.rewards.result()
+        for name, value in self._now.metrics:
+            super()._log_metric(name, value)
+        return found
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        self._skip = self._fused and self.model.training
+        output = super()._generate_and_score_completions(inputs)
+        if self._fused and self.model.training:
+            del output["old_per_token_logps"]
+            for name in [n for n in self._metrics["train"] if n.startswith("sampling/")]:
+                self._metrics["train"][name].pop()  # of the pass that was left out
+        elif self._now is not None and self._now.old is not None and self.model.training:
+            output["old_per_token_logps"] = self._now.old
+        return output
+
+    def _get_per_token_logps_and_entropies(self, *columns: Any, **options: Any) -> Any:
+        model, ids, mask, kept = columns
+        if self._skip:  # TRL's own pass for the correction; a ratio of NaN counts as 1
+            self._skip = False
+            return torch.full((len(ids), kept), torch.nan, device=ids.device), None, None
+        with profiling_context(self, "_get_per_token_logps_and_entropies"):
+            if self.unpadded and not options.get("compute_aux_loss"):
+                size = options.get("batch_size") or len(ids)
+                wanted = ["log_probs"] + ["entropy"] * bool(options.get("compute_entropy"))
+                parts = zip(ids.split(size), mask.split(size), strict=True)
+                scored = [self._scored(model, *part, kept, wanted) for part in parts]
+                logps, *entropies = (torch.cat(part) for part in zip(*scored, strict=True))
+                found = logps, entropies[0] if entropies else None, None
+            else:
+                found = super()._get_per_token_logps_and_entropies(*columns, **options)
+        if self._loss_inputs is not None:
+            self._correct(self._loss_inputs, found[0].detach())
+        return found
+
+    def _scored(
+        self, model: Any, ids: torch.Tensor, mask: torch.Tensor, kept: int, wanted: Sequence[str]
+    ) -> list[torch.Tensor]:
+        """Return figures of the last tokens, (B, kept) each, 0 where a token does not count.
+
+        Args:
+            model: The policy.
+            ids: Prompts and completions, (B, L).
+            mask: Whether a token counts, (B, L); in each row, those that do follow each other.
+            kept: How many of the columns are completions.
+            wanted: Fields of the output of TRL's fused head.
+        """
+        begin, lengths = mask.argmax(dim=1, keepdim=True), mask.sum(dim=1, keepdim=True)
+        column = torch.arange(int(lengths.max()), device=ids.device)
+        before = (begin + column).clamp(max=ids.size(1) - 1)  # where TRL has the token
+        moved = ids.gather(1, before)
+        scored = (column < lengths) & (before >= ids.size(1) - kept)
+        labels = moved.masked_fill(~scored, -100)
+        with self.accelerator.autocast():
+            output = model(input_ids=moved, labels=labels, fused_lm_head=True)
+        # What is said of a token stands one column before it.
+        back = torch.arange(ids.size(1) - kept - 1, ids.size(1) - 1, device=ids.device) - begin
+        back = back.clamp(0, len(column) - 2)
+        outside = mask[:, -kept:] == 0
+        return [getattr(output, name).gather(1, back).masked_fill(outside, 0.0) for name in wanted]
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Any:
+        self._loss_inputs = inputs if self._fused and self.model.training else None
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._loss_inputs = None
+
+    def _correct(self, inputs: dict[str, Any], trained: torch.Tensor) -> None:
+        """Set the importance-sampling ratio as TRL defines it, p of the trainer over p of vLLM.
+
+        Args:
+            inputs: The micro-batch; gets `importance_sampling_ratio`, (B, T) or (B, 1).
+            trained: Log-probabilities by the trainer, (B, T).
+        """
+        mask = inputs["completion_mask"]
+        apart = trained - inputs["sampling_per_token_logps"]
+        difference = torch.nan_to_num(apart * mask)
+        if self.vllm_importance_sampling_mode.startswith("sequence"):
+            difference = difference.sum(dim=-1, keepdim=True)
+        ratio = torch.exp(difference)
+        low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
+        if self.vllm_importance_sampling_mode.endswith("truncate"):
+            ratio = torch.clamp(ratio, min=low, max=high)
+        else:
+            kept = (ratio >= (low or 0.0)) & (ratio <= (torch.inf if high is None else high))
+            ratio = torch.where(kept, ratio, 0.0)
+        inputs["importance_sampling_ratio"] = ratio
+        self._sampled.append((apart, mask.bool(), ratio))
+        if len(self._sampled) == self._uses:
+            self._log_sampling()
+
+    def _log_sampling(self) -> None:
+        """Log what TRL logs of the correction, of all micro-batches of a generation."""
+        apart = torch.cat([a[mask & ~a.isnan()].abs() for a, mask, _ in self._sampled])
+        ratio = torch.cat(
+            [r[mask] if r.shape == mask.shape else r.flatten() for _, mask, r in self._sampled]
+        )
+        self._sampled = []
+        for name, values, figures in (
+            ("sampling_logp_difference", apart, ("mean", "max")),
+            ("importance_sampling_ratio", ratio, ("min", "mean", "max")),
+        ):
+            for figure in figures:
+                value = getattr(values, figure)().item() if values.numel() else 0.0
+                self._metrics["train"][f"sampling/{name}/{figure}"].append(value)
+
+    def _log_probabilities(self, prompts: Any, completions: Any) -> torch.Tensor:
+        """Return the log-probabilities of a batch under the present weights, (B, T)."""
+        columns = []
+        for ids, side in ((prompts, "left"), (completions, "right")):
+            rows = [torch.tensor(row) for row in ids]
+            for values, filler in (
+                (rows, self._tokenizer.pad_token_id),
+                ([torch.ones_like(row) for row in rows], 0),
+            ):
+                columns.append(pad(values, filler, side, self.pad_to_multiple_of))
+        device = self.accelerator.device
+        tokens, mask = (torch.cat(columns[i::2], dim=1).to(device) for i in (0, 1))
+        size, kept = self.args.per_device_train_batch_size, columns[2].size(1)
+        quiet = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+        with torch.no_grad(), quiet:
+            found: torch.Tensor = self._get_per_token_logps_and_entropies(
+                self.model, tokens, mask, kept, batch_size=size
+            )[0]
+        return found
+
+    def _tell(self, place: int, ids: Sequence[int]) -> None:
+        text = self.processing_class.decode(ids, skip_special_tokens=True)
+        asyncio.run_coroutine_threadsafe(self._begin(self._rows[place], text), self.async_loop)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._saving()
+        super()._save_checkpoint(*args, **kwargs)

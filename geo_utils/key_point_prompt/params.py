@@ -1,0 +1,299 @@
+"""Which studies notebook 03 runs beside its comparison, and how large; off unless named."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from geo_utils.roles.methods import MODEL_FREE_METHODS, check_methods, known_method
+from geo_utils.roles.params import NO_ID_NEEDED, Backend, EvaluationParams
+
+Count = Annotated[int, Field(ge=1, le=100_000, strict=True)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+JudgeKind = Literal["lexical", "lexical strict", "verdict", "batch", "soft"]
+MODEL_JUDGES: tuple[JudgeKind, ...] = ("verdict", "batch", "soft")
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HeadroomOptions(_Options):
+    """k rewrites x m answers a key point.
+
+    Attributes:
+        rewrites: k, sampled rewrites of a page.
+        answers: m, sampled answers a rewrite.
+        fresh_answers: Answers that only the best rewrite gets, drawn after it was chosen.
+        groups: Group sizes of GRPO to count.
+        queries: How many queries, drawn from the seed; none for all.
+    """
+
+    rewrites: Annotated[int, Field(le=16, strict=True)] = 8
+    answers: Annotated[int, Field(le=100, strict=True)] = 4
+    fresh_answers: Count = 8
+    groups: list[Annotated[int, Field(ge=2, le=1024, strict=True)]] = [4, 8, 16]
+    queries: Count | None = None
+
+    @model_validator(mode="after")
+    def _enough(self) -> HeadroomOptions:
+        for name, value, why in (
+            ("rewrites", self.rewrites, "a best of them and a variance between them"),
+            ("answers", self.answers, "the answer noise within a rewrite"),
+        ):
+            if value < 2:
+                raise ValueError(f"{name}={value!r}: {why} need at least 2")
+        if not self.groups:
+            raise ValueError("groups=[]: name at least one group size, such as 8")
+        return self
+
+
+class AdoptionOptions(_Options):
+    """From none to all sources rewritten, each for its own key point.
+
+    Attributes:
+        repeats: Sampled answers a number of adopters.
+        queries: How many queries, drawn from the seed; none for all.
+    """
+
+    repeats: Count = 3
+    queries: Count | None = None
+
+
+class RoleOptions(_Options):
+    """Another model for a role.
+
+    Attributes:
+        backend: What it is reached through.
+        model: Its id, where the backend needs one.
+        servers: As the notebook's `servers`.
+    """
+
+    backend: Backend = "offline"
+    model: str | None = None
+    servers: list[str] = []
+
+    @model_validator(mode="after")
+    def _reachable(self) -> RoleOptions:
+        if self.backend not in ("offline", "gemini") and self.model is None:
+            raise ValueError(f"model=None: backend={self.backend!r} needs a model id")
+        if self.backend == "openai" and not self.servers:
+            raise ValueError("servers=[]: backend='openai' needs an address ending in /v1")
+        return self
+
+
+class EngineOptions(RoleOptions):
+    """Another engine; the last three are settings of the offline one.
+
+    Attributes:
+        word_budget: Longest answer in words.
+        emphasis: Factor on the assumed response to emphasis; 0 reads words only.
+        noise: Scale of the draw, as `ExtractiveEngine.temperature`.
+    """
+
+    word_budget: Count = 300
+    emphasis: Annotated[float, Field(ge=0, le=10)] = 1.0
+    noise: Annotated[float, Field(ge=0, le=10)] = 0.10
+
+    @model_validator(mode="after")
+    def _offline_only(self) -> EngineOptions:
+        settings = {"word_budget", "emphasis", "noise"} & self.model_fields_set
+        if self.backend != "offline" and settings:
+            raise ValueError(
+                f"{', '.join(sorted(settings))}: only backend='offline' has such settings, "
+                f"not {self.backend!r}"
+            )
+        return self
+
+
+class TransferOptions(_Options):
+    """Rewrite with one model, answer with another, judge with a third.
+
+    Attributes:
+        engines: Engines beside the run's own, by the name that the matrix shows.
+        rewriters: Rewriters beside the run's own, likewise.
+        judge: A judge in place of the run's own.
+        methods: Rows of the matrix; empty for the method under study.
+        repeats: Sampled answers a page.
+        queries: How many queries, drawn from the seed; none for all.
+    """
+
+    engines: dict[str, EngineOptions] = {}
+    rewriters: dict[str, RoleOptions] = {}
+    judge: RoleOptions | None = None
+    methods: list[str] = []
+    repeats: Count = 3
+    queries: Count | None = None
+
+    @model_validator(mode="after")
+    def _two_engines(self) -> TransferOptions:
+        if not self.engines:
+            raise ValueError(
+                "engines={}: a transfer needs a second engine beside the run's own, such as "
+                "engines={'words only': {'emphasis': 0}}"
+            )
+        return self
+
+
+class JudgeCheckOptions(_Options):
+    """Several judges on the same answers.
+
+    Attributes:
+        answers: How many answers, drawn from the seed; none for all.
+        judges: Which; none for all that the run's judge can be.
+        labels: A sheet of hand labels, as `judges.label_sheet` writes it and a person fills it.
+    """
+
+    answers: Count | None = 200
+    judges: list[JudgeKind] | None = None
+    labels: str | None = None
+
+    @model_validator(mode="after")
+    def _two_judges(self) -> JudgeCheckOptions:
+        if self.judges is not None and len(set(self.judges)) < 2 and self.labels is None:
+            raise ValueError(
+                f"judges={self.judges!r}: an agreement needs two judges, or labels of a person"
+            )
+        return self
+
+
+class PowerOptions(_Options):
+    """How many queries a lift needs.
+
+    Attributes:
+        lifts: Differences in key-point probability to be found.
+        power: Chance of finding them.
+        repeats: Numbers of answers a page to plan with.
+        pilot: Folder of an earlier run, whose variance the plan before the run is made from.
+    """
+
+    lifts: list[Share] = [0.05, 0.1, 0.2]
+    power: Share = 0.8
+    repeats: list[Count] = [1, 3, 5, 10]
+    pilot: str | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> PowerOptions:
+        for name in ("lifts", "repeats"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}=[]: name at least one")
+        return self
+
+
+class StudyOptions(_Options):
+    """The studies; one that is not named, or is null, is off and calls nothing.
+
+    Attributes:
+        headroom: What training could gain.
+        adoption: What happens when other pages do the same.
+        transfer: Whether a lift holds under another engine.
+        judges: Whether judges agree with each other, and with a person.
+        power: How many queries a lift needs; calls nothing.
+    """
+
+    headroom: HeadroomOptions | None = None
+    adoption: AdoptionOptions | None = None
+    transfer: TransferOptions | None = None
+    judges: JudgeCheckOptions | None = None
+    power: PowerOptions | None = None
+
+    def templates(self, judge: str) -> dict[str, list[str]]:
+        """Return the prompt templates that the studies use beside the comparison's, by role.
+
+        Args:
+            judge: The judge's backend.
+        """
+        extract = ["extract_key_points"] if self.adoption else []
+        verdicts = ["judge_verdict", "judge_all_points"] if self.judges else []
+        soft = ["judge_soft"] if self.judges and judge not in NO_ID_NEEDED else []
+        return {"engine": extract, "judge": extract + verdicts + soft, "rewriter": extract}
+
+
+class KeyPointPromptParams(EvaluationParams):
+    """Parameters of notebook 03.
+
+    Attributes:
+        baseline_methods: Methods to compare with, `original` among them.
+        method: The method made for the key point.
+        studies: What is studied beside the comparison.
+    """
+
+    notebook: ClassVar[str] = "03_key_point_prompt"
+    baseline_methods: list[str]
+    method: str
+    studies: Annotated[StudyOptions, Field(strict=False)]
+
+    @property
+    def methods(self) -> list[str]:
+        """All methods, the one under study last."""
+        return [*self.baseline_methods, self.method]
+
+    @field_validator("baseline_methods")
+    @classmethod
+    def _known(cls, methods: list[str]) -> list[str]:
+        return [known_method(name) for name in methods]
+
+    @field_validator("method")
+    @classmethod
+    def _known_one(cls, method: str) -> str:
+        return known_method(method)
+
+    @model_validator(mode="after")
+    def _check_headroom(self) -> Self:
+        """Refuse k rewrites that would be one and the same."""
+        if self.studies.headroom is None:
+            return self
+        same = None
+        if self.method in MODEL_FREE_METHODS:
+            same = "it edits a page in one way only"
+        elif self.rewriter == "offline" and self.method != "key_point":
+            same = "offline only method='key_point' has several edits to draw from"
+        elif self.rewriter != "offline" and self.temperature == 0:
+            same = "with temperature=0 the rewriter writes one page only"
+        if same:
+            raise ValueError(f"studies.headroom: method={self.method!r} has no k rewrites: {same}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_transfer(self) -> Self:
+        """Refuse a transfer to the run's own engine, and methods that a rewriter cannot do."""
+        transfer = self.studies.transfer
+        if transfer is None:
+            return self
+        model, servers = self.models.get("engine"), self.servers.get("engine", [])
+        own = EngineOptions(backend=self.engine, model=model, servers=servers)
+        for name, engine in transfer.engines.items():
+            if engine.model_dump() == own.model_dump():
+                raise ValueError(
+                    f"studies.transfer.engines.{name}: the run's own engine; a transfer needs "
+                    "another one"
+                )
+        for name in transfer.methods:
+            known_method(name)
+        rows = transfer.methods or [self.method]
+        if "original" in rows:
+            raise ValueError("studies.transfer.methods: 'original' is what every row is held to")
+        for backend in (self.rewriter, *(r.backend for r in transfer.rewriters.values())):
+            check_methods(rows, backend)
+        return self
+
+    @model_validator(mode="after")
+    def _check_judges(self) -> Self:
+        """Refuse judges that the run's judge cannot be."""
+        asked = self.studies.judges and self.studies.judges.judges
+        for kind in asked or ():
+            if kind in MODEL_JUDGES and self.judge == "offline":
+                raise ValueError(
+                    f"studies.judges.judges: {kind!r} needs a model; judge='offline' is one "
+                    "of lexical, lexical strict"
+                )
+            if kind == "soft" and self.judge in NO_ID_NEEDED:
+                raise ValueError(
+                    f"studies.judges.judges: 'soft' needs log-probabilities, which "
+                    f"judge={self.judge!r} does not give"
+                )
+        return self
+
+
+PARAMS = KeyPointPromptParams

@@ -1,0 +1,354 @@
+"""How many queries and repeats a lift needs, from the variance of a pilot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from numpy.typing import NDArray
+from pandas.io.formats.style import Styler
+from scipy import stats
+from statsmodels.stats.power import TTestPower
+
+from geo_utils.corpus import Example, choose_key_points
+from geo_utils.files import resolve_path
+from geo_utils.key_point_prompt.params import KeyPointPromptParams, PowerOptions
+from geo_utils.parameters import ParameterError
+from geo_utils.roles.methods import label
+from geo_utils.show.plots import canvas, finished
+from geo_utils.show.tables import over_queries
+from geo_utils.statistics import CONFIDENCE
+from geo_utils.summary import PAIR
+
+_RESAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class PilotVariance:
+    """Variance of a paired difference (method minus original).
+
+    Attributes:
+        method: Whose difference.
+        between: Between queries, without the noise of their answers and key points; at least 0.
+        between_points: Between the key points of a query, without the noise of their answers; at
+            least 0. Where each query has one key point, `between` holds it, and this is 0.
+        within: Between the repeats of a key point.
+        mean: The difference itself.
+        n_queries: Queries behind it.
+        n_pairs: Pairs behind it.
+        points_a_query: Key points of a query, on average.
+        draws: (between, points, within) of bootstrap samples of queries, shape (n, 3).
+    """
+
+    method: str
+    between: float
+    between_points: float
+    within: float
+    mean: float
+    n_queries: int
+    n_pairs: int
+    points_a_query: float
+    draws: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a plan was counted for.
+
+    Attributes:
+        queries: Those with a key point.
+        points_a_query: Key points of a query, on average.
+        repeats: Sampled answers a page.
+    """
+
+    queries: int
+    points_a_query: float
+    repeats: int
+
+
+def pilot_variance(samples: pd.DataFrame, method: str, seed: int = 0) -> PilotVariance | None:
+    """Estimate the variance of a method's difference to the original page.
+
+    Args:
+        samples: As `evaluate` returns them.
+        method: The method.
+        seed: Seed of the bootstrap over queries.
+
+    Returns:
+        None where fewer than three queries have a key point with two pairs, or none differs from
+        another: nothing can be said of any of the variances.
+    """
+    wide = samples.pivot(index=PAIR, columns="method", values="supported")
+    difference = (wide[method] - wide["original"]).dropna().rename("difference")
+    each = difference.groupby(["query_id", "key_point_number"]).agg(["mean", "var", "count"])
+    each = each[each["count"] > 1].assign(error=lambda part: part["var"] / part["count"])
+    by_query = each.groupby("query_id")
+    counts = by_query.size().to_numpy(float)
+    n = len(counts)
+    if n < 3:
+        return None
+    mean, within = by_query["mean"].mean().to_numpy(float), by_query["var"].mean().to_numpy(float)
+    error = by_query["error"].mean().to_numpy(float)  # of a key point's mean, by its answers
+    spread = by_query["mean"].var().to_numpy(float)  # NaN for a query with one key point
+    if not within.any() and not np.ptp(mean) and not np.nansum(spread):
+        return None
+
+    def components(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        several = (counts > 1)[rows]
+        found = np.where(several, spread[rows] - error[rows], 0.0).sum(axis=-1)
+        points = np.maximum(found / np.maximum(several.sum(axis=-1), 1), 0.0)
+        noise = (error / counts)[rows].mean(axis=-1) + points * (1 / counts)[rows].mean(axis=-1)
+        between = np.maximum(mean[rows].var(axis=-1, ddof=1) - noise, 0.0)
+        return np.stack([between, points, within[rows].mean(axis=-1)], axis=-1)
+
+    between, points, repeats = components(np.arange(n)).tolist()
+    draws = components(np.random.default_rng(seed).integers(0, n, (_RESAMPLES, n)))
+    pairs, average = int(each["count"].sum()), float(counts.mean())
+    lift = float(difference.mean())
+    return PilotVariance(method, between, points, repeats, lift, n, pairs, average, draws)
+
+
+def load_pilot(path: str) -> pd.DataFrame:
+    """Read the samples of an earlier run.
+
+    Raises:
+        ParameterError: The folder holds none, or one that is torn.
+    """
+    file = Path(resolve_path(path)) / "samples.parquet"
+    if not file.is_file():
+        raise ParameterError(
+            f"studies.power.pilot={path!r}: no samples.parquet there; name the folder of a "
+            "finished run"
+        )
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise ParameterError(
+            f"studies.power.pilot={path!r}: {file.name} is torn ({error}); run that run again"
+        ) from None
+
+
+def power_table(
+    pilot: PilotVariance | None,
+    options: PowerOptions,
+    plan: pd.DataFrame | None = None,
+    planned: Planned | None = None,
+) -> pd.DataFrame:
+    """Say how many queries each lift needs, by repeats, and what they cost.
+
+    A paired t-test over queries, two-sided at 5 %. The variance of a query's difference is that
+    between queries, plus that between its key points over their number, plus that within over
+    the number of its answers: key points times repeats. Without a pilot the variance is the largest
+    that differences between -1 and 1 with this mean can have, so that the figure is an upper
+    bound whatever the data.
+
+    Args:
+        pilot: As `pilot_variance` returns it, or None.
+        options: Lifts, power and repeats.
+        plan: As `plan.plan_calls` returns it, for calls and cost; only rows of the comparison
+            itself, `engine`, `judge` and `rewriter`, count.
+        planned: What the plan was counted for; without it, queries have as many key points as the
+            pilot's.
+
+    Returns:
+        One row per lift x repeats: `queries`, with `low` and `high` over bootstrap samples of the
+        pilot's queries (NaN without one), `answers` a method (queries x key points x repeats),
+        `calls`, `cost_usd` (NaN where unknown) and `variance`: what it rests on.
+    """
+    points = planned.points_a_query if planned else pilot.points_a_query if pilot else 1.0
+    rows = []
+    for lift in options.lifts:
+        for repeats in options.repeats:
+            needed, low, high = _queries(1 - lift**2, lift, options.power), np.nan, np.nan
+            if pilot is not None:
+                share = np.array([1.0, 1 / points, 1 / (points * repeats)])
+                parts = np.array([pilot.between, pilot.between_points, pilot.within])
+                ends = [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]
+                variances = [parts @ share, *np.quantile(pilot.draws @ share, ends)]
+                needed, low, high = (_queries(float(v), lift, options.power) for v in variances)
+            row = {"lift": lift, "repeats": repeats, "queries": needed, "low": low, "high": high}
+            row["answers"] = int(np.ceil(needed * points * repeats))
+            row["calls"], row["cost_usd"] = _price(plan, planned, needed, repeats)
+            rows.append(row)
+    rests = "upper bound, no pilot"
+    if pilot is not None:
+        rests = f"pilot: {pilot.n_queries} queries, {pilot.n_pairs} pairs"
+    return pd.DataFrame(rows).assign(variance=rests)
+
+
+def _queries(variance: float, lift: float, power: float) -> int:
+    """Return the smallest number of queries for a paired t-test with this power."""
+    effect = lift / np.sqrt(max(variance, 1e-12))
+
+    def reached(n: int) -> bool:
+        return bool(TTestPower().power(effect, n, 1 - CONFIDENCE) >= power)
+
+    z = stats.norm.ppf(0.5 + CONFIDENCE / 2) + stats.norm.ppf(power)
+    n = max(2, int(np.floor((z / effect) ** 2)) - 1)  # the t-test needs a few more than this
+    while not reached(n):
+        n += 1
+    return n
+
+
+def _price(
+    plan: pd.DataFrame | None, planned: Planned | None, queries: int, repeats: int
+) -> tuple[float, float]:
+    """Scale a plan's calls and cost to another number of queries and repeats.
+
+    The plan's queries come with all their key points, so that these are in the price. Answers and
+    verdicts grow with the repeats, rewrites do not. What the cache held when the plan was made is
+    counted at the same price as the rest.
+    """
+    if plan is None or planned is None or plan.empty:
+        return float("nan"), float("nan")
+    own = plan[plan.index.isin(("engine", "judge", "rewriter"))]
+    whole = own["calls"] + own["held"]
+    again = np.where(own.index == "rewriter", 1.0, repeats / planned.repeats)
+    scaled = whole * again * queries / planned.queries
+    each = own["cost_usd"] / own["calls"].where(own["calls"] > 0)
+    cost = (each * scaled).where(whole > 0, 0.0)
+    return float(np.ceil(scaled.sum())), float(cost.sum(skipna=False))
+
+
+def power_before(
+    params: KeyPointPromptParams, plan: pd.DataFrame, examples: Sequence[Example]
+) -> pd.DataFrame | None:
+    """Say, before the first call, how many queries each lift needs and what they cost.
+
+    Args:
+        params: The run's parameters, which may name an earlier run as the pilot.
+        plan: As `plan.plan_calls` returns it.
+        examples: The corpus.
+
+    Returns:
+        As `power_table`; None where the study is off.
+    """
+    options = params.studies.power
+    if options is None:
+        return None
+    pilot = None
+    if options.pilot is not None:
+        earlier = load_pilot(options.pilot)
+        if params.method not in set(earlier["method"]):
+            raise ParameterError(
+                f"studies.power.pilot={options.pilot!r}: has no samples of "
+                f"method={params.method!r}; it has {', '.join(set(earlier['method']))}"
+            )
+        pilot = pilot_variance(earlier, params.method, params.seed)
+    if pilot is None:  # the bound is the same for any number of answers
+        options = options.model_copy(update={"repeats": [params.repeats]})
+    pairs = choose_key_points(examples, params.key_points, params.seed)
+    queries = max(len({example.query_id for example, _ in pairs}), 1)
+    planned = Planned(queries, max(len(pairs), 1) / queries, params.repeats)
+    return power_table(pilot, options, plan, planned)
+
+
+def power_views(table: pd.DataFrame | None, caption: str = "") -> list[Styler]:
+    """Lay out how many queries each lift needs; nothing where it was not asked for."""
+    if table is None:
+        return []
+    whole = table[["queries", "low", "high", "answers", "calls"]].map("{:,.0f}".format)
+    ends = (" [" + whole["low"] + ", " + whole["high"] + "]").where(table["low"].notna(), "")
+    shown = pd.DataFrame(
+        {
+            "lift": table["lift"].map("{:.2f}".format),
+            "repeats": table["repeats"],
+            "queries": whole["queries"] + ends,
+            "answers a method": whole["answers"],
+        }
+    )
+    if table["calls"].notna().any():
+        dollars = table["cost_usd"].map("{:,.2f}".format)
+        shown["calls"] = whole["calls"]
+        shown["US dollars"] = dollars.where(table["cost_usd"].notna(), "unknown")
+    note = f"Paired t-test over queries, two-sided 5 %. Variance: {table['variance'].iloc[0]}."
+    return [over_queries(shown, [], f"{note} {caption}".strip()).hide(axis="index")]
+
+
+def read(params: KeyPointPromptParams, samples: pd.DataFrame) -> Power | None:
+    """Plan with the comparison as the pilot; None where it tells nothing of the variance."""
+    options = params.studies.power
+    assert options is not None
+    pilot = pilot_variance(samples, params.method, params.seed)
+    if pilot is None:
+        return None
+    return Power(power_table(pilot, options), pilot, options.power)
+
+
+@dataclass(frozen=True)
+class Power:
+    """How many queries each lift needs.
+
+    Attributes:
+        table: As `power_table`, with this run as the pilot.
+        pilot: What that rests on.
+        power: Chance of finding a lift.
+    """
+
+    table: pd.DataFrame
+    pilot: PilotVariance
+    power: float
+
+    def figure(self, source: str) -> Figure:
+        """Draw the queries that each lift needs against the repeats."""
+        table, pilot = self.table, self.pilot
+        small = table[table["lift"] == table["lift"].min()].iloc[-1]
+        title = (
+            f"To find a lift of {small['lift']:.2f} takes {small['queries']:,} queries even with "
+            f"{small['repeats']} answers each"
+        )
+        figure, axes = canvas(7)
+        shades = sns.color_palette("flare", table["lift"].nunique())
+        for shade, (lift, rows) in zip(shades, table.groupby("lift"), strict=True):
+            x, last = rows["repeats"], rows.iloc[-1]
+            axes.fill_between(x, rows["low"], rows["high"], color=shade, alpha=0.2)
+            axes.plot(x, rows["queries"], "o-", color=shade, linewidth=3, markersize=9)
+            text, place = f"  lift {lift:.2f}: {last['queries']:,}", (x.iloc[-1], last["queries"])
+            axes.annotate(text, place, color=shade, fontsize=16, va="center", annotation_clip=False)
+        axes.set(yscale="log", xlabel="answers a page", ylabel="queries needed")
+        axes.set_xticks(sorted(set(table["repeats"])))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        longest = float(table["repeats"].max())
+        axes.set_xlim(float(table["repeats"].min()) - 0.03 * longest, longest * 1.28)
+        note = (
+            f"Paired t-test over queries, power {self.power:.0%}. Pilot: {pilot.n_queries} "
+            f"queries, {pilot.n_pairs} pairs of {label(pilot.method)}; bands: 95 % of bootstrap "
+            f"samples of its queries. {source}"
+        )
+        return finished(figure, title, note)
+
+    def findings(self, source: str) -> str:
+        """Say in Markdown how many queries the smallest lift needs."""
+        small, pilot = self.table[self.table["lift"] == self.table["lift"].min()], self.pilot
+        few, many = small.iloc[0], small.iloc[-1]
+        points = ""
+        if pilot.points_a_query > 1:
+            points = f", {pilot.between_points:.3f} between the key points of a query"
+        lines = [
+            f"- A lift of {few['lift']:.2f} is found with {self.power:.0%} power by "
+            f"{few['queries']:,} queries [{few['low']:,}, {few['high']:,}] at {few['repeats']} "
+            f"a page, by {many['queries']:,} [{many['low']:,}, {many['high']:,}] at "
+            f"{many['repeats']} answers a page.",
+            f"- Of the variance of a pair, {pilot.between:.3f} lies between queries{points} and "
+            f"{pilot.within:.3f} between repeats: more repeats only help with the last.",
+            "",
+            f"Pilot: {pilot.n_queries} queries, {pilot.n_pairs} pairs of "
+            f"{label(pilot.method)}; intervals by bootstrap over its queries. Source: {source}.",
+        ]
+        return "\n".join(lines)
+
+    def views(self, caption: str) -> list[Styler]:
+        """Lay out how many queries each lift needs."""
+        return power_views(self.table, caption)
+
+    def headline(self) -> dict[str, Any]:
+        """Return the numbers that the manifest records: none."""
+        return {}

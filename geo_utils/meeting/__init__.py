@@ -1,1 +1,0 @@
-"""Notebook 05: from finished runs to the index, the comparison and the week's deck."""

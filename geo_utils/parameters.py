@@ -1,0 +1,278 @@
+"""Typed parameters of a notebook, and what cannot be used said in one line each."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self, get_args
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+_PLAIN = (str, int, float, bool, type(None), list, tuple, dict)
+_INJECTED = "# Parameters"  # the comment that opens Papermill's injected cell
+_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
+_HERE = {"127.0.0.1", "localhost", "0.0.0.0", "::1"}
+
+
+class ParameterError(ValueError):
+    """Parameters that a notebook cannot run with; one line a problem."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a parameter file.
+
+    Raises:
+        ParameterError: The file is missing or no mapping of names to values.
+    """
+    if not path.is_file():
+        there = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise ParameterError(f"no parameter file {path}; there are: {', '.join(there) or 'none'}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ParameterError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ParameterError(f"{path}: must map parameter names to values")
+    return values
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence: `; did you mean 'seed'?`, or a full stop."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def problem_line(fields: Iterable[str], detail: Mapping[str, Any], also: Iterable[str] = ()) -> str:
+    """Put one pydantic error into one line: parameter, value, what is allowed.
+
+    Args:
+        fields: The names that are known at its place.
+        detail: The error.
+        also: Further names that may have been meant.
+    """
+    place, value = detail["loc"], detail["input"]
+    name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
+    message = detail["msg"].removeprefix("Value error, ")
+    fields = sorted(fields)
+    if detail["type"] == "extra_forbidden":
+        meant = nearest(str(place[-1]), [*fields, *also])
+        known = f" Known are {', '.join(fields)}" if fields else ""
+        return f"{name!r} is no parameter{meant}{known}"
+    if detail["type"] == "missing":
+        where = " from the parameters cell" if len(place) == 1 else ""
+        return f"{name} is missing{where}"
+    if detail["type"] == "value_error":
+        return message if not place else f"{name}: {message}"
+    message = message[0].lower() + message[1:]
+    hint = ""
+    if detail["type"] == "literal_error":
+        expected = str(detail["ctx"]["expected"])
+        choices = [choice.strip("' ") for choice in expected.replace(" or ", ", ").split(",")]
+        message, hint = f"choose from {', '.join(choices)}", nearest(str(value), choices)
+    elif isinstance(value, str) and _NUMBER.fullmatch(value):
+        hint = " (a quoted number is text; YAML also reads 1e-5 as text: write 1.0e-5)"
+    elif isinstance(value, bool):
+        hint = " (YAML reads yes, no, on and off as true or false: quote them)"
+    return f"{name}={value!r}: {message}{hint}"
+
+
+def bound_names(
+    namespace: Mapping[str, Any], fields: Container[str]
+) -> tuple[list[str], list[str]]:
+    """Return the names bound by a running notebook's parameter cells.
+
+    Args:
+        namespace: The notebook's globals(); IPython keeps the executed cells in `In`.
+        fields: Names of the parameters, by which the notebook's own cell is known.
+
+    Returns:
+        Names bound by the last parameters cell and the last injected one, and the latter's
+        alone. Outside IPython all plain values of the namespace count.
+    """
+    if "In" not in namespace:
+        return [n for n, v in namespace.items() if n[:1] != "_" and isinstance(v, _PLAIN)], []
+    own: list[str] = []
+    injected: list[str] = []
+    for source in namespace["In"]:
+        names = list(_assignments(source))
+        if source.lstrip().startswith(_INJECTED):
+            injected = names
+        elif any(name in fields for name in names):
+            own = names
+    return own + injected, injected
+
+
+def _assignments(source: str) -> dict[str, ast.expr]:
+    """Return what a cell that only assigns to names assigns; empty for any other cell."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return {}
+    found = {}
+    for statement in body:
+        if not isinstance(statement, ast.Assign):
+            return {}
+        for target in statement.targets:
+            if isinstance(target, ast.Name):
+                found[target.id] = statement.value
+    return found
+
+
+def default_parameters(notebook: Path) -> dict[str, Any]:
+    """Return the values in a notebook's own parameters cell, without running it.
+
+    Raises:
+        ValueError: No cell is tagged `parameters`, or one of its values is no plain literal.
+    """
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    for cell in cells:  # without nbformat, whose import takes a second
+        if "parameters" in cell["metadata"].get("tags", ()):
+            bound = _assignments("".join(cell["source"]))
+            return {name: ast.literal_eval(value) for name, value in bound.items()}
+    raise ValueError(f"{notebook}: no cell is tagged 'parameters'")
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """A vLLM server that parameters expect on the host of the run.
+
+    Attributes:
+        address: Such as `http://127.0.0.1:8001`, without the path.
+        model: What it has to serve.
+        policy: Whether a training sends it its weights.
+    """
+
+    address: str
+    model: str
+    policy: bool = False
+
+    @classmethod
+    def at(cls, url: str, model: str, policy: bool = False) -> list[Self]:
+        """Return the server at an address of this host; none at another's, which is up already."""
+        place = urlsplit(url)
+        return [cls(f"{place.scheme}://{place.netloc}", model, policy)] * (place.hostname in _HERE)
+
+
+class NotebookParams(BaseModel):
+    """Parameters that every notebook has.
+
+    Attributes:
+        variant: Name of this set of parameters; a folder of the outputs.
+        output_root: Folder of the runs; a relative path is taken from the project's root.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    notebook: ClassVar[str]
+
+    variant: Name
+    output_root: Annotated[str, Field(min_length=1)]
+
+    _passed: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def passed(self) -> dict[str, Any]:
+        """The parameters that were passed to the notebook, as opposed to its defaults."""
+        return dict(self._passed)
+
+    def __str__(self) -> str:
+        """Return the parameters as YAML, a line each."""
+        text: str = yaml.safe_dump(
+            self.model_dump(), sort_keys=False, allow_unicode=True, default_flow_style=None
+        )
+        return text.rstrip()
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        """Values that hang on the moment: handed on, so that every process has the same."""
+        return {}
+
+    @property
+    def in_manifest(self) -> dict[str, Any]:
+        """Seeds and models, for the manifest."""
+        return {"seeds": {}, "models": {}}
+
+    @property
+    def servers_here(self) -> list[LocalServer]:
+        """The model servers that the run expects on its own host, each once."""
+        return []
+
+    @property
+    def gpus_needed(self) -> int:
+        """How many GPUs the run needs: its own, if it loads a model, and one a local server."""
+        return 0
+
+    @property
+    def steps_to_train(self) -> int | None:
+        """The last step of a training; none where nothing is trained."""
+        return None
+
+    def saved_work(self, folder: Path) -> list[int]:
+        """Return what the run would not have to do again; equal before and after, it got nowhere.
+
+        Args:
+            folder: Its run folder.
+        """
+        return []
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any], passed: Iterable[str] = ()) -> Self:
+        """Make parameters from plain values.
+
+        Args:
+            values: One value for every field.
+            passed: Names that the user set, kept for the manifest.
+
+        Raises:
+            ParameterError: Every problem at once: the parameter, its value, what is allowed.
+        """
+        try:
+            params = cls(**values)
+        except ValidationError as error:
+            also = cls._aliases()
+            problems = [
+                problem_line(_known(cls, d["loc"]), dict(d), also if len(d["loc"]) == 1 else ())
+                for d in error.errors()
+            ]
+            raise ParameterError(f"{cls.notebook}: " + "\n".join(problems)) from None
+        params._passed = {name: values[name] for name in passed}
+        return params
+
+    @classmethod
+    def _aliases(cls) -> Iterable[str]:
+        """Return the names that `check` takes beside the fields'."""
+        return ()
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
+        """Read the parameters cell, and Papermill's injected one, from a notebook's globals().
+
+        Only names that those cells bind count, so that variables made further down the notebook
+        are never taken for misspelt parameters when a cell is run again.
+
+        Raises:
+            ParameterError: As `check`, also for a parameter that the cells do not bind.
+        """
+        bound, injected = bound_names(namespace, cls.model_fields)
+        known = {name: namespace[name] for name in cls.model_fields if name in namespace}
+        values = known | {name: namespace[name] for name in bound if name in namespace}
+        return cls.check(values, injected)
+
+
+def _known(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
+    """Return the names that are known beside the last of a place; none inside a free mapping."""
+    for part in place[:-1]:
+        field = model.model_fields.get(part)
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if len(inner) != 1:
+            return []
+        model = inner[0]
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""Engine, judge and rewriter, and how parameters become them."""

@@ -1,0 +1,428 @@
+"""Engine, judge and rewriters that ask a language model, and what they take from its replies."""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from geo_utils.corpus import Example, KeyPoint
+from geo_utils.models.base import GUESSED, Completion, ModelError, Request, Sampling
+from geo_utils.models.replies import strip_thoughts
+from geo_utils.prompts import Template, load_rules, load_template
+from geo_utils.roles.engines import Answer
+from geo_utils.roles.judges import Verdict
+from geo_utils.roles.methods import MODEL_FREE_METHODS
+from geo_utils.roles.rewriters import (
+    EditRewriter,
+    Rewrite,
+    Rewriter,
+    arrange,
+    numbered,
+    page_units,
+)
+from geo_utils.text import words
+
+_CLOSED_LATE = re.compile(r"^.*?</(?:think|thinking|thought|reasoning)>", re.DOTALL | re.IGNORECASE)
+_TAIL = re.compile(r"\n\s*<(?:think|thinking|thought|reasoning)>.*$", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"</?(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+_FENCE = re.compile(r"^```[\w-]*[ \t]*\n(.*?)\n?```[ \t]*$", re.DOTALL)
+_TAGS = re.compile(r"^\s*<(page|text|rewritten_text|rewrite)>\s*\n?(.*?)\n?\s*</\1>\s*$", re.DOTALL)
+_PREAMBLE = re.compile(
+    r"^(?:(?:sure|certainly|of course|absolutely|okay|ok)\b[^\n]{0,120}|"
+    r"(?:here(?:'s|\u2019s| is| are)|below is|this is|the following is)\b[^\n]{0,160}|"
+    r"\**(?:rewritten|revised|updated|optimi[sz]ed) (?:text|page|version|article)\**)"
+    r"[^\n]{0,40}:\**[ \t]*\n+",
+    re.IGNORECASE,
+)
+_REFUSAL = re.compile(
+    r"^\W*(?:i(?:'|\u2019)m sorry|i am sorry|sorry,|i can(?:not|'t|\u2019t)|"
+    r"i(?:'m| am) (?:not able|unable)|as an ai)\b",
+    re.IGNORECASE,
+)
+_SHORTEST = 0.2
+ANSWER = Sampling(temperature=0.7, max_tokens=2048)
+PAGE = Sampling(temperature=0.7, max_tokens=8192)
+_TEXT = {"type": "string"}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _array(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+_LABELS = _TEXT | {"enum": ["supported", "omitted", "contradicted"]}
+_VERDICT = _object(reason=_TEXT, verdict=_LABELS)
+_NUMBERED = _object(number={"type": "integer"}, reason=_TEXT, verdict=_LABELS)
+_VERDICTS = _object(verdicts=_array(_NUMBERED))
+_KEY_POINTS = _object(key_points=_array(_object(content=_TEXT, quotes=_array(_TEXT))))
+
+
+class Completes(Protocol):
+    """A caller, or a planner in its place."""
+
+    async def complete(self, request: Request) -> Completion:
+        """Answer a request; see `models.caller.Caller`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelEngine:
+    """Engine that lets a model answer from numbered sources.
+
+    Attributes:
+        caller: What it calls.
+        sampling: Temperature and longest answer.
+        prompts: Folder of the user's own templates.
+    """
+
+    caller: Completes
+    sampling: Sampling = ANSWER
+    prompts: Path | None = None
+
+    async def answer(self, query: str, sources: Sequence[str], sample_index: int = 0) -> Answer:
+        """Return one sampled answer, or an abstention with its reason.
+
+        Without sources the model is asked what it knows, by a prompt that speaks of none.
+        """
+        numbered = "\n\n".join(
+            f'<source number="{i}">\n{text}\n</source>' for i, text in enumerate(sources, 1)
+        )
+        values = {"query": query} | ({"sources": numbered} if sources else {})
+        name = "engine_answer" if sources else "engine_no_sources"
+        request = _request("engine", name, self.prompts, values, self.sampling)
+        try:
+            found = await self.caller.complete(replace(request, sample_index=sample_index))
+        except ModelError as error:
+            return Answer("", f"{error.kind}: {error}")
+        text = strip_thoughts(found.text)
+        return Answer(text) if text else Answer("", "empty: nothing but thoughts")
+
+
+@dataclass(frozen=True)
+class ModelJudge:
+    """Judge that lets a model decide; it sees key point and answer, never the page.
+
+    Attributes:
+        caller: What it calls.
+        soft: Ask for one word and take P(yes) / (P(yes) + P(no)) as the score; the label is
+            `supported` from 0.5 on. Needs a server that gives log-probabilities.
+        prompts: Folder of the user's own templates.
+    """
+
+    caller: Completes
+    soft: bool = False
+    prompts: Path | None = None
+
+    async def judge(self, key_point: str, answer: str) -> Verdict:
+        """Return the verdict on one key point, or an abstention with its reason."""
+        values = {"key_point": key_point, "answer": answer}
+        if self.soft:
+            request = _request("judge", "judge_soft", self.prompts, values, Sampling(0.0, 1))
+            request = replace(request, choices=("yes", "no"))
+        else:
+            request = _request("judge", "judge_verdict", self.prompts, values, Sampling(0.0, 512))
+            request = replace(request, schema=_VERDICT)
+        try:
+            found = await self.caller.complete(request)
+        except ModelError as error:
+            return Verdict(None, abstention=f"{error.kind}: {error}")
+        if self.soft:
+            return _soft_verdict(found)
+        return Verdict(found.parsed["verdict"], found.parsed["reason"])
+
+    async def judge_all(self, key_points: Sequence[KeyPoint], answer: str) -> list[Verdict]:
+        """Return the verdicts on all key points of a page by one call.
+
+        A point that the model left out, or judged twice, is an abstention of its own.
+        """
+        listed = "\n".join(f"{i}. {point.content}" for i, point in enumerate(key_points, 1))
+        values = {"key_points": listed, "answer": answer}
+        sampling = Sampling(0.0, 256 + 96 * len(key_points))
+        request = _request("judge", "judge_all_points", self.prompts, values, sampling)
+        try:
+            found = await self.caller.complete(replace(request, schema=_VERDICTS))
+        except ModelError as error:
+            return [Verdict(None, abstention=f"{error.kind}: {error}") for _ in key_points]
+        verdicts = []
+        for i in range(1, len(key_points) + 1):
+            own = [v for v in found.parsed["verdicts"] if v["number"] == i]
+            verdicts.append(
+                Verdict(own[0]["verdict"], own[0]["reason"])
+                if len(own) == 1
+                else Verdict(None, abstention=f"unparsable: {len(own)} verdicts on point {i}")
+            )
+        return verdicts
+
+
+async def extract_key_points(
+    example: Example, caller: Completes, prompts: Path | None = None
+) -> Example:
+    """Return the example with key points that a model read off its target page.
+
+    A point is kept only if a quote of it stands in the page, character for character but for
+    white space; such quotes become its spans. An example that already has points is returned
+    as it is.
+
+    Raises:
+        ModelError: The model could not be had; the corpus would silently shrink.
+    """
+    if example.key_points:
+        return example
+    values = {"page": example.target}
+    request = _request("extractor", "extract_key_points", prompts, values, Sampling(0.0, 4096))
+    found = await caller.complete(replace(request, schema=_KEY_POINTS))
+    page = " ".join(example.target.split())
+    points: list[KeyPoint] = []
+    for point in found.parsed["key_points"]:
+        quotes = tuple(q for q in point["quotes"] if q.strip() and " ".join(q.split()) in page)
+        if quotes and point["content"].strip():
+            points.append(KeyPoint(len(points) + 1, point["content"].strip(), quotes))
+    return replace(example, key_points=tuple(points))
+
+
+def _request(
+    role: str, name: str, prompts: Path | None, values: dict[str, str], sampling: Sampling
+) -> Request:
+    """Return the request that a template and its values make."""
+    template = load_template(name, prompts)
+    return Request(role, template.fill(values, needs=values), template.hash, sampling)
+
+
+def _soft_verdict(found: Completion) -> Verdict:
+    logprobs = found.logprobs or {}
+    if not logprobs:
+        return Verdict(None, abstention="unparsable: the server gave no log-probabilities")
+    yes, no = (math.exp(logprobs.get(word, -math.inf)) for word in ("yes", "no"))
+    if not yes + no:
+        return Verdict(None, abstention="unparsable: neither yes nor no among the tokens")
+    score = yes / (yes + no)
+    return Verdict("supported" if score >= 0.5 else "omitted", f"P(supported) = {score:.3f}", score)
+
+
+def clean_rewrite(reply: str, page: str) -> tuple[str, str | None]:
+    """Take the page out of a reply: no thoughts, no fence, no preamble.
+
+    Args:
+        reply: What the model wrote.
+        page: The page as it was, to tell a page from a refusal or a fragment.
+
+    Returns:
+        The page and None, or an empty text and the reason why the reply holds none: `empty`,
+        `refused`, or `short` (under a fifth of the page's words).
+    """
+    text = reply.strip()
+    if not _TAG.search(page):  # a page about such tags keeps them
+        text = strip_thoughts(_TAIL.sub("", text))
+        text = _CLOSED_LATE.sub("", text).strip()
+    preamble = _PREAMBLE.match(text)
+    if preamble and not page.lstrip().startswith(preamble.group().strip()):
+        text = text[preamble.end() :].strip()
+    for wrapping in (_FENCE, _TAGS):
+        found = wrapping.match(text)
+        inner = found.groups()[-1] if found else ""
+        if found and "\n```" not in f"\n{inner}" and not page.lstrip().startswith("```"):
+            text = inner.strip()
+    if not text:
+        return "", "empty: the reply holds no page"
+    n, needed = len(words(text)), _SHORTEST * len(words(page))
+    if _REFUSAL.match(text) and n < max(needed, 120) and not _REFUSAL.match(page):
+        return "", f"refused: {text[:120]}"
+    if n < needed:
+        return "", f"short: {n} words, under a fifth of the page's {len(words(page))}"
+    return text, None
+
+
+@dataclass(frozen=True)
+class RewriteTask:
+    """What a model is asked to do with a page, and how its reply becomes the new page.
+
+    Attributes:
+        method: The method that the prompt carries out.
+        prompts: Folder of the user's own templates, `rewrite_<method>.md`, and `rules.json`.
+    """
+
+    method: str
+    prompts: Path | None = None
+
+    @property
+    def template(self) -> Template:
+        """The prompt template."""
+        return load_template(f"rewrite_{self.method}", self.prompts)
+
+    def prompt(self, example: Example, key_point: KeyPoint, shown: int | None = None) -> str:
+        """Return the prompt, with only the page's first `shown` units in it, if that is given.
+
+        The page is cut between sentences and the instructions never; `page` puts back what was
+        not shown.
+        """
+        units, page = page_units(example.target)[:shown], example.target
+        if self.method == "arrange_key_point":
+            page = numbered(units)
+        elif shown is not None and units:
+            page = page[: units[-1].end]
+        needs = {"page": page}
+        if self.method in ("key_point", "arrange_key_point"):
+            needs["key_point"] = key_point.content
+        elif self.method == "rules":
+            needs["rules"] = "\n".join(f"- {rule}" for rule in load_rules(self.prompts))
+        return self.template.fill(needs | {"query": example.query}, needs)
+
+    async def rewrite(
+        self,
+        caller: Completes,
+        example: Example,
+        key_point: KeyPoint,
+        sampling: Sampling,
+        sample_index: int,
+        shown: int | None = None,
+        as_is: bool = False,
+    ) -> Rewrite:
+        """Return the page that a model makes of the prompt, or an abstention with its reason.
+
+        A page that the model is to blame for, as it answered, is its own failure if taken `as_is`.
+        """
+        prompt, template = self.prompt(example, key_point, shown), self.template.hash
+        request = Request(
+            "rewriter", prompt, template, sampling, sample_index=sample_index, as_is=as_is
+        )
+        try:
+            found = await caller.complete(request)
+        except ModelError as error:
+            return Rewrite("", f"{error.kind}: {error}")
+        if found.finish_reason == GUESSED:  # no arrangement, though it may have to stand for one
+            return Rewrite(found.text)
+        made = self.page(found.text, example, key_point, shown)
+        return replace(made, own_failure=as_is and bool(made.abstention))
+
+    def page(
+        self, reply: str, example: Example, key_point: KeyPoint, shown: int | None = None
+    ) -> Rewrite:
+        """Return the page that a reply stands for; an abstention with the reason if it has none."""
+        if self.method == "arrange_key_point":
+            asked = strip_thoughts(reply)
+            page, problem = arrange(example.target, key_point.content, asked, shown)
+            return Rewrite("", problem) if problem else Rewrite(page)
+        units, rest = page_units(example.target), ""
+        if shown is not None and shown < len(units):
+            rest = example.target[units[shown].start :]
+        page, problem = clean_rewrite(reply, example.target.removesuffix(rest))
+        if problem:
+            return Rewrite("", problem)
+        return Rewrite(f"{page}\n\n{rest}" if rest else page)
+
+
+@dataclass(frozen=True)
+class ModelRewriter:
+    """Rewriter that lets a model rewrite; edits that need no model stay edits.
+
+    Attributes:
+        caller: What it calls.
+        sampling: Temperature and longest page.
+        prompts: Folder of the user's own templates.
+    """
+
+    caller: Completes
+    sampling: Sampling = PAGE
+    prompts: Path | None = None
+
+    async def rewrite(
+        self, method: str, example: Example, key_point: KeyPoint, sample_index: int = 0
+    ) -> Rewrite:
+        """Return the rewritten page, or an abstention with its reason."""
+        if method in MODEL_FREE_METHODS:
+            return await EditRewriter().rewrite(method, example, key_point)
+        task = RewriteTask(method, self.prompts)
+        return await task.rewrite(self.caller, example, key_point, self.sampling, sample_index)
+
+
+@dataclass(frozen=True)
+class PolicyRewriter:
+    """Rewriter that is a policy: a model trained, or about to be, on one task.
+
+    Attributes:
+        caller: Calls the policy.
+        task: What it was trained to do.
+        fit: From an example and a key point to how many of the page's units its prompt holds.
+        sampling: As in training.
+    """
+
+    caller: Completes
+    task: RewriteTask
+    fit: Callable[[Example, KeyPoint], int | None]
+    sampling: Sampling = PAGE
+
+    async def rewrite(
+        self, method: str, example: Example, key_point: KeyPoint, sample_index: int = 0
+    ) -> Rewrite:
+        """Return the page as the policy rewrites it, under whatever name it goes by."""
+        shown = self.fit(example, key_point)
+        if shown == 0:
+            return Rewrite("", "short: no sentence of the page fits the policy's prompt")
+        return await self.task.rewrite(
+            self.caller, example, key_point, self.sampling, sample_index, shown, as_is=True
+        )
+
+
+@dataclass(frozen=True)
+class NamedRewriters:
+    """Rewriter that sends some methods to rewriters of their own.
+
+    Attributes:
+        others: Does all other methods.
+        named: By method, such as a trained policy by its folder.
+    """
+
+    others: Rewriter
+    named: Mapping[str, Rewriter]
+
+    async def rewrite(
+        self, method: str, example: Example, key_point: KeyPoint, sample_index: int = 0
+    ) -> Rewrite:
+        """Return the page as the method's own rewriter writes it."""
+        rewriter = self.named.get(method, self.others)
+        return await rewriter.rewrite(method, example, key_point, sample_index)
+
+
+def fitting_units(
+    task: RewriteTask,
+    example: Example,
+    key_point: KeyPoint,
+    max_tokens: int,
+    count: Callable[[str], int],
+    max_reply: int | None = None,
+) -> int | None:
+    """Return how many of the page's units leave the prompt within a budget of tokens.
+
+    Args:
+        task: Makes the prompt.
+        example: Brings the page.
+        key_point: What the rewrite is for.
+        max_tokens: Budget, instructions and chat template included.
+        count: Counts a prompt's tokens, chat template included.
+        max_reply: Longest reply; one that writes the page anew needs room for what it is shown,
+            and a quarter more.
+
+    Returns:
+        The number of units; None if the whole page fits; 0 if not even one sentence does.
+    """
+    units = page_units(example.target)
+    writes = task.method != "arrange_key_point" and max_reply is not None
+
+    def fits(shown: int | None) -> bool:
+        head = example.target if shown is None else example.target[: units[shown - 1].end]
+        if writes and 1.25 * count(head) > (max_reply or 0):
+            return False
+        return count(task.prompt(example, key_point, shown)) <= max_tokens
+
+    if fits(None):
+        return None
+    # Whether so many units are too many: the first of 1, 2, ... that is ends the search.
+    return bisect_left(range(1, len(units)), True, key=lambda shown: not fits(shown))

@@ -1,0 +1,1 @@
+"""What is shown: figures, tables, the example view, reports, pages of runs."""

@@ -1,0 +1,252 @@
+"""Figures: one message each, its claim computed into the title, intervals on every estimate."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from geo_utils.roles.methods import METHODS, NO_SOURCES, REMOVED, label, shuffled_method
+from geo_utils.show.tables import count_range
+from geo_utils.statistics import with_interval
+
+# Key-point probabilities of the study that this project continues (Gemini flash-lite engine).
+EARLIER_STUDY = {
+    "earlier: original 0.609": 0.609,
+    "earlier: rewritten 0.632": 0.632,
+    "earlier: key-point prompt 0.891": 0.891,
+}
+BLUE = "#1f4e9c"  # of what is no method's
+# Methods that are named one after the other stand beside each other: give them distant hues.
+_HUES = sns.color_palette("husl", len(METHODS)).as_hex()
+_COLOURS: dict[str, str] = {m: _HUES[(7 * i) % len(METHODS)] for i, m in enumerate(METHODS)}
+_COLOURS |= {
+    "original": "#555555", "key_point": "#c1272d",
+    "policy/before": "#8a8ac0", "policy/after": BLUE,
+    REMOVED: "#999999", NO_SOURCES: "#c4c4c4",
+}  # fmt: skip
+
+
+def colour(method: str) -> str:
+    """Return the colour that a method has in every figure."""
+    return _COLOURS.get(shuffled_method(method) or method, BLUE)
+
+
+def method_rows(found: pd.DataFrame, column: str = "mean", ends: str | None = None) -> pd.DataFrame:
+    """Return what `interval_figure` draws of a table that has a row a method.
+
+    Args:
+        found: Indexed by method.
+        column: The estimate.
+        ends: Its ends are `<ends>_low` and `<ends>_high`; by default `low` and `high`.
+
+    Returns:
+        `mean`, `low`, `high` and `shade`, indexed by the methods' names as they are written.
+    """
+    low, high = ("low", "high") if ends is None else (f"{ends}_low", f"{ends}_high")
+    shades = [colour(str(method)) for method in found.index]
+    rows = pd.DataFrame(
+        {"mean": found[column], "low": found[low], "high": found[high], "shade": shades}
+    )
+    return rows.set_axis([label(str(method)) for method in found.index])
+
+
+def interval_figure(
+    rows: pd.DataFrame,
+    title: str,
+    quantity: str,
+    note: str,
+    *,
+    signed: bool = False,
+    limits: tuple[float, float] | None = None,
+    lines: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw estimates with their intervals, a row a name, the first on top, numbers beside them.
+
+    Args:
+        rows: Indexed by the row's name, which may stand several times for several marks: `mean`,
+            `low` and `high` (NaN where there is none) and, where wanted, `shade` (a colour),
+            `marker`, `hollow`, and `text`, which stands for the number with its interval.
+        title: The claim.
+        quantity: Label of the axis.
+        note: What the figure rests on.
+        signed: The numbers are differences: they get a sign, and the axis a line at 0.
+        limits: Ends of the axis.
+        lines: Values to compare with, by name.
+    """
+    names = list(dict.fromkeys(rows.index))
+    several = 1.15 if len(rows) > len(names) else 1.0
+    figure, axes = canvas(several * len(names), extra=1.0 if lines else 0.0)
+    plain: dict[str, Any] = {"shade": BLUE, "marker": "o", "hollow": False, "text": None}
+    for y, name in enumerate(names):
+        marks = rows.loc[[name]].to_dict("records")
+        for place, mark in zip(np.linspace(-0.2, 0.2, len(marks)), marks, strict=True):
+            at, mark = y + (place if len(marks) > 1 else 0.0), plain | mark
+            values = mark["mean"], mark["low"], mark["high"]
+            draw_interval(axes, at, values, mark["shade"], mark["marker"], mark["hollow"])
+            own = with_interval(*values, signed)
+            beside(axes, at, own if mark["text"] is None else mark["text"])
+    name_rows(axes, names)
+    for height, (name, value) in enumerate((lines or {}).items()):
+        axes.axvline(value, color="#999999", linestyle="--", linewidth=1.5, zorder=0)
+        axes.annotate(
+            name, (value, 1.02 + 0.075 * height), xycoords=("data", "axes fraction"),
+            ha="left" if 0.62 < value < 0.8 else "right", fontsize=14, color="#666666",
+        )  # fmt: skip
+    if signed:
+        axes.axvline(0, color="#555555", linewidth=1.5, zorder=0)
+    axes.set(xlabel=quantity, xlim=limits)
+    return finished(figure, title, note)
+
+
+def probability_figure(
+    summary: pd.DataFrame, source: str, references: Mapping[str, float] | None = None
+) -> Figure:
+    """Draw the key-point probability of each method with its interval.
+
+    Args:
+        summary: As `summary.summarise` returns it.
+        source: Where the figures come from, as `Roles.source` says it.
+        references: Labelled vertical lines, such as `EARLIER_STUDY`.
+    """
+    shares = summary["key_point_probability"]
+    best = str(shares.idxmax()) if shares.notna().all() else ""
+    title = best and (
+        f"{label(best).capitalize()} puts the key point into {shares[best]:.0%} of answers, the "
+        f"original page into {shares['original']:.0%}"
+    )
+    return interval_figure(
+        method_rows(summary, "key_point_probability", "ci"), title or _unscored(summary),
+        "key-point probability", basis(summary, source), limits=(0, 1.0),
+        lines=references if best else None,
+    )  # fmt: skip
+
+
+def difference_figure(summary: pd.DataFrame, source: str) -> Figure:
+    """Draw each method's paired difference to the original page."""
+    shown = summary.drop(index="original")
+    raised = shown[shown["clear"] & (shown["difference"] > 0)]
+    clear = [label(str(method)) for method in raised.index]
+    title = (
+        f"{len(clear)} of {len(shown)} methods clearly raise the key-point probability"
+        if len(clear) > 2 or not clear
+        else f"{' and '.join(clear).capitalize()} clearly raise{'s' * (len(clear) == 1)} "
+        "the key-point probability"
+    )
+    rows = method_rows(shown, "difference", "difference")
+    quantity = "difference to the original page, paired"
+    return interval_figure(rows, title, quantity, basis(shown, source), signed=True)
+
+
+def visibility_figure(summary: pd.DataFrame, source: str) -> Figure:
+    """Draw the target page's position-adjusted word count by method."""
+    shares = summary["pawc"]
+    title = _unscored(summary)
+    if shares.notna().all():
+        title = (
+            f"{label(str(shares.idxmax())).capitalize()} gives the target page most visibility: "
+            f"PAWC {shares.max():.2f}, original {shares['original']:.2f}"
+        )
+    quantity = "position-adjusted word count of the target, share"
+    return interval_figure(
+        method_rows(summary, "pawc", "pawc"), title, quantity, basis(summary, source)
+    )
+
+
+def points(difference: Any) -> str:
+    """Write a difference of probabilities in percentage points."""
+    return f"{100 * difference:+.0f} points"
+
+
+def listed(methods: Iterable[object]) -> str:
+    """Return the names of methods as a sentence lists them."""
+    names = [label(str(method)) for method in methods]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "any"
+
+
+def _unscored(summary: pd.DataFrame) -> str:
+    """Say which methods have no score at all, so that no claim can be made."""
+    lost = [label(str(m)) for m in summary.index[summary["key_point_probability"].isna()]]
+    return f"No score for {', '.join(lost) or 'some answers'}: every sample was an abstention"
+
+
+def draw_interval(
+    axes: Axes,
+    y: float,
+    values: tuple[float, float, float],
+    shade: str,
+    marker: str = "o",
+    hollow: bool = False,
+) -> None:
+    """Draw one estimate (mean, low, high) in a row of its own; no bar where it has no interval."""
+    if not np.isnan(values[1]):
+        axes.plot(values[1:], (y, y), color=shade, linewidth=2 if hollow else 4, alpha=0.45)
+    face = "white" if hollow else shade
+    axes.plot(
+        values[0], y, marker, color=shade, markerfacecolor=face, markeredgewidth=2, markersize=10
+    )
+
+
+def beside(axes: Axes, y: float, text: str) -> None:
+    """Write a text to the right of a row."""
+    place = ("axes fraction", "data")
+    axes.annotate(text, (1.02, y), xycoords=place, va="center", fontsize=14)
+
+
+def name_rows(axes: Axes, names: Sequence[object]) -> None:
+    """Name the rows of a figure, the first on top."""
+    axes.set_yticks(range(len(names)), [str(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def canvas(rows: float, extra: float = 0.0, columns: int = 1) -> tuple[Figure, Any]:
+    """Return an empty figure for so many rows, low enough that its 14 pt stay that on a slide.
+
+    Args:
+        rows: Rows, of 0.55 inches each where there is room.
+        extra: Further inches, as for labels above the axes.
+        columns: Panels beside each other.
+
+    Returns:
+        The figure, and its axes: an array of them where there are several columns.
+    """
+    sns.set_theme(style="white", font_scale=1.45 if columns == 1 else 1.3)
+    height = max(min(0.55 * rows, 4.2 - extra), 0.24 * rows)
+    figure, axes = plt.subplots(
+        1, columns, figsize=(12, 2.4 + height + extra), sharey=True, layout="constrained"
+    )
+    plt.close(figure)  # shown once, by the cell that returns it
+    return figure, axes
+
+
+def basis(found: pd.DataFrame, source: str, marks: str = "", each: str = "method") -> str:
+    """Say what a figure rests on.
+
+    Args:
+        found: Brings `n_examples`, `n_samples` and `abstentions`, a row a method.
+        source: Where the figures come from.
+        marks: What the reader has to know of the marks.
+        each: What a row stands for.
+    """
+    queries, samples = count_range(found["n_examples"]), count_range(found["n_samples"])
+    missing = f"{int(found['abstentions'].sum())} abstentions in all"
+    n = f"n = {queries} queries, {samples} samples a {each}, {missing}"
+    return f"{marks} {n}; 95 % intervals over queries. {source}".strip()
+
+
+def finished(figure: Figure, title: str, note: str) -> Figure:
+    """Write a figure's claim above it, and under it what it rests on."""
+    sns.despine(figure, left=True)
+    for axes in figure.axes:
+        axes.grid(axis="x", alpha=0.3)
+    claim = "\n".join(textwrap.wrap(title, 88))
+    figure.suptitle(claim, x=0.01, ha="left", fontweight="bold", fontsize=17)
+    figure.supxlabel("\n".join(textwrap.wrap(note, 120)), x=0.01, ha="left", fontsize=14)
+    return figure

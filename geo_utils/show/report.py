@@ -1,0 +1,173 @@
+"""From an executed notebook to a report and a slide deck, one file each, opened offline."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbconvert import HTMLExporter, SlidesExporter
+
+from geo_utils.files import write_atomic
+from geo_utils.show.jinja import TEMPLATES
+
+BROWSERS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "microsoft-edge",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+)
+_LIMIT_S = 120
+_PAGE = re.compile(rb"/Type\s*/Page\b(?!s)")
+_REVEAL = files("pyreveal") / "revealjs" / "dist"
+_REVEAL_LINK = re.compile(r'<link[^>]*href="reveal-inline/dist/([\w/.-]+)"[^>]*>')
+
+
+class NoPdf(RuntimeError):
+    """The PDF could not be made; the slides stand as they are."""
+
+
+def render_report(
+    notebook: Path, manifest: dict[str, Any] | None = None, pdf: bool = False
+) -> dict[str, Path | str]:
+    """Render an executed notebook beside itself.
+
+    Args:
+        notebook: An executed notebook, also one that stopped half way.
+        manifest: The run's manifest, for the banner that says how the run ended; its parameter
+            `pdf` asks for the slides as PDF.
+        pdf: Asks for them as well.
+
+    Returns:
+        Paths: `report` of `report.html` (all cells but their code, without those tagged
+        `slides-only`) and `slides` of `slides.html` (the cells whose slide type is not `skip`),
+        neither of which loads anything from anywhere; and `pdf` where it was asked for, or the
+        words why there is none.
+    """
+    node = nbformat.read(notebook, as_version=4)
+    folder, run = notebook.resolve().parent, manifest or {}
+    titles = [
+        found.group(1)
+        for cell in node.cells
+        if cell.cell_type == "markdown"
+        and (found := re.search(r"^#\s+(.+)$", cell.source, re.MULTILINE))
+    ]
+    node.metadata["title"] = next(iter(titles), notebook.stem)
+    options: dict[str, Any] = {
+        "extra_template_basedirs": [str(TEMPLATES)],
+        "exclude_input": True,
+        "exclude_input_prompt": True,
+        "exclude_output_prompt": True,
+        "embed_images": True,
+    }
+    reporter = HTMLExporter(template_name="geo_report", **options)
+    kept = (c for c in node.cells if "slides-only" not in c.metadata.get("tags", ()))
+    report, _ = reporter.from_notebook_node(_with(node, kept), {"manifest": run})
+    written: dict[str, Path | str] = {
+        "report": folder / "report.html",
+        "slides": folder / "slides.html",
+    }
+    write_atomic(folder / "report.html", report)
+    slider = SlidesExporter(
+        template_name="geo_slides",
+        reveal_url_prefix="reveal-inline",
+        reveal_theme="white",
+        **options,
+    )
+    script = (_REVEAL / "reveal.js").read_text(encoding="utf-8")
+    slides, _ = slider.from_notebook_node(_a_slide_an_output(node), {"geo_reveal_js": script})
+    write_atomic(folder / "slides.html", _REVEAL_LINK.sub(_inline_style, slides))
+    if pdf or ((run.get("parameters") or {}).get("resolved") or {}).get("pdf"):
+        try:
+            written["pdf"] = print_pdf(folder / "slides.html")
+        except NoPdf as error:
+            written["pdf"] = f"none, {error}"
+    return written
+
+
+def print_pdf(slides: Path) -> Path:
+    """Print a slide deck, a page a slide, beside it, through a browser of this machine.
+
+    Args:
+        slides: A deck as `render_report` writes it; reveal.js lays it out for print.
+
+    Returns:
+        Path of the PDF.
+
+    Raises:
+        NoPdf: There is no browser, or it failed; the message says which.
+    """
+    path = slides.with_suffix(".pdf")
+    path.unlink(missing_ok=True)  # one of an older deck would be taken for this one's
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        names = ", ".join(name for name in BROWSERS if "/" not in name)
+        raise NoPdf(
+            f"no browser is installed ({names}); {slides.name} prints from any, with ?print-pdf "
+            "behind its address"
+        )
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        printed = Path(folder) / "slides.pdf"
+        flags = (
+            "headless disable-gpu no-first-run no-pdf-header-footer disable-background-networking "
+            "disable-component-update disable-sync virtual-time-budget=10000"
+        )
+        command = [browser, *(f"--{flag}" for flag in flags.split())]
+        if os.geteuid() == 0:
+            command.append("--no-sandbox")  # Chromium refuses root without it
+        command += [f"--user-data-dir={folder}/profile", f"--print-to-pdf={printed}"]
+        command.append(f"{slides.resolve().as_uri()}?print-pdf")
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NoPdf(f"{browser} did not print {slides.name}: {error}"[:300]) from None
+        if done.returncode or not printed.is_file():
+            raise NoPdf(f"{browser} did not print {slides.name}: {done.stderr.strip()[-300:]}")
+        wanted = slides.read_text(encoding="utf-8").count("<section><section>")
+        pages = len(_PAGE.findall(printed.read_bytes()))
+        if 0 < pages < wanted:  # none is found where the browser packs the pages' entries
+            raise NoPdf(f"{browser} printed {pages} of the {wanted} slides of {slides.name}")
+        shutil.copyfile(printed, path)
+    return path
+
+
+def _a_slide_an_output(node: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Return the cells of the deck, each output of a cell tagged `slides` as a slide of its own.
+
+    Cells that are skipped go, those that show nothing, and Papermill's injected one: nbconvert
+    would make empty slides of them.
+    """
+    cells = []
+    for cell in node.cells:
+        tags = cell.metadata.get("tags", ())
+        skipped = cell.metadata.get("slideshow", {}).get("slide_type") == "skip"
+        empty = cell.cell_type == "code" and not cell.outputs
+        if skipped or empty or "injected-parameters" in tags:
+            continue
+        if "slides" not in tags:
+            cells.append(cell)
+            continue
+        for i, output in enumerate(cell.outputs):
+            cells.append({**cell, "id": f"{cell.id}-{i}", "outputs": [output]})
+    return _with(node, cells)
+
+
+def _with(node: nbformat.NotebookNode, cells: Iterable[Any]) -> nbformat.NotebookNode:
+    """Return a notebook with other cells."""
+    changed: nbformat.NotebookNode = nbformat.from_dict({**node, "cells": [*cells]})
+    return changed
+
+
+def _inline_style(found: re.Match[str]) -> str:
+    return f"<style>{(_REVEAL / found.group(1)).read_text(encoding='utf-8')}</style>"

@@ -1,0 +1,199 @@
+"""Tables and findings in words, computed from a summary; every number with n and interval."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from geo_utils.corpus import Corpus, Example, KeyPoint
+from geo_utils.roles.methods import label
+from geo_utils.statistics import with_interval
+
+DASH = "–"  # noqa: RUF001
+_STYLE: list[Any] = [
+    {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: .6em"},
+    {"selector": "th", "props": "text-align: left"},
+    {"selector": "td", "props": "text-align: right; font-variant-numeric: tabular-nums"},
+]
+
+
+def count_range(counts: pd.Series) -> str:
+    """Write the count that all methods share, or the range of them."""
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def method_table(summary: pd.DataFrame, caption: str) -> Styler:
+    """Lay out a summary, one row a method, best probability marked.
+
+    Args:
+        summary: As `summary.summarise` returns it.
+        caption: What the figures rest on, as `Roles.caption` says it.
+    """
+    table = pd.DataFrame(
+        {
+            "key-point probability": intervals(summary, "key_point_probability", "ci"),
+            "difference to original": intervals(summary, "difference", signed=True),
+            "p (Holm)": p_values(summary["p_holm"]),
+            "n queries": summary["n_examples"],
+            "n samples": summary["n_samples"],
+            "abstentions": summary["abstentions"],
+            "words in page": summary["page_words"].map("{:.0f}".format),
+        }
+    ).rename(index=label)
+    best = summary["key_point_probability"].max()
+    marked = [label(str(m)) for m in summary.index[summary["key_point_probability"] == best]]
+    return over_queries(table.rename_axis(None), marked, caption)
+
+
+def visibility_table(summary: pd.DataFrame, caption: str) -> Styler:
+    """Lay out the target page's visibility by method, with intervals."""
+    table = pd.DataFrame(
+        {
+            name: intervals(summary, column)
+            for name, column in (("word", "word"), ("position", "position"), ("PAWC", "pawc"))
+        }
+    )
+    table["n answers"] = summary["n_answers"]
+    marked = [label(str(summary["pawc"].idxmax()))] if summary["pawc"].notna().any() else []
+    return over_queries(table.rename(index=label).rename_axis(None), marked, caption)
+
+
+def page_table(summary: pd.DataFrame, caption: str) -> Styler:
+    """Lay out length and lexical fidelity of the rewritten pages by method."""
+    table = pd.DataFrame(
+        {
+            "words in page": summary["page_words"].map("{:.0f}".format),
+            "of the original kept": intervals(summary, "kept"),
+            "of the page grounded in it": intervals(summary, "grounded"),
+            "n samples": summary["n_samples"],
+        }
+    )
+    return over_queries(table.rename(index=label).rename_axis(None), [], caption)
+
+
+def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
+    """Count the verdicts, abstentions and answers without citations by method."""
+    verdicts = samples["verdict"].fillna("abstained")
+    counts = pd.crosstab(samples["method"], verdicts).reindex(
+        index=list(dict.fromkeys(samples["method"])),
+        columns=["supported", "omitted", "contradicted", "no page", "abstained"],
+        fill_value=0,
+    )
+    counts["uncited answers"] = samples["uncited"].eq(True).groupby(samples["method"]).sum()
+    for name in ("citations_out_of_range", "citations_unparsed"):
+        counts[name.replace("_", " ")] = samples.groupby("method")[name].sum().astype(int)
+    counts["n samples"] = samples.groupby("method").size()
+    return over_queries(
+        counts.rename(index=label).rename_axis(index=None, columns=None), [], caption
+    )
+
+
+def abstention_table(samples: pd.DataFrame) -> pd.DataFrame:
+    """Count the reasons of abstentions by method."""
+    lost = samples.dropna(subset="abstention")
+    if lost.empty:
+        return pd.DataFrame({"abstentions": ["none"]}, index=[""])
+    return lost.groupby(["method", "abstention"]).size().rename("samples").reset_index()
+
+
+def corpus_table(corpus: Corpus, chosen: int) -> pd.DataFrame:
+    """Describe what was loaded and what was left out of it."""
+    pages = [page for example in corpus for page in example.sources]
+    points = sum(len(example.key_points) for example in corpus)
+    rows: list[tuple[str, str]] = [
+        ("queries", f"{len(corpus):,}"),
+        ("pages", f"{len(pages):,}"),
+        ("words a page, median", f"{pd.Series([len(p.split()) for p in pages]).median():,.0f}"),
+        ("key points of the target pages", f"{points:,}"),
+        ("queries without key points (skipped)", f"{sum(not e.key_points for e in corpus):,}"),
+        ("key points under study", f"{chosen:,}"),
+        *((what, f"{count:,}") for what, count in corpus.notes),
+    ]
+    if corpus.join_rate is not None:
+        rows.append(("queries whose key points were joined", f"{corpus.join_rate:.1%}"))
+    return pd.DataFrame(rows, columns=["corpus", corpus.name]).set_index("corpus")
+
+
+def example_table(example: Example, chosen: KeyPoint) -> Styler:
+    """List the key points of one example's target page, the one under study marked."""
+    frame = pd.DataFrame(
+        {"key point": [point.content for point in example.key_points]},
+        index=[point.number for point in example.key_points],
+    )
+    return (
+        frame.style.format(escape="html")
+        .apply(lambda row: ["font-weight: bold" if row.name == chosen.number else ""], axis=1)
+        .set_caption(f"Target page of: {html.escape(example.query)} The point under study is bold.")
+        .set_table_styles([*_STYLE[:2], {"selector": "td", "props": "text-align: left"}])
+    )
+
+
+def findings(summary: pd.DataFrame, source: str) -> str:
+    """Say in Markdown, a line a method, what it did to the key-point probability."""
+    lines = [_finding(summary, str(method)) for method in summary.index]
+    counted = (
+        f"n = {count_range(summary['n_examples'])} queries, "
+        f"{count_range(summary['n_samples'])} samples a method, "
+        f"{int(summary['abstentions'].sum())} abstentions in all. Differences are paired; p by "
+        f"permutation over queries, Holm over methods. Source: {source}."
+    )
+    return "\n".join([*lines, "", counted])
+
+
+def _finding(summary: pd.DataFrame, method: str) -> str:
+    row = summary.loc[method]
+    name = label(method).capitalize()
+    if pd.isna(row["key_point_probability"]):
+        return f"- **{name}**: no sample could be scored."
+    interval = "" if pd.isna(row["ci_low"]) else f" [{row['ci_low']:.1%}, {row['ci_high']:.1%}]"
+    found = f"- **{name}**: key point in {row['key_point_probability']:.1%} of answers{interval}"
+    if method == "original" or pd.isna(row["difference"]):
+        return found + "."
+    low, high = row["difference_low"], row["difference_high"]
+    direction = "raises" if row["difference"] > 0 else "lowers"
+    change = f"clearly {direction}" if row["clear"] else "does not clearly change"
+    dropped = f", {int(row['pairs_dropped'])} pairs dropped" if row["pairs_dropped"] else ""
+    difference = with_interval(row["difference"], low, high, signed=True)
+    return f"{found}; it **{change}** it: {difference}, p = {row['p_holm']:.4f}{dropped}."
+
+
+def intervals(
+    found: pd.DataFrame, column: str = "mean", ends: str | None = None, signed: bool = False
+) -> pd.Series:
+    """Write a column of estimates with their intervals.
+
+    Args:
+        found: The table.
+        column: The estimate.
+        ends: Its ends are `<ends>_low` and `<ends>_high`; by default `<column>_low` and
+            `<column>_high` where there are such columns, else `low` and `high`.
+        signed: With a sign.
+    """
+    prefix = f"{ends or column}_"
+    low, high = (f"{prefix}low", f"{prefix}high") if f"{prefix}low" in found else ("low", "high")
+    rows = zip(found[column], found[low], found[high], strict=True)
+    return pd.Series([with_interval(*row, signed) for row in rows], index=found.index)
+
+
+def p_values(found: pd.Series) -> pd.Series:
+    """Write a column of p-values; a dash where there is none."""
+    return found.map(lambda p: DASH if pd.isna(p) else f"{p:.4f}")
+
+
+def styled(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Styler:
+    """Lay out a table, some rows bold, with what it rests on under it."""
+
+    def bold(row: pd.Series) -> list[str]:
+        return ["font-weight: bold" if row.name in marked else ""] * len(row)
+
+    return table.style.apply(bold, axis=1).set_caption(caption).set_table_styles(_STYLE)
+
+
+def over_queries(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Styler:
+    """Lay out a table whose intervals are over queries."""
+    return styled(table, marked, f"95 % intervals over queries. {caption}")

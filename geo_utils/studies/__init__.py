@@ -1,1 +1,0 @@
-"""Notebook 03: whether the lift would hold, and what training could add."""
