@@ -219,7 +219,7 @@ def test_tasks_that_run_out_of_time_save_are_requeued_and_finish(cluster, sweeps
     tasks, job = (0, 1), submission.info["job_id"]
     first = lambda index: submission.record(index).starts[0]  # noqa: E731
     cluster.wait_until(
-        lambda: sum(n > 4 for n in steps_of_running(sweeps, submission).values()) == 2, 300
+        lambda: sum(n > 4 for n in steps_of_running(sweeps, submission).values()) == 2, 900
     )
     for index in tasks:
         took = datetime.now(UTC) - datetime.fromisoformat(first(index)["at"])
