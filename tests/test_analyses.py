@@ -659,6 +659,7 @@ class TestShown:
             assert figure.get_suptitle() and "src" in figure.get_supxlabel()
             assert "abstentions" in figure.get_supxlabel()
             shown = [t for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()]
+            assert not any(t.get_text().startswith("nan") for t in shown)
             assert min(text.get_fontsize() for text in shown) >= 14
         share = summary["key_point_probability"]["paste_key_point"]
         assert f"{share:.0%} of answers" in figures[0].get_suptitle().replace("\n", " ")

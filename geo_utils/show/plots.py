@@ -88,7 +88,9 @@ def interval_figure(
     for y, name in enumerate(names):
         marks = rows.loc[[name]].to_dict("records")
         for place, mark in zip(np.linspace(-0.2, 0.2, len(marks)), marks, strict=True):
-            at, mark = y + (place if len(marks) > 1 else 0.0), plain | mark
+            at = y + (place if len(marks) > 1 else 0.0)
+            given = {k: v for k, v in mark.items() if k not in plain or pd.notna(v)}
+            mark = plain | given  # where marks of two kinds were joined, one lacks the other's
             values = mark["mean"], mark["low"], mark["high"]
             draw_interval(axes, at, values, mark["shade"], mark["marker"], mark["hollow"])
             own = with_interval(*values, signed)
