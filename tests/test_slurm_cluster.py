@@ -227,15 +227,14 @@ def test_tasks_that_run_out_of_time_save_are_requeued_and_finish(cluster, sweeps
         cluster("scontrol", "update", f"JobId={job}_{index}", f"TimeLimit={minutes}")
     cluster.wait_until(lambda: all(first(index)["end"] for index in tasks), 300)
     assert [first(index)["end"] for index in tasks] == ["SIGUSR1"] * 2
-    cluster.wait_until(lambda: sweeps.status(submission).count("requeued") == 2, 300)
+    # At once: whoever comes back under the old limit is signalled once more.
     cluster("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     sweeps.wait(submission, 900)
     counted = restarts_by_slurm(cluster, submission)
     for index, run in zip(tasks, runs_of(submission), strict=True):
         record = submission.record(index)
         assert record.outcome == run.manifest["status"] == "finished"
-        # Not from the start; one that comes back before the limit is lifted is signalled once more.
-        assert 2 <= len(record.starts) <= 3 and record.starts[1]["progress"][0] > 4
+        assert len(record.starts) >= 2 and record.starts[1]["progress"][0] > 4  # not from the start
         ends = [start["end"] for start in record.starts]
         assert ends == ["SIGUSR1"] * (len(ends) - 1) + [None]
         steps = [row["step"] for row in read_jsonl(run.folder / "metrics.jsonl")]
