@@ -161,14 +161,10 @@ class TestRecipes:
         assert calls["max_concurrency"] == 1
 
     @pytest.mark.parametrize("schedule", ["stock", "fused", "early", "ahead"])
-    @pytest.mark.parametrize("apart", [True, False])
-    def test_a_service_is_asked_apart_under_every_schedule_alike(self, tmp_path, schedule, apart):
-        given = setting(reward="gemini", schedule=schedule, apart=apart)
-        assert self.recipe(tmp_path, given)["calls"]["apart"] is apart
-        assert training_fields(given, parameters(tmp_path)) == {
-            "apart": apart, "micro_batch": 4, "checkpointing": False, "compiled": False,
-        }  # fmt: skip
-        assert training_fields(setting(), parameters(tmp_path))["apart"] is None
+    def test_every_schedule_is_trained_alike(self, tmp_path, schedule):
+        given = setting(reward="gemini", schedule=schedule)
+        same = {"micro_batch": 4, "checkpointing": False, "compiled": False}
+        assert training_fields(given, parameters(tmp_path)) == same
 
     def test_an_engine_in_the_trainer_s_process_names_its_gpu(self, tmp_path):
         given = setting(reward="qwen_transformers", gpus=APART)
@@ -271,7 +267,7 @@ class TestSweep:
         assert row["calls_per_1000"] == 1000 * 2  # an engine and a judge call a completion
         sent = [sum(row["tokens_a_call"][role]) for role in ("engine", "judge")]
         assert row["tokens_per_1000"] == pytest.approx(1000 * sum(sent), rel=0.01)
-        assert (row["apart"], row["micro_batch"], row["compiled"]) == (True, 4, False)
+        assert (row["micro_batch"], row["compiled"]) == (4, False)
         each = row["phases_all"].values()
         assert all(len(seconds) == 2 for seconds in each) and row["startup_s"] > 0
         assert row["gpus"] == 0 and row["gpu_seconds_per_sample"] is None

@@ -39,7 +39,6 @@ CHANGES: tuple[tuple[str, str, Any, Any], ...] = (
     ("engine: server, not in process", "reward", "qwen_vllm", "qwen_server"),
     ("one step ahead, not TRL's order", "schedule", "stock", "ahead"),
     ("one step ahead, not on policy early", "schedule", "early", "ahead"),
-    ("client apart, not in the process", "apart", False, True),
     ("layers compiled, not eager", "compiled", False, True),
 )
 # Two rows are compared where all of this is the same, but for what the comparison is about.
@@ -51,8 +50,7 @@ RED = "#c1272d"
 def _paired(ones: pd.DataFrame, others: pd.DataFrame, *but: str) -> pd.DataFrame:
     """Return every pair of rows that are the same but for some fields.
 
-    Where neither knows whether its client was apart, or one asks no service, that is no
-    difference. Compilation is a field of its own and one of the recipe.
+    Compilation is a field of its own and one of the recipe.
     """
     left_out = "torch_compile" if "compiled" in but else ""
 
@@ -63,11 +61,7 @@ def _paired(ones: pd.DataFrame, others: pd.DataFrame, *but: str) -> pd.DataFrame
         return told.assign(same_recipe=pd.Series(same, told.index, object), row=told.index)
 
     on = ["same_recipe", *(name for name in _SAME if name not in but)]
-    pairs = keyed(ones).merge(keyed(others), on=on, suffixes=("", "_against"))
-    if "apart" not in but:
-        one, other = pairs["apart"], pairs["apart_against"]
-        pairs = pairs[one.isna() | other.isna() | (one == other)]
-    return pairs
+    return keyed(ones).merge(keyed(others), on=on, suffixes=("", "_against"))
 
 
 def _nearest(pairs: pd.DataFrame, *first: str) -> pd.DataFrame:

@@ -27,7 +27,6 @@ class Setting(_Options):
             server, by vLLM in the trainer's process, or by Transformers there.
         schedule: When rewards are worked out; see `RewardOptions.schedule`.
         parallel: Whether Gemini is asked for a whole batch at once, or one by one.
-        apart: Whether a service is asked from a process of its own.
         gpus: The GPU that each role holds, by index; on one GPU, they share it.
         recipe: Fields of GRPOConfig over the run's.
         completions: Completions a step, where not the run's.
@@ -42,7 +41,6 @@ class Setting(_Options):
     reward: Literal["negative_length", "gemini", "qwen_server", "qwen_vllm", "qwen_transformers"]
     schedule: Literal["stock", "fused", "early", "ahead"] = "stock"
     parallel: bool = True
-    apart: bool = True
     gpus: dict[Place, Annotated[int, Field(ge=0)]] = {"trainer": 0}
     recipe: dict[str, Any] = {}
     completions: Annotated[int, Field(ge=2)] | None = None

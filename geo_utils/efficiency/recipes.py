@@ -101,7 +101,6 @@ def recipe(
         "cache_root": str(folder / "cache"), "method": "key_point",
         "model_name_or_path": models["policy"],
         "calls": {"max_concurrency": 1024 if setting.parallel else 1,
-                  "apart": bool(training_fields(setting, params)["apart"]),
                   "timeout_s": _PATIENCE_S, "deadline_s": _PATIENCE_S},
         "reward": {"funcs": [reward], "schedule": setting.schedule, "deadline_s": _PATIENCE_S},
         "data": {"max_prompt_tokens": params.prompt_tokens},
@@ -115,13 +114,11 @@ def training_fields(setting: Setting, params: EfficiencyParams) -> dict[str, Any
     """Return what has to be equal among rows that are compared, for the row to record.
 
     Returns:
-        `apart`, None where no service is asked; `micro_batch`, in completions; `checkpointing`;
-        `compiled`.
+        `micro_batch`, in completions; `checkpointing`; `compiled`.
     """
     given = params.recipe | setting.recipe
     size = setting.completions or params.completions
     return {
-        "apart": setting.apart if setting.reward in ("gemini", "qwen_server") else None,
         "micro_batch": given.get("per_device_train_batch_size", min(_GROUP, size)),
         "checkpointing": bool(given.get("gradient_checkpointing", True)),
         "compiled": bool(given.get("torch_compile", False)),

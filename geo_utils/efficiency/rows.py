@@ -56,7 +56,6 @@ class Row(BaseModel):
         reward: What rewards it.
         schedule: When rewards are worked out.
         parallel: Whether an API is asked for a whole batch at once.
-        apart: Whether a service was asked from a process of its own; None where none was asked.
         micro_batch: Completions of one pass of the training.
         checkpointing: Whether layers were computed again for the backward pass.
         compiled: Whether layers were compiled.
@@ -107,7 +106,6 @@ class Row(BaseModel):
     reward: str = ""
     schedule: str = "stock"
     parallel: bool = True
-    apart: bool | None = None
     micro_batch: float | None = None
     checkpointing: bool | None = None
     compiled: bool | None = None
@@ -155,8 +153,6 @@ class Row(BaseModel):
         known = {name: value for name, value in values.items() if value is not None}
         recipe = known.get("recipe")
         earlier: dict[str, Any] = {}
-        if known.get("reward") in ("gemini", "qwen_server"):
-            earlier["apart"] = known.get("schedule") in ("early", "ahead")
         if recipe:
             earlier["micro_batch"] = recipe.get("per_device_train_batch_size")
             earlier["checkpointing"] = recipe.get("gradient_checkpointing", True)
@@ -270,7 +266,7 @@ def _derived(row: Any) -> dict[str, Any]:
     fixed = 0 if row.natural_lengths or np.isnan(row.new_tokens) else round(row.new_tokens)
     prompt = 0 if np.isnan(row.prompt_tokens) else round(row.prompt_tokens, -1)  # within a word
     work = (row.bench, row.device, row.completions, fixed, row.natural_lengths, prompt)
-    same = [row.recipe, row.models, row.simulated, row.apart]
+    same = [row.recipe, row.models, row.simulated]
     size = "?" if np.isnan(row.completions) else f"{row.completions:.0f}"
     tokens = f"{row.new_tokens:.0f}" if row.new_tokens > 0 else "?"
     natural = ", natural lengths" if row.natural_lengths else ""

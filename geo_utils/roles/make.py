@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from geo_utils.corpus import Corpus, Example
 from geo_utils.files import resolve_path
-from geo_utils.models.apart import Apart
 from geo_utils.models.base import LanguageModel, ModelError
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller, Planner, RateLimit, Retries
@@ -130,7 +128,7 @@ def make_roles(params: RunParams, like: Roles | None = None, run: Run | None = N
             continue
         key = backend, params.models.get(role), tuple(params.servers.get(role, ()))
         if key not in models:  # roles on one model share its limits and its breaker
-            model = make_model(*key, calls.apart)
+            model = make_model(*key)
             models[key] = make_caller(model, params, usage, backend)
             if not params.dry_run:
                 run_sync(model.probe())
@@ -198,7 +196,7 @@ def with_key_points(corpus: Corpus, roles: Roles) -> Corpus:
 
 
 def make_model(
-    backend: str, name: str | None, servers: tuple[str, ...] = (), apart: bool = False
+    backend: str, name: str | None, servers: tuple[str, ...] = ()
 ) -> LanguageModel:
     """Return a language model; its libraries are imported here and nowhere above.
 
@@ -206,7 +204,6 @@ def make_model(
         backend: Service or library.
         name: The model's id.
         servers: Addresses.
-        apart: Ask a service from a process of its own.
 
     Raises:
         ValueError: Unknown backend.
@@ -215,15 +212,13 @@ def make_model(
     if backend == "gemini":
         from geo_utils.models.gemini import DEFAULT_MODEL, Gemini
 
-        make: Callable[[], LanguageModel] = partial(Gemini, name or DEFAULT_MODEL, *servers[:1])
-        return Apart(make) if apart else make()
+        return Gemini(name or DEFAULT_MODEL, *servers[:1])
     if name is None:
         raise ValueError(f"backend {backend!r} needs a model id")
     if backend == "openai":
         from geo_utils.models.openai_server import OpenAIServer
 
-        make = partial(OpenAIServer, name, servers)
-        return Apart(make) if apart else make()
+        return OpenAIServer(name, servers)
     local: dict[str, Callable[..., LanguageModel]] = {
         "transformers": transformers_local,
         "vllm": vllm_local,

@@ -20,7 +20,6 @@ class CallOptions(BaseModel):
         max_calls: Most requests that the run may send.
         max_cost: Most US dollars that the run may spend.
         prices: Prices by model id, over the shipped table.
-        apart: Ask services from a process of its own, which leaves this one to a training.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,7 +34,6 @@ class CallOptions(BaseModel):
     max_calls: Annotated[int, Field(ge=1, strict=True)] | None = None
     max_cost: Annotated[float, Field(gt=0, strict=True)] | None = None
     prices: dict[str, Price] = {}
-    apart: Annotated[bool, Field(strict=True)] = False
 
 
 Backend = Literal["offline", "gemini", "openai", "vllm", "transformers"]
