@@ -7,18 +7,18 @@ BIN := $(VENV)/bin
 .DEFAULT_GOAL := demo
 
 demo: setup ## the experiment, offline: notebooks 01 to 05 on the shipped sample
-	$(BIN)/python -m geo_utils.run 01_efficiency smoke
-	$(BIN)/python -m geo_utils.run 02_baseline_rewrites smoke
-	$(BIN)/python -m geo_utils.run 03_key_point_prompt smoke
-	$(BIN)/python -m geo_utils.run 04_grpo smoke
-	$(BIN)/python -m geo_utils.run 05_weekly smoke
+	$(BIN)/geo run 01 smoke
+	$(BIN)/geo run 02 smoke
+	$(BIN)/geo run 03 smoke
+	$(BIN)/geo run 04 smoke
+	$(BIN)/geo run 05 smoke
 
 NOTES ?= params/05_weekly/notes.md
 weekly: setup ## the meeting's deck from the newest finished runs; NOTES=FILE with questions and next steps
-	$(BIN)/python -m geo_utils.run 05_weekly default -p notes "$(NOTES)"
+	$(BIN)/geo weekly "notes=$(NOTES)"
 
 index: setup ## outputs/index.html, a page of all runs
-	$(BIN)/python -m geo_utils.report index
+	$(BIN)/geo runs
 
 test: setup ## all tests: no network, no GPU; none of them measures time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ import pandas as pd
 
 from geo_utils.citations import strip_citations
 from geo_utils.corpus import Example, KeyPoint
-from geo_utils.evaluate import Counter, Progress
+from geo_utils.evaluate import Counter, Progress, samples_of
 from geo_utils.fidelity import plain_sentences
 from geo_utils.lexical import SUPPORT_THRESHOLD, bm25, coverage
-from geo_utils.models.loops import gather_all, run_sync
+from geo_utils.models.loops import gather_all
 from geo_utils.roles.by_model import ModelJudge
 from geo_utils.roles.judges import Judge, LexicalJudge, Verdict
 from geo_utils.roles.methods import is_arm
@@ -76,7 +75,6 @@ def judge_points(
     others = {query: other_points(example) for query, example in corpus.items()}
     each: Iterable[Any] = samples.itertuples(index=False)
     asked = [row for row in each if isinstance(row.answer, str) and not is_arm(row.method)]
-    show, done = progress or Counter("answers judged on other points"), count(1)
 
     async def one(row: Any) -> list[dict[str, Any]]:
         known = {name: getattr(row, name) for name in (*PAIR, "method")}
@@ -85,7 +83,6 @@ def judge_points(
         points += [(OTHERS, p) for p in others[query]]
         listed = [point for _, point in points]
         verdicts = await _verdicts(judge, listed, row.answer) if points else []
-        show(next(done), len(asked))
         return [
             known
             | {"kind": kind, "number": point.number, "point": point.content}
@@ -94,9 +91,9 @@ def judge_points(
             for (kind, point), v in zip(points, verdicts, strict=True)
         ]
 
-    found = run_sync(gather_all(map(one, asked)))
     columns = [*PAIR, "method", "kind", "number", "point", "verdict", "abstention", "supported"]
-    return pd.DataFrame([row for rows in found for row in rows], columns=columns)
+    show = progress or Counter("answers judged on other points")
+    return samples_of([one(row) for row in asked], show).reindex(columns=columns)
 
 
 async def _verdicts(judge: Judge, points: Sequence[KeyPoint], answer: str) -> list[Verdict]:

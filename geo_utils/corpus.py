@@ -28,6 +28,7 @@ HUB_IDS = {
 
 KeyPointChoice = Literal["one", "all", "exclusive"]
 MAX_PAGE_CHARS = 500_000
+_POINTS_EXAMPLE = '"ori_keypoint_dict": {"points": [{"point_content": "A claim."}]}'
 NAMES = ("sample", "jsonl", *HUB_IDS)
 
 
@@ -259,12 +260,17 @@ def _example(row: Mapping[str, Any], place: str, notes: Counter[str]) -> Example
     else:
         texts, query_id, target = row.get("text_list"), row.get("query_id"), row.get("target_id")
     query = row.get("query")
+    if "key_points" in row:
+        raise CorpusError(f"{place}: key_points is no field of a row; write {_POINTS_EXAMPLE}")
     if not isinstance(query, str) or not clean_text(query).strip():
         raise CorpusError(f"{place}: query={query!r} must be a text")
     if query_id is None or not clean_text(str(query_id)).strip():
         raise CorpusError(f"{place}: query_id is missing")
     if not isinstance(texts, list | tuple) or not texts:
-        raise CorpusError(f"{place}: no sources; text_list must hold at least one page")
+        raise CorpusError(
+            f"{place}: no sources; text_list must hold at least one page, such as "
+            '"text_list": ["A page.", "Another."], "target_id": 1'
+        )
     if type(target) is not int or not 0 <= target < len(texts):
         raise CorpusError(f"{place}: target_id={target!r}; allowed are 0 to {len(texts) - 1}")
     pages = tuple(_clean_page(t, f"{place}, page {i}", notes) for i, t in enumerate(texts))

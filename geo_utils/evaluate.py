@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,9 @@ import pandas as pd
 from geo_utils.citations import parse_answer
 from geo_utils.corpus import Example, KeyPoint, KeyPointChoice, choose_key_points
 from geo_utils.fidelity import fidelity
+from geo_utils.files import write_atomic
 from geo_utils.models.loops import gather_all, run_sync
+from geo_utils.notebooks import LOGGED_S, PROGRESS
 from geo_utils.roles.engines import Engine
 from geo_utils.roles.judges import Judge
 from geo_utils.roles.rewriters import EditRewriter, Rewrite, Rewriter
@@ -25,32 +30,41 @@ from geo_utils.text import words
 from geo_utils.visibility import FIGURES, visibility_from_parsed
 
 Progress = Callable[[int, int], None]
+Row = dict[str, Any]  # of a samples table
 Clock = Callable[[str, float], None]
-_LOGGED_S = 60.0  # between two lines in a log that is no terminal
 
 
 class Counter:
-    """Progress as one line that counts: updated in place in a notebook or terminal.
+    """Progress as one line that counts: how many, how fast, what it cost, how long it will take.
 
-    In a log that is neither, it is a line a minute.
+    It is updated in place in a notebook or terminal, and a line a minute in a log that is neither.
+    A kernel that the command line has started tells that instead, which shows it.
     """
 
-    def __init__(self, what: str) -> None:
-        """Count `what`, with at most one update per second."""
-        self.what = what
+    def __init__(self, what: str, spent: Callable[[], float] | None = None) -> None:
+        """Count `what`, with at most one update per second.
+
+        Args:
+            what: Is counted.
+            spent: Returns the US dollars that were spent so far.
+        """
+        self.what, self.spent = what, spent
         self.started = self.shown = self.logged = time.monotonic()
+        self.begun: int | None = None  # how many were done before: a training goes on
         self.handle: Any = None
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` are done."""
         now = time.monotonic()
-        if 0 < done < total and now - self.shown < 1.0:
+        if self.begun is None:
+            self.begun, self.started = done, now
+        if self.begun < done < total and now - self.shown < 1.0:
             return
         self.shown = now
-        spent = now - self.started
-        line = f"{done:,} of {total:,} {self.what}, {spent:.0f} s"
-        if 0 < done < total:
-            line += f", about {spent * (total - done) / done:.0f} s left"
+        line = self.line(done, total, now - self.started)
+        if told := os.environ.get(PROGRESS):
+            with contextlib.suppress(OSError):  # a full disk has its own way to be told
+                write_atomic(Path(told), line)
         if "ipykernel" in sys.modules:
             from IPython.display import display
 
@@ -60,9 +74,22 @@ class Counter:
                 self.handle.update({"text/plain": line}, raw=True)
         elif sys.stderr.isatty():
             sys.stderr.write(f"\r{line:60}" + "\n" * (done == total))
-        elif done == total or now - self.logged >= _LOGGED_S:
+        elif done == total or now - self.logged >= LOGGED_S:
             self.logged = now
             sys.stderr.write(f"{line}\n")
+
+    def line(self, done: int, total: int, seconds: float) -> str:
+        """Return what is said after so many seconds."""
+        parts = [f"{done:,} of {total:,} {self.what}", f"{seconds:.0f} s"]
+        made = done - (self.begun or 0)
+        if made and seconds >= 1:
+            rate = made / seconds
+            parts.append(f"{rate:.1f} a second" if rate >= 1 else f"{1 / rate:.1f} s each")
+        if self.spent and (dollars := self.spent()):
+            parts.append(f"{dollars:.4f} US dollars")
+        if made and done < total:
+            parts.append(f"about {seconds * (total - done) / made:.0f} s left")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -136,157 +163,160 @@ def evaluate(
             f"no example has a key point to choose (key_points={key_points!r}); use a corpus "
             "that brings key points"
         )
-    show, rewrite_by = progress or Counter("samples"), rewriter or EditRewriter()
-    total, done = len(pairs) * len(methods) * repeats, 0
+    scorer, rewrite_by = Scorer(engine, judge, seed), rewriter or EditRewriter()
 
-    async def one(example: Example, point: KeyPoint, method: str) -> list[dict[str, Any]]:
-        nonlocal done
+    async def one(example: Example, point: KeyPoint, method: str) -> list[Row]:
         rewrite = await rewrite_by.rewrite(method, example, point)
-        sample = partial(score_rewrite, example, point, method, rewrite, engine, judge, seed)
-        rows = await gather_all(sample(repeat) for repeat in range(repeats))
-        done += repeats
-        show(done, total)
+        numbers = range(repeats)
+        return await gather_all(scorer.rewrite(example, point, method, rewrite, i) for i in numbers)
+
+    tasks = [one(example, point, method) for example, point in pairs for method in methods]
+    return samples_of(tasks, progress or Counter("samples"), repeats)
+
+
+def samples_of(
+    tasks: Sequence[Coroutine[Any, Any, list[Row]]], progress: Progress, each: int = 1
+) -> pd.DataFrame:
+    """Return the rows of all tasks as one table, and show how far they are.
+
+    Args:
+        tasks: Each gives some rows.
+        progress: Called with (done, in all).
+        each: How many of what is counted a task stands for.
+    """
+    done, total = count(each, each), each * len(tasks)
+
+    async def one(task: Coroutine[Any, Any, list[Row]]) -> list[Row]:
+        rows = await task
+        progress(next(done), total)
         return rows
 
-    show(0, total)
-    tasks = gather_all(one(e, p, m) for e, p in pairs for m in methods)
-    return pd.DataFrame([row for rows in run_sync(tasks) for row in rows])
+    progress(0, total)
+    found = run_sync(gather_all(map(one, tasks)))
+    return pd.DataFrame([row for rows in found for row in rows])
 
 
-async def score_rewrite(
-    example: Example,
-    point: KeyPoint,
-    method: str,
-    rewrite: Rewrite,
-    engine: Engine,
-    judge: Judge,
-    seed: int,
-    repeat: int,
-) -> dict[str, Any]:
-    """Return one row of the samples table: `score_page` for a rewrite, failed ones included.
+@dataclass(frozen=True)
+class Scorer:
+    """From a page to a row of the samples table: the one scorer of evaluation and rewards.
 
-    Args:
-        example: Brings query and other sources.
-        point: The key point under study.
-        method: Named in the row.
-        rewrite: What stands in the target's place.
+    Attributes:
         engine: Answers.
-        judge: Gives the verdict.
+        judge: Gives verdicts; None leaves them out, where only visibility is wanted.
         seed: Seed of the target's place.
-        repeat: Which sampled answer.
     """
-    placement = draw_placement(example, seed)
-    page = None if rewrite.abstention else rewrite.text
-    row = empty_row(example, point, placement, placement.sources(example, page or "")) | {
-        "method": method,
-        "repeat": repeat,
-        "page": page,
-        "abstention": rewrite.abstention and f"rewriter: {rewrite.abstention}",
-    }
-    if page is not None:
-        true = fidelity(example.target, page, [point.content])
-        row |= {"page_words": float(len(words(page)))}
-        row |= {"kept": true.kept, "grounded": true.grounded}
-        return row | await score_page(example, point, page, engine, judge, seed, repeat)
-    if rewrite.own_failure:
-        reason = {"verdict": "no page", "explanation": rewrite.abstention, "abstention": None}
-        row |= reason | {"supported": 0.0} | dict.fromkeys(FIGURES, 0.0)
-    return row
 
+    engine: Engine
+    judge: Judge | None
+    seed: int = 0
 
-async def score_page(
-    example: Example,
-    point: KeyPoint,
-    page: str,
-    engine: Engine,
-    judge: Judge | None,
-    seed: int,
-    repeat: int,
-    clock: Clock | None = None,
-) -> dict[str, Any]:
-    """Score one page in the target's place: the one scorer of evaluation and rewards.
-
-    Args:
-        example: Brings query and other sources.
-        point: The key point under study.
-        page: What stands in the target's place.
-        engine: Answers.
-        judge: Gives the verdict; None leaves it out, where only visibility is wanted.
-        seed: Seed of the target's place.
-        repeat: Which sampled answer.
-        clock: Told `engine` or `judge` and the seconds it took.
-
-    Returns:
-        `answer`, its lengths and citations, the target's visibility, `verdict`, `supported`,
-        `score` (strength of support, NaN where the judge has none) and `explanation`; or
-        `abstention` with its reason and what was had before it.
-    """
-    placement = draw_placement(example, seed)
-    sources = placement.sources(example, page)
-    return await score_sources(
-        example.query, sources, placement.place, point, engine, judge, repeat, clock
-    )
-
-
-async def score_sources(
-    query: str,
-    sources: Sequence[str],
-    place: int | None,
-    point: KeyPoint,
-    engine: Engine,
-    judge: Judge | None,
-    repeat: int,
-    clock: Clock | None = None,
-) -> dict[str, Any]:
-    """Score one set of sources, from which the target may be missing; the rest as `score_page`.
-
-    Args:
-        query: The question.
-        sources: What the engine sees, in order; may be empty.
-        place: 0-based place of the target; None if it is not there, and has no visibility.
-        point: The key point under study.
-        engine: Answers.
-        judge: Gives the verdict, or None.
-        repeat: Which sampled answer.
-        clock: Told `engine` or `judge` and the seconds it took.
-    """
-    started = time.monotonic()
-    answer = await engine.answer(query, sources, sample_index=repeat)
-    if clock:
-        clock("engine", time.monotonic() - started)
-    if answer.abstention:
-        return {"abstention": f"engine: {answer.abstention}"}
-    parsed = parse_answer(answer.text, len(sources))
-    row: dict[str, Any] = {
-        "answer": answer.text,
-        "answer_words": float(len(words(answer.text))),
-        "citations_out_of_range": float(len(parsed.out_of_range)),
-        "citations_unparsed": float(len(parsed.unparsed)),
-    }
-    if sources:
-        seen = visibility_from_parsed(parsed, len(sources))
-        row["uncited"] = seen.uncited
-        if place is not None:
-            row |= {name: float(getattr(seen, name)[place]) for name in FIGURES}
-    if judge is None:
+    async def rewrite(
+        self, example: Example, point: KeyPoint, method: str, rewrite: Rewrite, repeat: int
+    ) -> Row:
+        """Return the whole row of one sampled answer to a rewrite, failed ones included."""
+        placement = draw_placement(example, self.seed)
+        page = None if rewrite.abstention else rewrite.text
+        row = empty_row(example, point, placement, placement.sources(example, page or "")) | {
+            "method": method,
+            "repeat": repeat,
+            "page": page,
+            "abstention": rewrite.abstention and f"rewriter: {rewrite.abstention}",
+        }
+        if page is not None:
+            true = fidelity(example.target, page, [point.content])
+            row |= {"page_words": float(len(words(page)))}
+            row |= {"kept": true.kept, "grounded": true.grounded}
+            return row | await self.page(example, point, page, repeat)
+        if rewrite.own_failure:
+            reason = {"verdict": "no page", "explanation": rewrite.abstention, "abstention": None}
+            row |= reason | {"supported": 0.0} | dict.fromkeys(FIGURES, 0.0)
         return row
-    started = time.monotonic()
-    verdict = await judge.judge(point.content, answer.text)
-    if clock:
-        clock("judge", time.monotonic() - started)
-    if verdict.label is None:
-        return row | {"abstention": f"judge: {verdict.abstention or 'gave no verdict'}"}
-    return row | {
-        "verdict": verdict.label,
-        "supported": float(verdict.label == "supported"),
-        "score": np.nan if verdict.score is None else verdict.score,
-        "explanation": verdict.explanation,
-    }
+
+    async def page(
+        self,
+        example: Example,
+        point: KeyPoint,
+        page: str,
+        repeat: int,
+        clock: Clock | None = None,
+    ) -> Row:
+        """Score one page in the target's place.
+
+        Args:
+            example: Brings query and other sources.
+            point: The key point under study.
+            page: What stands in the target's place.
+            repeat: Which sampled answer.
+            clock: Told `engine` or `judge` and the seconds it took.
+
+        Returns:
+            As `sources`.
+        """
+        placement = draw_placement(example, self.seed)
+        sources = placement.sources(example, page)
+        return await self.sources(example.query, sources, placement.place, point, repeat, clock)
+
+    async def sources(
+        self,
+        query: str,
+        sources: Sequence[str],
+        place: int | None,
+        point: KeyPoint,
+        repeat: int,
+        clock: Clock | None = None,
+    ) -> Row:
+        """Score one set of sources, from which the target may be missing.
+
+        Args:
+            query: The question.
+            sources: What the engine sees, in order; may be empty.
+            place: 0-based place of the target; None if it is not there, and has no visibility.
+            point: The key point under study.
+            repeat: Which sampled answer.
+            clock: Told `engine` or `judge` and the seconds it took.
+
+        Returns:
+            `answer`, its lengths and citations, the target's visibility, `verdict`, `supported`,
+            `score` (strength of support, NaN where the judge has none) and `explanation`; or
+            `abstention` with its reason and what was had before it.
+        """
+        started = time.monotonic()
+        answer = await self.engine.answer(query, sources, sample_index=repeat)
+        if clock:
+            clock("engine", time.monotonic() - started)
+        if answer.abstention:
+            return {"abstention": f"engine: {answer.abstention}"}
+        parsed = parse_answer(answer.text, len(sources))
+        row: Row = {
+            "answer": answer.text,
+            "answer_words": float(len(words(answer.text))),
+            "citations_out_of_range": float(len(parsed.out_of_range)),
+            "citations_unparsed": float(len(parsed.unparsed)),
+        }
+        if sources:
+            seen = visibility_from_parsed(parsed, len(sources))
+            row["uncited"] = seen.uncited
+            if place is not None:
+                row |= {name: float(getattr(seen, name)[place]) for name in FIGURES}
+        if self.judge is None:
+            return row
+        started = time.monotonic()
+        verdict = await self.judge.judge(point.content, answer.text)
+        if clock:
+            clock("judge", time.monotonic() - started)
+        if verdict.label is None:
+            return row | {"abstention": f"judge: {verdict.abstention or 'gave no verdict'}"}
+        return row | {
+            "verdict": verdict.label,
+            "supported": float(verdict.label == "supported"),
+            "score": np.nan if verdict.score is None else verdict.score,
+            "explanation": verdict.explanation,
+        }
 
 
 def empty_row(
     example: Example, point: KeyPoint, placement: Placement, sources: Sequence[str]
-) -> dict[str, Any]:
+) -> Row:
     """Return a sample's row before anything is known of its rewrite, answer and verdict."""
     return {
         "query_id": example.query_id,

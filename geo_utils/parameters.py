@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import difflib
+import inspect
 import json
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, get_args
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -19,11 +21,46 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 _PLAIN = (str, int, float, bool, type(None), list, tuple, dict)
 _INJECTED = "# Parameters"  # the comment that opens Papermill's injected cell
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
+_MEANING = re.compile(r"^ {4}(\w+): (.+(?:\n {5,}.+)*)", re.MULTILINE)
 _HERE = {"127.0.0.1", "localhost", "0.0.0.0", "::1"}
 
 
 class ParameterError(ValueError):
     """Parameters that a notebook cannot run with; one line a problem."""
+
+
+class Options(BaseModel):
+    """Parameters that belong together, each with a default; a group of a notebook's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-5 is a number, and a key that is given twice is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        own = [self.construct_object(k, deep) for k, _ in node.value if "merge" not in k.tag]
+        twice = [key for place, key in enumerate(own) if key in own[:place]]
+        if twice:
+            raise yaml.YAMLError(f"{twice[0]!r} is given twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def from_yaml(text: str) -> Any:
+    """Return the value that a YAML text stands for.
+
+    Raises:
+        ValueError: It is no YAML, or gives a key twice.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # a date that is none; a list as key
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -36,9 +73,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         there = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise ParameterError(f"no parameter file {path}; there are: {', '.join(there) or 'none'}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ParameterError(f"{path}: not YAML: {error}") from None
+        values = from_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ParameterError(f"{path}: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ParameterError(f"{path}: must map parameter names to values")
     return values
@@ -50,22 +87,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else "."
 
 
-def problem_line(fields: Iterable[str], detail: Mapping[str, Any], also: Iterable[str] = ()) -> str:
+def problem_line(fields: Iterable[str], detail: Mapping[str, Any], now: str | None = None) -> str:
     """Put one pydantic error into one line: parameter, value, what is allowed.
 
     Args:
         fields: The names that are known at its place.
         detail: The error.
-        also: Further names that may have been meant.
+        now: What a name that is not known has become since an earlier version.
     """
     place, value = detail["loc"], detail["input"]
     name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
     message = detail["msg"].removeprefix("Value error, ")
     fields = sorted(fields)
     if detail["type"] == "extra_forbidden":
-        meant = nearest(str(place[-1]), [*fields, *also])
         known = f" Known are {', '.join(fields)}" if fields else ""
-        return f"{name!r} is no parameter{meant}{known}"
+        meant = nearest(str(place[-1]), fields) + known
+        return f"{name!r} is no parameter{f' any more: {now}' if now else meant}"
     if detail["type"] == "missing":
         where = " from the parameters cell" if len(place) == 1 else ""
         return f"{name} is missing{where}"
@@ -161,19 +198,31 @@ class LocalServer:
         return [cls(f"{place.scheme}://{place.netloc}", model, policy)] * (place.hostname in _HERE)
 
 
+class Paths(Options):
+    """Where files are; a relative path is taken from the project's root.
+
+    Attributes:
+        output: Folder of the runs.
+    """
+
+    output: Annotated[str, Field(min_length=1)] = "outputs"
+
+
 class NotebookParams(BaseModel):
     """Parameters that every notebook has.
 
     Attributes:
         variant: Name of this set of parameters; a folder of the outputs.
-        output_root: Folder of the runs; a relative path is taken from the project's root.
+        paths: Where files are.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     notebook: ClassVar[str]
+    # What a name of an earlier version has become.
+    moved: ClassVar[dict[str, str]] = {"output_root": "paths.output"}
 
     variant: Name
-    output_root: Annotated[str, Field(min_length=1)]
+    paths: Annotated[Paths, Field(strict=False)]
 
     _passed: dict[str, Any] = PrivateAttr(default_factory=dict)
 
@@ -236,9 +285,8 @@ class NotebookParams(BaseModel):
         try:
             params = cls(**values)
         except ValidationError as error:
-            also = cls._aliases()
             problems = [
-                problem_line(_known(cls, d["loc"]), dict(d), also if len(d["loc"]) == 1 else ())
+                problem_line(_known(cls, d["loc"]), dict(d), cls.became(d["loc"]))
                 for d in error.errors()
             ]
             raise ParameterError(f"{cls.notebook}: " + "\n".join(problems)) from None
@@ -246,9 +294,9 @@ class NotebookParams(BaseModel):
         return params
 
     @classmethod
-    def _aliases(cls) -> Iterable[str]:
-        """Return the names that `check` takes beside the fields'."""
-        return ()
+    def became(cls, place: Sequence[Any]) -> str | None:
+        """Return what a name of an earlier version has become, if it is one."""
+        return cls.moved.get(".".join(map(str, place)))
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
@@ -270,9 +318,56 @@ def _known(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
     """Return the names that are known beside the last of a place; none inside a free mapping."""
     for part in place[:-1]:
         field = model.model_fields.get(part)
-        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        if len(inner) != 1:
+        inner = _group(field.annotation) if field else None
+        if inner is None:
             return []
-        model = inner[0]
+        model = inner
     return list(model.model_fields)
+
+
+def _group(annotation: Any) -> type[BaseModel] | None:
+    """Return the one group of parameters that an annotation holds, if it holds one."""
+    kinds = (annotation, *get_args(annotation))
+    inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+    return inner[0] if len(inner) == 1 else None
+
+
+def described(
+    model: type[BaseModel], defaults: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
+    """Yield a line a parameter: its dotted name, type, default, and what it means.
+
+    Args:
+        model: The parameters, or a group of them.
+        defaults: Values of a notebook's own cell, over the classes'.
+        prefix: Of the names.
+    """
+    meanings: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        told = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
+        meanings |= {n: " ".join(text.split()) for n, text in _MEANING.findall(told)}
+    for name, field in model.model_fields.items():
+        inner = _group(field.annotation)
+        unset = None if field.is_required() else field.get_default()
+        value = defaults.get(name, unset)
+        about = meanings.get(name, "")
+        if inner is None:
+            yield f"{prefix}{name}: {_type_name(field.annotation)} = {value!r}  {about}".rstrip()
+        else:
+            yield f"{prefix}{name}: {'off, or ' * (value is None)}a group  {about}".rstrip()
+            yield from described(
+                inner, value if isinstance(value, Mapping) else {}, f"{prefix}{name}."
+            )
+
+
+def _type_name(annotation: Any) -> str:
+    """Return a type as a reader would write it."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(inner[0])
+    if origin is Literal:
+        return " | ".join(map(str, inner))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_name, inner))
+    name = str(getattr(origin or annotation, "__name__", annotation)).replace("NoneType", "null")
+    return f"{name}[{', '.join(map(_type_name, inner))}]" if inner else name

@@ -11,7 +11,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_utils.corpus import Example, KeyPoint
-from geo_utils.evaluate import evaluate
 from geo_utils.models.caller import Planner
 from geo_utils.models.loops import gather_all, run_sync
 from geo_utils.models.usage import PRICES_AS_OF, price_of
@@ -59,17 +58,7 @@ def plan_calls(
     # The offline roles' share of a further part may precede another model's: it has to be run.
     if planned.callers or parts:
         examples = run_sync(gather_all(_with_stand_in(example, planned) for example in examples))
-        samples = evaluate(
-            examples,
-            methods,
-            planned.engine,
-            planned.judge,
-            repeats or params.repeats,
-            rewriter=rewriter,
-            key_points=params.key_points,
-            seed=params.seed,
-            progress=quiet,
-        )
+        samples = planned.evaluate(examples, methods, repeats, quiet)
         rows += _new_rows("", [planned], counts, params)
         for part, rehearse in parts.items():
             others = rehearse(planned, list(examples), samples)

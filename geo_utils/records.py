@@ -22,7 +22,7 @@ from geo_utils.statistics import with_interval
 _PATTERN = "[0-9][0-9]_*/*/*/manifest.json"
 _WARNINGS = ("SIMULATED", "random weights")  # as `provenance` and the harness write them
 # Parameters that say where and how a run went, not what it was about.
-_PLACES = {"variant", "output_root", "cache_root", "servers"}
+_PLACES = {"variant", "paths", "servers"}
 _SKEW = timedelta(days=1)  # no more than that do the clocks of machines differ
 # What is read of a manifest is of these kinds; an entry of another counts as not there.
 _KINDS: dict[str, type] = {"headline": dict, "parameters": dict, "attempts": list}

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -40,13 +41,13 @@ _PACKAGES = """geo-utils numpy pandas pyarrow scipy statsmodels nupunkt PyStemme
 seaborn matplotlib papermill nbconvert torch transformers trl peft accelerate datasets vllm
 google-genai openai""".split()  # noqa: SIM905
 # Parameters that change where, how fast or how far a run goes, but not what it finds.
-_NO_IDENTITY = {"output_root", "cache_root", "servers", "calls"}
+_NO_IDENTITY: Any = {"paths": {"output", "cache"}, "servers": True, "calls": True}
 # Parameters that name files or folders; their content is part of the identity.
 _NAMES_CONTENT: dict[str, Any] = dict.fromkeys(
-    """corpus_path prompts methods baseline_methods method models studies recorded policy_model
-    engine_model evaluation model_name_or_path""".split(),  # noqa: SIM905
+    """methods baseline_methods engine judge rewriter studies recorded models evaluation
+    policy""".split(),  # noqa: SIM905
     True,
-) | {"grpo_options": {"resume_from_checkpoint"}}
+) | {"corpus": {"path"}, "paths": {"prompts"}, "grpo": {"resume_from_checkpoint"}}
 _READ_UP_TO = 256 * 2**20  # bytes
 _SLURM = """SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_RESTART_COUNT
 SLURM_JOB_PARTITION SLURMD_NODENAME""".split()  # noqa: SIM905
@@ -255,7 +256,7 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
 
 def locate_run(notebook: str, params: NotebookParams) -> Run:
     """Return the run that these parameters start or resume; nothing is written."""
-    parent = resolve_path(params.output_root) / notebook / params.variant
+    parent = resolve_path(params.paths.output) / notebook / params.variant
     digest = _parameters_hash(params)
     for folder in sorted(parent.glob(f"*-{digest[:8]}"), reverse=True):
         # Not the first alone: one of a clock that ran ahead stands before all that came after it.
@@ -298,7 +299,7 @@ def hold(run: Run, kind: str, wait_s: float = 0.0) -> IO[str]:
         except OSError as error:  # such as of a parallel file system that is mounted without them
             lock.close()
             told = (
-                f"no file can be locked here ({error.strerror}); set output_root to where one can"
+                f"no file can be locked here ({error.strerror}); set paths.output to where one can"
             )
             raise OSError(error.errno, told, str(path)) from None
 
@@ -318,8 +319,8 @@ def code_hash() -> str:
 def _parameters_hash(params: NotebookParams) -> str:
     values = params.model_dump(exclude=_NO_IDENTITY)
     named = params.model_dump(include=_NAMES_CONTENT)
-    if values.get("cold_start", {}).get("small_model"):
-        named.pop("model_name_or_path")  # which is where that is made, not where it is read
+    if (named.get("policy", {}).get("cold_start") or {}).get("small_model"):
+        named.pop("policy")  # whose base is made and not read
     values["content"] = _content(named)
     if isinstance(params, RunParams) and _not_at_google(params):
         values["gemini"] = "at another address"  # never taken for a run of the real service
@@ -333,7 +334,8 @@ def _content(value: Any) -> dict[str, str]:
         return {name: found for part in value for name, found in _content(part).items()}
     if not isinstance(value, str) or not value:
         return {}
-    path = resolve_path(value.partition("@cuda:")[0])  # a model's GPU is no part of its folder
+    name = value.partition("@cuda:")[0]  # a model's GPU is no part of its folder
+    path = resolve_path(re.sub("^(vllm|transformers)/", "", name))
     if path.is_file():
         return {value: str(_file_hash(path))}
     if not path.is_dir():
@@ -447,23 +449,22 @@ def provenance(params: NotebookParams, served_by: Iterable[str] = ()) -> str:
     stand_ins = [name for name in names if name.startswith("simulated")]
     label = f"SIMULATED by a stand-in ({', '.join(stand_ins)}): " if stand_ins else ""
     policy = f"; {params.policy_source}" if params.policy_source else ""
-    if all(backend.startswith("offline") for backend in params.backends.values()):
-        strict = " (strict)" if params.backends["judge"] == "offline_strict" else ""
+    if all(text.startswith("offline") for text in params.roles.values()):
+        strict = " (strict)" if params.judge == "offline/strict" else ""
         asked = f"further models asked: {', '.join(names)}" if names else "no model"
         rewriters = "edits" if policy else f"edit-based rewriters; {asked}"
         return (
             f"{label}offline roles: extractive engine, lexical judge{strict}, {rewriters}{policy}"
         )
     away, parts = _not_at_google(params), []
-    for role, backend in params.backends.items():
-        model = f" {params.models[role]}" if role in params.models else ""
+    for role, text in params.roles.items():
         address = " at another address than Google's" if role in away else ""
-        parts.append(f"{role} {backend}{model}{address}")
+        parts.append(f"{role} {text}{address}")
     return label + ", ".join(parts) + policy
 
 
 def _not_at_google(params: RunParams) -> list[str]:
     """Return the roles that ask Gemini at another address than Google's, as a rehearsal does."""
     everywhere = os.environ.get("GOOGLE_GEMINI_BASE_URL")
-    gemini = [role for role, backend in params.backends.items() if backend == "gemini"]
-    return [role for role in gemini if everywhere or params.servers.get(role)]
+    gemini = [role for role, text in params.roles.items() if text.startswith("gemini/")]
+    return [role for role in gemini if everywhere or params.addresses(role)]

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy import stats
 
 from geo_utils.models.usage import Usage
-from geo_utils.statistics import N_RESAMPLES, cluster_mean, holm, paired_difference
+from geo_utils.statistics import cluster_mean, holm, paired_difference
 from geo_utils.visibility import FIGURES
 
 ALPHA = 0.05
@@ -199,40 +197,3 @@ def usage_report(samples: pd.DataFrame, usage: Usage) -> dict[str, Any]:
         "abstentions": int(samples["abstention"].notna().sum()),
         "roles": usage.report(),
     }
-
-
-def differing(groups: Sequence[NDArray[np.float64]], seed: int = 0) -> float:
-    """Return the p-value that groups of queries have one mean: permutation of the F statistic.
-
-    Args:
-        groups: One value a query, shape (n,) each.
-        seed: Seed of the permutations.
-
-    Returns:
-        NaN with fewer than two groups of at least two queries, 1.0 where nothing varies.
-    """
-    held = [group for group in groups if len(group) > 1]
-    if len(held) < 2:
-        return np.nan
-    every = np.concatenate(held)
-    if np.ptp(every) == 0:
-        return 1.0
-    # With the total fixed, the F statistic grows with the sum of squared group sums over sizes.
-    labels = np.repeat(np.arange(len(held)), [len(group) for group in held])
-    sizes = np.array([len(group) for group in held], dtype=float)
-
-    def between(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-        sums = np.stack([values[..., labels == g].sum(axis=-1) for g in range(len(held))], axis=-1)
-        return np.asarray((sums**2 / sizes).sum(axis=-1))
-
-    found = stats.permutation_test(
-        (every,),
-        between,
-        permutation_type="pairings",
-        vectorized=True,
-        alternative="greater",
-        n_resamples=N_RESAMPLES,
-        batch=500,
-        rng=np.random.default_rng(seed),
-    )
-    return float(found.pvalue)

@@ -29,7 +29,7 @@ import nbformat
 from conftest import PROJECT
 from run_folders import make_run
 from servers import SimulatedGemini
-from test_caller import QUICK, Scripted, ask, evaluation
+from test_caller import MODEL, QUICK, Scripted, ask, evaluation
 from test_scoring import PAGE, FakeEngine, columns, forever, rewards
 
 from geo_utils.citations import parse_answer
@@ -38,7 +38,7 @@ from geo_utils.fidelity import fidelity
 from geo_utils.models.base import Request, TransientError
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller, Retries
-from geo_utils.models.gemini import DEFAULT_MODEL, Gemini
+from geo_utils.models.gemini import Gemini
 from geo_utils.roles.by_model import ModelEngine, ModelJudge
 from geo_utils.show.pages import write_index
 from geo_utils.visibility import visibility
@@ -77,8 +77,8 @@ def command(*arguments, code=0):
 
 
 def notebook(folder, name, variant, *pairs, code=0):
-    extra = [part for pair in pairs for part in ("-p", *pair)]
-    return command("geo_utils.run", name, variant, "-p", "output_root", folder, *extra, code=code)
+    extra = [f"{key}={value}" for key, value in pairs]
+    return command("geo_utils", "run", name, variant, f"paths.output={folder}", *extra, code=code)
 
 
 def cell_seconds(executed):
@@ -105,21 +105,24 @@ def refusal(folder):
 
 @figure("a wrong recipe of GRPO is refused", 6.0)
 def wrong_recipe(folder):
-    return seconds(lambda: notebook(folder, "04_grpo", "smoke", ("num_generations", "1"), code=2))
+    return seconds(
+        lambda: notebook(folder, "04_grpo", "smoke", ("grpo.num_generations", "1"), code=2)
+    )
 
 
 @figure("a wrong parameter stops bare Papermill's cells", 2.0)
 def bare_papermill(folder):
     out = folder / "out.ipynb"
-    command("papermill", "notebooks/02_baseline_rewrites.ipynb", out, "-p", "output_root", folder,
+    place = f"paths: {{output: {folder}}}"
+    command("papermill", "notebooks/02_baseline_rewrites.ipynb", out, "-y", place,
             "-p", "engine", "ofline", "--no-progress-bar", code=1)  # fmt: skip
     return cell_seconds(out)
 
 
 @figure("a corpus that is not there stops the notebook's cells", 2.0)
 def wrong_corpus(folder):
-    notebook(folder, "02_baseline_rewrites", "smoke", ("corpus", "jsonl"),
-             ("corpus_path", folder / "missing.jsonl"), code=1)  # fmt: skip
+    notebook(folder, "02_baseline_rewrites", "smoke", ("corpus.name", "jsonl"),
+             ("corpus.path", folder / "missing.jsonl"), code=1)  # fmt: skip
     (executed,) = folder.glob("02_baseline_rewrites/*/*/notebook.ipynb")
     return cell_seconds(executed)
 
@@ -127,7 +130,7 @@ def wrong_corpus(folder):
 @figure("64 engine calls of 1 s and their judge calls of 1 s", 2.3)
 def calls_at_once(folder):
     with look_alike(folder, "constant:1") as server:
-        caller = Caller(Gemini(base_url=server.url), retries=replace(QUICK, max_concurrency=64))
+        caller = Caller(Gemini(MODEL, server.url), retries=replace(QUICK, max_concurrency=64))
 
         async def rollout(i):
             answer = await caller.complete(ask(f"question {i}"))
@@ -145,7 +148,7 @@ def calls_at_once(folder):
 @figure("rewards of 64 completions, engine 1 s and judge 1 s", 2.3)
 def rewards_at_once(folder):
     with look_alike(folder, "constant:1") as server:
-        caller = Caller(Gemini(DEFAULT_MODEL, server.url), retries=Retries(max_concurrency=64))
+        caller = Caller(Gemini(MODEL, server.url), retries=Retries(max_concurrency=64))
         made = rewards(["key_point"], ModelEngine(caller), ModelJudge(caller))
         pages = [f"{PAGE} Copy {i}." for i in range(64)]
 
@@ -175,7 +178,7 @@ def throughput(folder):
             async def one(i):
                 async with places:
                     await client.aio.models.generate_content(
-                        model=DEFAULT_MODEL, contents=f"bare {turn} {i}", config=config
+                        model=MODEL, contents=f"bare {turn} {i}", config=config
                     )
 
             started = time.perf_counter()
@@ -185,7 +188,7 @@ def throughput(folder):
         async def ours(turn):
             cache = AnswerCache(folder / f"cache-{turn}")
             retries = replace(QUICK, max_concurrency=width)
-            caller = Caller(Gemini(base_url=server.url), cache, retries)
+            caller = Caller(Gemini(MODEL, server.url), cache, retries)
             started = time.perf_counter()
             await asyncio.gather(*(caller.complete(ask(f"ours {turn} {i}")) for i in range(n)))
             return n / (time.perf_counter() - started)
@@ -276,8 +279,8 @@ def real_rows(folder):
         raise NotHere("no real rows here")
     methods = "[original, keyword_stuffing, easy_to_understand, key_point, paste_key_point, "
     notebook(
-        folder, "02_baseline_rewrites", "default", ("corpus", "jsonl"),
-        ("corpus_path", REAL_ROWS), ("methods", f"{methods}repeat_key_point]"), ("analyses", "{}"),
+        folder, "02_baseline_rewrites", "default", ("corpus.name", "jsonl"),
+        ("corpus.path", REAL_ROWS), ("methods", f"{methods}repeat_key_point]"), ("analyses", "{}"),
     )  # fmt: skip
     (executed,) = folder.glob("02_baseline_rewrites/*/*/notebook.ipynb")
     return float(re.search(r"3,600 of 3,600 samples, (\d+) s", executed.read_text()).group(1))

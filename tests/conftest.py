@@ -173,6 +173,7 @@ def growth(act, small, large, tries=5):
     return least(large) / least(small)
 
 
+GEMINI = "gemini/gemini-2.5-flash-lite"
 SECRET = "AIza-a-secret-that-must-never-show"
 
 

@@ -39,14 +39,12 @@ def digest(data):
 
 def executed(name, folder):
     notebook, variant, changes = RUNS[name]
-    pairs = [
-        part
-        for pair in (changes | {"output_root": folder, "cache_root": folder / "cache"}).items()
-        if not (name == "01" and pair[0] == "cache_root")
-        for part in ("-p", *map(str, pair))
-    ]
+    given = changes | {"paths.output": folder}
+    if name != "01":
+        given["paths.cache"] = folder / "cache"
+    pairs = [f"{key}={value}" for key, value in given.items()]
     done = subprocess.run(
-        [sys.executable, "-m", "geo_utils.run", notebook, variant, *pairs],
+        [sys.executable, "-m", "geo_utils", "run", notebook, variant, *pairs],
         cwd=PROJECT,
         capture_output=True,
         text=True,

@@ -20,7 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
-from conftest import PROJECT
+from conftest import GEMINI, PROJECT
+from headless import run_command
 from servers import SimulatedGemini
 from train_many import SMALL, learned
 
@@ -28,9 +29,16 @@ from geo_utils.files import read_jsonl
 from geo_utils.runs import Run
 
 WIDTH = 4  # calls in flight, at most
-SHORT = {"cold_start.steps": "40", "evaluation.repeats": "1", "evaluation.key_points": "one"}
+SHORT = {"policy.cold_start.steps": "40", "evaluation.repeats": "1", "evaluation.key_points": "one"}
 RUNS = {
-    "evaluations": ("03_key_point_prompt", {"limit": "3", "judge": "gemini", "rewriter": "gemini"}),
+    "evaluations": (
+        "03_key_point_prompt",
+        {
+            "corpus.limit": "3",
+            "judge": GEMINI,
+            "rewriter": GEMINI,
+        },
+    ),
     "trainings": ("04_grpo", SMALL | SHORT),
 }
 # The command starts Papermill, which starts the kernel, which starts the client of the service.
@@ -65,11 +73,10 @@ class Case:
         self.server = SimulatedGemini(root / "server.jsonl", latency="uniform:0.05,0.2")
         servers = ", ".join(f"{r}: ['{self.server.url}']" for r in ("engine", "judge", "rewriter"))
         options = parameters | {
-            "engine": "gemini", "servers": f"{{{servers}}}", "calls.max_concurrency": WIDTH,
-            "output_root": root / "outputs", "cache_root": root / "cache",
+            "engine": GEMINI, "servers": f"{{{servers}}}", "calls.max_concurrency": WIDTH,
+            "paths.cache": root / "cache",
         }  # fmt: skip
-        extra = [str(part) for pair in options.items() for part in ("-p", *pair)]
-        self.command = [sys.executable, "-m", "geo_utils.run", notebook, "smoke", *extra]
+        self.command = run_command(notebook, "smoke", root / "outputs", *options.items())
         self.env = os.environ | {"GEMINI_API_KEY": "a-key-of-this-test", "OMP_NUM_THREADS": "1"}
 
     def start(self):

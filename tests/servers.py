@@ -49,7 +49,7 @@ class SimulatedGemini:
 
     def __enter__(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "geo_utils.roles.simulated_gemini", *self.arguments]
+            [sys.executable, "-m", "geo_utils", "simulate-gemini", *self.arguments]
         )
         wait_until_up(f"{self.url}/v1beta/models", self.process)
         return self

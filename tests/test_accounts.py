@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import PROJECT, run
+from headless import only_run, run_command, run_notebook
 from test_caller import QUICK, Scripted, ask
-from test_headless import NB02, only_run, run_notebook
 from test_replies import FINE, Service, changed
 from test_runs import NAME, params  # noqa: F401
 from tiny_model import make_tiny_model
@@ -31,6 +31,8 @@ from geo_utils.runs import NothingScored, RunHeld, locate_run, start_run
 CALL = {"role": "engine", "model": "m", "failure": None, "tokens_in": 10, "tokens_out": 5,
         "tokens_cached": 0, "latency_s": 0.1, "served_by": "s"}  # fmt: skip
 DEAR = {"scripted": Price(tokens_in=0, tokens_out=100_000)}  # 0.1 $ a token that is answered
+
+NB02 = "02_baseline_rewrites"
 
 
 class Short(Scripted):
@@ -121,8 +123,7 @@ class TestLocalModels:
     ):
         folder = make_tiny_model(tmp_path / "tiny")
         values = default_parameters(PROJECT / "notebooks" / f"{NB02}.ipynb") | {
-            "engine": "transformers", "models": {"engine": str(folder)},
-            "cache_root": str(tmp_path / "cache"),
+            "engine": f"transformers/{folder}", "paths": {"cache": str(tmp_path / "cache")},
             "calls": {"timeout_s": 0.001, "deadline_s": 0.001, "max_concurrency": 1,
                       "requests_per_minute": 1.0},
         }  # fmt: skip
@@ -199,10 +200,10 @@ class TestNothingScored:
             async with service:
                 url = f"http://127.0.0.1:{service.port}/v1"
                 extra = (
-                    ("limit", "2"), ("repeats", "1"), ("methods", "[original, keyword_stuffing]"),
-                    ("engine", "openai"), ("models", "{engine: m}"),
-                    ("servers", f"{{engine: ['{url}']}}"),
-                    ("cache_root", str(tmp_path / "cache")),
+                    ("corpus.limit", "2"), ("repeats", "1"),
+                    ("methods", "[original, keyword_stuffing]"),
+                    ("engine", "openai/m"), ("servers", f"{{engine: {url}}}"),
+                    ("paths.cache", str(tmp_path / "cache")),
                 )  # fmt: skip
                 return await asyncio.to_thread(
                     run_notebook, NB02, "smoke", tmp_path / "out", *extra
@@ -235,9 +236,9 @@ class TestIdentity:
             (inside.parent / "back").symlink_to(place)
             inside.write_text("one")
         if kind in ("prompts", "link"):
-            given = {"prompts": str(place)}
+            given = {"paths": {"prompts": str(place)}}
         elif kind == "model on a GPU":
-            given = {"engine": "transformers", "models": {"engine": f"{place}@cuda:1"}}
+            given = {"engine": f"transformers/{place}@cuda:1"}
         elif kind == "adapter":
             (place / "adapter_config.json").write_text("{}")
             inside = place / "adapter_model.safetensors"
@@ -247,7 +248,7 @@ class TestIdentity:
             inside = inside if "file" in kind else place / "rows.arrow"
             inside.write_text("one")
             path = str(inside if kind == "corpus file" else place)
-            given = {"corpus": "jsonl", "corpus_path": path}
+            given = {"corpus": {"name": "jsonl", "path": path}}
         first = locate_run(NAME, params(**given)).folder.name[-8:]
         assert locate_run(NAME, params(**given)).folder.name[-8:] == first
         inside.write_text("two")
@@ -256,10 +257,14 @@ class TestIdentity:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"model_name_or_path": "{}", "cold_start.small_model": "null", "cold_start.steps": "0"},
-            {"resume_from_checkpoint": "{}"},
+            {
+                "policy.base": "{}",
+                "policy.cold_start.small_model": "null",
+                "policy.cold_start.steps": "0",
+            },
+            {"grpo.resume_from_checkpoint": "{}"},
             {"evaluation.methods": "[original, '{}']"},
-            {"evaluation.judge": "transformers", "evaluation.models": "{{judge: '{}'}}"},
+            {"evaluation.judge": "transformers/{}"},
         ],
     )
     def test_what_a_training_names_is_edited(self, tmp_path, changes):
@@ -268,7 +273,7 @@ class TestIdentity:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             (folder / name).write_text("{}")
         given = [(name, value.format(folder)) for name, value in changes.items()]
-        _, _, read = read_parameters("04_grpo", "smoke", [("output_root", str(tmp_path)), *given])
+        _, _, read = read_parameters("04_grpo", "smoke", [("paths.output", str(tmp_path)), *given])
         first = locate_run("04_grpo", read).folder.name[-8:]
         assert locate_run("04_grpo", read).folder.name[-8:] == first
         (folder / "adapter_model.safetensors").write_text("trained again")
@@ -285,7 +290,7 @@ class TestIdentity:
         assert locate_run("03_key_point_prompt", read).folder.name[-8:] != first
 
     def test_where_a_small_model_is_made_is_nothing_that_a_run_reads(self, tmp_path):
-        made = [("model_name_or_path", str(tmp_path / "m")), ("output_root", str(tmp_path))]
+        made = [("policy.base", str(tmp_path / "m")), ("paths.output", str(tmp_path))]
         _, _, read = read_parameters("04_grpo", "smoke", made)
         first = locate_run("04_grpo", read).folder.name[-8:]
         (tmp_path / "m").mkdir()
@@ -296,10 +301,12 @@ class TestIdentity:
         (tmp_path / "mine").mkdir()
         rule = tmp_path / "mine" / "rules.json"
         rule.write_text("[]")
-        made = start_run(NAME, params(prompts=str(tmp_path / "mine")))
+        made = start_run(NAME, params(paths={"prompts": str(tmp_path / "mine")}))
         made.finish({})
         rule.write_text('["another"]')
-        assert start_run(NAME, params(prompts=str(tmp_path / "mine"))).folder != made.folder
+        assert (
+            start_run(NAME, params(paths={"prompts": str(tmp_path / "mine")})).folder != made.folder
+        )
 
 
 HOLDS = """
@@ -347,12 +354,12 @@ class TestOneAtATime:
         only when the first run is over.
         """
         server = gemini_server(latency="constant:0.05")
-        command = [sys.executable, "-m", "geo_utils.run", NB02, "gemini",
-                   "-p", "output_root", str(tmp_path), "-p", "cache_root", str(tmp_path / "c"),
-                   "-p", "limit", "3", "-p", "calls.max_concurrency", "1",
-                   "-p", "calls.timeout_s", "600", "-p", "calls.deadline_s", "1200",
-                   "-p", "servers", f"{{engine: ['{server.url}'], judge: ['{server.url}'], "
-                   f"rewriter: ['{server.url}']}}"]  # fmt: skip
+        served = ", ".join(f"{role}: {server.url}" for role in ("engine", "judge", "rewriter"))
+        command = run_command(
+            NB02, "gemini", tmp_path, ("paths.cache", tmp_path / "c"), ("corpus.limit", 3),
+            ("calls", "{max_concurrency: 1, timeout_s: 600, deadline_s: 1200}"),
+            ("servers", f"{{{served}}}"),
+        )  # fmt: skip
         environment = {**os.environ, "GEMINI_API_KEY": "a-key-of-this-test"}
         options = {"cwd": PROJECT, "env": environment, "stderr": subprocess.PIPE, "text": True}
         first = subprocess.Popen(command, **options)
@@ -377,7 +384,7 @@ class TestOneAtATime:
 
 
 def test_a_failed_rerun_leaves_the_finished_report(tmp_path, monkeypatch):
-    done = run_notebook(NB02, "smoke", tmp_path, ("limit", "3"))
+    done = run_notebook(NB02, "smoke", tmp_path, ("corpus.limit", "3"))
     assert done.returncode == 0, done.stderr
     made = only_run(tmp_path, NB02)
     kept = {name: (made.folder / name).read_bytes() for name in ("report.html", "notebook.ipynb")}
@@ -387,11 +394,11 @@ def test_a_failed_rerun_leaves_the_finished_report(tmp_path, monkeypatch):
         "import sys\nif 'ipykernel_launcher' in ' '.join(sys.orig_argv): raise SystemExit(9)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(broken))
-    failed = run_notebook(NB02, "smoke", tmp_path, ("limit", "3"))
+    failed = run_notebook(NB02, "smoke", tmp_path, ("corpus.limit", "3"))
     assert failed.returncode == 1, failed.stderr
     assert made.manifest["status"] == "finished" and "failed" in made.manifest["rerun"]
     assert {name: (made.folder / name).read_bytes() for name in kept} == kept
     monkeypatch.delenv("PYTHONPATH")
-    again = run_notebook(NB02, "smoke", tmp_path, ("limit", "3"))
+    again = run_notebook(NB02, "smoke", tmp_path, ("corpus.limit", "3"))
     assert again.returncode == 0 and "report:" in again.stdout
     assert not (made.folder / "notebook.rerun.ipynb").exists()

@@ -1,17 +1,17 @@
 """The analyses of notebook 02, each against a table worked by hand."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PROJECT, make_example, run
+from conftest import GEMINI, PROJECT, make_example, run
+from headless import only_run, run_notebook
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
-from test_headless import only_run, run_notebook
 
 from geo_utils.baseline_rewrites.analyses import (
     add_analyses,
@@ -48,7 +48,6 @@ from geo_utils.baseline_rewrites.funnel import (
 from geo_utils.baseline_rewrites.objective import _upstream_pawc, objective_table
 from geo_utils.baseline_rewrites.params import AnalysisOptions, BaselineRewritesParams
 from geo_utils.baseline_rewrites.side_effects import collateral_figure, collateral_table
-from geo_utils.baseline_rewrites.strata import others_carry, strata, strata_figure, strata_table
 from geo_utils.collateral import (
     OTHERS,
     OWN,
@@ -70,16 +69,16 @@ from geo_utils.roles.engines import Answer, ExtractiveEngine
 from geo_utils.roles.judges import LexicalJudge, Verdict
 from geo_utils.roles.make import make_roles
 from geo_utils.roles.methods import is_arm, is_policy, placebo_of, shuffled_method
-from geo_utils.roles.rewriters import EDITS, EditRewriter
+from geo_utils.roles.rewriters import EDITS
 from geo_utils.show.report import render_report
-from geo_utils.summary import contrasts, differing, means, summarise
+from geo_utils.summary import contrasts, means, summarise
 
 NB02 = "02_baseline_rewrites"
 DEFAULTS = default_parameters(PROJECT / "notebooks" / f"{NB02}.ipynb")
+OFFLINE = make_roles(BaselineRewritesParams.check(DEFAULTS))
 EVERYTHING = {
     "removed": True, "placebo": ["paste_key_point"], "original_support": True, "collateral": True,
-    "strata": True,
-}  # fmt: skip
+    }  # fmt: skip
 NAN = float("nan")
 
 
@@ -124,12 +123,6 @@ class TestContrasts:
         found = means(samples_of(a=[[1, 0], [NAN, 1]]), "supported", bounded=True).loc["a"]
         assert (found["mean"], found["n_samples"], found["abstentions"]) == (2 / 3, 3, 1)
 
-    def test_groups_that_differ_exactly(self):
-        # 6!/(3!3!) = 20 ways to split; two of them, the found one and its mirror, are as far apart.
-        assert differing([np.zeros(3), np.ones(3)]) == pytest.approx(2 / 20)
-        assert differing([np.ones(3), np.ones(3)]) == 1.0
-        assert np.isnan(differing([np.ones(3), np.ones(1)]))
-
 
 @dataclass
 class Recorder:
@@ -149,10 +142,9 @@ TWO = [make_example(q, query=f"{q} tides?", sources=(*PAGES[:2], f"{q} boats."))
 class TestArms:
     def arm(self, name, examples=TWO, repeats=1):
         engine = Recorder()
-        found = evaluate_arms(
-            examples, [name], engine, LexicalJudge(), EditRewriter(), repeats, progress=print
-        )
-        return engine, found
+        made = replace(OFFLINE, engine=engine)
+        params = OFFLINE.params.model_copy(update={"repeats": repeats})
+        return engine, evaluate_arms(examples, [name], replace(made, params=params), print)
 
     def test_removed_sees_the_other_sources_alone(self):
         engine, found = self.arm("removed", repeats=2)
@@ -482,64 +474,6 @@ def test_the_frontier_by_hand():
     assert found["strict"].tolist() == [0.5, 0.5, 0.0, 0.0]
 
 
-class TestStrata:
-    def noise(self, lift, queries=300, repeats=4):
-        """Coins for the original page, the same coins with `lift` more for the method."""
-        rng = np.random.default_rng(1)
-        rate = rng.uniform(0.1, 0.9 - lift, queries)
-        rows = []
-        for q in range(queries):
-            about = {
-                "query_id": f"q{q}", "key_point_number": 1, "target_place": q % 5,
-                "source_order": [0, 1, 2, 3, 4], "others_carry": float(q % 2),
-            }  # fmt: skip
-            for r in range(repeats):
-                for method, more in (("original", 0.0), ("m", lift)):
-                    value = float(rng.random() < rate[q] + more)
-                    rows.append(about | {"repeat": r, "method": method, "supported": value})
-        return pd.DataFrame(rows)
-
-    def test_chance_alone_is_no_lift_at_a_low_baseline(self):
-        samples = self.noise(0.0)
-        found = strata(samples, "m").set_index("stratum")
-        low = found.loc["below 20 %"]
-        assert low["low"] < 0 < low["high"] and not found["clear"].any()
-        # On the same answers there would be one: the rows would regress to the mean.
-        wide = samples.pivot(index=["query_id", "repeat"], columns="method", values="supported")
-        base = wide["original"].groupby("query_id").transform("mean")
-        naive = (wide["m"] - wide["original"])[base < 0.2]
-        assert naive.mean() > low["high"] > 0
-
-    def test_a_lift_that_only_first_places_have_is_found(self):
-        samples = self.noise(0.0)
-        first = (samples["target_place"] == 0) & (samples["method"] == "m")
-        samples.loc[first, "supported"] = 1.0
-        found = strata(samples, "m").set_index(["factor", "stratum"])
-        place = found.loc["place of the target"]
-        assert place["clear"].all() and place.loc["first", "low"] > 0.2
-        assert place["n_examples"].to_dict() == {"first": 60, "middle": 180, "last": 60}
-        assert not found.loc["other sources"]["clear"].any()
-
-    def test_the_last_place_is_that_of_the_querys_own_sources(self):
-        samples = self.noise(0.1, 40)
-        samples["source_order"] = [
-            list(range(3 if query in ("q2", "q7") else 5)) for query in samples["query_id"]
-        ]
-        found = strata(samples, "m").set_index(["factor", "stratum"])
-        place = found.loc["place of the target", "n_examples"]
-        assert place.to_dict() == {"first": 8, "middle": 22, "last": 10}
-
-    def test_one_repeat_has_no_baseline(self):
-        found = strata(self.noise(0.1, 40, repeats=1), "m")
-        assert set(found["factor"]) == {"place of the target", "other sources"}
-
-    def test_other_sources_that_carry_the_point(self):
-        carried = make_example("q2", sources=(*PAGES[:2], "The Moon raises bulges of water too."))
-        rows = [{"query_id": e.query_id, "key_point": e.key_points[0].content} for e in
-                (make_example(), carried)]  # fmt: skip
-        assert others_carry(pd.DataFrame(rows), [make_example(), carried]).tolist() == [0.0, 1.0]
-
-
 class TestObjective:
     def test_the_earlier_formulas_by_hand(self):
         row = {"answer": "Tides rise twice [1].", "pawc": 1.0, "source_order": [0, 1, 2]}
@@ -567,8 +501,8 @@ class TestObjective:
         ),
         ({"analyses": {"placebo": ["original"]}}, "'original' is no rewriting method"),
         (
-            {"analyses": {"placebo": ["keyword_stuffing"]}, "limit": 1},
-            "limit=1 leaves no other query to shuffle rewrites with",
+            {"analyses": {"placebo": ["keyword_stuffing"]}, "corpus": {"limit": 1}},
+            "corpus.limit=1 leaves no other query to shuffle rewrites with",
         ),
         (
             {"analyses": {"placebo": ["keyword_stuffing"] * 2}},
@@ -600,9 +534,9 @@ def test_the_rehearsal_counts_every_call_of_the_analyses(gemini_server, tmp_path
     params = BaselineRewritesParams.check(
         DEFAULTS
         | {
-            "engine": "gemini", "judge": "gemini", "repeats": 2, "limit": 4, "methods": METHODS,
-            "servers": {"engine": [server.url], "judge": [server.url]},
-            "cache_root": str(tmp_path / "cache"),
+            "engine": GEMINI, "judge": GEMINI, "repeats": 2, "methods": METHODS,
+            "servers": {"engine": server.url, "judge": server.url}, "corpus": {"limit": 4},
+            "paths": {"cache": str(tmp_path / "cache")},
             "analyses": EVERYTHING | {"no_sources": True},
         }
     )  # fmt: skip
@@ -653,7 +587,7 @@ class TestShown:
             strict_figure(summary, found["strict"], "src"), lift_figure(found["lifts"], "src"),
             placebo_figure(found["placebos"], "src"), funnel_figure(found["funnel"], "src"),
             frontier_figure(found["frontier"], "src", 0.8),
-            collateral_figure(found["collateral"], "src"), strata_figure(found["strata"], "src"),
+            collateral_figure(found["collateral"], "src"),
         ]  # fmt: skip
         for figure in figures:
             assert figure.get_suptitle() and "src" in figure.get_supxlabel()
@@ -676,9 +610,9 @@ class TestShown:
         assert set(analyse(analysed[1], AnalysisOptions(funnel=False, frontier=False))) == {
             "strict"
         }
-        for make in (lift_figure, placebo_figure, funnel_figure, collateral_figure, strata_figure):
+        for make in (lift_figure, placebo_figure, funnel_figure, collateral_figure):
             assert make(None, "src") is None
-        for table in (placebo_table, collateral_table, frontier_table, strata_table):
+        for table in (placebo_table, collateral_table, frontier_table):
             assert table(None, "") is None
         assert lift_table(None, analysed[1], "") is None
         assert funnel_table(None, analysed[1], "") is None
@@ -691,7 +625,6 @@ class TestShown:
             "funnel": funnel_table(found["funnel"], samples, "src"),
             "collateral": collateral_table(found["collateral"], "src"),
             "frontier": frontier_table(found["frontier"], "src"),
-            "strata": strata_table(found["strata"], "src"),
         }
         for name, table in tables.items():
             assert "abstentions" in table.data and "src" in table.caption, name
@@ -710,7 +643,7 @@ class TestShown:
 def test_a_corpus_of_single_pages_has_no_lift_and_says_so():
     """Without its only source the offline engine has nothing to say: abstentions throughout."""
     corpus = [make_example(f"q{i}", sources=(PAGES[1],), target_id=0) for i in range(3)]
-    options = AnalysisOptions(removed=True, strata=True)
+    options = AnalysisOptions(removed=True)
     values = DEFAULTS | {"analyses": {"removed": True}, "repeats": 2}
     roles = make_roles(BaselineRewritesParams.check(values))
     samples = evaluate(corpus, ["original", "paste_key_point"], roles.engine, roles.judge, 2)
@@ -721,13 +654,12 @@ def test_a_corpus_of_single_pages_has_no_lift_and_says_so():
     title = lift_figure(found["lifts"], "src").get_suptitle()
     assert title == "Without the target page no answer could be scored"
     assert found["lifts"]["abstentions"].tolist() == [6, 6]
-    assert strata_figure(found["strata"], "src") and strata_table(found["page_strata"], "")
     assert analysis_headline(found)["lifts"]["original"]["difference"] is None
 
 
 def test_the_notebook_with_everything(tmp_path):
     done = run_notebook(
-        NB02, "full", tmp_path, ("limit", "5"), ("repeats", "2"),
+        NB02, "full", tmp_path, ("corpus.limit", "5"), ("repeats", "2"),
         ("methods", "[original, instruct_engine, paste_key_point]"),
         ("analyses.placebo", "[paste_key_point]"),
     )  # fmt: skip
@@ -735,7 +667,7 @@ def test_the_notebook_with_everything(tmp_path):
     full = only_run(tmp_path, NB02)
     names = {path.stem for path in (full.folder / "figures").glob("*.png")}
     assert names == {
-        "key_point_probability", "difference", "lift", "placebo", "strata", "funnel", "collateral",
+        "key_point_probability", "difference", "lift", "placebo", "funnel", "collateral",
         "frontier", "visibility",
     }  # fmt: skip
     stored = pd.read_parquet(full.folder / "points.parquet")
@@ -763,8 +695,7 @@ def test_a_figure_that_is_switched_off_leaves_no_slide(tmp_path):
 
 def test_removed_answers_are_the_engines_own_without_the_page():
     example = SAMPLE[0]
-    found = evaluate_arms(
-        [example], ["removed"], ExtractiveEngine(), LexicalJudge(), EditRewriter(), 1
-    )
+    params = OFFLINE.params.model_copy(update={"repeats": 1})
+    found = evaluate_arms([example], ["removed"], replace(OFFLINE, params=params))
     rest = [s for i, s in enumerate(example.sources) if i != example.target_id]
     assert found["answer"][0] == run(ExtractiveEngine().answer(example.query, rest)).text

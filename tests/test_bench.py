@@ -227,4 +227,8 @@ def test_a_lost_measurement_says_how_far_it_came(tmp_path, monkeypatch):
 def test_sizes_of_a_setting_win_over_the_run_s(tmp_path):
     only = {"s": {"group": "g", "policy": "transformers", "reward": "gemini", "steps": 5}}
     chosen = parameters(tmp_path, settings=only).chosen["s"]
-    assert (chosen.steps, chosen.warmup_steps, chosen.completions) == (5, 1, SMALL["completions"])
+    assert (chosen.steps, chosen.warmup_steps, chosen.completions) == (
+        5,
+        1,
+        SMALL["work"]["completions"],
+    )

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from conftest import PROJECT, make_example, run
 
+from geo_utils.cli import app
 from geo_utils.corpus import KeyPoint
-from geo_utils.grpo.cold_start import Demonstration, demonstrations, export_llamafactory, main
+from geo_utils.grpo.cold_start import Demonstration, demonstrations, export_llamafactory
 from geo_utils.grpo.params import ColdStart
 from geo_utils.models.base import Completion, UnusableError
 from geo_utils.models.usage import Usage
@@ -107,15 +108,20 @@ class TestBestRewrite:
             shown_rewrites(LANDS, fits=1)
 
 
+def geo(arguments):
+    """The exit code of `geo cold-start`."""
+    return app(["cold-start", *arguments], standalone_mode=False) or 0
+
+
 def short_recipe(folder, **changes):
     """The smoke recipe with five steps of a smaller model."""
     recipe = yaml.safe_load((PROJECT / "params" / "04_grpo" / "smoke.yaml").read_text())
-    recipe["env"]["GEO_UTILS"]["cold_start"] |= {
+    recipe["policy"]["cold_start"] |= {
         "steps": 5,
         "batch_size": 4,
         "small_model": {"hidden_size": 32, "layers": 1, "vocabulary": 1024},
     } | changes
-    recipe["env"]["GEO_UTILS"]["cache_root"] = str(folder / "cache")
+    recipe["paths"] = {"cache": str(folder / "cache")}
     path = folder / "short.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
@@ -125,7 +131,7 @@ def short_recipe(folder, **changes):
 def exported(tmp_path_factory):
     """What the command line leaves for LLaMA-Factory."""
     folder = tmp_path_factory.mktemp("export")
-    assert main(["export", str(short_recipe(folder)), str(folder / "out")]) == 0
+    assert geo(["export", str(short_recipe(folder)), str(folder / "out")]) == 0
     return folder / "out"
 
 
@@ -171,7 +177,7 @@ class TestExport:
         assert recipe["use_dora"] and "use_cpu" not in recipe
 
     def test_the_command_is_printed(self, tmp_path, capsys):
-        assert main(["export", str(short_recipe(tmp_path, steps=1)), str(tmp_path / "out")]) == 0
+        assert geo(["export", str(short_recipe(tmp_path, steps=1)), str(tmp_path / "out")]) == 0
         recipe = tmp_path / "out" / "sft.yaml"
         assert capsys.readouterr().out == (
             f"4 demonstrations: {recipe}\nllamafactory-cli train {recipe}\n"
@@ -182,7 +188,7 @@ class TestExport:
         [("default", "the recipe has no cold start"), ("nowhere", "nowhere")],
     )
     def test_what_cannot_be_exported_is_refused(self, tmp_path, capsys, recipe, said):
-        assert main(["export", recipe, str(tmp_path / "out")]) == 2
+        assert geo(["export", recipe, str(tmp_path / "out")]) == 2
         assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -191,7 +197,7 @@ def test_llamafactory_trains_on_it(tmp_path):
     if not cli:
         pytest.skip("skipped: set LLAMAFACTORY_CLI to the llamafactory-cli of its environment")
     recipe, folder = short_recipe(tmp_path), tmp_path / "out"
-    assert main(["export", str(recipe), str(folder)]) == 0
+    assert geo(["export", str(recipe), str(folder)]) == 0
     done = subprocess.run(
         [cli, "train", str(folder / "sft.yaml")],
         env=os.environ | {"HF_HUB_OFFLINE": "1"},

@@ -14,8 +14,8 @@ from conftest import PROJECT
 from geo_utils.efficiency.bench import GpuWatch, Reading, parse, visible_gpus
 from geo_utils.efficiency.measure import measure
 from geo_utils.efficiency.params import EfficiencyParams, Setting
-from geo_utils.efficiency.random_weights import SHAPES, shape_name
-from geo_utils.efficiency.recipes import Placement, place, recipe, training_fields
+from geo_utils.efficiency.random_weights import SHAPES
+from geo_utils.efficiency.recipes import Placement, made_shape, place, recipe, training_fields
 from geo_utils.efficiency.sweep import sweep
 from geo_utils.files import read_jsonl
 from geo_utils.grpo.params import GrpoParams
@@ -25,14 +25,25 @@ from geo_utils.runs import Run, start_run
 
 CPU = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
 SMALL = {
-    "recorded": [], "repeats": 1, "warmup_steps": 1, "steps": 2, "completions": 4,
-    "new_tokens": 8, "prompt_tokens": 640, "reward_latency_s": 0.2, "gemini": "simulated",
-    "policy_model": "small", "random_weights": ["small"], "recipe": CPU, "timeout_s": 900.0,
+    "recorded": [], "timing": {"repeats": 1, "warmup_steps": 1, "steps": 2, "timeout_s": 900.0},
+    "work": {"completions": 4, "new_tokens": 8, "prompt_tokens": 640},
+    "gemini": {"service": "simulated", "latency_s": 0.2},
+    "models": {"policy": "small", "random_weights": ["small"]}, "recipe": CPU,
 }  # fmt: skip
 
 
+GROUPS = {
+    "timing": {"repeats", "warmup_steps", "steps", "timeout_s"},
+    "work": {"completions", "new_tokens", "prompt_tokens", "natural_lengths", "answer_tokens"},
+    "models": {"random_weights", "policy", "engine"},
+}
+
+
 def parameters(tmp_path, **changes):
-    values = SMALL | {"output_root": str(tmp_path / "outputs")} | changes
+    values = SMALL | {"paths": {"output": str(tmp_path / "outputs")}}
+    for name, value in changes.items():
+        group = next((g for g, own in GROUPS.items() if name in own), None)
+        values[group or name] = values[group] | {name: value} if group else value
     file = tmp_path / "given.yaml"
     file.write_text(json.dumps({"variant": "given"} | values))  # JSON is YAML
     return read_parameters("01_efficiency", str(file))[2]
@@ -40,6 +51,11 @@ def parameters(tmp_path, **changes):
 
 def setting(policy="transformers", reward="negative_length", **more):
     return Setting(group="g", policy=policy, reward=reward, **more)
+
+
+def filled(given, params):
+    """A setting with the run's sizes, as a sweep has it."""
+    return params.model_copy(update={"settings": {"s": given}, "only": []}).chosen["s"]
 
 
 def measuring(name="", among=None):
@@ -122,11 +138,11 @@ class TestPlaces:
         ("changes", "message"),
         [
             ({"only": ["stok"], "settings": {"stock": {"group": "g", "policy": "colocate",
-              "reward": "negative_length"}}}, "'stok' is no setting; did you mean 'stock'?"),
-            ({"random_weights": ["Qwen3-17B"]}, "'Qwen3-17B' is not known; did you mean"),
+              "reward": "negative_length"}}}, "only: 'stok' is unknown; did you mean 'stock'?"),
+            ({"random_weights": ["Qwen3-17B"]}, "'Qwen3-17B' is unknown; did you mean"),
             ({"settings": {"a": {"group": "g", "policy": "colocated", "reward": "gemini"}}},
              "choose from transformers, colocate, server"),
-            ({"steps": 1}, "steps=1: input should be greater than or equal to 2"),
+            ({"steps": 1}, "timing.steps=1: input should be greater than or equal to 2"),
         ],
     )  # fmt: skip
     def test_what_cannot_be_is_refused_by_name(self, tmp_path, changes, message):
@@ -137,7 +153,7 @@ class TestPlaces:
 class TestRecipes:
     def recipe(self, tmp_path, given, urls=None, **changes):
         params = parameters(tmp_path, **changes)
-        placement = place(given, params, range(3))
+        given, placement = filled(given, params), place(given, params, range(3))
         models = {"policy": "POLICY", "engine": "ENGINE"}
         return recipe(given, params, placement, models, urls or {}, tmp_path)
 
@@ -150,10 +166,10 @@ class TestRecipes:
         assert grpo["per_device_train_batch_size"] * grpo["gradient_accumulation_steps"] == 64
         assert grpo["max_completion_length"] == 512 and grpo["save_strategy"] == "no"
         natural = self.recipe(tmp_path, setting(), natural_lengths=True)
-        assert "generation_kwargs" not in natural["grpo_options"]
+        assert "generation_kwargs" not in natural["grpo"]
 
     def test_ahead_trains_one_step_more_for_the_one_that_is_not_counted(self, tmp_path):
-        grpo = self.recipe(tmp_path, setting(schedule="ahead"), steps=3)["grpo_options"]
+        grpo = self.recipe(tmp_path, setting(schedule="ahead"), steps=3)["grpo"]
         assert grpo["max_steps"] == 1 + 3 + 1
 
     def test_one_by_one_is_one_call_at_a_time(self, tmp_path):
@@ -164,18 +180,20 @@ class TestRecipes:
     def test_every_schedule_is_trained_alike(self, tmp_path, schedule):
         given = setting(reward="gemini", schedule=schedule)
         same = {"micro_batch": 4, "checkpointing": False, "compiled": False}
-        assert training_fields(given, parameters(tmp_path)) == same
+        params = parameters(tmp_path)
+        assert training_fields(filled(given, params), params) == same
 
     def test_an_engine_in_the_trainer_s_process_names_its_gpu(self, tmp_path):
         given = setting(reward="qwen_transformers", gpus=APART)
         made = GrpoParams.check(self.recipe(tmp_path, given, recipe={}))
-        assert made.models["engine"] == "ENGINE@cuda:1" and made.judge_mode == "soft"
+        assert made.engine == "transformers/ENGINE@cuda:1"
+        assert made.judge == made.engine and made.sampling.judge_mode == "soft"
 
     def test_servers_are_where_they_were_started(self, tmp_path):
         given = setting("server", "qwen_server", gpus=THREE)
         urls = {"policy": "http://p:1", "engine": "http://e:2"}
         made = GrpoParams.check(self.recipe(tmp_path, given, urls, recipe={}))
-        assert made.servers == {"engine": ["http://e:2/v1"], "judge": ["http://e:2/v1"]}
+        assert made.addresses("engine") == made.addresses("judge") == ("http://e:2/v1",)
         assert made.grpo["vllm_server_base_url"] == "http://p:1"
 
     def test_a_batch_that_does_not_divide_is_refused(self, tmp_path):
@@ -183,11 +201,12 @@ class TestRecipes:
         with pytest.raises(ParameterError, match="completions=4 are no multiple of"):
             self.recipe(tmp_path, given)
 
-    def test_a_model_is_known_by_its_shape(self):
-        assert shape_name("Qwen/Qwen2.5-7B-Instruct") == "Qwen2.5-7B"
-        assert {shape_name(name) for name in SHAPES} == set(SHAPES)
-        with pytest.raises(ParameterError, match="shape of 'Llama-3' is not known"):
-            shape_name("Llama-3")
+    def test_a_model_is_known_by_its_shape(self, tmp_path):
+        made = parameters(tmp_path, random_weights=list(SHAPES))
+        assert made_shape("Qwen/Qwen2.5-7B-Instruct", made) == "Qwen2.5-7B"
+        assert {made_shape(name, made) for name in SHAPES} == set(SHAPES)
+        assert made_shape("/models/another", made) is None  # it is there: nothing is made
+        assert made_shape("Qwen/Qwen3-1.7B", parameters(tmp_path, random_weights=[])) is None
 
 
 @pytest.mark.parametrize(
@@ -252,7 +271,7 @@ class TestSweep:
         assert {name: row["status"] for name, row in rows.items()} == {
             "negative": "measured", "wrong": "failed", "gemini": "measured", "colocate": "not run",
         }  # fmt: skip
-        assert "'no_such_field' is no field of GRPOConfig" in rows["wrong"]["reason"]
+        assert "grpo.no_such_field: no such field" in rows["wrong"]["reason"]
         assert rows["colocate"]["reason"] == "not run: needs a GPU"
 
     def test_a_measured_row_says_what_it_measured(self, swept):
@@ -281,8 +300,8 @@ class TestSweep:
 
     def test_a_killed_sweep_leaves_no_process_and_goes_on_at_the_next_setting(self, swept):
         folder = swept[4]
-        command = [sys.executable, "-m", "geo_utils.efficiency.sweep", str(folder / "given.yaml"),
-                   "-p", "variant", "killed", "-p", "only", "[negative, gemini]"]  # fmt: skip
+        command = [sys.executable, "-m", "geo_utils", "sweep", str(folder / "given.yaml"),
+                   "variant=killed", "only=[negative, gemini]"]  # fmt: skip
         environment = {**os.environ, "SWEEP_OF_TEST": str(folder)}
         process = subprocess.Popen(command, cwd=PROJECT, env=environment)
         runs = folder / "outputs/01_efficiency/killed"
@@ -322,10 +341,10 @@ class TestSweep:
     def test_one_that_takes_too_long_is_a_row(self, swept, tmp_path):
         only = {"negative": SETTINGS["negative"]}
         params = parameters(tmp_path, settings=only, timeout_s=0.5)
-        folder = Path(params.output_root) / "random_weights"
+        folder = Path(params.paths.output) / "random_weights"
         folder.parent.mkdir(parents=True)
-        folder.symlink_to(Path(swept[0].output_root) / "random_weights")
-        (row,) = sweep(params, Run(Path(params.output_root) / "run"))
+        folder.symlink_to(Path(swept[0].paths.output) / "random_weights")
+        (row,) = sweep(params, Run(Path(params.paths.output) / "run"))
         assert row["status"] == "timed out" and row["phase"]
         assert row["reason"] == f"not done after 0.5 s (while {row['phase']})"
         assert not measuring(among=str(tmp_path))
@@ -334,13 +353,13 @@ class TestSweep:
 def test_a_model_whose_answers_are_all_cut_off_is_asked_once(swept, tmp_path):
     """As one of random weights, which ends only at its longest, and says neither yes nor no."""
     params = swept[0]
-    small = str(Path(params.output_root) / "random_weights/small")
+    small = str(Path(params.paths.output) / "random_weights/small")
     given = setting(reward="qwen_server", gpus=APART)
     models, urls = {"policy": small, "engine": small}, {"engine": "http://unused"}
     placement = Placement({}, 0, on_cpu=True)
-    values = recipe(given, params, placement, models, urls, tmp_path)
-    values |= {"engine": "transformers", "judge": "transformers", "servers": {}}
-    values["grpo_options"]["max_steps"] = 6  # a training ends after 5 batches without a score
+    values = recipe(filled(given, params), params, placement, models, urls, tmp_path)
+    values |= {"engine": f"transformers/{small}", "judge": f"transformers/{small}", "servers": {}}
+    values["grpo"]["max_steps"] = 6  # a training ends after 5 batches without a score
     spec = {"recipe": values, "warmup_steps": 1, "answer_tokens": 4, "page_tokens": 200,
             "same_length": True}  # fmt: skip
     result = measure(spec, tmp_path)

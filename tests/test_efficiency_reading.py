@@ -682,7 +682,7 @@ def test_shipped_settings_use_fields_that_trl_has(variant):
     known = field_names("grpo")
     for setting in params.settings.values():
         assert set(params.recipe) | set(setting.recipe) <= known
-        assert (setting.completions or params.completions) % 8 == 0
+        assert (setting.completions or params.work.completions) % 8 == 0
 
 
 def test_the_study_has_the_issues_groups():

@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+import sys
 from collections import Counter
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 from conftest import make_example
 
+from geo_utils import evaluate as evaluate_module
 from geo_utils.corpus import load_corpus
 from geo_utils.evaluate import draw_placement, evaluate
 from geo_utils.roles.engines import Answer, ExtractiveEngine
@@ -219,3 +221,36 @@ class TestPolicyFailures:
         assert set(failed["explanation"]) == {"unparsable: no arrangement"}
         lost = offline(methods=["original", "policy/after"], rewriter=Fails(False))
         assert lost[lost["method"] == "policy/after"]["supported"].isna().all()
+
+
+class TestCounter:
+    def told(self, monkeypatch, capsys, *moments, spent=None):
+        """What a log that is no terminal gets of 200 samples, at (seconds, how many are done)."""
+        now = [0.0]
+        monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+        monkeypatch.setattr("geo_utils.evaluate.time.monotonic", lambda: now[0])
+        counter = evaluate_module.Counter("samples", spent)
+        for now[0], done in moments:
+            counter(done, 200)
+        return capsys.readouterr().err.splitlines()
+
+    def test_a_log_gets_a_line_a_minute_with_rate_spend_and_time_left(self, monkeypatch, capsys):
+        moments = (0.0, 0), (10.0, 20), (61.0, 122), (70.0, 140), (100.0, 200)
+        assert self.told(monkeypatch, capsys, *moments, spent=lambda: 0.0125) == [
+            "122 of 200 samples, 61 s, 2.0 a second, 0.0125 US dollars, about 39 s left",
+            "200 of 200 samples, 100 s, 2.0 a second, 0.0125 US dollars",
+        ]
+
+    def test_what_was_done_before_makes_nothing_look_faster(self, monkeypatch, capsys):
+        assert self.told(monkeypatch, capsys, (5.0, 100), (66.0, 161)) == [
+            "161 of 200 samples, 61 s, 1.0 a second, about 39 s left"
+        ]
+
+    def test_slow_work_is_told_in_seconds_each(self, monkeypatch, capsys):
+        (line,) = self.told(monkeypatch, capsys, (0.0, 0), (120.0, 2))
+        assert line == "2 of 200 samples, 120 s, 60.0 s each, about 11880 s left"
+
+    def test_a_kernel_hands_it_to_the_command_line(self, monkeypatch, capsys, tmp_path):
+        monkeypatch.setenv(evaluate_module.PROGRESS, str(tmp_path / "progress"))
+        self.told(monkeypatch, capsys, (0.0, 0), (2.0, 50))
+        assert (tmp_path / "progress").read_text().startswith("50 of 200 samples, 2 s")

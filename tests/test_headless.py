@@ -1,12 +1,13 @@
 """Notebooks as a user runs them: from the command line, through bare Papermill, and badly."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,33 +15,19 @@ import nbformat
 import pandas as pd
 import pytest
 from conftest import PROJECT, make_row
+from headless import command, only_run, run_command, run_notebook, sets
 
-from geo_utils import run as run_module
+from geo_utils import notebooks
+from geo_utils.cli import app
 from geo_utils.parameters import read_yaml
 from geo_utils.runs import Run
 
 NB02, NB03 = "02_baseline_rewrites", "03_key_point_prompt"
 
 
-def command(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        **options,
-    )
-
-
-def run_notebook(notebook, params, root, *overrides):
-    extra = [part for pair in overrides for part in ("-p", *pair)]
-    return command("geo_utils.run", notebook, params, "-p", "output_root", root, *extra)
-
-
-def only_run(root, notebook):
-    (folder,) = (root / notebook).glob("*/*")
-    return Run(folder)
+def geo(*arguments):
+    """The exit code of `geo`, in this process."""
+    return app([*arguments], standalone_mode=False) or 0
 
 
 def last_executed(executed):
@@ -78,7 +65,7 @@ class TestSmoke:
         notebook, _, run = finished
         manifest = run.manifest
         assert manifest["status"] == "finished" and manifest["notebook"] == notebook
-        assert manifest["parameters"]["passed"]["output_root"]
+        assert manifest["parameters"]["passed"]["paths"]
         assert manifest["parameters"]["resolved"]["repeats"] == 3
         assert len(manifest["inputs"]["corpus"]) == 64
         assert manifest["usage"] == {
@@ -183,41 +170,37 @@ def test_pages_load_without_a_network_and_without_console_errors(finished, page,
 @pytest.mark.parametrize("file", ["gemini", "smoke"])
 def test_a_dotted_name_sets_one_entry_and_keeps_the_others(monkeypatch, file):
     seen = {}
-    monkeypatch.setattr(run_module, "execute", lambda _, values, params: seen.update(values) or 0)
-    entries = ("-p", "calls.max_cost", "5", "-p", "calls.max_tries", "3")
-    assert run_module.main([NB02, file, *entries]) == 0
+    monkeypatch.setattr(notebooks, "execute", lambda _, values, *rest: seen.update(values) or 0)
+    assert geo("run", NB02, file, "calls.max_cost=5", "calls.max_tries=3") == 0
     before = read_yaml(PROJECT / "params" / NB02 / f"{file}.yaml").get("calls", {})
     assert seen["calls"] == before | {"max_cost": 5, "max_tries": 3}
 
 
+def test_a_terminal_shows_how_far_the_notebook_is(tmp_path):
+    ours, theirs = pty.openpty()
+    line = run_command(NB02, "smoke", tmp_path, ("corpus.limit", "4"))
+    process = subprocess.Popen(line, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # so the end of a terminal is told
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 0, shown.decode()
+    assert re.search(rb"\r  \d+ of 36 samples, \d+ s", shown), shown.decode()
+
+
 class TestBadParameters:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ((NB02, "smoke", "-p", "repeat", "3"), "did you mean 'repeats'?"),
-            ((NB02, "smoke", "-p", "repeats", "0"), "repeats=0: input should be greater"),
-            ((NB02, "smoke", "-p", "methods", "[original, fluency]"), "'fluency' needs a model"),
-            ((NB02, "smok"), "no parameter file"),
-            ((NB02, "smoke", "-p", "methods", "[original"), "is not YAML"),
-            ((NB02, "smoke", "-p", "repeats.x", "3"), "-p repeats.x: 'repeats' is no mapping"),
-            ((NB02, "smoke", "-p", "cals.x", "3"), "'cals' is no mapping; did you mean 'calls'?"),
-            ((NB02, "smoke", "-p", "calls.max_cost", "0"), "calls.max_cost=0: input should be"),
-            (("02_baseline", "smoke"), "did you mean '02_baseline_rewrites'?"),
-        ],
-    )
-    def test_the_command_line_refuses_before_anything_runs(
-        self, tmp_path, heavy_imports, arguments, message
-    ):
-        done = command("geo_utils.run", *arguments, "-p", "output_root", str(tmp_path / "out"))
-        assert done.returncode == 2
-        assert message in done.stderr and "Traceback" not in done.stderr
+    def test_the_command_line_refuses_before_anything_runs(self, tmp_path, heavy_imports):
+        done = run_notebook(NB02, "smoke", tmp_path / "out", ("repeats", "0"))
+        assert done.returncode == 2 and "repeats=0: input should be greater" in done.stderr
         assert not heavy_imports() and not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(
         ("name", "value", "message"),
         [
             ("repeat", "3", "'repeat' is no parameter; did you mean 'repeats'?"),
-            ("engine", "ofline", "engine='ofline': choose from offline"),
+            ("engine", "ofline", "engine: 'ofline' names no model; did you mean 'offline'?"),
         ],
     )
     def test_bare_papermill_stops_before_anything_is_loaded(
@@ -225,38 +208,13 @@ class TestBadParameters:
     ):
         out = tmp_path / "out.ipynb"
         done = command(
-            "papermill", f"notebooks/{NB02}.ipynb", out, "-p", "output_root", tmp_path,
+            "papermill", f"notebooks/{NB02}.ipynb", out, "-y", f"paths: {{output: {tmp_path}}}",
             "-p", name, value, "--no-progress-bar",
         )  # fmt: skip
         assert done.returncode != 0 and message in done.stderr
         assert "params = BaselineRewritesParams.from_notebook(" in last_executed(out)
         assert heavy_imports() == {"papermill", "nbclient", "ipykernel"}
         assert not (tmp_path / NB02).exists()
-
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            (None, "no such file"),
-            ('{"query_id": "q1", "que', "line 1: not a JSON object"),
-            (json.dumps(make_row(target_id=9)), "target_id=9; allowed are 0 to 2"),
-        ],
-    )
-    def test_a_wrong_corpus_fails_the_run_before_engine_and_judge_are_made(
-        self, tmp_path, heavy_imports, content, message
-    ):
-        path = tmp_path / "rows.jsonl"
-        if content is not None:
-            path.write_text(content)
-        done = run_notebook(
-            NB02, "smoke", tmp_path, ("corpus", "jsonl"), ("corpus_path", str(path))
-        )
-        assert done.returncode == 1 and message in done.stderr
-        run = only_run(tmp_path, NB02)
-        assert run.manifest["status"] == "failed" and message in run.manifest["reason"]
-        assert message in (run.folder / "report.html").read_text()
-        assert "load_corpus(" in last_executed(run.folder / "notebook.ipynb")
-        kernel = run.manifest["attempts"][-1]["pid"]
-        assert heavy_imports(kernel) == {"ipykernel", "nupunkt"}  # nupunkt: to split sentences
 
 
 class TestFullDisk:
@@ -274,15 +232,14 @@ class TestFullDisk:
     @pytest.mark.parametrize("size", ["100k", "320k", "400k", "1m"])
     def test_from_the_start_or_soon(self, small_disk, size):
         root = small_disk(size)
-        done = run_notebook(NB02, "smoke", root, ("limit", "4"))
+        done = run_notebook(NB02, "smoke", root, ("corpus.limit", "4"))
         self.check(root, done.returncode, done.stderr)
 
     def test_in_the_middle_and_then_there_is_room_again(self, small_disk):
         root = small_disk("16m")
         process = subprocess.Popen(
-            [sys.executable, "-m", "geo_utils.run", NB02, "smoke", "-p", "limit", "4",
-             "-p", "output_root", str(root)],
-            cwd=PROJECT, stderr=subprocess.PIPE, text=True,
+            run_command(NB02, "smoke", root, ("corpus.limit", 4)), cwd=PROJECT,
+            stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stderr is not None
         first = process.stderr.readline()
@@ -294,7 +251,7 @@ class TestFullDisk:
         self.check(root, process.returncode, said)
         assert only_run(root, NB02).manifest["status"] == "failed"
         (root / "filler").unlink()
-        done = run_notebook(NB02, "smoke", root, ("limit", "4"))
+        done = run_notebook(NB02, "smoke", root, ("corpus.limit", "4"))
         assert done.returncode == 0, done.stderr
         assert only_run(root, NB02).manifest["status"] == "finished"
 
@@ -303,13 +260,13 @@ def test_bare_papermill_with_a_parameter_file(tmp_path):
     out = tmp_path / "out.ipynb"
     done = command(
         "papermill", f"notebooks/{NB02}.ipynb", out, "-f", f"params/{NB02}/smoke.yaml",
-        "-p", "output_root", tmp_path, "-p", "limit", "4", "--no-progress-bar",
+        "-y", f"paths: {{output: {tmp_path}}}\ncorpus: {{limit: 4}}", "--no-progress-bar",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path, NB02)
     assert run.manifest["status"] == "finished"
-    assert run.manifest["parameters"]["passed"]["limit"] == 4
-    rendered = command("geo_utils.report", out)
+    assert run.manifest["parameters"]["passed"]["corpus"] == {"limit": 4}
+    rendered = command("geo_utils", "report", out)
     assert rendered.returncode == 0 and (tmp_path / "report.html").exists()
 
 
@@ -318,7 +275,7 @@ def test_bare_papermill_with_a_parameter_file(tmp_path):
 )
 def test_real_rows_are_all_scored(tmp_path):
     done = run_notebook(
-        NB02, "default", tmp_path, ("corpus", "jsonl"),
+        NB02, "default", tmp_path, ("corpus.name", "jsonl"),
         ("corpus_path", str((PROJECT / "../shared/data/researchy-geo-dev.jsonl").resolve())),
         ("methods", "[original, keyword_stuffing, easy_to_understand, key_point, "
                     "paste_key_point, repeat_key_point]"),
@@ -339,8 +296,8 @@ class TestMeanwhile:
         prompts.mkdir()
         (prompts / "answer.md").write_text("one")
         process = subprocess.Popen(
-            [sys.executable, "-m", "geo_utils.run", NB02, "smoke", "-p", "limit", "2",
-             "-p", "prompts", str(prompts), "-p", "output_root", str(tmp_path / "out")],
+            run_command(NB02, "smoke", tmp_path / "out", ("corpus.limit", 2),
+                        ("paths.prompts", prompts)),
             cwd=PROJECT, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stderr is not None and "running in" in process.stderr.readline()
@@ -356,8 +313,8 @@ class TestMeanwhile:
             shutil.rmtree(executed.parent)
             return 1
 
-        monkeypatch.setattr(run_module, "_papermill", papermill)
-        assert run_module.main([NB02, "smoke", "-p", "output_root", str(tmp_path)]) == 1
+        monkeypatch.setattr(notebooks, "_papermill", papermill)
+        assert geo("run", NB02, "smoke", f"paths.output={tmp_path}") == 1
         assert "was deleted while it ran; run it again" in capsys.readouterr().err
         assert not list(tmp_path.glob(f"{NB02}/*/*"))
 
@@ -370,8 +327,8 @@ class TestMeanwhile:
             monkeypatch.setattr(Run, "update", lambda self, **_: refuse(self.folder))
             return 1
 
-        monkeypatch.setattr(run_module, "_papermill", papermill)
-        assert run_module.main([NB02, "smoke", "-p", "output_root", str(tmp_path)]) == 1
+        monkeypatch.setattr(notebooks, "_papermill", papermill)
+        assert geo("run", NB02, "smoke", f"paths.output={tmp_path}") == 1
         assert "cannot be recorded: [Errno 30] Read-only file sys" in capsys.readouterr().err
 
     def test_a_corpus_that_may_not_be_read_is_named(self, tmp_path, monkeypatch, capsys):
@@ -385,8 +342,9 @@ class TestMeanwhile:
             return opened(path, *mode, **options)
 
         monkeypatch.setattr(Path, "open", refuse)
-        given = ("-p", "corpus", "jsonl", "-p", "corpus_path", str(corpus))
-        assert run_module.main([NB02, "smoke", "-p", "output_root", str(tmp_path), *given]) == 2
+        given = sets(("corpus.name", "jsonl"), ("corpus.path", corpus), ("paths.output", tmp_path))
+        monkeypatch.setattr("geo_utils.cli._check_corpus", lambda params: None)
+        assert geo("run", NB02, "smoke", *given) == 2
         assert capsys.readouterr().err == f"{NB02}: [Errno 13] Permission denied: '{corpus}'\n"
 
 
@@ -397,12 +355,8 @@ class TestEndings:
 
     def start(self, root, attempt=1):
         process = subprocess.Popen(
-            [
-                sys.executable, "-m", "geo_utils.run", NB02, "smoke",
-                "-p", "output_root", str(root),
-                *(part for pair in self.overrides for part in ("-p", *pair)),
-            ],
-            cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            run_command(NB02, "smoke", root, *self.overrides), cwd=PROJECT,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:

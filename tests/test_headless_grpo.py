@@ -3,13 +3,12 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 
 import pandas as pd
 import pytest
-from conftest import PROJECT
-from test_headless import only_run, run_notebook
+from conftest import GEMINI, PROJECT
+from headless import only_run, run_command, run_notebook
 from train_many import SMALL
 
 from geo_utils.files import read_jsonl
@@ -67,8 +66,8 @@ def test_a_checkpoint_is_a_method_of_notebook_02(finished, tmp_path):
     adapter, whole = run.folder / "checkpoints/final", run.folder / "policy"
     newest = max((run.folder / "checkpoints").glob("checkpoint-*"))
     methods = ["original", str(adapter), str(whole), str(newest)]
-    shared = (("methods", json.dumps(methods)), ("limit", "3"), ("repeats", "1"),
-              ("cache_root", tmp_path / "cache"))  # fmt: skip
+    shared = (("methods", json.dumps(methods)), ("corpus.limit", "3"), ("repeats", "1"),
+              ("paths.cache", tmp_path / "cache"))  # fmt: skip
     done = run_notebook("02_baseline_rewrites", "smoke", tmp_path, *shared)
     assert done.returncode == 0, done.stderr
     first = only_run(tmp_path, "02_baseline_rewrites")
@@ -84,12 +83,8 @@ def test_a_checkpoint_is_a_method_of_notebook_02(finished, tmp_path):
 
 def test_a_terminated_run_is_resumed_where_it_was(finished, tmp_path):
     _, undisturbed = finished
-    extra = [str(part) for pair in TINY for part in ("-p", *pair)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "geo_utils.run", NB04, "smoke", "-p", "output_root", str(tmp_path),
-         *extra],
-        cwd=PROJECT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    command = run_command(NB04, "smoke", tmp_path, *TINY)
+    process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 600
     while not list(tmp_path.glob("04_grpo/smoke/2*/checkpoints/checkpoint-2")):
         assert time.monotonic() < until and process.poll() is None
@@ -118,8 +113,8 @@ def test_a_recipe_for_a_gpu_is_refused_here(tmp_path):
 def test_a_dry_run_counts_reward_and_comparison(tmp_path, gemini_server):
     server = gemini_server()
     done = run_notebook(
-        NB04, "smoke", tmp_path, *TINY, ("engine", "gemini"), ("dry_run", "true"),
-        ("servers", json.dumps({"engine": [server.url]})), ("cache_root", tmp_path / "cache"),
+        NB04, "smoke", tmp_path, *TINY, ("engine", GEMINI), ("dry_run", "true"),
+        ("servers", json.dumps({"engine": [server.url]})), ("paths.cache", tmp_path / "cache"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     reason = only_run(tmp_path, NB04).manifest["reason"]

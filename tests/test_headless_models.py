@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from conftest import PROJECT, SECRET, make_row
-from test_headless import NB02, NB03, command, only_run
+from conftest import GEMINI, PROJECT, SECRET, make_row
+from headless import only_run, run_notebook
 
 from geo_utils.baseline_rewrites.params import BaselineRewritesParams
 from geo_utils.models.base import FatalError
@@ -12,29 +12,28 @@ from geo_utils.parameters import default_parameters
 from geo_utils.roles.make import make_roles
 from geo_utils.runs import Run
 
+NB02, NB03 = "02_baseline_rewrites", "03_key_point_prompt"
 METHODS = "[original, fluency]"
 
 
-def run_on(server, root, *overrides, notebook=NB02, params="smoke", judge="gemini"):
+def run_on(server, root, *overrides, notebook=NB02, params="smoke", judge=GEMINI):
     urls = "{" + ", ".join(f'{r}: ["{server.url}"]' for r in ("engine", "judge", "rewriter")) + "}"
     pairs = [
-        ("output_root", str(root)),
-        ("cache_root", str(root / "cache")),
-        ("engine", "gemini"),
+        ("paths.cache", str(root / "cache")),
+        ("engine", GEMINI),
         ("judge", judge),
-        ("rewriter", "gemini"),
+        ("rewriter", GEMINI),
         ("servers", urls),
         ("calls", "{timeout_s: 60, max_tries: 4}"),
         *((("methods", METHODS),) if notebook == NB02 else ()),
         *overrides,
     ]
-    extra = [part for pair in pairs for part in ("-p", *pair)]
-    return command("geo_utils.run", notebook, params, *extra)
+    return run_notebook(notebook, params, root, *pairs)
 
 
 def test_a_new_users_path(gemini_server, tmp_path):
     server = gemini_server(key=SECRET)
-    rehearsal = run_on(server, tmp_path, ("limit", "10"), ("dry_run", "true"))
+    rehearsal = run_on(server, tmp_path, ("corpus.limit", "10"), ("dry_run", "true"))
     assert rehearsal.returncode == 0
     assert "dry run, nothing was spent" in rehearsal.stderr
     assert "- **engine** (gemini-2.5-flash-lite): 60 calls, 0 already held" in rehearsal.stderr
@@ -43,7 +42,7 @@ def test_a_new_users_path(gemini_server, tmp_path):
     assert "US dollars; retries come on top (prices as of" in rehearsal.stderr
     assert server.entries() == []
 
-    first = run_on(server, tmp_path, ("limit", "10"), ("variant", "first"))
+    first = run_on(server, tmp_path, ("corpus.limit", "10"), ("variant", "first"))
     assert first.returncode == 0, first.stderr
     assert "SIMULATED by a stand-in (simulated-gemini-2.5-flash-lite)" in first.stderr
     (folder,) = (tmp_path / NB02 / "first").iterdir()
@@ -61,10 +60,12 @@ def test_a_new_users_path(gemini_server, tmp_path):
     }
 
     asked = len(server.entries())
-    other = run_on(server, tmp_path, ("limit", "10"), ("variant", "other"), judge="offline")
+    other = run_on(server, tmp_path, ("corpus.limit", "10"), ("variant", "other"), judge="offline")
     assert other.returncode == 0, other.stderr
     assert len(server.entries()) == asked  # the engine's answers came from the cache
-    again = run_on(server, tmp_path, ("limit", "10"), ("dry_run", "true"), ("variant", "again"))
+    again = run_on(
+        server, tmp_path, ("corpus.limit", "10"), ("dry_run", "true"), ("variant", "again")
+    )
     assert "0 calls, 60 already held" in again.stderr
 
     for path in tmp_path.rglob("*"):
@@ -74,13 +75,13 @@ def test_a_new_users_path(gemini_server, tmp_path):
 
 def test_a_budget_ends_the_run_as_interrupted_and_more_resumes_it(gemini_server, tmp_path):
     server = gemini_server()
-    short = run_on(server, tmp_path, ("limit", "5"), ("calls.max_calls", "20"))
+    short = run_on(server, tmp_path, ("corpus.limit", "5"), ("calls.max_calls", "20"))
     assert short.returncode == 1
     run = only_run(tmp_path, NB02)
     assert run.manifest["status"] == "interrupted"
     assert "max_calls=20 is reached; all answers are kept" in run.manifest["reason"]
     assert len(server.entries()) == 20
-    rest = run_on(server, tmp_path, ("limit", "5"))
+    rest = run_on(server, tmp_path, ("corpus.limit", "5"))
     assert rest.returncode == 0, rest.stderr
     again = only_run(tmp_path, NB02)
     assert again.folder == run.folder and again.manifest["status"] == "finished"
@@ -89,7 +90,7 @@ def test_a_budget_ends_the_run_as_interrupted_and_more_resumes_it(gemini_server,
 
 
 def test_a_key_that_is_revoked_fails_the_run(gemini_server, tmp_path):
-    done = run_on(gemini_server(revoke_after=10), tmp_path, ("limit", "5"))
+    done = run_on(gemini_server(revoke_after=10), tmp_path, ("corpus.limit", "5"))
     assert done.returncode == 1 and "the key is refused" in done.stderr
     assert only_run(tmp_path, NB02).manifest["status"] == "failed"
     assert SECRET not in done.stderr
@@ -108,9 +109,9 @@ def test_no_key_and_a_wrong_key_are_found_before_a_call(
     if key:
         monkeypatch.setenv("GEMINI_API_KEY", key)
     values = default_parameters(PROJECT / "notebooks" / f"{NB02}.ipynb") | {
-        "engine": "gemini",
-        "servers": {"engine": [server.url]},
-        "cache_root": str(tmp_path / "cache"),
+        "engine": GEMINI,
+        "servers": {"engine": server.url},
+        "paths": {"cache": str(tmp_path / "cache")},
     }
     with pytest.raises(FatalError, match=message):
         make_roles(BaselineRewritesParams.check(values))
@@ -125,7 +126,7 @@ def test_pages_without_key_points_get_them_from_a_model(gemini_server, tmp_path)
     path = tmp_path / "bare.jsonl"
     path.write_text("".join(json.dumps(r | {"ori_keypoint_dict": None}) + "\n" for r in rows))
     server = gemini_server()
-    corpus = (("corpus", "jsonl"), ("corpus_path", str(path)))
+    corpus = (("corpus.name", "jsonl"), ("corpus.path", str(path)))
     rehearsal = run_on(server, tmp_path, *corpus, ("dry_run", "true"), notebook=NB03)
     assert "- **extractor** (gemini-2.5-flash-lite): 4 calls" in rehearsal.stderr
     done = run_on(server, tmp_path, *corpus, ("variant", "bare"), notebook=NB03)
@@ -138,7 +139,7 @@ def test_pages_without_key_points_get_them_from_a_model(gemini_server, tmp_path)
 
 def test_a_run_with_faults_counts_its_abstentions_and_shows_them(gemini_server, tmp_path):
     server = gemini_server(faults="blocked:0.1,truncated:0.05,429:0.05", retry_after=0.1)
-    done = run_on(server, tmp_path, ("limit", "12"), notebook=NB03)
+    done = run_on(server, tmp_path, ("corpus.limit", "12"), notebook=NB03)
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path, NB03)
     assert run.manifest["usage"]["abstentions"] > 0

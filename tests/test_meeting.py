@@ -30,10 +30,13 @@ def project(tmp_path_factory):
     binaries.mkdir(parents=True)
     python = binaries / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
+    geo = binaries / "geo"
+    geo.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m geo_utils "$@"\n')
+    for file in (python, geo):
+        file.chmod(0o755)
     (root / ".venv/ready").touch()
     (root / "my_notes.md").write_text("## Open questions\n\nDoes it hold for another engine?\n")
-    done = shell(root, "02_baseline_rewrites smoke -p limit 5 -p repeats 1", run=True)
+    done = shell(root, ".venv/bin/geo run 02 smoke corpus.limit=5 repeats=1")
     assert done.returncode == 0, done.stderr
     (first,) = find_records(root / "outputs")
     copied = root / "outputs/02_baseline_rewrites/copy/20260201-100000000-aaaaaaaa"
@@ -44,8 +47,7 @@ def project(tmp_path_factory):
     return root
 
 
-def shell(root, command, run=False):
-    command = f".venv/bin/python -m geo_utils.run {command}" if run else command
+def shell(root, command):
     return subprocess.run(
         command, shell=True, cwd=root, capture_output=True, text=True, timeout=600,
         env=os.environ | {"PYTHONPATH": str(PROJECT)},
@@ -60,7 +62,7 @@ def test_every_command_from_clone_to_meeting_is_run_by_a_test(project):
     known = {line.partition("#")[0].strip() for line in elsewhere.splitlines()} | set(COMMANDS)
     known |= set((PROJECT / ".ci/run").read_text().replace("time ", "").splitlines())
     (own,) = [command for command in commands if command not in known]
-    done = shell(project, f"{own} -p limit 4")
+    done = shell(project, f"{own} corpus.limit=4")
     assert done.returncode == 0 and "key-point probability" in done.stderr, done.stderr
 
 
@@ -79,7 +81,7 @@ def test_a_command_of_the_readme(project, command):
     if "compare" in command:
         (page,) = (project / "outputs/comparisons").glob("*.html")
         assert all(run_id in page.read_text() for run_id in (ids[0], ids[-1]))
-    elif "index" in command:
+    elif "make index" in command:
         runs = len(find_records(project / "outputs"))
         assert f"<div>{runs} runs · 1 failed" in (project / "outputs/index.html").read_text()
     else:
@@ -99,5 +101,5 @@ def check_deck(project, command, said):
     (cell,) = [c for c in recorded["cells"] if "weekly" in c["metadata"].get("tags", ())]
     assert "".join(cell["outputs"][0]["data"]["image/png"]).strip() in slides
     assert ("Does it hold for another engine?" in slides) == ("NOTES" in command)
-    assert ("the corpus was gone" in slides) == ("runs" not in command)
+    assert ("the corpus was gone" in slides) == ("runs=" not in command)
     assert f"{record.run_id}/slides.pdf" in said or "pdf: none, no browser" in said

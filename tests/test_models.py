@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import threading
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from aiohttp import web
-from conftest import run
+from conftest import SECRET, run
+from headless import command, only_run, sets
 from scipy.stats import chisquare
 from servers import free_port, wait_until_up
 from tiny_model import make_tiny_model
@@ -308,3 +310,101 @@ class TestOpenAIServer:
             run_sync(scene(Replica(), "m", ["http://127.0.0.1:9/v1"]))
         with pytest.raises(FatalError, match="needs base_urls"):
             OpenAIServer("m", [])
+
+
+class OllamaLike(Replica):
+    """Names models with a tag and counts no cached tokens."""
+
+    name, served_by = "qwen2.5:7b", "qwen2.5:7b"
+
+    def __init__(self):
+        super().__init__(models=(self.name, "another:1b"))
+
+    def refused(self, request, body):
+        """Return the error that the service answers with, if it does."""
+
+    async def chat(self, request):
+        body = await request.json()
+        if error := self.refused(request, body):
+            status, message, param = error
+            error = {"message": message, "type": "invalid_request_error", "param": param}
+            return web.json_response({"error": error | {"code": None}}, status=status)
+        self.bodies.append(body)
+        text = "Tides come twice a day [1]."
+        if "response_format" in body:
+            text = '{"verdict": "omitted", "reason": "it is not there"}'
+        choice = {"index": 0, "finish_reason": "stop"}
+        choice["message"] = {"role": "assistant", "content": text}
+        usage = {"prompt_tokens": 31, "completion_tokens": 8, "total_tokens": 39}
+        told = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1}
+        return web.json_response(
+            told | {"model": self.served_by, "choices": [choice], "usage": usage} | self.beside
+        )
+
+    beside: ClassVar = {"system_fingerprint": "fp_ollama"}
+
+
+class LMStudioLike(OllamaLike):
+    """Takes a JSON schema or text as format, and tells more of itself than OpenAI does."""
+
+    name = served_by = "qwen2.5-7b-instruct"
+    beside: ClassVar = {"stats": {}, "system_fingerprint": "qwen2.5-7b-instruct"}
+
+    def refused(self, request, body):
+        kind = body.get("response_format", {"type": "text"})["type"]
+        if kind not in ("json_schema", "text"):
+            return 400, "'response_format.type' must be 'json_schema' or 'text'", None
+        return None
+
+
+class OpenAILike(OllamaLike):
+    """A newer model of OpenAI's: wants a key, and `max_completion_tokens`."""
+
+    name, served_by = "gpt-5-mini", "gpt-5-mini-2025-08-07"
+    beside: ClassVar = {"service_tier": "default", "system_fingerprint": None}
+
+    def refused(self, request, body):
+        if request.headers.get("Authorization") != f"Bearer {SECRET}":
+            return 401, "Incorrect API key provided.", None
+        if "max_tokens" in body:
+            said = (
+                "Unsupported parameter: 'max_tokens' is not supported with this model. "
+                "Use 'max_completion_tokens' instead."
+            )
+            return 400, said, "max_tokens"
+        return None
+
+
+@pytest.mark.parametrize("kind", [OllamaLike, LMStudioLike, OpenAILike])
+def test_the_servers_that_the_readme_names(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    name = f"openai/{kind.name}"
+
+    async def scene():
+        async with kind() as service:
+            address = f"http://127.0.0.1:{service.port}/v1"
+            check = ("models", "check", name, "--server", address)
+            checked = await asyncio.to_thread(command, "geo_utils", *check)
+            roles = sets(("engine", name), ("judge", name), ("servers", {name: address}))
+            more = sets(("paths.output", tmp_path), ("paths.cache", tmp_path / "cache"))
+            work = (
+                "run",
+                "02",
+                "smoke",
+                "corpus.limit=3",
+                "repeats=1",
+                "methods=[original, paste_key_point]",
+            )
+            ran = await asyncio.to_thread(command, "geo_utils", *work, *roles, *more)
+            return checked, ran, service.bodies
+
+    checked, ran, bodies = run_sync(scene())
+    assert checked.returncode == 0, checked.stderr
+    assert f"{name} answers as {kind.served_by}" in checked.stdout
+    assert "31 tokens in, 8 out" in checked.stdout
+    assert ran.returncode == 0, ran.stderr
+    usage = only_run(tmp_path, "02_baseline_rewrites").manifest["usage"]["roles"]
+    assert usage["engine"]["answered"] == 6 and usage["judge"]["answered"] >= 1
+    assert not usage["engine"]["failures"] and not usage["judge"]["failures"]
+    limit = "max_completion_tokens" if kind is OpenAILike else "max_tokens"
+    assert all(limit in body for body in bodies)

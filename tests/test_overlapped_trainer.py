@@ -383,7 +383,7 @@ class TestAhead:
 
 
 def test_ahead_learns_what_on_policy_learns(policy, tmp_path):
-    """On the demo: `python -m geo_utils.run 04_grpo smoke -p reward.schedule ahead`."""
+    """On the demo: `geo run 04 smoke reward.schedule=ahead`."""
     model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
     model.model.embed_tokens.weight.data.mul_(10)  # else no adapter can move what it writes far
     model.save_pretrained(tmp_path / "policy")

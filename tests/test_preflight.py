@@ -7,20 +7,20 @@ import shutil
 import socket
 import threading
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 from servers import free_port
 
-from geo_utils.grpo import checkpoints
+from geo_utils.grpo import params as grpo_params
 from geo_utils.grpo.checkpoints import (
     check_adapter,
-    check_machine,
-    check_server,
     checkpoint_step,
     copy_policy,
     newest_complete,
 )
+from geo_utils.grpo.params import check_machine, check_server
 from geo_utils.grpo.trainer import base_checksum, keep_base_exact
 from geo_utils.models.base import FatalError
 from geo_utils.models.local import weights_id
@@ -40,8 +40,16 @@ BASE = "Qwen/Qwen3-1.7B"
 
 
 def recipe(name, **values):
-    overrides = [(key, json.dumps(value)) for key, value in values.items()]
+    own = {"base": "policy.base", "r": "lora.r"}
+    overrides = [(own.get(key, f"grpo.{key}"), json.dumps(v)) for key, v in values.items()]
     return read_parameters("04_grpo", name, overrides)[2]
+
+
+def vllm_is_here(monkeypatch, here):
+    def find(name):
+        return (object() if here else None) if name == "vllm" else find_spec(name)
+
+    monkeypatch.setattr(grpo_params, "find_spec", find)
 
 
 def refused(message):
@@ -66,7 +74,7 @@ def make_checkpoint(folder, step, state=None, **config):
 
 class TestMachine:
     def test_vllm_that_is_not_installed(self, monkeypatch):
-        monkeypatch.setattr(checkpoints, "find_spec", lambda name: None)
+        vllm_is_here(monkeypatch, False)
         with refused(r"use_vllm=True: vllm is not installed; pip install -e '.\[gpu\]', or set"):
             check_machine(recipe("colocate"))
 
@@ -74,18 +82,18 @@ class TestMachine:
     def test_no_gpu_for_a_recipe_that_needs_one(self, name, monkeypatch):
         import torch
 
-        monkeypatch.setattr(checkpoints, "find_spec", lambda name: object())
+        vllm_is_here(monkeypatch, True)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with refused("use_cpu=False: this recipe needs a GPU .* or set use_cpu: true"):
             check_machine(recipe(name))
 
     def test_the_smoke_recipe_runs_anywhere(self, tmp_path):
         check_machine(recipe("smoke"))
-        check_machine(recipe("smoke", model_name_or_path=str(tmp_path)))  # where it will be made
+        check_machine(recipe("smoke", base=str(tmp_path)))  # where it will be made
 
     def test_a_folder_without_a_model(self, tmp_path):
-        params = recipe("default", use_cpu=True, model_name_or_path=str(tmp_path))
-        with refused(rf"model_name_or_path='{tmp_path}': .* \(config.json is missing\)"):
+        params = recipe("default", use_cpu=True, base=str(tmp_path))
+        with refused(rf"policy.base='{tmp_path}': .* \(config.json is missing\)"):
             check_machine(params)
         (tmp_path / "config.json").write_text("{}")
         check_machine(params)
@@ -93,7 +101,7 @@ class TestMachine:
     @pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "../nowhere"])
     def test_a_folder_that_is_not_there_is_not_looked_up_on_the_hub(self, name):
         with refused("holds no model"):
-            check_machine(recipe("default", use_cpu=True, model_name_or_path=name))
+            check_machine(recipe("default", use_cpu=True, base=name))
 
     def test_an_id_of_the_hub_is_left_to_the_hub(self):
         check_machine(recipe("default", use_cpu=True))
@@ -101,10 +109,8 @@ class TestMachine:
     def test_a_checkpoint_to_go_on_from_is_checked(self, tmp_path):
         folder = make_checkpoint(tmp_path / "checkpoint-5", 5)
         check_machine(recipe("default", use_cpu=True, resume_from_checkpoint=str(folder)))
-        with refused("its LoRA rank is r=16, not 8; set lora_r: 16"):
-            check_machine(
-                recipe("default", use_cpu=True, lora_r=8, resume_from_checkpoint=str(folder))
-            )
+        with refused("its LoRA rank is r=16, not 8; set lora.r: 16"):
+            check_machine(recipe("default", use_cpu=True, r=8, resume_from_checkpoint=str(folder)))
         gone = str(tmp_path / "checkpoint-6")
         with refused(f"resume_from_checkpoint='{gone}': no such folder"):
             check_machine(recipe("default", use_cpu=True, resume_from_checkpoint=gone))
@@ -159,7 +165,7 @@ class TestServer:
         with models_server(serving("Qwen/Qwen3-4B")) as url:
             port = url.rpartition(":")[2]
             with refused(
-                f"{url} serves Qwen/Qwen3-4B, not model_name_or_path='{BASE}'; start one that "
+                f"{url} serves Qwen/Qwen3-4B, not policy.base='{BASE}'; start one that "
                 f"does:\n  VLLM_SERVER_DEV_MODE=1 vllm serve {BASE} --port {port} "
             ):
                 check_server(recipe("gemini", vllm_server_base_url=url))
@@ -196,7 +202,7 @@ class TestServer:
             check_server(recipe("gemini", vllm_server_base_url=url))
 
     def test_the_machine_check_asks_the_server(self, monkeypatch):
-        monkeypatch.setattr(checkpoints, "find_spec", lambda name: object())
+        vllm_is_here(monkeypatch, True)
         with models_server(serving("other")) as url, refused(f"{url} serves other, not"):
             check_machine(recipe("gemini", use_cpu=True, vllm_server_base_url=url))
 
@@ -321,7 +327,7 @@ class TestAdapter:
     @pytest.mark.parametrize("last", [4, 5])
     def test_one_that_leaves_nothing_to_train(self, tmp_path, last):
         folder = make_checkpoint(tmp_path / "c", 5)
-        with refused(f"after step 5, and max_steps={last} leaves .* set max_steps above 5"):
+        with refused(f"after step 5, and grpo.max_steps={last} leaves .* set it above 5"):
             check_adapter(folder, BASE, {"r": 16}, last)
 
     @pytest.mark.parametrize(
@@ -343,9 +349,9 @@ class TestAdapter:
 
     def test_one_of_another_training(self, tmp_path):
         folder = make_checkpoint(tmp_path / "c", 5, base_model_name_or_path="Qwen/Qwen3-4B", r=8)
-        with refused(f"trained on 'Qwen/Qwen3-4B', not on model_name_or_path='{BASE}'; name that"):
+        with refused(f"trained on 'Qwen/Qwen3-4B', not on policy.base='{BASE}'; name that"):
             check_adapter(folder, BASE, {"r": 8}, 20)
-        with refused("its LoRA rank is r=8, not 16; set lora_r: 8"):
+        with refused("its LoRA rank is r=8, not 16; set lora.r: 8"):
             check_adapter(folder, "Qwen/Qwen3-4B", {"r": 16}, 20)
 
 

@@ -197,7 +197,7 @@ class TestWeeklyParams:
         make_run(tmp_path, "20260102-1", notebook="05_weekly")
 
         def check(**changes):
-            return WeeklyParams.check(DEFAULTS | {"output_root": str(tmp_path)} | changes)
+            return WeeklyParams.check(DEFAULTS | {"paths": {"output": str(tmp_path)}} | changes)
 
         return check
 
@@ -241,8 +241,8 @@ class TestWeeklyParams:
         assert (again == before) == (given is not None)  # tomorrow's deck is another
 
     def test_without_any_run_there_is_no_deck(self):
-        with pytest.raises(ParameterError, match="output_root='no/such/folder': no run in"):
-            WeeklyParams.from_notebook(DEFAULTS | {"output_root": "no/such/folder"})
+        with pytest.raises(ParameterError, match=r"paths\.output='no/such/folder': no run in"):
+            WeeklyParams.from_notebook(DEFAULTS | {"paths": {"output": "no/such/folder"}})
 
     def test_a_deck_is_not_made_from_decks(self, check, tmp_path):
         with pytest.raises(ParameterError, match="a deck cannot be made from decks"):

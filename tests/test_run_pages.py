@@ -13,8 +13,8 @@ import pytest
 from conftest import growth
 from run_folders import HEADLINE, executed, make_run, method_row, picture
 
+from geo_utils.cli import app
 from geo_utils.records import find_records
-from geo_utils.report import main
 from geo_utils.show.pages import duration, runs_view, write_comparison, write_index
 
 chromium = pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
@@ -25,11 +25,9 @@ def report(capsys):
     """Call the command line; return its exit code and what it wrote."""
 
     def call(*arguments):
-        try:
-            main([*map(str, arguments)])
-        except SystemExit as end:
-            return 1, str(end.code)
-        return 0, capsys.readouterr().out
+        code = app([*map(str, arguments)], standalone_mode=False)
+        out, err = capsys.readouterr()
+        return (1, err) if code else (0, out)
 
     return call
 
@@ -84,7 +82,7 @@ class TestIndex:
 
     def test_an_empty_folder_is_an_empty_page_and_a_missing_one_an_error(self, tmp_path, report):
         assert "0 runs" in write_index(tmp_path).read_text()
-        code, said = report("index", "--output-root", tmp_path / "missing")
+        code, said = report("runs", "--root", tmp_path / "missing")
         assert code == 1 and "missing: no such folder" in said
 
     @chromium
@@ -144,7 +142,7 @@ class TestIndex:
 
 
 def resolved(**values):
-    return {"passed": {}, "resolved": {"variant": "v", "output_root": "outputs"} | values}
+    return {"passed": {}, "resolved": {"variant": "v", "paths": {"output": "outputs"}} | values}
 
 
 EVIL = "</script><script>console.log('run')</script><img src=x onerror=alert(1)> {{ 7*7 }}"
@@ -306,13 +304,15 @@ class TestComparison:
         assert all((path.parent / link).exists() for link in links)
 
     def test_the_command_takes_folders_and_ids(self, records, tmp_path, report):
-        arguments = (records[0].folder, "20260101-2", "--output-root", tmp_path)
-        code, said = report("compare", *arguments)
+        def compare(*runs):
+            return report("runs", *(f"--compare={run}" for run in runs), "--root", tmp_path)
+
+        code, said = compare(records[0].folder, "20260101-2")
         assert code == 0 and Path(said.strip()).parent == tmp_path / "comparisons"
         for words, message in (
             ((records[0].folder,), "at least two different runs"),
             ((records[0].folder, records[0].folder), "at least two different runs"),
             ((records[0].folder, "20269"), "'20269' is no run"),
         ):
-            code, said = report("compare", *words, "--output-root", tmp_path)
+            code, said = compare(*words)
             assert code == 1 and message in said

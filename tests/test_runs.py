@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from conftest import GEMINI, PROJECT
 
 from geo_utils import runs
 from geo_utils.baseline_rewrites.params import BaselineRewritesParams
@@ -28,7 +28,8 @@ DEFAULTS = default_parameters(PROJECT / "notebooks" / f"{NAME}.ipynb")
 @pytest.fixture
 def params(tmp_path):
     def make(**changes):
-        values = DEFAULTS | {"output_root": str(tmp_path)} | changes
+        values = DEFAULTS | changes
+        values["paths"] = {"output": str(tmp_path)} | changes.get("paths", {})
         return BaselineRewritesParams.check(values, changes)
 
     return make
@@ -43,7 +44,7 @@ def test_the_manifest_is_written_first_and_last(params):
     last = run.manifest
     assert last["status"] == "finished" and last["headline"] == {"methods": {}}
     assert last["parameters"]["passed"] == {"repeats": 2}
-    assert last["parameters"]["resolved"]["corpus"] == "sample"
+    assert last["parameters"]["resolved"]["corpus"]["name"] == "sample"
     assert last["provenance"].startswith("offline roles")
     for entry in ("notebook_hash", "git", "seeds", "packages", "gpus", "slurm", "models", "python"):
         assert entry in last
@@ -71,7 +72,7 @@ def test_a_finished_run_is_reused_only_by_the_same_code(params, monkeypatch):
 
 
 def test_where_outputs_lie_does_not_make_another_run(params, tmp_path):
-    there = params(output_root=str(tmp_path / "elsewhere"))
+    there = params(paths={"output": str(tmp_path / "elsewhere")})
     assert locate_run(NAME, params()).folder.name[-8:] == locate_run(NAME, there).folder.name[-8:]
 
 
@@ -151,7 +152,7 @@ def test_a_file_system_without_locks_is_named(params, monkeypatch):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("geo_utils.runs.fcntl.flock", refuse)
-    said = r"locked here \(Function not implemented\); set output_root to .*/\.locks/.*\.work"
+    said = r"locked here \(Function not implemented\); set paths.output to .*/\.locks/.*\.work"
     with pytest.raises(OSError, match=said):
         start_run(NAME, params())
 
@@ -254,7 +255,7 @@ class TestRehearsal:
 
     @pytest.fixture
     def gemini(self, params):
-        return params(engine="gemini")
+        return params(engine=GEMINI)
 
     def test_it_is_a_run_of_its_own(self, gemini, monkeypatch):
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://127.0.0.1:8765")

@@ -1,8 +1,6 @@
 """Rewards are the evaluation's own scores, and a failure is never a low one."""
 
 import asyncio
-import importlib
-import inspect
 import itertools
 from collections import defaultdict
 from dataclasses import replace
@@ -14,7 +12,7 @@ from servers import Gathering
 
 from geo_utils.corpus import KeyPoint, load_corpus
 from geo_utils.evaluate import evaluate
-from geo_utils.grpo.params import REWARDS, RewardOptions
+from geo_utils.grpo.params import RewardOptions
 from geo_utils.grpo.rewards import Rewards, walls
 from geo_utils.models.base import Completion
 from geo_utils.models.caller import Caller, Retries
@@ -215,12 +213,6 @@ class TestComponents:
         assert any(s.startswith("**The Moon raises two bulges of water.**") for s in sources)
         untidy = called(rewards(["format"], task=ARRANGE), ["[1][1][9]", "words"])
         assert untidy["format"] == [0.5, 0.0]
-
-
-@pytest.mark.parametrize("name", REWARDS)
-def test_trl_finds_each_component_by_its_dotted_name(name):
-    found = getattr(importlib.import_module("geo_utils.grpo.rewards"), name)
-    assert inspect.iscoroutinefunction(found) and found.__name__ == name
 
 
 class TestFailures:

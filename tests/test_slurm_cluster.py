@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import PROJECT
+from headless import sets
 from slurm_cluster import Cluster, why_not
 from train_many import SMALL, learned
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 NB02, NB04 = "02_baseline_rewrites", "04_grpo"
 ARRAY = int(os.environ.get("GEO_UTILS_ARRAY", "2"))
 TINY = SMALL | {
-    "cold_start.steps": "40", "save_steps": "10", "max_steps": "60",
+    "policy.cold_start.steps": "40", "grpo.save_steps": "10", "grpo.max_steps": "60",
     "evaluation.repeats": "1", "evaluation.key_points": "one",
 }  # fmt: skip
 
@@ -53,7 +54,7 @@ class Sweeps:
 
     def __call__(self, *arguments, code=0):
         done = subprocess.run(
-            [sys.executable, "-m", "geo_utils.slurm", *map(str, arguments)], cwd=PROJECT,
+            [sys.executable, "-m", "geo_utils", "slurm", *map(str, arguments)], cwd=PROJECT,
             env=self.cluster.env | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
             capture_output=True, text=True, timeout=600,
         )  # fmt: skip
@@ -64,9 +65,9 @@ class Sweeps:
         given = yaml.safe_load((PROJECT / "params/slurm.yaml").read_text()) | settings
         file = self.root / "slurm.yaml"
         file.write_text(yaml.safe_dump(given))
-        own = {"output_root": self.root, "cache_root": self.root / "cache"}
-        set_ = [part for pair in (own | dict(parameters)).items() for part in ("-p", *pair)]
-        said = self("submit", notebook, *arguments, "--settings", file, *set_, code=code)
+        own = {"paths.output": self.root, "paths.cache": self.root / "cache"}
+        given = sets(*(own | dict(parameters)).items())
+        said = self("submit", notebook, *given, *arguments, "--settings", file, code=code)
         return find(None, str(self.root)) if code == 0 else said
 
     def wait(self, submission, seconds):
@@ -214,7 +215,7 @@ def test_tasks_that_run_out_of_time_save_are_requeued_and_finish(cluster, sweeps
     """Two of them: one has the array's own job id. SLURM's shortest limit is a minute, set late."""
     submission = sweeps.submit(
         NB04, "--params", "smoke", "--concurrency", "2", "--grid", "seed=0,1",
-        parameters=TINY | {"max_steps": "400"}, signal_s=90,
+        parameters=TINY | {"grpo.max_steps": "400"}, signal_s=90,
     )  # fmt: skip
     tasks, job = (0, 1), submission.info["job_id"]
     first = lambda index: submission.record(index).starts[0]  # noqa: E731
@@ -245,7 +246,7 @@ def test_tasks_that_run_out_of_time_save_are_requeued_and_finish(cluster, sweeps
 def test_a_parameter_gone_bad_fails_once_and_an_ended_task_never_starts_again(cluster, sweeps):
     submission = sweeps.submit(
         NB02, "--params", "smoke", "--grid", "seed=0,1",
-        parameters={"limit": "4", "repeats": "1"}, sbatch=["--hold"],
+        parameters={"corpus.limit": "4", "repeats": "1"}, sbatch=["--hold"],
     )  # fmt: skip
     job, path = submission.info["job_id"], submission.task_file(1)
     assert sweeps.status(submission).count(" waiting ") == 2
@@ -300,7 +301,7 @@ def test_a_task_that_is_given_grace_makes_room_at_once_and_goes_on(tmp_path):
     with Cluster(tmp_path / "cluster", cores=8, grace=300, site=site) as cluster:
         sweeps = Sweeps(cluster, tmp_path)
         submission = sweeps.submit(
-            NB02, "--params", "smoke", "--concurrency", "1", parameters={"limit": "8"}
+            NB02, "--params", "smoke", "--concurrency", "1", parameters={"corpus.limit": "8"}
         )
         cluster.wait_until(lambda: submission.record(0).starts, 300)
         high = cluster("sbatch", "--parsable", "-p", "high", "-c", "8", "-o", "/dev/null",
@@ -322,12 +323,12 @@ def test_the_readmes_commands_run(cluster, tmp_path):
     commands = [line.partition("#")[0].split() for line in block.splitlines()]
     seen = []
     for command in commands:
-        assert command[:3] == [".venv/bin/python", "-m", "geo_utils.slurm"], command
-        arguments = command[3:]
+        assert command[:2] == [".venv/bin/geo", "slurm"], command
+        arguments = command[2:]
         if arguments[-1] == "ARRAY":
             arguments[-1] = find(None, str(tmp_path / "outputs")).info["job_id"]
         done = subprocess.run(
-            [sys.executable, "-m", "geo_utils.slurm", *arguments], cwd=tmp_path,
+            [sys.executable, "-m", "geo_utils", "slurm", *arguments], cwd=tmp_path,
             env=cluster.env | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
             capture_output=True, text=True, timeout=600,
         )  # fmt: skip

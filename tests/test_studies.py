@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geo_utils.corpus import KeyPoint, choose_key_points, draw_queries, load_corpus
-from geo_utils.evaluate import evaluate
+from geo_utils.evaluate import Scorer, evaluate
 from geo_utils.key_point_prompt import adoption, headroom
 from geo_utils.key_point_prompt.adoption import (
     AdoptionCase,
@@ -69,7 +69,7 @@ def quiet(done, total):
 def ask(study, pairs, method, engine, judge, rewriter, options):
     """What a study's calls bring, of these pairs and roles."""
     roles = SimpleNamespace(engine=engine, judge=judge, rewriter=rewriter, extractor=None,
-                            prompts=None)  # fmt: skip
+                            prompts=None, scorer=Scorer(engine, judge))  # fmt: skip
     params = SimpleNamespace(method=method, seed=0)
     setting = SimpleNamespace(params=params, options=options, roles=[roles], pairs=pairs)
     return study.ask(setting, quiet)

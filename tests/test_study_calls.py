@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PROJECT, make_example
+from conftest import GEMINI, PROJECT, make_example
 
 from geo_utils.corpus import load_corpus
 from geo_utils.evaluate import evaluate
@@ -20,18 +20,17 @@ TABLES = ("headroom", "adoption", "transfer", "judges")
 
 
 def parameters(server, root, **calls):
-    other = {"backend": "gemini", "model": "gemini-2.5-flash", "servers": [server.url]}
+    other = "gemini/gemini-2.5-flash"
     roles = ("engine", "judge", "rewriter")
     return KeyPointPromptParams.check(
         DEFAULTS
-        | dict.fromkeys(roles, "gemini")
+        | dict.fromkeys(roles, GEMINI)
         | {
-            "servers": {role: [server.url] for role in roles},
-            "limit": 2,
+            "servers": {role: server.url for role in (*roles, other)},
+            "corpus": {"limit": 2},
             "repeats": 2,
             "baseline_methods": ["original"],
-            "output_root": str(root),
-            "cache_root": str(root / "cache"),
+            "paths": {"output": str(root), "cache": str(root / "cache")},
             "calls": {"timeout_s": 60, "max_tries": 4} | calls,
             "studies": {
                 "headroom": {"rewrites": 2, "answers": 2, "fresh_answers": 1, "groups": [2]},
@@ -108,7 +107,9 @@ def test_an_arrangement_is_planned_with_the_calls_about_it(gemini_server, tmp_pa
 
 def test_queries_are_priced_with_all_their_key_points(gemini_server, tmp_path):
     params = parameters(gemini_server(), tmp_path)
-    params = params.model_copy(update={"key_points": "all"})
+    params = params.model_copy(
+        update={"corpus": params.corpus.model_copy(update={"key_points": "all"})}
+    )
     examples = load_corpus(**params.corpus_options)
     roles = make_roles(params)
     plan = plan_calls(roles, examples, params.methods)
@@ -133,7 +134,7 @@ def test_faults_are_abstentions_that_the_tables_count(gemini_server, tmp_path):
 def test_a_corpus_of_single_sources_is_refused_for_adoption(tmp_path):
     params = KeyPointPromptParams.check(DEFAULTS | {"studies": {"adoption": {}}})
     single = make_example(sources=("The Moon raises two bulges.",), target_id=0)
-    with pytest.raises(ValueError, match="corpus='sample' has one source; adoption"):
+    with pytest.raises(ValueError, match="every query of corpus 'sample' has one source"):
         check_studies(params, [single])
     check_studies(params, [single, make_example("q2")])
 

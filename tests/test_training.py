@@ -8,13 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from conftest import PROJECT
 from train_many import SMALL, once
 
 from geo_utils.files import read_jsonl
 from geo_utils.grpo.checkpoints import rewind
-from geo_utils.notebooks import read_parameters
 from geo_utils.parameters import ParameterError
 from geo_utils.roles.engines import Answer
 from geo_utils.runs import Run
@@ -134,9 +131,9 @@ def test_a_prompt_whose_group_abstains_moves_nothing(undisturbed, tmp_path, monk
             return Answer("", "503: down")
 
     monkeypatch.setattr("geo_utils.roles.make.ExtractiveEngine", lambda seed: Nothing())
-    monkeypatch.setitem(SMALL, "max_steps", "3")
-    monkeypatch.setitem(SMALL, "reward_funcs", "[key_point]")
-    monkeypatch.setitem(SMALL, "reward_weights", "[1.0]")
+    monkeypatch.setitem(SMALL, "grpo.max_steps", "3")
+    monkeypatch.setitem(SMALL, "reward.funcs", "[key_point]")
+    monkeypatch.setitem(SMALL, "reward.weights", "[1.0]")
     (folder,) = undisturbed["root"].glob("04_grpo/smoke/2*")
     target = tmp_path / "warm"
     shutil.copytree(folder / "policy", target)
@@ -154,8 +151,8 @@ def test_a_prompt_whose_group_abstains_moves_nothing(undisturbed, tmp_path, monk
 
 def test_too_few_prompts_are_refused_and_nothing_is_called_trained(tmp_path):
     """TRL would warn, train nothing, and leave an adapter."""
-    changes = {"limit": "2", "data.key_points": "one", "cold_start.steps": "1",
-               "per_device_train_batch_size": "64"}  # fmt: skip
+    changes = {"corpus.limit": "2", "data.key_points": "one", "policy.cold_start.steps": "1",
+               "grpo.per_device_train_batch_size": "64"}  # fmt: skip
     with pytest.raises(ParameterError, match="fewer than the 16 of one batch"):
         once(tmp_path, changes)
     assert not list(tmp_path.glob("**/final"))
@@ -166,35 +163,3 @@ def test_a_log_is_rewound_to_the_checkpoint(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     rewind(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-
-
-def test_the_same_recipe_runs_under_trl_grpo(tmp_path):
-    recipe = yaml.safe_load((PROJECT / "params/04_grpo/smoke.yaml").read_text())
-    own = recipe["env"]["GEO_UTILS"]
-    own |= {"limit": 8, "cache_root": str(tmp_path / "cache")}
-    small = {"hidden_size": 48, "vocabulary": 400}
-    own["cold_start"] |= {"steps": 60, "batch_size": 16, "small_model": small}
-    own["data"] |= {"max_prompt_tokens": 220}
-    recipe |= {
-        "model_name_or_path": str(tmp_path / "policy"), "dataset_name": str(tmp_path / "prompts"),
-        "output_dir": str(tmp_path / "out"), "max_steps": 3, "per_device_train_batch_size": 8,
-        "num_generations": 4, "save_strategy": "no",
-    }  # fmt: skip
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    assert read_parameters("04_grpo", str(path))[2].grpo["max_steps"] == 3
-    prepared = subprocess.run(
-        [sys.executable, "-m", "geo_utils.grpo.train", "prepare", path],
-        capture_output=True, text=True, timeout=600, env=QUIET, cwd=PROJECT,
-    )  # fmt: skip
-    assert prepared.returncode == 0, prepared.stderr[-2000:]
-    trl = Path(sys.executable).parent / "trl"
-    done = subprocess.run(
-        [trl, "grpo", "--config", path],
-        capture_output=True, text=True, timeout=600, cwd=PROJECT,
-        env=QUIET | {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    assert "rewards/key_point/mean" in done.stdout and "rewards/format/mean" in done.stdout
-    assert "reward/engine_seconds" in done.stdout
-    assert (tmp_path / "out/adapter_config.json").is_file()

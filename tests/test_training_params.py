@@ -17,83 +17,46 @@ OWN = {
     "variant": "mine",
     "engine": "offline",
     "judge": "offline",
-    "evaluation": {"judge": "offline_strict"},
+    "evaluation": {"judge": "offline/strict"},
 }
 
 
 @pytest.fixture
 def recipe(tmp_path):
-    """Write a recipe of these values, own ones under `env`, and read it."""
+    """Write a recipe of these fields of TRL's and own ones, and read it."""
 
-    def read(values=(), *overrides, **own):
+    def read(grpo=(), **own):
         path = tmp_path / "mine.yaml"
-        values = {"env": {"GEO_UTILS": OWN | own}} | dict(values)
-        path.write_text(yaml.safe_dump(values))
-        params = read_parameters("04_grpo", str(path), overrides)[2]
+        path.write_text(yaml.safe_dump(OWN | own | {"grpo": dict(grpo)}))
+        params = read_parameters("04_grpo", str(path))[2]
         assert isinstance(params, GrpoParams)
         return params
 
     return read
 
 
-class TestFolding:
+class TestSections:
+    def test_they_hold_any_field_over_defaults(self, recipe):
+        params = recipe({"learning_rate": 3e-6, "beta": 0.1}, lora={"r": 4, "use_dora": True})
+        assert (params.grpo["learning_rate"], params.grpo["beta"]) == (3e-6, 0.1)
+        assert params.grpo["num_generations"] == 8 and params.lora["lora_alpha"] == 32
+        assert params.lora["r"] == 4 and params.lora["use_dora"] is True
+
     @pytest.mark.parametrize(
-        ("given", "found"),
+        ("old", "new"),
         [
-            ({"learning_rate": 3e-6}, lambda p: p.grpo["learning_rate"] == 3e-6),
-            ({"grpo_options": {"beta": 0.1}}, lambda p: p.grpo["beta"] == 0.1),
-            ({"lora_r": 4}, lambda p: p.lora["r"] == 4 and p.lora["lora_alpha"] == 32),
-            ({"lora_target_modules": ["q_proj"]}, lambda p: p.lora["target_modules"] == ["q_proj"]),
-            ({"use_dora": True}, lambda p: p.lora["use_dora"] is True),
-            (
-                {"reward_funcs": ["geo_utils.grpo.rewards.format", "fidelity"]},
-                lambda p: p.reward.funcs == ["format", "fidelity"],
-            ),
-            (
-                {"reward_funcs": ["format", "fidelity"], "reward_weights": [1.0, 0.5]},
-                lambda p: p.reward.weights == [1.0, 0.5],
-            ),
-            ({"dataset_name": "x/y"}, lambda p: p.data.dataset_name == "x/y"),
-            (
-                {"dtype": "bfloat16", "attn_implementation": "eager"},
-                lambda p: (
-                    p.grpo["model_init_kwargs"]
-                    == {"dtype": "bfloat16", "attn_implementation": "eager"}
-                ),
-            ),
-            (
-                {"dtype": "float16", "model_init_kwargs": {"device_map": "auto"}},
-                lambda p: p.grpo["model_init_kwargs"] == {"dtype": "float16", "device_map": "auto"},
-            ),
-            ({"use_peft": True}, lambda p: not p.grpo_options and not p.lora_options),
-            ({"seed": 7}, lambda p: p.seed == 7 and "seed" not in p.grpo_options),
+            ("learning_rate", "grpo.learning_rate"), ("lora_r", "lora.r"),
+            ("lora_alpha", "lora.lora_alpha"), ("lora_target_modules", "lora.target_modules"),
+            ("use_dora", "lora.use_dora"), ("reward_funcs", "reward.funcs"),
+            ("reward_weights", "reward.weights"), ("grpo_options", "grpo"), ("env", "at the top"),
+            ("method", "policy.method"), ("model_name_or_path", "policy.base"),
+            ("cold_start", "policy.cold_start"), ("models", "a role is one string"),
+            ("output_root", "paths.output"), ("temperature", "sampling.temperature"),
         ],
-        ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
-    )
-    def test_trls_names_go_where_they_belong(self, recipe, given, found):
-        assert found(recipe(given))
-
-    def test_own_parameters_stand_under_env(self, recipe):
-        params = recipe(seed=3)
-        assert (params.variant, params.seed, params.engine) == ("mine", 3, "offline")
-        assert params.passed["seed"] == 3 and "env" not in params.passed
-
-    def test_what_is_passed_wins_over_env(self, recipe):
-        assert recipe({"seed": 4}, seed=3).seed == 4
-        assert recipe({}, ("seed", "5"), seed=3).seed == 5
-        assert recipe({"seed": 4}, ("seed", "5"), seed=3).seed == 5
-
-    def test_an_injected_cell_may_hold_env_and_what_it_names_wins(self, recipe):
-        values = recipe().model_dump() | {"env": {"GEO_UTILS": {"seed": 3, "split": "test"}}}
-        values["seed"] = 4
-        params = GrpoParams.check(values, ["env", "seed"])
-        assert (params.seed, params.split) == (4, "test")
-
-    @pytest.mark.parametrize("env", [[1], "x", None, {"CUDA_VISIBLE_DEVICES": "1"}])
-    def test_an_env_of_others_is_left_alone(self, tmp_path, env):
-        path = tmp_path / "mine.yaml"
-        path.write_text(yaml.safe_dump({"env": env, "variant": "mine"}))
-        assert read_parameters("04_grpo", str(path))[2].variant == "mine"
+    )  # fmt: skip
+    def test_an_old_name_is_refused_with_the_new_one(self, recipe, old, new):
+        with pytest.raises(ParameterError, match=f"'{old}' is no parameter any more: .*{new}"):
+            recipe(**{old: 1})
 
 
 class TestOverrides:
@@ -111,28 +74,17 @@ class TestOverrides:
         after = read_parameters("04_grpo", name, [("reward.placebo", "true")])[2]
         assert after.reward == before.reward.model_copy(update={"placebo": True})
 
-    def test_a_name_of_trls_reaches_its_config(self):
-        params = read_parameters("04_grpo", "default", [("learning_rate", "1.0e-6")])[2]
-        assert params.grpo["learning_rate"] == 1e-6
-        params = read_parameters("04_grpo", "default", [("lora_r", "8")])[2]
-        assert params.lora["r"] == 8
+    def test_any_depth_is_reached(self):
+        changes = [("grpo.learning_rate", "1e-6"), ("policy.cold_start.small_model.layers", "3")]
+        before, after = (read_parameters("04_grpo", "smoke", c)[2] for c in ([], changes))
+        assert after.grpo == before.grpo | {"learning_rate": 1e-6}
+        small = before.policy.cold_start.small_model
+        assert after.policy.cold_start.small_model == small.model_copy(update={"layers": 3})
 
-    @pytest.mark.parametrize(
-        ("key", "value", "name"),
-        [
-            ("grpo_options.learning_rate", "1.0e-6", "learning_rate"),
-            ("lora_options.r", "8", "lora_r"),
-            ("reward.funcs", "[format]", "reward_funcs"),
-            ("reward.weights", "[1.0, 1.0, 1.0]", "reward_weights"),
-            ("data.dataset_name", "x", "dataset_name"),
-        ],
-    )
-    def test_a_setting_given_twice_is_refused_not_dropped(self, key, value, name):
-        with pytest.raises(ParameterError, match=f"given twice; name only {name}"):
-            read_parameters("04_grpo", "default", [(key, value)])
-
-    def test_the_nearest_mapping_is_named(self):
-        with pytest.raises(ParameterError, match="'reword' is no mapping; did you mean 'reward'"):
+    def test_what_is_no_mapping_has_no_entries(self):
+        with pytest.raises(ParameterError, match=r"seed\.x: 'x' is no entry of 0, which is no map"):
+            read_parameters("04_grpo", "smoke", [("seed.x", "1")])
+        with pytest.raises(ParameterError, match="'reword' is no parameter; did you mean 'reward'"):
             read_parameters("04_grpo", "smoke", [("reword.placebo", "true")])
 
 
@@ -168,36 +120,32 @@ class TestOverrides:
             {},
             "steps_per_generation and generation_batch_size say the same: name one",
         ),
-        ({"learning_rate": "1e-5"}, {}, "learning_rate='1e-5': a number is needed"),
+        ({"learning_rate": "0.1"}, {}, "grpo.learning_rate='0.1': a number is needed"),
         (
             {"learning_rte": 1e-5},
             {},
-            "'learning_rte' is no parameter; did you mean 'learning_rate'?",
+            "grpo.learning_rte: no such field; did you mean 'learning_rate'?",
         ),
-        ({"top_k": 20}, {}, "top_k: the comparison samples without it"),
+        ({"top_k": 20}, {}, "grpo.top_k=20: the comparison samples without it"),
         ({"scale_rewards": "batch"}, {}, "scale_rewards='batch' compares completions of different"),
-        ({"save_steps": 3, "steps_per_generation": 4}, {}, "save_steps=3: 4 steps share"),
-        ({"lora_alfa": 1}, {}, "'lora_alfa' is no parameter; did you mean 'lora_alpha'?"),
         (
-            {"grpo_options": {"learning_rte": 1e-5}},
             {},
-            "grpo_options: 'learning_rte' is no field of GRPOConfig; did you mean 'learning_rate'?",
+            {"lora": {"lora_alfa": 1}},
+            "lora.lora_alfa: no such field; did you mean 'lora_a",
         ),
+        ({"output_dir": "x"}, {}, "grpo.output_dir='x': checkpoints lie in the run folder"),
+        ({"seed": 3}, {}, "grpo.seed=3: the run's seed counts"),
         (
-            {"lora_options": {"lora_alfa": 1}},
             {},
-            "lora_options: 'lora_alfa' is no field of LoraConfig; did you mean 'lora_alpha'?",
+            {"reward": {"funcs": ["fidelty"]}},
+            "reward.funcs[0]='fidelty': choose from key_point, visibility, fidelity, "
+            "length_budget, no_instructions, format, negative_length; did you mean 'fidelity'?",
         ),
+        ({}, {"reward": {"funcs": []}}, "reward.funcs=[]"),
         (
-            {"reward_funcs": ["geo_utils.grpo.rewards.fidelty"]},
             {},
-            "unknown reward 'fidelty'; did you mean 'fidelity'? Choose from key_point,",
-        ),
-        ({"reward_funcs": []}, {}, "reward.funcs=[]"),
-        (
-            {"reward_funcs": ["format", "fidelity"], "reward_weights": [1.0]},
-            {},
-            "weights=[1.0]: 2 rewards need as many weights",
+            {"reward": {"funcs": ["format", "fidelity"], "weights": [1.0]}},
+            "reward: weights=[1.0]: 2 rewards need as many weights",
         ),
         (
             {},
@@ -206,54 +154,49 @@ class TestOverrides:
         ),
         (
             {},
-            {
-                "judge": "gemini",
-                "models": {"judge": "a"},
-                "evaluation": {"judge": "gemini", "models": {"judge": "a"}},
-            },
-            "evaluation.judge='gemini' is the judge that trained the policy",
+            {"judge": "gemini/a", "evaluation": {"judge": "gemini/a"}},
+            "evaluation.judge='gemini/a' is the judge that trained the policy",
         ),
         (
             {},
-            {"judge": "gemini", "models": {"judge": "a"}, "evaluation": {"judge": "gemini"}},
-            "evaluation.judge='gemini' is the judge that trained the policy",
-        ),
-        (
-            {},
-            {"method": "arrange_key_point", "cold_start": {"steps": 5, "pairs": "rewrites"}},
+            {"policy": {"method": "arrange_key_point", "cold_start": {"steps": 5}}},
             "method='arrange_key_point' does not write; choose pairs: edits",
         ),
         (
             {},
-            {"cold_start": {"small_model": {}}},
+            {"policy": {"cold_start": {"small_model": {}}}},
             "cold_start.steps=0: a small_model of random weights has to learn to write first",
         ),
-        ({}, {"method": "original"}, "method: 'original' is no prompt that a policy can learn"),
-        ({}, {"method": "arrange_keypoint"}, "did you mean 'arrange_key_point'?"),
         (
             {},
-            {"evaluation": {"judge": "offline_strict", "methods": ["key_point"]}},
+            {"policy": {"method": "original"}},
+            "policy.method: 'original' is no prompt that a policy can learn",
+        ),
+        ({}, {"policy": {"method": "arrange_keypoint"}}, "did you mean 'arrange_key_point'?"),
+        (
+            {},
+            {"evaluation": {"judge": "offline/strict", "methods": ["key_point"]}},
             "evaluation.methods=['key_point']: 'original' must be among them",
         ),
         (
             {},
-            {"evaluation": {"judge": "offline_strict", "methods": ["original", "fluencyy"]}},
-            "evaluation.methods: unknown method 'fluencyy'; did you mean 'fluency'?",
+            {"evaluation": {"judge": "offline/strict", "methods": ["original", "fluencyy"]}},
+            "evaluation: unknown method 'fluencyy'; did you mean 'fluency'?",
         ),
         (
             {},
-            {"evaluation": {"judge": "offline_strict", "methods": ["original", "fluency"]}},
+            {"evaluation": {"judge": "offline/strict", "methods": ["original", "fluency"]}},
             "evaluation: method 'fluency' needs a model; rewriter='offline' has original,",
         ),
         (
             {},
-            {"evaluation": {"judge": "openai"}},
-            "evaluation: models={}: judge='openai' needs a model id",
+            {"evaluation": {"judge": "openai/m"}},
+            "evaluation: servers={}: judge='openai/m' needs an address",
         ),
         (
             {},
-            {"evaluation": {"judge": "offline_strict", "judge_mode": "soft"}},
-            "evaluation: judge_mode='soft': judge='offline_strict' gives no log-probabilities",
+            {"evaluation": {"judge": "offline/strict", "judge_mode": "soft"}},
+            "evaluation: sampling.judge_mode='soft': judge='offline/strict' gives no log-prob",
         ),
         ({}, {"reward": {"schedule": "soon"}}, "reward.schedule"),
         *(
@@ -285,8 +228,6 @@ class TestOverrides:
             "save_only_model=True: a training could not go on from its checkpoints; leave it out",
         ),
         ({"logging_steps": 5}, {}, "logging_steps=5: a line of metrics.jsonl is a step"),
-        ({"use_peft": False}, {}, "use_peft: only true; the policy is trained as an adapter"),
-        ({"env": {"GEO_UTILS": 3}}, {}, "env: GEO_UTILS=3 must map this project's parameters"),
     ],
 )
 def test_a_wrong_value_is_named_with_the_way_out(recipe, values, own, message):
@@ -296,26 +237,27 @@ def test_a_wrong_value_is_named_with_the_way_out(recipe, values, own, message):
 
 def test_a_group_of_the_wrong_type_hides_no_right_names(recipe):
     with pytest.raises(ParameterError) as caught:
-        recipe({"reward": 3, "learning_rate": 1e-5, "lora_r": 4})
+        recipe({"learning_rate": 1e-5}, reward=3)
     assert str(caught.value).startswith("04_grpo: reward=3") and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "final",
     [
-        {"judge": "offline_strict"},
-        {"judge": "gemini"},
-        {"judge": "openai", "models": {"judge": "m"}, "servers": {"judge": ["http://h/v1"]}},
+        {"judge": "offline/strict"},
+        {"judge": "gemini/gemini-2.5-flash"},
+        {"judge": "openai/m"},
     ],
 )
 def test_another_judge_at_the_end_is_fine(recipe, final):
-    params = recipe(evaluation=final)
+    params = recipe(evaluation=final, servers={"openai/m": "http://h/v1"})
     assert params.judge == "offline" and params.for_evaluation().judge == final["judge"]
-    assert params.for_evaluation().models == final.get("models", {})
+    asked = ("http://h/v1",) if final["judge"] == "openai/m" else ()
+    assert params.for_evaluation().addresses("judge") == asked
 
 
 def test_the_same_judge_may_compare_what_no_judge_trained(recipe):
-    recipe({"reward_funcs": ["visibility"]}, evaluation={"judge": "offline"})
+    recipe(reward={"funcs": ["visibility"]}, evaluation={"judge": "offline"})
 
 
 @pytest.mark.parametrize("schedule", ["stock", "fused", "early", "ahead"])
@@ -359,7 +301,7 @@ def test_the_fields_are_those_of_trl_and_peft(recipe):
 
 class TestAtOnce:
     def test_a_wrong_recipe_ends_the_command_before_anything_is_loaded(self, heavy_imports):
-        command = ["-m", "geo_utils.run", "04_grpo", "smoke", "-p", "num_generations", "1"]
+        command = ["-m", "geo_utils", "run", "04", "smoke", "grpo.num_generations=1"]
         done = subprocess.run(
             [sys.executable, *command], cwd=PROJECT, capture_output=True, text=True, check=False
         )

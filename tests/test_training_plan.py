@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import run
+from conftest import GEMINI, run
 from train_many import SMALL
 
 from geo_utils.corpus import load_corpus
@@ -21,9 +21,9 @@ MODEL = "gemini-2.5-flash-lite"
 def recipe(server, root, funcs, repeats):
     servers = {"engine": [server.url], "judge": [server.url]}
     changes = {
-        "engine": "gemini", "judge": "gemini", "servers": json.dumps(servers),
-        "max_steps": "1", "reward_funcs": json.dumps(funcs), "reward_weights": "null",
-        "reward.repeats": str(repeats), "cache_root": str(root / "cache"),
+        "engine": GEMINI, "judge": GEMINI, "servers": json.dumps(servers),
+        "grpo.max_steps": "1", "reward.funcs": json.dumps(funcs), "reward.weights": "null",
+        "reward.repeats": str(repeats), "paths.cache": str(root / "cache"),
         "calls.prices": json.dumps({MODEL: {"tokens_in": 1, "tokens_out": 1}}),
     }  # fmt: skip
     return read_parameters("04_grpo", "smoke", list((SMALL | changes).items()))[2]

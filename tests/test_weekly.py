@@ -12,7 +12,7 @@ from conftest import PROJECT
 from run_folders import PIXEL, executed, make_run, picture, table
 from test_run_pages import chromium, in_browser, loads_something
 
-from geo_utils import run
+from geo_utils.cli import app
 from geo_utils.parameters import default_parameters
 from geo_utils.records import Record
 from geo_utils.runs import Run
@@ -27,7 +27,7 @@ NB03 = "03_key_point_prompt"
 
 
 def deck(root, **changes):
-    return make_deck(WeeklyParams.check(DEFAULTS | {"output_root": str(root)} | changes))
+    return make_deck(WeeklyParams.check(DEFAULTS | {"paths": {"output": str(root)}} | changes))
 
 
 def titles(made):
@@ -281,8 +281,8 @@ def test_a_deck_that_is_made_over_midnight_is_the_day_befores(tmp_path, monkeypa
             return yesterday
 
     monkeypatch.setattr("geo_utils.weekly.params.datetime", Clock)
-    given = ("-p", "output_root", str(tmp_path), "-p", "pdf", "false")
-    assert run.main(["05_weekly", "smoke", *given]) == 0, capfd.readouterr().err
+    given = (f"paths.output={tmp_path}", "pdf=false")
+    assert app(["run", "05", "smoke", *given], standalone_mode=False) == 0, capfd.readouterr().err
     (folder,) = (tmp_path / "05_weekly/smoke").iterdir()
     assert Run(folder).manifest["status"] == "finished"
     assert Run(folder).manifest["parameters"]["resolved"]["day"] == f"{yesterday:%Y-%m-%d}"

@@ -18,31 +18,31 @@ import transformers
 
 from geo_utils.corpus import load_corpus
 from geo_utils.files import read_jsonl
-from geo_utils.grpo.checkpoints import check_machine
 from geo_utils.grpo.cold_start import prepare_policy
+from geo_utils.grpo.params import check_machine
 from geo_utils.grpo.train import train
 from geo_utils.notebooks import read_parameters
 from geo_utils.roles.make import make_roles
 from geo_utils.runs import RunInterrupted, start_run
 
 SMALL = {
-    "limit": "8",
-    "cold_start.batch_size": "16",
-    "cold_start.steps": "80",
-    "cold_start.small_model": "{hidden_size: 48, vocabulary: 900}",
+    "corpus.limit": "8",
+    "policy.cold_start.batch_size": "16",
+    "policy.cold_start.steps": "80",
+    "policy.cold_start.small_model": "{hidden_size: 48, vocabulary: 900}",
     "data.max_prompt_tokens": "220",
-    "max_steps": "16",
-    "per_device_train_batch_size": "8",
-    "num_generations": "4",
-    "save_steps": "1",
-    "reward_funcs": "[key_point, negative_length]",
-    "reward_weights": "[1.0, 0.01]",
-    "save_total_limit": "3",
+    "grpo.max_steps": "16",
+    "grpo.per_device_train_batch_size": "8",
+    "grpo.num_generations": "4",
+    "grpo.save_steps": "1",
+    "reward.funcs": "[key_point, negative_length]",
+    "reward.weights": "[1.0, 0.01]",
+    "grpo.save_total_limit": "3",
 }
 
 
 def run_of(root, changes):
-    overrides = list((SMALL | changes | {"output_root": str(root)}).items())
+    overrides = list((SMALL | changes | {"paths.output": str(root)}).items())
     params = read_parameters("04_grpo", "smoke", overrides)[2]
     check_machine(params)
     return params, start_run("04_grpo", params)

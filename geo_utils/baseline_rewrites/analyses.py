@@ -12,14 +12,13 @@ from geo_utils.baseline_rewrites.counterfactual import arms, evaluate_arms, lift
 from geo_utils.baseline_rewrites.frontier import frontier
 from geo_utils.baseline_rewrites.funnel import attribution, funnel
 from geo_utils.baseline_rewrites.params import AnalysisOptions
-from geo_utils.baseline_rewrites.strata import others_carry, strata, strongest
 from geo_utils.collateral import collateral, judge_points, point_shares
 from geo_utils.corpus import Example
 from geo_utils.evaluate import Progress
 from geo_utils.fidelity import check_pages, original_support
 from geo_utils.plan import Rehearsal, quiet
 from geo_utils.roles.make import Roles
-from geo_utils.roles.methods import REMOVED, is_arm
+from geo_utils.roles.methods import is_arm
 from geo_utils.summary import means, plain_numbers
 
 Tables = dict[str, pd.DataFrame]
@@ -42,24 +41,14 @@ def add_analyses(
         progress: As in `evaluate.evaluate`.
 
     Returns:
-        The samples with the rows of the arms and the columns `others_carry`,
-        `original_supports`, those of `fidelity.check_pages`, `funnel.attribution` and, where
-        asked for, `collateral.point_shares`; and the verdicts on other points, as
-        `collateral.judge_points` returns them, empty if not asked for.
+        The samples with the rows of the arms and the columns `original_supports`, those of
+        `fidelity.check_pages`, `funnel.attribution` and, where asked for,
+        `collateral.point_shares`; and the verdicts on other points, as `collateral.judge_points`
+        returns them, empty if not asked for.
     """
     p, names = roles.params, arms(options)
     if names:
-        added = evaluate_arms(
-            examples,
-            names,
-            roles.engine,
-            roles.judge,
-            roles.rewriter,
-            p.repeats,
-            key_points=p.key_points,
-            seed=p.seed,
-            progress=progress,
-        )
+        added = evaluate_arms(examples, names, roles, progress)
         both: list[pd.DataFrame] = [samples, added.astype(_kinds(samples))]
         samples = pd.concat(both, ignore_index=True)
     support: dict[tuple[str, int], float] = {}
@@ -67,7 +56,6 @@ def add_analyses(
         support = original_support(examples, roles.judge, p.key_points, p.seed)
     keys = zip(samples["query_id"], samples["key_point_number"], strict=True)
     samples["original_supports"] = [support.get(key, np.nan) for key in keys]
-    samples["others_carry"] = others_carry(samples, examples)
     parts = [samples, check_pages(samples, examples, options.gate), attribution(samples)]
     points = pd.DataFrame()
     if options.collateral:
@@ -96,10 +84,8 @@ def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> T
         seed: Seed of resampling and permutations.
 
     Returns:
-        `strict` (as `summary.means`), and some of `lifts`, `placebos`, `funnel`, `collateral`,
-        `frontier`, `strata` (of the strongest method), each by the function of that
-        name, and `page_strata` (of what the original page adds to the answers without it). Empty
-        if a method has no score at all.
+        `strict` (as `summary.means`), and some of `lifts`, `placebos`, `funnel`, `collateral` and
+        `frontier`, each by the function of that name. Empty if a method has no score at all.
     """
     own = rewrites(samples)
     scored = own.groupby("method")["supported"].count()
@@ -112,11 +98,6 @@ def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> T
         "funnel": (options.funnel, lambda: funnel(samples)),
         "collateral": (options.collateral, lambda: collateral(samples, seed)),
         "frontier": (options.frontier, lambda: frontier(samples, seed)),
-        "strata": (options.strata, lambda: strata(own, strongest(own, scored.index), seed=seed)),
-        "page_strata": (
-            options.strata and options.removed,
-            lambda: strata(samples, "original", REMOVED, seed),
-        ),
     }
     return {name: make() for name, (wanted, make) in makers.items() if wanted}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,20 +13,11 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from geo_utils.baseline_rewrites.params import AnalysisOptions
-from geo_utils.corpus import Example, KeyPoint, KeyPointChoice, choose_key_points
-from geo_utils.evaluate import (
-    Counter,
-    Progress,
-    draw_placement,
-    empty_row,
-    score_page,
-    score_sources,
-)
-from geo_utils.models.loops import gather_all, run_sync
-from geo_utils.roles.engines import Engine
-from geo_utils.roles.judges import Judge
+from geo_utils.corpus import Example, KeyPoint, choose_key_points
+from geo_utils.evaluate import Progress, Row, draw_placement, empty_row, samples_of
+from geo_utils.models.loops import gather_all
+from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import NO_SOURCES, REMOVED, label, placebo_of, shuffled_method
-from geo_utils.roles.rewriters import Rewriter
 from geo_utils.show.plots import basis, interval_figure, listed, method_rows, points
 from geo_utils.show.tables import DASH, intervals, p_values, styled
 from geo_utils.summary import contrasts
@@ -47,13 +38,7 @@ def arms(options: AnalysisOptions) -> list[str]:
 def evaluate_arms(
     examples: Iterable[Example],
     names: Sequence[str],
-    engine: Engine,
-    judge: Judge,
-    rewriter: Rewriter,
-    repeats: int,
-    *,
-    key_points: KeyPointChoice = "one",
-    seed: int = 0,
+    roles: Roles,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Score the arms on the pairs, places and repeats of `evaluate.evaluate`.
@@ -62,12 +47,8 @@ def evaluate_arms(
         examples: Those without key points are left out.
         names: As `arms` returns them: `removed` (the other sources alone), `no_sources` (none),
             or `placebo of METHOD` (in the target's place the method's page for another query).
-        engine: Answers.
-        judge: Gives verdicts.
-        rewriter: Writes the pages of the placebos; what it wrote before comes from the cache.
-        repeats: Sampled answers.
-        key_points: Which key points, as `corpus.choose_key_points`.
-        seed: Seed of key points, places and the shuffle.
+        roles: Engine, judge, and the rewriter of the placebos; what it wrote before comes from
+            the cache.
         progress: Called with (samples done, samples in all).
 
     Returns:
@@ -78,53 +59,40 @@ def evaluate_arms(
     Raises:
         ValueError: A placebo over a single query.
     """
-    pairs = choose_key_points(examples, key_points, seed)
+    seed, numbers = roles.params.seed, range(roles.params.repeats)
+    pairs = choose_key_points(examples, roles.params.key_points, seed)
     donor = _donors(pairs, seed) if any(map(shuffled_method, names)) else {}
-    show = progress or Counter("counterfactual samples")
-    total, done = len(pairs) * len(names) * repeats, 0
 
-    async def one(pair: Pair, arm: str) -> list[dict[str, Any]]:
-        nonlocal done
-        score, known = await _scored(
-            pair, arm, donor.get(_key(pair)), engine, judge, rewriter, seed
-        )
-        rows = [known | {"method": arm, "repeat": repeat} for repeat in range(repeats)]
-        if score is not None:
-            found = await gather_all(score(repeat=repeat) for repeat in range(repeats))
-            rows = [row | part for row, part in zip(rows, found, strict=True)]
-        done += repeats
-        show(done, total)
-        return rows
+    async def one(pair: Pair, arm: str) -> list[Row]:
+        score, known = await _scored(pair, arm, donor.get(_key(pair)), roles)
+        rows = [known | {"method": arm, "repeat": repeat} for repeat in numbers]
+        if score is None:
+            return rows
+        found = await gather_all(score(repeat) for repeat in numbers)
+        return [row | part for row, part in zip(rows, found, strict=True)]
 
-    tasks = gather_all(one(pair, arm) for pair in pairs for arm in names)
-    return pd.DataFrame([row for rows in run_sync(tasks) for row in rows])
+    tasks = [one(pair, arm) for pair in pairs for arm in names]
+    show = progress or roles.counter("counterfactual samples")
+    return samples_of(tasks, show, len(numbers))
 
 
 async def _scored(
-    pair: Pair,
-    arm: str,
-    donor: Pair | None,
-    engine: Engine,
-    judge: Judge,
-    rewriter: Rewriter,
-    seed: int,
-) -> tuple[partial[Any] | None, dict[str, Any]]:
+    pair: Pair, arm: str, donor: Pair | None, roles: Roles
+) -> tuple[Callable[[int], Coroutine[Any, Any, Row]] | None, Row]:
     """Return what scores one repeat of an arm, or None if it cannot be, and the row's start."""
     example, point = pair
-    placement = draw_placement(example, seed)
+    placement, scorer = draw_placement(example, roles.params.seed), roles.scorer
     if donor is not None and (method := shuffled_method(arm)):
-        rewrite = await rewriter.rewrite(method, *donor)
+        rewrite = await roles.rewriter.rewrite(method, *donor)
         page = None if rewrite.abstention else rewrite.text
         row = empty_row(example, point, placement, placement.sources(example, page or ""))
         if page is None:
             return None, row | {"abstention": f"rewriter: {rewrite.abstention}"}
-        score = partial(score_page, example, point, page, engine, judge, seed)
-        return score, row | {"page": page}
+        return partial(scorer.page, example, point, page), row | {"page": page}
     order = [i for i in placement.order if i != example.target_id] if arm == REMOVED else []
     sources = [example.sources[i] for i in order]
     row = empty_row(example, point, placement, sources) | {"source_order": order}
-    score = partial(score_sources, example.query, sources, None, point, engine, judge)
-    return score, row
+    return partial(scorer.sources, example.query, sources, None, point), row
 
 
 def _donors(pairs: Sequence[Pair], seed: int) -> dict[tuple[str, int], Pair]:

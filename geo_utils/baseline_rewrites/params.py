@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
+from geo_utils.parameters import Options
 from geo_utils.roles.methods import known_method
 from geo_utils.roles.params import EvaluationParams
 
 
-class AnalysisOptions(BaseModel):
+class AnalysisOptions(Options):
     """The analyses of notebook 02; those that call a model are off unless asked for.
 
     Attributes:
@@ -27,10 +27,7 @@ class AnalysisOptions(BaseModel):
         gate: Least lexical fidelity of a rewrite that counts in the strict probability.
         funnel: Show how often the target is credited for the key point.
         frontier: Show lift against fidelity, length and instructions.
-        strata: Show where the strongest method's lift is, by place, other sources and baseline.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     removed: StrictBool = False
     no_sources: StrictBool = False
@@ -40,7 +37,6 @@ class AnalysisOptions(BaseModel):
     gate: Annotated[float, Field(ge=0, le=1)] = 0.8
     funnel: StrictBool = True
     frontier: StrictBool = True
-    strata: StrictBool = False
 
     @field_validator("placebo")
     @classmethod
@@ -48,35 +44,6 @@ class AnalysisOptions(BaseModel):
         if repeated := sorted({name for name in placebo if placebo.count(name) > 1}):
             raise ValueError(f"{', '.join(repeated)} named more than once")
         return placebo
-
-    def check(self, methods: Sequence[str], engine: str, limit: int | None) -> None:
-        """Refuse what cannot be analysed with the run's other parameters.
-
-        Args:
-            methods: The methods to compare.
-            engine: The engine's backend.
-            limit: How many queries, if that is limited.
-
-        Raises:
-            ValueError: Which analysis, and what it needs.
-        """
-        if self.no_sources and engine == "offline":
-            raise ValueError(
-                "analyses.no_sources=True: engine='offline' quotes its sources and can say nothing "
-                "without them; set it to false, or choose a model as engine"
-            )
-        for name in self.placebo:
-            if name not in methods or name == "original":
-                known = ", ".join(m for m in methods if m != "original")
-                raise ValueError(
-                    f"analyses.placebo={self.placebo!r}: {name!r} is no rewriting method of "
-                    f"this run; choose from {known}"
-                )
-        if self.placebo and limit == 1:
-            raise ValueError(
-                f"analyses.placebo={self.placebo!r}: limit=1 leaves no other query to "
-                "shuffle rewrites with; set limit to 2 or more"
-            )
 
     def templates(self, judge_mode: str) -> dict[str, list[str]]:
         """Return the prompt templates that the analyses use beside the comparison's, by role."""
@@ -98,15 +65,33 @@ class BaselineRewritesParams(EvaluationParams):
     methods: list[str]
     analyses: Annotated[AnalysisOptions, Field(strict=False)]
 
-    @model_validator(mode="after")
-    def _check_analyses(self) -> Self:
-        self.analyses.check(self.methods, self.engine, self.limit)
-        return self
-
     @field_validator("methods")
     @classmethod
     def _known(cls, methods: list[str]) -> list[str]:
         return [known_method(name) for name in methods]
+
+    @model_validator(mode="after")
+    def _check_analyses(self) -> Self:
+        """Refuse what cannot be analysed with the run's other parameters."""
+        placebo = self.analyses.placebo
+        if self.analyses.no_sources and self.engine == "offline":
+            raise ValueError(
+                "analyses.no_sources=True: engine='offline' quotes its sources and can say nothing "
+                "without them; set it to false, or choose a model as engine"
+            )
+        for name in placebo:
+            if name not in self.methods or name == "original":
+                known = ", ".join(m for m in self.methods if m != "original")
+                raise ValueError(
+                    f"analyses.placebo={placebo!r}: {name!r} is no rewriting method of this run; "
+                    f"choose from {known}"
+                )
+        if placebo and self.corpus.limit == 1:
+            raise ValueError(
+                f"analyses.placebo={placebo!r}: corpus.limit=1 leaves no other query to shuffle "
+                "rewrites with; set it to 2 or more"
+            )
+        return self
 
 
 PARAMS = BaselineRewritesParams

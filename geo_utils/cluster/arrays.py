@@ -28,10 +28,16 @@ from pydantic import (
 
 from geo_utils.files import project_root, resolve_path, write_atomic
 from geo_utils.notebooks import read_parameters
-from geo_utils.parameters import NotebookParams, ParameterError, nearest, problem_line, read_yaml
+from geo_utils.parameters import (
+    NotebookParams,
+    ParameterError,
+    from_yaml,
+    nearest,
+    problem_line,
+    read_yaml,
+)
 from geo_utils.runs import locate_run
 
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 _OURS = re.compile(r"--(array|requeue|no-requeue|open-mode|signal|output|error|job-name)\b")
 _MANY_NODES = re.compile(r"(-N|--nodes)")
@@ -140,7 +146,7 @@ def parse_grid(entries: Iterable[str]) -> dict[str, list[Any]]:
     """Return the values of every name of a grid.
 
     Args:
-        entries: Each `name=value,value`; a value is read as YAML, `1e-6` as a number.
+        entries: Each `name=value,value`; a value is read as YAML.
 
     Raises:
         ParameterError: An entry that is none, or a name given twice.
@@ -149,15 +155,14 @@ def parse_grid(entries: Iterable[str]) -> dict[str, list[Any]]:
     for entry in entries:
         name, equals, text = entry.partition("=")
         try:
-            values = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError:
+            values = from_yaml(f"[{text}]")
+        except ValueError:
             values = None
         if not name or not equals or not values:
             raise ParameterError(f"--grid {entry!r}: write name=value,value")
         if name in grid:
             raise ParameterError(f"--grid {entry!r}: {name} is given twice")
-        # YAML 1.1 reads 1e-6 as text.
-        grid[name] = [float(v) if _EXPONENT.fullmatch(str(v)) else v for v in values]
+        grid[name] = values
     return grid
 
 
@@ -356,7 +361,7 @@ def create(name: str, notebook: str, tasks: Sequence[Task], settings: SlurmSetti
 
 def place(name: str, tasks: Sequence[Task]) -> Path:
     """Return the folder of a submission, beside the runs of its tasks."""
-    return resolve_path(tasks[0].params.output_root) / "slurm" / name
+    return resolve_path(tasks[0].params.paths.output) / "slurm" / name
 
 
 def script_text(folder: Path, notebook: str, tasks: Sequence[Task], settings: SlurmSettings) -> str:

@@ -1,6 +1,6 @@
 #!/bin/bash
 # @COUNT@ of notebook @NOTEBOOK@; what each one runs is in @FOLDER@/tasks/.
-# Written by python -m geo_utils.slurm submit.
+# Written by geo slurm submit.
 @DIRECTIVES@
 
 # SLURM signals this shell @SIGNAL_S@ s before the time limit, and every process on preemption. The
@@ -10,7 +10,7 @@ trap 'told=1; kill -USR1 $task 2>/dev/null' USR1
 trap 'told=1' TERM
 
 cd @PROJECT@
-@SETUP@@PYTHON@ -m geo_utils.slurm task @FOLDER@ "$SLURM_ARRAY_TASK_ID" &
+@SETUP@@PYTHON@ -m geo_utils slurm task @FOLDER@ "$SLURM_ARRAY_TASK_ID" &
 task=$!
 [ -z "$told" ] || kill -USR1 "$task"
 wait "$task"; code=$?

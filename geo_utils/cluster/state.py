@@ -1,18 +1,30 @@
-"""How the tasks of an array stand, from their run folders and from whatever SLURM still knows."""
+"""An array and SLURM: submitted, cancelled, and how its tasks stand."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
 
-from geo_utils.cluster.arrays import UNREADABLE, Submission, TaskRecord
-from geo_utils.files import read_jsonl, resolve_path
+from geo_utils.cluster.arrays import (
+    UNREADABLE,
+    SlurmSettings,
+    Submission,
+    Task,
+    TaskRecord,
+    create,
+    described,
+    place,
+    script_text,
+)
+from geo_utils.files import read_jsonl, resolve_path, write_atomic
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameters import NotebookParams, ParameterError
 from geo_utils.records import PROBABILITY, Record, results
@@ -26,6 +38,7 @@ _PROGRAMS = {
     "sacct": (("-n", "-P", "-X", "--format=JobID,State"), r"\d+_(\d+)"),
     "squeue": (("-h", "-r", "-t", "all", "-o", "%K|%T"), r"(\d+)"),
 }
+_JOB_ID = re.compile(r"(\d+)(;\S+)?")  # as --parsable prints it, with the cluster's name or not
 _LAST_STEPS = 10
 _NONE = "–"  # noqa: RUF001
 _WORDS = {
@@ -83,6 +96,109 @@ def slurm_states(job_id: str | None) -> tuple[dict[int, str], list[str]]:
             if (found := re.fullmatch(index, name.strip())) and state.strip():
                 states[int(found[1])] = state.split()[0]
     return states, notes
+
+
+def submit(
+    name: str, notebook: str, tasks: Sequence[Task], settings: SlurmSettings
+) -> tuple[Submission, str]:
+    """Write a submission's folder and hand its array to sbatch.
+
+    Returns:
+        The submission and its job id.
+
+    Raises:
+        ParameterError: The name is taken, sbatch is missing or refuses, or it prints no job id;
+            no folder is left.
+        OSError: The folder cannot be written, as on a full disk; no folder and no job is left.
+    """
+    submission = create(name, notebook, tasks, settings)
+    try:
+        answer = ask_slurm("sbatch", "--parsable", str(submission.folder / "job.sh"))
+        # A site's own sbatch may greet before, and say more after.
+        told = [found for line in answer.splitlines() if (found := _JOB_ID.fullmatch(line.strip()))]
+        if not told:
+            raise ParameterError(
+                f"sbatch printed no job id but {answer.strip()!r}; see with squeue whether it has "
+                "taken a job, and end that with scancel: its folder is gone"
+            )
+        job_id = told[-1].group(1)
+        try:
+            submission.update(job_id=job_id)
+        except OSError:
+            ask_slurm("scancel", job_id)  # an array that nothing knows of
+            raise
+    except BaseException:
+        shutil.rmtree(submission.folder)
+        raise
+    return submission, job_id
+
+
+def submitted(
+    name: str | None,
+    notebook: str,
+    tasks: Sequence[Task],
+    settings: SlurmSettings,
+    dry_run: bool,
+) -> list[str]:
+    """Submit an array, or show its script on a dry run, and return what is to be said of it."""
+    name = name or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{notebook}"
+    if dry_run:
+        return [
+            script_text(place(name, tasks), notebook, tasks, settings),
+            *(f"task {index}: {described(task.changes)}" for index, task in enumerate(tasks)),
+            f"{len(tasks)} tasks are in order; nothing was submitted",
+        ]
+    submission, job_id = submit(name, notebook, tasks, settings)
+    return [
+        f"array {job_id}: {len(tasks)} runs of {notebook}, {submission.folder}/job.sh",
+        f"see how it stands: geo slurm status {name}",
+    ]
+
+
+def cancel(submission: Submission) -> list[str]:
+    """End an array, and return what is to be said of it.
+
+    Raises:
+        ParameterError: There is nothing to cancel, or SLURM refuses.
+    """
+    job_id = submission.info["job_id"]
+    if job_id is None:
+        raise ParameterError(
+            f"{submission.folder.name}: sbatch took no job, there is nothing to cancel; delete "
+            f"{submission.folder}"
+        )
+    ask_slurm("scancel", job_id)
+    submission.update(cancelled_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    kept = "what its runs have saved is kept, and the same submit goes on from it"
+    return [f"cancelled array {job_id}; {kept}"]
+
+
+def status_lines(submission: Submission) -> list[str]:
+    """Return how an array stands, as `status_table` has it, in lines for a terminal."""
+    table, notes = status_table(submission)
+    told = "array {job_id} of {notebook}, submitted {submitted_at:.16} UTC"
+    head = f"{submission.folder.name}: {told.format(**submission.info)}"
+    return [head, table.to_string(), *notes]
+
+
+def collect_lines(submission: Submission) -> list[str]:
+    """Write headlines.csv beside an array, and return it in lines for a terminal.
+
+    Raises:
+        ParameterError: There is nothing to collect yet.
+    """
+    table, notes = collect_table(submission)
+    if table.empty:
+        raise ParameterError(
+            f"{submission.folder.name}: no task has finished yet, or its notebook compares no "
+            "methods; `geo runs --compare RUN --compare RUN` shows any runs side by side"
+        )
+    path = submission.folder / "headlines.csv"
+    write_atomic(path, table.to_csv(index=False))
+    changes = [name for name in submission.info["changes"][0] if name in table]
+    sources = [f"Source: {source}." for source in sorted(set(table["provenance"]))]
+    shown = collected_text(table, changes)
+    return [shown, "95 % intervals over queries.", *sources, *notes, str(path)]
 
 
 def status_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:

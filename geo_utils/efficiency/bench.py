@@ -29,11 +29,12 @@ from geo_utils.cluster.servers import (
 from geo_utils.cluster.supervisor import Supervised
 from geo_utils.efficiency.measure import NO_MEMORY
 from geo_utils.efficiency.params import EfficiencyParams, Setting
-from geo_utils.efficiency.random_weights import is_made, shape_name
+from geo_utils.efficiency.random_weights import is_made
 from geo_utils.efficiency.recipes import (
     Placement,
     asked_models,
     call_latency,
+    made_shape,
     real_gemini,
     recipe,
 )
@@ -200,14 +201,14 @@ def servers_of(turn: Turn, params: EfficiencyParams) -> tuple[Server, ...]:
     setting, of = turn.setting, turn.placement.of
     found = []
     if setting.policy == "server":
-        room = str(params.prompt_tokens + 1024)
+        room = str(params.work.prompt_tokens + 1024)
         policy = (*POLICY_OPTIONS, "--max-model-len", room, "--gpu-memory-utilization", "0.8")
-        found.append(Server("policy", params.policy_model, of["policy"], policy))
+        found.append(Server("policy", params.models.policy, of["policy"], policy))
     if setting.reward == "qwen_server":
         alone = list(of.values()).count(of["engine"]) == 1
         memory = "0.85" if alone else "0.3"
         engine = ("--gpu-memory-utilization", memory, "--max-model-len", "16384")
-        found.append(Server("engine", params.engine_model, of["engine"], engine))
+        found.append(Server("engine", params.models.engine, of["engine"], engine))
     if setting.reward == "gemini" and not real_gemini(params):
         found.append(Server("gemini", call_latency(setting, params)))
     return tuple(found)
@@ -255,7 +256,7 @@ class Bench:
             following: What will be measured next.
         """
         began = time.monotonic()
-        until = began + self.params.timeout_s
+        until = began + self.params.timing.timeout_s
         folder, ready = self._folder(turn), self._next and self._next[0] == turn
         program = self._next[1] if self._next and ready else self._process(turn)
         self._next = None
@@ -285,13 +286,16 @@ class Bench:
             urls = self._serve(servers_of(turn, params), models, until)
             values = recipe(setting, params, turn.placement, models, urls, folder)
             spec = {"recipe": values, "warmup_steps": setting.warmup_steps,
-                    "answer_tokens": params.answer_tokens, "page_tokens": params.prompt_tokens,
-                    "same_length": not params.natural_lengths}  # fmt: skip
+                    "answer_tokens": params.work.answer_tokens,
+                    "page_tokens": params.work.prompt_tokens,
+                    "same_length": not params.work.natural_lengths}  # fmt: skip
             write_atomic(folder / "spec.json", json.dumps(spec))
             phase = ""
             program.wait(max(until - time.monotonic(), 1.0))
         except subprocess.TimeoutExpired:
-            return self._lost("timed out", f"not done after {params.timeout_s:g} s", folder, phase)
+            return self._lost(
+                "timed out", f"not done after {params.timing.timeout_s:g} s", folder, phase
+            )
         except ServerError as error:
             memory = any(sign in str(error).lower() for sign in NO_MEMORY)
             status = "out of memory" if memory else "failed"
@@ -326,9 +330,8 @@ class Bench:
         """Return policy and engine model, made with random weights where that is asked for."""
         found = {}
         for role, model in asked_models(setting, self.params).items():
-            if self.params.random_weights and shape_name(model) in self.params.random_weights:
-                shape = shape_name(model)
-                folder = resolve_path(self.params.output_root) / "random_weights" / shape
+            if shape := made_shape(model, self.params):
+                folder = resolve_path(self.params.paths.output) / "random_weights" / shape
                 if not is_made(shape, folder):  # in a process of its own: its GPU is free again
                     command = [sys.executable, "-m", _RANDOM_WEIGHTS, shape, str(folder)]
                     subprocess.run(command, check=True)

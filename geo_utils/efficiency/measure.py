@@ -18,10 +18,10 @@ from typing import Any
 
 from geo_utils.corpus import Example, KeyPoint, load_corpus
 from geo_utils.files import read_jsonl, write_atomic
-from geo_utils.grpo.checkpoints import Interrupts, check_machine
+from geo_utils.grpo.checkpoints import Interrupts
 from geo_utils.grpo.data import Split, base_model, policy_card, prompt_rows
 from geo_utils.grpo.log import TrainingLog, hush, timed
-from geo_utils.grpo.params import GrpoParams
+from geo_utils.grpo.params import GrpoParams, check_machine
 from geo_utils.grpo.rewards import Rewards
 from geo_utils.grpo.train import make_trainer
 from geo_utils.models.base import Completion, Request
@@ -66,7 +66,7 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         noted = _NotedLog(Path(scratch), policy_card(params), Interrupts())
         noted.noted = folder
-        task = _AnyReply(params.method, resize=resize)
+        task = _AnyReply(params.policy.method, resize=resize)
         rewards = Rewards(examples, task, engine, judge, params.reward, params.seed)
         rewards.functions = [_unequal(function) for function in rewards.functions]
         with timed(noted.clock):

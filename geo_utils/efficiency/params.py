@@ -5,19 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from geo_utils.parameters import Name, NotebookParams, nearest
+from geo_utils.parameters import Name, NotebookParams, Options, nearest
 
 Place = Literal["trainer", "policy", "engine"]
 RANDOM_SHAPES = ("small", "Qwen3-1.7B", "Qwen2.5-7B")
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Setting(_Options):
+class Setting(Options):
     """One placement of policy and reward.
 
     Attributes:
@@ -72,7 +68,7 @@ class Setting(_Options):
         return self
 
 
-class CapacityOptions(_Options):
+class CapacityOptions(Options):
     """What there is to run experiments on; see `capacity.plan`.
 
     Attributes:
@@ -96,6 +92,73 @@ class CapacityOptions(_Options):
     experiments: Annotated[int, Field(ge=1)] = 24
 
 
+class WorkOptions(Options):
+    """What every setting does, where it names no sizes of its own.
+
+    Attributes:
+        completions: A step.
+        new_tokens: Of each completion.
+        natural_lengths: Let completions end where they end, up to `new_tokens`.
+        prompt_tokens: Of the policy's prompt, and of each page in an engine's.
+        answer_tokens: Longest answer of the engine; with random weights, every answer's length.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    completions: Annotated[int, Field(ge=2)] = 16
+    new_tokens: Annotated[int, Field(ge=1)] = 512
+    natural_lengths: bool = False
+    prompt_tokens: Annotated[int, Field(ge=16)] = 1300
+    answer_tokens: Annotated[int, Field(ge=1)] = 400
+
+
+class TimingOptions(Options):
+    """How often it is done, and for how long at most.
+
+    Attributes:
+        repeats: Measurements of each setting, interleaved.
+        warmup_steps: Steps at the start that do not count.
+        steps: Steps that do.
+        timeout_s: Longest time for one measurement, start included.
+    """
+
+    repeats: Annotated[int, Field(ge=1, strict=True)] = 2
+    warmup_steps: Annotated[int, Field(ge=0, strict=True)] = 2
+    steps: Annotated[int, Field(ge=2, strict=True)] = 6
+    timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+
+
+class GeminiOptions(Options):
+    """What stands for Gemini.
+
+    Attributes:
+        service: `auto` asks the real service where a key is set; `simulated` never.
+        latency_s: Seconds of engine and judge together, of the simulated one.
+        sigma: Their spread: 0 for constant, else the sigma of a lognormal distribution.
+    """
+
+    service: Literal["auto", "simulated"] = "auto"
+    latency_s: Annotated[float, Field(ge=0)] = 2.0
+    sigma: Annotated[float, Field(ge=0)] = 0.0
+
+
+class ModelOptions(Options):
+    """Which models.
+
+    Attributes:
+        policy: Folder or Hub id; `small` for one made on the spot.
+        engine: Folder or Hub id.
+        random_weights: Models to make with random weights of their true shape.
+    """
+
+    policy: Annotated[str, Field(min_length=1)] = "Qwen/Qwen3-1.7B"
+    engine: Annotated[str, Field(min_length=1)] = "Qwen/Qwen2.5-7B-Instruct"
+    random_weights: list[str] = []
+
+
+_GROUPS: dict[str, type[Options]] = {"work": WorkOptions, "timing": TimingOptions}
+
+
 class EfficiencyParams(NotebookParams):
     """Parameters of notebook 01.
 
@@ -105,60 +168,55 @@ class EfficiencyParams(NotebookParams):
         settings: What to measure, by name.
         only: Names of the settings to measure now; none for all.
         reference: Name of the setting that every sitting measures first and last; empty for none.
-        repeats: Measurements of each setting, interleaved.
-        warmup_steps: Steps at the start that do not count.
-        steps: Steps that do.
-        completions: Completions a step.
-        new_tokens: Tokens of each completion.
-        natural_lengths: Let completions end where they end, up to `new_tokens`.
-        prompt_tokens: Of the policy's prompt, and of each page in an engine's.
-        answer_tokens: Longest answer of the engine; with random weights, every answer's length.
-        reward_latency_s: Seconds of engine and judge together, of the simulated Gemini.
-        latency_sigma: Its spread: 0 for constant, else the sigma of a lognormal distribution.
-        gemini: `auto` asks the real service where a key is set; `simulated` never.
-        policy_model: Folder or Hub id; `small` for one made on the spot.
-        engine_model: Folder or Hub id.
-        random_weights: Models to make with random weights of their true shape.
+        work: What every setting does.
+        timing: How often, and for how long at most.
+        gemini: What stands for Gemini.
+        models: Which models.
         share_gpus: Let roles share a GPU where there are fewer than a setting wants.
-        timeout_s: Longest time for one measurement, start included.
         recipe: Fields of GRPOConfig for all settings.
         capacity: What the planner counts with.
     """
 
     notebook: ClassVar[str] = "01_efficiency"
+    moved: ClassVar[dict[str, str]] = (
+        NotebookParams.moved
+        | {name: f"{group}.{name}" for group, own in _GROUPS.items() for name in own.model_fields}
+        | {
+            "reward_latency_s": "gemini.latency_s",
+            "latency_sigma": "gemini.sigma",
+            "policy_model": "models.policy",
+            "engine_model": "models.engine",
+            "random_weights": "models.random_weights",
+        }
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     recorded: list[str]
     settings: Annotated[dict[Name, Setting], Field(strict=False)]
     only: list[str]
     reference: str
-    repeats: Annotated[int, Field(ge=1)]
-    warmup_steps: Annotated[int, Field(ge=0)]
-    steps: Annotated[int, Field(ge=2)]
-    completions: Annotated[int, Field(ge=2)]
-    new_tokens: Annotated[int, Field(ge=1)]
-    natural_lengths: bool
-    prompt_tokens: Annotated[int, Field(ge=16)]
-    answer_tokens: Annotated[int, Field(ge=1)]
-    reward_latency_s: Annotated[float, Field(ge=0)]
-    latency_sigma: Annotated[float, Field(ge=0)]
-    gemini: Literal["auto", "simulated"]
-    policy_model: Annotated[str, Field(min_length=1)]
-    engine_model: Annotated[str, Field(min_length=1)]
-    random_weights: list[str]
+    work: Annotated[WorkOptions, Field(strict=False)]
+    timing: Annotated[TimingOptions, Field(strict=False)]
+    gemini: Annotated[GeminiOptions, Field(strict=False)]
+    models: Annotated[ModelOptions, Field(strict=False)]
     share_gpus: bool
-    timeout_s: Annotated[float, Field(gt=0)]
     recipe: dict[str, Any]
     capacity: Annotated[CapacityOptions, Field(strict=False)]
 
     @property
     def chosen(self) -> dict[str, Setting]:
         """The settings to measure now, with the run's sizes where they name none of their own."""
-        sizes = ("completions", "new_tokens", "reward_latency_s", "warmup_steps", "steps")
+        sizes = {
+            "completions": self.work.completions,
+            "new_tokens": self.work.new_tokens,
+            "reward_latency_s": self.gemini.latency_s,
+            "warmup_steps": self.timing.warmup_steps,
+            "steps": self.timing.steps,
+        }
         found = {}
         for name, setting in self.settings.items():
             if not self.only or name in (*self.only, self.reference):
-                missing = [size for size in sizes if getattr(setting, size) is None]
-                found[name] = setting.model_copy(update={s: getattr(self, s) for s in missing})
+                missing = {size: n for size, n in sizes.items() if getattr(setting, size) is None}
+                found[name] = setting.model_copy(update=missing)
         return found
 
     @property
@@ -174,23 +232,19 @@ class EfficiencyParams(NotebookParams):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        for name in self.only:
-            if name not in self.settings:
-                raise ValueError(
-                    f"only={self.only!r}: {name!r} is no setting{nearest(name, self.settings)} "
-                    f"Choose from {', '.join(self.settings)}"
-                )
-        if self.reference and self.reference not in self.settings:
-            raise ValueError(
-                f"reference={self.reference!r} is no setting"
-                f"{nearest(self.reference, self.settings)} Choose from {', '.join(self.settings)}"
-            )
-        for name in self.random_weights:
-            if name not in RANDOM_SHAPES:
-                raise ValueError(
-                    f"random_weights={self.random_weights!r}: the shape of {name!r} is not known"
-                    f"{nearest(name, RANDOM_SHAPES)} Choose from {', '.join(RANDOM_SHAPES)}"
-                )
+        """Refuse names of settings and shapes that there are not."""
+        reference = [self.reference] * bool(self.reference)
+        for name, given, known in (
+            ("only", self.only, list(self.settings)),
+            ("reference", reference, list(self.settings)),
+            ("models.random_weights", self.models.random_weights, list(RANDOM_SHAPES)),
+        ):
+            for value in given:
+                if value not in known:
+                    raise ValueError(
+                        f"{name}: {value!r} is unknown{nearest(value, known)} Choose from "
+                        f"{', '.join(known)}"
+                    )
         return self
 
 

@@ -14,7 +14,6 @@ from geo_utils.corpus import load_corpus
 from geo_utils.files import write_atomic
 from geo_utils.grpo.cold_start import byte_level_tokenizer, make_small_policy, with_chat
 from geo_utils.grpo.params import SmallModel
-from geo_utils.parameters import ParameterError, nearest
 
 # From the models' own config.json on the Hub.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -31,22 +30,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _DONE = "random_weights.json"
 _TRAINED = 12_000  # tokens that the tokenizer learns; the rest of the vocabulary are made-up words
-
-
-def shape_name(model: str) -> str:
-    """Return the known shape of a model, `Qwen2.5-7B` for `Qwen/Qwen2.5-7B-Instruct`.
-
-    Raises:
-        ParameterError: It is not known.
-    """
-    name = Path(model).name
-    found = next((shape for shape in ("small", *SHAPES) if name.startswith(shape)), None)
-    if found is None:
-        raise ParameterError(
-            f"random_weights: the shape of {model!r} is not known{nearest(name, SHAPES)} Choose "
-            f"from small, {', '.join(SHAPES)}"
-        )
-    return found
 
 
 def make_random_model(shape: str, folder: Path, texts: Iterable[str], seed: int = 0) -> Path:

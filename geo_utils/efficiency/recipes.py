@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from geo_utils.cluster.servers import free_port
-from geo_utils.efficiency.params import EfficiencyParams, Place, Setting
-from geo_utils.efficiency.random_weights import shape_name
+from geo_utils.efficiency.params import RANDOM_SHAPES, EfficiencyParams, Place, Setting
 from geo_utils.files import project_root
+from geo_utils.models.usage import DEFAULT_MODEL
 from geo_utils.parameters import ParameterError, default_parameters
 
 _GROUP = 8  # completions of one prompt, and of one micro-batch, where the recipe names none
@@ -78,14 +79,18 @@ def place(setting: Setting, params: EfficiencyParams, present: Sequence[int]) ->
 
 
 def recipe(
-    setting: Setting, params: EfficiencyParams, placement: Placement, models: dict[str, str],
-    urls: dict[str, str], folder: Path,
-) -> dict[str, Any]:  # fmt: skip
+    setting: Setting,
+    params: EfficiencyParams,
+    placement: Placement,
+    models: dict[str, str],
+    urls: dict[str, str],
+    folder: Path,
+) -> dict[str, Any]:
     """Return the values of notebook 04's parameters that a setting stands for.
 
     Args:
-        setting: What is measured.
-        params: Sizes and lengths.
+        setting: What is measured, its sizes filled in.
+        params: Lengths and seed.
         placement: Where it runs.
         models: Policy and engine, as folder or Hub id.
         urls: Addresses of the servers that were started.
@@ -94,20 +99,28 @@ def recipe(
     Raises:
         ParameterError: The batch does not divide.
     """
-    values = default_parameters(project_root() / "notebooks" / "04_grpo.ipynb")
-    reward = "negative_length" if setting.reward == "negative_length" else "key_point"
-    values |= {
-        "variant": "measured", "seed": params.seed, "corpus": "sample",
-        "cache_root": str(folder / "cache"), "method": "key_point",
-        "model_name_or_path": models["policy"],
-        "calls": {"max_concurrency": 1024 if setting.parallel else 1,
-                  "timeout_s": _PATIENCE_S, "deadline_s": _PATIENCE_S},
-        "reward": {"funcs": [reward], "schedule": setting.schedule, "deadline_s": _PATIENCE_S},
-        "data": {"max_prompt_tokens": params.prompt_tokens},
-        "grpo_options": _grpo(setting, params, urls),
+    free = setting.reward == "negative_length"
+    return default_parameters(project_root() / "notebooks" / "04_grpo.ipynb") | {
+        "variant": "measured",
+        "seed": params.seed,
+        "corpus": {"name": "sample"},
+        "paths": {"cache": str(folder / "cache")},
+        "policy": {"base": models["policy"], "method": "key_point"},
+        "calls": {
+            "max_concurrency": 1024 if setting.parallel else 1,
+            "timeout_s": _PATIENCE_S,
+            "deadline_s": _PATIENCE_S,
+        },
+        "reward": {
+            "funcs": ["negative_length" if free else "key_point"],
+            "schedule": setting.schedule,
+            "deadline_s": _PATIENCE_S,
+        },
+        "data": {"max_prompt_tokens": params.work.prompt_tokens},
+        "evaluation": {"judge": "offline", "methods": ["original", "key_point"]},
+        "grpo": _grpo(setting, params, urls),
         **_roles(setting, placement, models, urls),
-    }  # fmt: skip
-    return values
+    }
 
 
 def training_fields(setting: Setting, params: EfficiencyParams) -> dict[str, Any]:
@@ -116,8 +129,7 @@ def training_fields(setting: Setting, params: EfficiencyParams) -> dict[str, Any
     Returns:
         `micro_batch`, in completions; `checkpointing`; `compiled`.
     """
-    given = params.recipe | setting.recipe
-    size = setting.completions or params.completions
+    given, size = params.recipe | setting.recipe, setting.completions or 1
     return {
         "micro_batch": given.get("per_device_train_batch_size", min(_GROUP, size)),
         "checkpointing": bool(given.get("gradient_checkpointing", True)),
@@ -127,76 +139,72 @@ def training_fields(setting: Setting, params: EfficiencyParams) -> dict[str, Any
 
 def simulated(setting: Setting, params: EfficiencyParams) -> list[str]:
     """Say what in a setting is not the real thing."""
-    known, models = params.random_weights, asked_models(setting, params).values()
-    random = [shape_name(model) for model in models if known and shape_name(model) in known]
-    found = [f"random weights of {shape}'s shape" for shape in random]
+    made = map(made_shape, asked_models(setting, params).values(), repeat(params))
+    found = [f"random weights of {shape}'s shape" for shape in made if shape]
     if setting.reward == "gemini" and not real_gemini(params):
         found.append(f"Gemini: {call_latency(setting, params)} s a call")
     return found
 
 
+def made_shape(model: str, params: EfficiencyParams) -> str | None:
+    """Return the shape that a model is made in with random weights; None for one that is there."""
+    names = (shape for shape in RANDOM_SHAPES if Path(model).name.startswith(shape))
+    shape = next(names, None)
+    return shape if shape in params.models.random_weights else None
+
+
 def asked_models(setting: Setting, params: EfficiencyParams) -> dict[str, str]:
     """Return the models that a setting needs on this machine, by role."""
-    engine = {"engine": params.engine_model} if setting.reward.startswith("qwen") else {}
-    return {"policy": params.policy_model} | engine
+    engine = {"engine": params.models.engine} if setting.reward.startswith("qwen") else {}
+    return {"policy": params.models.policy} | engine
 
 
 def real_gemini(params: EfficiencyParams) -> bool:
     """Tell whether Gemini's own service is asked."""
-    return params.gemini == "auto" and bool(os.environ.get("GEMINI_API_KEY"))
+    return params.gemini.service == "auto" and bool(os.environ.get("GEMINI_API_KEY"))
 
 
 def latency_s(setting: Setting, params: EfficiencyParams) -> float | None:
     """Return the seconds of a simulated engine and judge together; None for any other reward."""
     if setting.reward == "negative_length":
         return 0.0
-    if setting.reward != "gemini" or real_gemini(params):
-        return None
-    own = setting.reward_latency_s
-    return params.reward_latency_s if own is None else own
+    known = setting.reward == "gemini" and not real_gemini(params)
+    return setting.reward_latency_s if known else None
 
 
 def call_latency(setting: Setting, params: EfficiencyParams) -> str:
     """Return the look-alike's latency of one call."""
     half = (latency_s(setting, params) or 0.0) / 2
-    if params.latency_sigma:
-        return f"lognormal:{half:g},{params.latency_sigma:g}"
-    return f"constant:{half:g}"
+    sigma = params.gemini.sigma
+    return f"lognormal:{half:g},{sigma:g}" if sigma else f"constant:{half:g}"
 
 
 def _roles(
     setting: Setting, placement: Placement, models: dict[str, str], urls: dict[str, str]
 ) -> dict[str, Any]:
     """Return who answers and judges."""
-    final = {"judge": "offline", "methods": ["original", "key_point"]}
-    if setting.reward == "negative_length":
-        return {"engine": "offline", "judge": "offline", "evaluation": final}
+    servers, mode = {}, "verdict"
+    name = "offline"
     if setting.reward == "gemini":
-        servers = [urls["gemini"]] if "gemini" in urls else []
-        return {"engine": "gemini", "judge": "gemini", "evaluation": final,
-                "servers": {"engine": servers, "judge": servers} if servers else {}}  # fmt: skip
-    backend = {"qwen_server": "openai", "qwen_vllm": "vllm", "qwen_transformers": "transformers"}
-    name = models["engine"]
-    places: dict[str, list[str]] = {}
-    if setting.reward == "qwen_server":
-        places = {role: [f"{urls['engine']}/v1"] for role in ("engine", "judge")}
-    else:  # in the trainer's process, on the second GPU that it sees, if there is one
-        apart = placement.of["engine"] != placement.of["trainer"]
-        name += "@cuda:1" if apart else "@cuda:0"
-    return {
-        "engine": backend[setting.reward], "judge": backend[setting.reward],
-        "judge_mode": "soft", "models": {"engine": name, "judge": name}, "servers": places,
-        "evaluation": final,
-    }  # fmt: skip
+        name = f"gemini/{DEFAULT_MODEL}"
+        servers = {name: urls["gemini"]} if "gemini" in urls else {}
+    elif setting.reward == "qwen_server":
+        name, mode = f"openai/{models['engine']}", "soft"
+        servers = {name: f"{urls['engine']}/v1"}
+    elif setting.reward != "negative_length":
+        # In the trainer's process, on the second GPU that it sees, if there is one.
+        alone = placement.of["engine"] != placement.of["trainer"]
+        backend = setting.reward.removeprefix("qwen_")
+        name, mode = f"{backend}/{models['engine']}@cuda:{int(alone)}", "soft"
+    sampling = {"judge_mode": mode}
+    return {"engine": name, "judge": name, "servers": servers, "sampling": sampling}
 
 
 def _grpo(setting: Setting, params: EfficiencyParams, urls: dict[str, str]) -> dict[str, Any]:
     """Return the fields of GRPOConfig: a fixed amount of work, nothing saved."""
     given = params.recipe | setting.recipe
-    size = setting.completions or params.completions
-    tokens = setting.new_tokens or params.new_tokens
+    size, tokens, steps = setting.completions or 1, setting.new_tokens or 1, setting.steps or 1
     micro = training_fields(setting, params)["micro_batch"]
-    warmup = params.warmup_steps if setting.warmup_steps is None else setting.warmup_steps
     if size % micro:
         raise ParameterError(
             f"completions={size} are no multiple of per_device_train_batch_size={micro}"
@@ -204,12 +212,15 @@ def _grpo(setting: Setting, params: EfficiencyParams, urls: dict[str, str]) -> d
     vllm = setting.policy != "transformers"
     drained = int(setting.schedule == "ahead")  # a step that does not count
     settings: dict[str, Any] = {
-        "max_steps": warmup + (setting.steps or params.steps) + drained,
-        "num_generations": min(_GROUP, size), "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": size // micro, "max_completion_length": tokens,
-        "learning_rate": 1e-6, "save_strategy": "no", "logging_steps": 1,
-    }  # fmt: skip
-    if not params.natural_lengths:
+        "max_steps": (setting.warmup_steps or 0) + steps + drained,
+        "num_generations": min(_GROUP, size),
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": size // micro,
+        "max_completion_length": tokens,
+        "learning_rate": 1e-6,
+        "save_strategy": "no",
+    }
+    if not params.work.natural_lengths:
         fixed = {"ignore_eos": True} if vllm else {"min_new_tokens": tokens}
         settings["generation_kwargs"] = fixed
     if vllm:
@@ -217,6 +228,6 @@ def _grpo(setting: Setting, params: EfficiencyParams, urls: dict[str, str]) -> d
     if setting.policy == "server":
         settings |= {"vllm_server_base_url": urls["policy"], "vllm_group_port": free_port()}
     if setting.policy == "colocate":
-        room = params.prompt_tokens + tokens + 64
+        room = params.work.prompt_tokens + tokens + 64
         settings |= {"vllm_gpu_memory_utilization": 0.3, "vllm_max_model_length": room}
     return settings | given

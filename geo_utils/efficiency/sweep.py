@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
 import logging
 import os
 import secrets
-import sys
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -16,10 +12,9 @@ from typing import Any
 from geo_utils.efficiency.bench import Bench, Server, Turn, servers_of, visible_gpus
 from geo_utils.efficiency.params import EfficiencyParams
 from geo_utils.efficiency.recipes import asked_models, latency_s, place, simulated, training_fields
+from geo_utils.evaluate import Counter
 from geo_utils.files import append_jsonl, read_jsonl
-from geo_utils.notebooks import read_parameters
-from geo_utils.parameters import ParameterError
-from geo_utils.runs import Run, package_versions, start_run
+from geo_utils.runs import Run, package_versions
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +38,11 @@ def sweep(params: EfficiencyParams, run: Run) -> list[dict[str, Any]]:
     present = visible_gpus()
     made = {(row["setting"], row["repeat"]) for row in rows}
     todo = turns(params, made, list(present))
+    show = Counter("settings")
     sitting = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     with Bench(params, run.folder / "work") as bench:
         for place_, turn in enumerate(todo):
+            show(place_, len(todo))
             row = _labels(turn, params, list(present.values())) | {"sitting": sitting}
             if turn.placement.refused:
                 row |= {"status": "not run", "reason": turn.placement.refused}
@@ -55,6 +52,7 @@ def sweep(params: EfficiencyParams, run: Run) -> list[dict[str, Any]]:
             log.info("%s: %s %s", turn.name, row["status"], row.get("step_s") or row.get("reason"))
             append_jsonl(path, [row])
             rows.append(row)
+        show(len(todo), len(todo))
     return rows
 
 
@@ -75,7 +73,7 @@ def turns(
     todo: list[Turn] = []
     for name, setting in params.chosen.items():
         placement = place(setting, params, present)
-        repeats = 1 if placement.refused or name == params.reference else params.repeats
+        repeats = 1 if placement.refused or name == params.reference else params.timing.repeats
         for repeat in range(repeats):
             if (name, repeat) not in made:
                 turn = Turn(name, setting, placement, repeat)
@@ -113,50 +111,13 @@ def _labels(turn: Turn, params: EfficiencyParams, present: list[str]) -> dict[st
         "hardware": f"CPU, {os.cpu_count()} cores" if on_cpu else gpus,
         "gpus": placement.gpus, "gpus_wanted": 0 if placement.on_cpu else setting.gpus_wanted,
         "shared": placement.shared, "completions": setting.completions,
-        "new_tokens": setting.new_tokens, "prompt_tokens": params.prompt_tokens,
-        "natural_lengths": params.natural_lengths,
+        "new_tokens": setting.new_tokens, "prompt_tokens": params.work.prompt_tokens,
+        "natural_lengths": params.work.natural_lengths,
         "reward_latency_s": latency_s(setting, params), "on_policy": setting.on_policy,
         "warmup_steps": setting.warmup_steps, "steps": setting.steps, "reason": None,
         "recipe": params.recipe | setting.recipe, **training_fields(setting, params),
         "simulated": simulated(setting, params),
         "models": asked_models(setting, params)
-        | {"answer_tokens": params.answer_tokens, "page_tokens": params.prompt_tokens},
+        | {"answer_tokens": params.work.answer_tokens, "page_tokens": params.work.prompt_tokens},
         "versions": package_versions(),
     }  # fmt: skip
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure from the command line, without Jupyter."""
-    parser = argparse.ArgumentParser(prog="python -m geo_utils.efficiency.sweep")
-    parser.add_argument("parameters", help="name of a file in params/01_efficiency/, or a path")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    parser.add_argument("--random-weights", action="append", default=[], metavar="MODEL",
-                        help="make this model with random weights of its true shape")  # fmt: skip
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        if args.random_weights:
-            args.p.append(("random_weights", json.dumps(args.random_weights)))
-        params = read_parameters("01_efficiency", args.parameters, [tuple(p) for p in args.p])[2]
-        assert isinstance(params, EfficiencyParams)
-        run = start_run(params.notebook, params)
-    except (ParameterError, OSError) as error:  # the latter: a full disk, or another sweep of it
-        sys.stderr.write(f"{error}\n")
-        return 2
-    stopped = None
-    try:
-        sweep(params, run)
-    except KeyboardInterrupt:
-        stopped = "stopped by Ctrl-C; the same command goes on at the next setting"
-    except OSError as error:
-        sys.stderr.write(f"{error}\n")
-        with contextlib.suppress(OSError):  # there may be room for this, if not for a row
-            run.end("failed", str(error))
-        return 1
-    run.end("interrupted", stopped or "measured; run as a notebook, it goes on to the report")
-    sys.stdout.write(f"{stopped or 'measured'}: {run.folder}/rows.jsonl\n")
-    return 130 if stopped else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

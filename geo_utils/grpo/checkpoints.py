@@ -1,96 +1,27 @@
-"""Where a training can start, stop and go on: its machine, interrupts, complete checkpoints."""
+"""Where a training can start, stop and go on: interrupts, complete checkpoints."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import random
 import shutil
 import signal
 import threading
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
-from geo_utils.files import read_jsonl, resolve_path, write_atomic
-from geo_utils.grpo.params import GrpoParams
+from geo_utils.files import read_jsonl, write_atomic
 from geo_utils.parameters import ParameterError
 from geo_utils.roles.policies import CARD, TRAINER_FILES, torn_file
 from geo_utils.runs import RunInterrupted
 
 _STATE = "trainer_state.json"
-
-
-def check_machine(params: GrpoParams) -> None:
-    """Refuse a recipe that this machine cannot run, before a model is loaded.
-
-    Raises:
-        ParameterError: vLLM or a GPU is missing, the policy's folder or server is not there or
-            serves another model, or a checkpoint is of another training.
-    """
-    grpo, name = params.grpo, params.model_name_or_path
-    if grpo.get("use_vllm") and find_spec("vllm") is None:
-        raise ParameterError(
-            "use_vllm=True: vllm is not installed; pip install -e '.[gpu]', or set use_vllm: false"
-        )
-    if params.cold_start.small_model:
-        import torch
-
-        torch.set_num_threads(1)  # its matrices are too small to share: threads would only wait
-    if not grpo.get("use_cpu"):
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ParameterError(
-                "use_cpu=False: this recipe needs a GPU and this machine shows none; run it on "
-                "one, or set use_cpu: true with a small model (params/04_grpo/smoke.yaml)"
-            )
-    folder = resolve_path(name)
-    here = folder.exists() or name.startswith(("/", "."))
-    if not params.cold_start.small_model and here and not (folder / "config.json").is_file():
-        raise ParameterError(
-            f"model_name_or_path={name!r}: {folder} holds no model (config.json is missing)"
-        )
-    if resumed := grpo.get("resume_from_checkpoint"):
-        check_adapter(resolve_path(str(resumed)), name, params.lora, grpo["max_steps"])
-    if params.generation == "server":
-        check_server(params)
-
-
-def check_server(params: GrpoParams) -> None:
-    """Refuse a policy server that is not up or serves another model.
-
-    Raises:
-        ParameterError: What is wrong and how to start it.
-    """
-    name, url = params.model_name_or_path, params.policy_server
-    port = urlsplit(url).netloc.rpartition(":")[2]
-    start = (
-        f"VLLM_SERVER_DEV_MODE=1 vllm serve {name} --port {port if port.isdecimal() else 8000} "
-        '--weight-transfer-config \'{"backend":"nccl"}\' --logprobs-mode processed_logprobs '
-        "--max-logprobs -1 --enable-scale-out"
-    )
-    try:
-        with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as answer:
-            served = [row["id"] for row in json.load(answer)["data"]]
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-        raise ParameterError(
-            f"vllm_mode='server': no vLLM server answers at {url} ({error}); start it on a GPU of "
-            f"its own:\n  {start}"
-        ) from None
-    if Path(name).name not in [Path(served_name).name for served_name in served]:
-        raise ParameterError(
-            f"vllm_mode='server': {url} serves {', '.join(served)}, not model_name_or_path="
-            f"{name!r}; start one that does:\n  {start}"
-        )
 
 
 def check_adapter(folder: Path, base: str, lora: dict[str, Any], max_steps: int) -> None:
@@ -129,13 +60,13 @@ def _adapter_problem(folder: Path, base: str, lora: dict[str, Any], max_steps: i
         return f"{problem}; copy it whole, or name an earlier checkpoint"
     found, rank = str(config.get("base_model_name_or_path")), config.get("r")
     if Path(found).name != Path(base).name:
-        return f"trained on {found!r}, not on model_name_or_path={base!r}; name that model"
+        return f"trained on {found!r}, not on policy.base={base!r}; name that model"
     if rank != lora["r"]:
-        return f"its LoRA rank is r={rank}, not {lora['r']}; set lora_r: {rank}"
+        return f"its LoRA rank is r={rank}, not {lora['r']}; set lora.r: {rank}"
     if step >= max_steps:
         return (
-            f"it was saved after step {step}, and max_steps={max_steps} leaves nothing to "
-            f"train; set max_steps above {step}"
+            f"it was saved after step {step}, and grpo.max_steps={max_steps} leaves nothing "
+            f"to train; set it above {step}"
         )
     return None
 

@@ -6,10 +6,8 @@ tokenizer of the corpus's words.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +17,13 @@ from typing import Any
 import yaml
 
 from geo_utils.corpus import Corpus, Example, KeyPoint, load_corpus
+from geo_utils.evaluate import Progress
 from geo_utils.files import write_atomic
 from geo_utils.grpo.checkpoints import checkpoint_step, newest_complete
 from geo_utils.grpo.data import Fit, base_model, carried, policy_card, split_queries
-from geo_utils.grpo.log import hush
+from geo_utils.grpo.log import StepCounter, hush
 from geo_utils.grpo.params import ColdStart, GrpoParams, SmallModel
-from geo_utils.models.base import FatalError
 from geo_utils.models.loops import gather_all, run_sync
-from geo_utils.notebooks import read_parameters
 from geo_utils.parameters import ParameterError
 from geo_utils.roles.by_model import ModelRewriter, RewriteTask
 from geo_utils.roles.make import Roles, make_roles
@@ -220,10 +217,11 @@ def prepare_policy(params: GrpoParams, roles: Roles, examples: Corpus, folder: P
         Folder or Hub id.
     """
     hush()
-    if not params.cold_start.steps:
+    if not params.policy.cold_start.steps:
         return base_model(params)
     if not same_card(folder, policy_card(params)):
-        train_cold(params, *base_and_demonstrations(params, roles, examples, folder), folder)
+        base, shown = base_and_demonstrations(params, roles, examples, folder)
+        train_cold(params, base, shown, folder, roles.counter("steps on demonstrations"))
         policy_card(params).write(folder)  # last: a folder with its card is complete
     return str(folder)
 
@@ -239,7 +237,7 @@ def base_and_demonstrations(
         examples: The corpus; demonstrations come from its training queries.
         folder: Gets the small model, under `random/`, where the recipe asks for one.
     """
-    cold, base = params.cold_start, base_model(params)
+    cold, base = params.policy.cold_start, base_model(params)
     train, card = split_queries(examples, params).train, policy_card(params)
     if cold.small_model:
         texts = [page for example, _ in train for page in example.sources]
@@ -261,7 +259,13 @@ def schedule(options: ColdStart) -> dict[str, Any]:
     }
 
 
-def train_cold(params: GrpoParams, base: str, shown: Sequence[Demonstration], folder: Path) -> None:
+def train_cold(
+    params: GrpoParams,
+    base: str,
+    shown: Sequence[Demonstration],
+    folder: Path,
+    progress: Progress,
+) -> None:
     """Fine-tune the policy on demonstrations and write the whole model, without an adapter.
 
     Args:
@@ -269,13 +273,14 @@ def train_cold(params: GrpoParams, base: str, shown: Sequence[Demonstration], fo
         base: The policy before.
         shown: Demonstrations.
         folder: Gets the model; its checkpoints lie under `sft/` and are gone on from.
+        progress: Called with (steps done, steps in all).
     """
     from datasets import Dataset
     from peft import LoraConfig
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    options = params.cold_start
+    options = params.policy.cold_start
     config = SFTConfig(
         output_dir=str(folder / "sft"),
         save_steps=50,
@@ -299,6 +304,7 @@ def train_cold(params: GrpoParams, base: str, shown: Sequence[Demonstration], fo
         model=base, args=config, train_dataset=Dataset.from_list(rows), peft_config=lora
     )
     hush(trainer)
+    trainer.add_callback(StepCounter(progress))
     checkpoint = newest_complete(folder / "sft")
     if checkpoint is not None and (checkpoint_step(checkpoint) or 0) >= options.steps:
         trainer._load_from_checkpoint(str(checkpoint))  # `train` would take one step too many
@@ -373,31 +379,25 @@ def export_llamafactory(
     return folder / "sft.yaml"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Export a recipe's cold start for LLaMA-Factory."""
-    parser = argparse.ArgumentParser(prog="python -m geo_utils.grpo.cold_start")
-    parser.add_argument("command", choices=["export"])
-    parser.add_argument("recipe", help="name of a file in params/04_grpo/, or a path to one")
-    parser.add_argument("folder", type=Path, help="gets the data set, the recipe and the adapter")
-    args = parser.parse_args(argv)
-    try:
-        _, _, params = read_parameters(GrpoParams.notebook, args.recipe)
-        assert isinstance(params, GrpoParams)
-        if not params.cold_start.steps:
-            raise ParameterError("cold_start.steps=0: the recipe has no cold start to export")
-        folder, roles = args.folder.resolve(), make_roles(params)
-        examples = load_corpus(**params.corpus_options)
-        base, shown = base_and_demonstrations(params, roles, examples, folder)
-        recipe = export_llamafactory(
-            shown, folder, base, params.cold_start, params.lora, params.machine_settings
-        )
-        policy_card(params).write(folder / "adapter")  # so that it is asked as it was trained
-    except (ParameterError, ValueError, FatalError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    print(f"{len(shown)} demonstrations: {recipe}\nllamafactory-cli train {recipe}")  # noqa: T201
-    return 0
+def export(params: GrpoParams, folder: Path) -> tuple[Path, int]:
+    """Export a recipe's cold start for LLaMA-Factory.
 
+    Args:
+        params: The recipe.
+        folder: Gets the data set, LLaMA-Factory's recipe and, from that, the adapter.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Returns:
+        That recipe's path, and how many demonstrations there are.
+
+    Raises:
+        ParameterError: It has no cold start.
+    """
+    if not params.policy.cold_start.steps:
+        raise ParameterError("policy.cold_start.steps=0: the recipe has no cold start to export")
+    examples = load_corpus(**params.corpus_options)
+    base, shown = base_and_demonstrations(params, make_roles(params), examples, folder)
+    path = export_llamafactory(
+        shown, folder, base, params.policy.cold_start, params.lora, params.machine_settings
+    )
+    policy_card(params).write(folder / "adapter")  # so that it is asked as it was trained
+    return path, len(shown)

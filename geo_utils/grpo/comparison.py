@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from geo_utils.corpus import Example
-from geo_utils.evaluate import evaluate
 from geo_utils.grpo.data import Split, policies
 from geo_utils.grpo.params import GrpoParams
 from geo_utils.models.caller import Caller
@@ -48,16 +47,8 @@ def compare(
     """
     with policies(params, roles) as policy:
         trained_and_not = {BEFORE: policy(base), AFTER: policy(str(trained))}
-        return evaluate(
-            held_out,
-            compared_methods(params),
-            roles.engine,
-            roles.judge,
-            params.repeats,
-            rewriter=NamedRewriters(roles.rewriter, trained_and_not),
-            key_points=params.key_points,
-            seed=params.seed,
-        )
+        named = replace(roles, rewriter=NamedRewriters(roles.rewriter, trained_and_not))
+        return named.evaluate(held_out, compared_methods(params))
 
 
 def gain(samples: pd.DataFrame, figure: str = "supported", seed: int = 0) -> PairedDifference:

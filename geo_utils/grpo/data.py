@@ -12,14 +12,13 @@ from statistics import fmean
 from typing import Any
 
 from geo_utils.corpus import Corpus, Example, KeyPoint, choose_key_points
-from geo_utils.evaluate import score_page
 from geo_utils.files import resolve_path
 from geo_utils.grpo.params import GrpoParams
 from geo_utils.models.base import LanguageModel
 from geo_utils.models.caller import Caller
 from geo_utils.models.loops import gather_all, run_sync
 from geo_utils.roles.by_model import PolicyRewriter, RewriteTask
-from geo_utils.roles.make import Roles, make_caller, prompts_folder
+from geo_utils.roles.make import Roles, make_caller
 from geo_utils.roles.policies import PolicyCard, policy_rewriter
 from geo_utils.roles.rewriters import Rewrite
 
@@ -51,17 +50,17 @@ class Split:
 
 def base_model(params: GrpoParams) -> str:
     """Return the folder or Hub id of the model that the recipe names."""
-    local = resolve_path(params.model_name_or_path)
-    return str(local) if (local / "config.json").is_file() else params.model_name_or_path
+    local = resolve_path(params.policy.base)
+    return str(local) if (local / "config.json").is_file() else params.policy.base
 
 
 def policy_card(params: GrpoParams) -> PolicyCard:
     """Return the card of the policy that these parameters train."""
-    folder = prompts_folder(params)
+    folder, method = params.paths.templates, params.policy.method
     return PolicyCard(
-        method=params.method,
+        method=method,
         prompts=None if folder is None else str(folder),
-        template=RewriteTask(params.method, folder).template.hash,
+        template=RewriteTask(method, folder).template.hash,
         max_prompt_tokens=params.data.max_prompt_tokens,
         max_completion_length=params.grpo["max_completion_length"],
         temperature=params.grpo.get("temperature", 1.0),
@@ -78,7 +77,7 @@ def split_queries(examples: Corpus, params: GrpoParams) -> Split:
     with_points = sorted((e for e in examples if e.key_points), key=lambda e: e.query_id)
     if not with_points:
         raise ValueError(
-            f"corpus={params.corpus!r} brings no key points; use one that does, or a model as "
+            f"corpus {params.corpus.name!r} brings no key points; use one that does, or a model as "
             "engine or judge, which reads them off the pages"
         )
     random.Random(f"{params.seed}|held out").shuffle(with_points)
@@ -92,16 +91,13 @@ def split_queries(examples: Corpus, params: GrpoParams) -> Split:
     return Split(train, tuple(with_points[:n]))
 
 
-def prompt_rows(
-    split: Split, task: RewriteTask, fit: Fit, recipe: str = ""
-) -> list[dict[str, Any]]:
+def prompt_rows(split: Split, task: RewriteTask, fit: Fit) -> list[dict[str, Any]]:
     """Return TRL's dataset: one row per pair, with the columns that the rewards read.
 
     Args:
         split: Brings the pairs.
         task: What the policy is asked.
         fit: How much of a page its prompt holds.
-        recipe: Path of the recipe, for rewards that TRL's command line looks up by name.
 
     Raises:
         ValueError: No page fits the prompt.
@@ -111,13 +107,13 @@ def prompt_rows(
         shown = fit(example, key_point)
         if shown == 0:
             continue
-        row = {
+        row: dict[str, Any] = {
             "prompt": [{"role": "user", "content": task.prompt(example, key_point, shown)}],
             "query_id": example.query_id,
             "key_point_number": key_point.number,
             "shown": -1 if shown is None else shown,
         }
-        rows.append(row | ({"recipe": recipe} if recipe else {}))
+        rows.append(row)
     if not rows:
         raise ValueError(
             "data.max_prompt_tokens: not one sentence of any page fits beside the instructions; "
@@ -164,9 +160,7 @@ async def carried(
 
     async def verdicts(rewrite: Rewrite) -> list[float]:
         rows = await gather_all(
-            score_page(
-                example, point, rewrite.text, roles.engine, roles.judge, roles.params.seed, repeat
-            )
+            roles.scorer.page(example, point, rewrite.text, repeat)
             for repeat in range(0 if rewrite.abstention else repeats)
         )
         return [row["supported"] for row in rows if "supported" in row]
@@ -197,7 +191,7 @@ def prefiltered(split: Split, base: str, roles: Roles, params: GrpoParams) -> Sp
     async def success(policy: PolicyRewriter, example: Example, point: KeyPoint) -> float | None:
         """Return the share of trials whose answer carries the point; no page is a failure."""
         rewrites = await gather_all(
-            policy.rewrite(params.method, example, point, sample_index=i) for i in trials
+            policy.rewrite(params.policy.method, example, point, sample_index=i) for i in trials
         )
         found = [0.0 for rewrite in rewrites if rewrite.abstention]
         found += itertools.chain(*await carried(example, point, rewrites, roles, 1))

@@ -20,6 +20,7 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from geo_utils.corpus import Example
+from geo_utils.evaluate import Progress
 from geo_utils.files import append_jsonl, read_jsonl
 from geo_utils.grpo.checkpoints import Interrupts, random_state
 from geo_utils.grpo.rewards import Rollout
@@ -144,6 +145,22 @@ def timed(clock: PhaseClock) -> Iterator[None]:
         yield
     finally:
         install(before)
+
+
+class StepCounter(TrainerCallback):
+    """Shows how far a training is."""
+
+    def __init__(self, progress: Progress) -> None:
+        """Tell `progress` the steps that are done and all that there are."""
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count a step."""
+        self.progress(state.global_step, state.max_steps)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin at the step that is gone on from."""
+        self.progress(state.global_step, state.max_steps)
 
 
 class SettledHeap(TrainerCallback):

@@ -1,33 +1,34 @@
-"""Parameters of notebook 04: a recipe whose TRL settings keep TRL's names."""
+"""Parameters of notebook 04: a recipe whose `grpo:` and `lora:` sections are TRL's and PEFT's."""
 
 from __future__ import annotations
 
 import ast
+import http.client
+import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import urllib.request
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from geo_utils.parameters import LocalServer, ParameterError, nearest
+from geo_utils.files import resolve_path
+from geo_utils.parameters import LocalServer, Options, ParameterError, nearest
 from geo_utils.roles.methods import METHODS, MODEL_METHODS, check_methods, known_method
-from geo_utils.roles.params import Backend, Role, RunParams
+from geo_utils.roles.params import KeyPointChoice, Model, Role, RunParams
 
 REWARDS = (
     *("key_point", "visibility"),  # which ask an engine
     *("fidelity", "length_budget", "no_instructions", "format", "negative_length"),
 )
-KeyPoints = Literal["one", "all", "exclusive"]
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RewardOptions(_Options):
+class RewardOptions(Options):
     """What is rewarded; the components are those of `geo_utils.grpo.rewards`.
 
     Attributes:
@@ -44,7 +45,7 @@ class RewardOptions(_Options):
             `grpo.trainer`: `stock`, `fused`, `early`, or one step `ahead`.
     """
 
-    funcs: Annotated[list[str], Field(min_length=1)] = ["key_point"]
+    funcs: Annotated[list[Literal[REWARDS]], Field(min_length=1)] = ["key_point"]  # type: ignore[valid-type]
     weights: list[float] | None = None
     repeats: Annotated[int, Field(ge=1)] = 1
     soft: bool = False
@@ -55,20 +56,16 @@ class RewardOptions(_Options):
     placebo: bool = False
     schedule: Literal["stock", "fused", "early", "ahead"] = "early"
 
-    @field_validator("funcs")
-    @classmethod
-    def _known(cls, funcs: list[str]) -> list[str]:
-        names = [name.removeprefix("geo_utils.grpo.rewards.") for name in funcs]
-        for name in names:
-            if name not in REWARDS:
-                raise ValueError(
-                    f"unknown reward {name!r}{nearest(name, REWARDS)} Choose from "
-                    f"{', '.join(REWARDS)}"
-                )
-        return names
+    @model_validator(mode="after")
+    def _as_many_weights(self) -> Self:
+        if self.weights is not None and len(self.weights) != len(self.funcs):
+            raise ValueError(
+                f"weights={self.weights}: {len(self.funcs)} rewards need as many weights"
+            )
+        return self
 
 
-class Prefilter(_Options):
+class Prefilter(Options):
     """Keep the prompts whose success over a few trial rewrites is neither low nor high."""
 
     trials: Annotated[int, Field(ge=2)] = 4
@@ -76,7 +73,7 @@ class Prefilter(_Options):
     high: Annotated[float, Field(ge=0, le=1)] = 0.8
 
 
-class DataOptions(_Options):
+class DataOptions(Options):
     """Which prompts the policy is trained and tested on.
 
     Attributes:
@@ -84,42 +81,35 @@ class DataOptions(_Options):
         key_points: Those of a page to train on.
         max_prompt_tokens: Longest prompt; the page is cut to it, never the instructions.
         prefilter: Keep prompts of middling success only.
-        dataset_name: Folder where `python -m geo_utils.grpo.train prepare` writes the prompts.
     """
 
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    key_points: KeyPoints = "all"
+    key_points: KeyPointChoice = "all"
     max_prompt_tokens: Annotated[int, Field(ge=32)] = 4096
     prefilter: Prefilter | None = None
-    dataset_name: str | None = None
 
 
-class FinalEvaluation(_Options):
+class FinalEvaluation(Options):
     """How the policy is compared on held-out queries.
 
     Attributes:
-        judge: Judge of the comparison, another than the training's; `offline_strict` wants the
-            point's words in one sentence.
-        judge_mode: As `judge_mode`.
-        models: Model ids by role, where they differ from the run's.
-        servers: Addresses by role, likewise.
+        judge: Judge of the comparison, another than the training's.
+        judge_mode: As `sampling.judge_mode`.
         rewriter: What carries out the method's prompt for comparison.
         methods: Methods to compare with, `original` first.
         repeats: Sampled answers per page.
         key_points: Those of a held-out page.
     """
 
-    judge: Literal["offline_strict", "offline", "gemini", "openai", "vllm", "transformers"]
+    judge: Model
     judge_mode: Literal["verdict", "soft"] = "verdict"
-    models: dict[Role, str] = {}
-    servers: dict[Role, list[str]] = {}
-    rewriter: Backend = "offline"
+    rewriter: Model = "offline"
     methods: list[str] = ["original", "key_point"]
     repeats: Annotated[int, Field(ge=1)] = 3
-    key_points: KeyPoints = "all"
+    key_points: KeyPointChoice = "all"
 
 
-class SmallModel(_Options):
+class SmallModel(Options):
     """A Qwen3 of random weights, made on the spot with a tokenizer of the corpus's words."""
 
     hidden_size: Annotated[int, Field(ge=16)] = 64
@@ -127,7 +117,7 @@ class SmallModel(_Options):
     vocabulary: Annotated[int, Field(ge=300)] = 1024
 
 
-class ColdStart(_Options):
+class ColdStart(Options):
     """Supervised fine-tuning before the reinforcement.
 
     Attributes:
@@ -148,20 +138,22 @@ class ColdStart(_Options):
     small_model: SmallModel | None = None
 
 
-# Fields of TRL's other dataclasses that a recipe may hold, and where they belong here.
-_ELSEWHERE = {
-    "lora_r": ("lora_options", "r"),
-    "lora_target_modules": ("lora_options", "target_modules"),
-    **{
-        name: ("lora_options", name)
-        for name in ("lora_alpha", "lora_dropout", "use_rslora", "use_dora")
-    },
-    "reward_funcs": ("reward", "funcs"),
-    "reward_weights": ("reward", "weights"),
-    "dataset_name": ("data", "dataset_name"),
-}
-_LOADING = ("dtype", "attn_implementation")
-_CLASSES = {  # those that bring the fields, by the file of their package
+class PolicyOptions(Options):
+    """What is trained.
+
+    Attributes:
+        base: The policy before training, a Hub id or folder.
+        method: What it is asked to do: `key_point` (write the page anew), `arrange_key_point` (put
+            its sentences in order), or any other prompt.
+        cold_start: Supervised fine-tuning before.
+    """
+
+    base: Annotated[str, Field(min_length=1)] = "Qwen/Qwen3-1.7B"
+    method: str = "key_point"
+    cold_start: ColdStart = ColdStart()
+
+
+_CLASSES = {  # those that bring a section's fields, by the file of their package
     "grpo": {
         "trl/trainer/grpo_config.py": ["GRPOConfig"],
         "trl/trainer/base_config.py": ["_BaseConfig"],
@@ -175,17 +167,17 @@ _CLASSES = {  # those that bring the fields, by the file of their package
 
 
 @lru_cache(maxsize=2)
-def field_names(kind: str) -> frozenset[str]:
+def field_names(section: str) -> frozenset[str]:
     """Return the names of `GRPOConfig`'s (`grpo`) or `LoraConfig`'s (`lora`) fields.
 
     Importing them takes many seconds, and a wrong parameter has to be refused at once, so the
     installed sources are parsed instead.
 
     Args:
-        kind: `grpo` or `lora`.
+        section: `grpo` or `lora`.
     """
     fields = []
-    for file, classes in _CLASSES[kind].items():
+    for file, classes in _CLASSES[section].items():
         spec = find_spec(file.partition("/")[0])
         assert spec and spec.origin  # it is pinned
         path = Path(spec.origin).parent.parent / file
@@ -196,108 +188,89 @@ def field_names(kind: str) -> frozenset[str]:
     return frozenset(name for name in names if not name.startswith("_"))
 
 
-def places() -> dict[str, tuple[str, str]]:
-    """Return TRL's names, each with the group and the entry that it stands for."""
-    return {name: ("grpo_options", name) for name in field_names("grpo")} | _ELSEWHERE
-
-
-def folded(
-    given: Mapping[str, Any], passed: Collection[str], fields: Collection[str]
-) -> dict[str, Any]:
-    """Put TRL's names where they belong, and this project's own out of a TRL recipe's `env`.
-
-    Args:
-        given: Values by name.
-        passed: Names that the user set, which win over those under `env`.
-        fields: The names of this project's parameters.
-
-    Raises:
-        ParameterError: One setting is given twice, or cannot be had.
-    """
-    values = dict(given)
-    env = values.pop("env", None)
-    own = (env.get("GEO_UTILS") if isinstance(env, dict) else None) or {}
-    if not isinstance(own, dict):
-        raise ParameterError(f"env: GEO_UTILS={own!r} must map this project's parameters")
-    values |= {name: value for name, value in own.items() if name not in passed}
-    names = ("grpo_options", "lora_options", "reward", "data")
-    if not all(isinstance(values.get(name), dict) for name in names):  # which is refused by name
-        return {name: value for name, value in values.items() if name in fields}
-    groups = {name: dict(values[name]) for name in names}
-    if values.pop("use_peft", True) is not True:
-        raise ParameterError("use_peft: only true; the policy is trained as an adapter")
-    known = places()
-    for name in [name for name in values if name not in fields and name in known]:
-        (group, entry), value = known[name], values.pop(name)
-        other = groups[group].get(entry)
-        if other not in (None, value, ["key_point"]):  # the last: reward.funcs' default
-            raise ParameterError(
-                f"{name}={value!r} and {group}.{entry}={other!r} are one setting, given "
-                f"twice; name only {name}"
-            )
-        groups[group][entry] = value
-    loading = {name: values.pop(name) for name in _LOADING if name in values}
-    if loading:
-        given_there = groups["grpo_options"].get("model_init_kwargs") or {}
-        groups["grpo_options"]["model_init_kwargs"] = given_there | loading
-    return values | groups
-
-
 _COUNTS = (
     *("max_steps", "num_generations", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "steps_per_generation", "generation_batch_size"),
     "num_iterations",
 )
-_EXPONENT = re.compile(r"[+-]?\d+(?:\.\d*)?[eE][+-]?\d+")  # what YAML 1.1 may read as text
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?")
 GRPO_DEFAULTS: dict[str, Any] = {
-    "max_steps": 200,
-    "num_generations": 8,
-    "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 1,
-    "learning_rate": 1e-5,
-    "max_completion_length": 1024,
-    "save_steps": 25,
-    "save_total_limit": 2,
-    "logging_steps": 1,
-    "report_to": "none",
-}
+    "max_steps": 200, "num_generations": 8, "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1, "learning_rate": 1e-5, "max_completion_length": 1024,
+    "save_steps": 25, "save_total_limit": 2, "logging_steps": 1, "report_to": "none",
+}  # fmt: skip
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+# What a field of TRL's would do that this training cannot have.
+_REFUSED = {
+    **dict.fromkeys(
+        ("top_k", "min_p", "repetition_penalty"), "the comparison samples without it; leave it out"
+    ),
+    "save_only_model": "a training could not go on from its checkpoints; leave it out",
+    "output_dir": "checkpoints lie in the run folder; leave it out",
+    "seed": "the run's seed counts; set it at the top",
+}
 
 
 class GrpoParams(RunParams):
     """Parameters of notebook 04.
 
-    Any field of TRL's GRPOConfig may also be given at the top level under its own name, LoRA's
-    as `lora_r` and so on; they are folded into `grpo_options` and `lora_options`. In a file for
-    `trl grpo --config` this project's own parameters stand under `env: GEO_UTILS:`. `temperature`
-    is the engine's; the policy's is `grpo_options: {temperature: ...}`.
-
     Attributes:
-        method: What the policy is asked to do: `key_point` (write the page anew) or
-            `arrange_key_point` (put its sentences in order), or any other prompt.
-        model_name_or_path: The policy before training.
+        policy: What is trained.
         reward: What is rewarded.
         data: Prompts and their split.
         evaluation: The comparison at the end.
-        cold_start: Supervised fine-tuning before.
-        grpo_options: Fields of GRPOConfig; for `torch_compile`, see `compile_layers`.
-        lora_options: Fields of LoraConfig.
+        grpo: Fields of TRL's GRPOConfig, any of them, over `GRPO_DEFAULTS`; `temperature` there is
+            the policy's. `save_steps` is rounded up to a moment at which a training can go on;
+            for `torch_compile`, see `train.compile_layers`.
+        lora: Fields of PEFT's LoraConfig, over `LORA_DEFAULTS`.
     """
 
     notebook: ClassVar[str] = "04_grpo"
-    method: str
-    model_name_or_path: Annotated[str, Field(min_length=1)]
+    moved: ClassVar[dict[str, str]] = RunParams.moved | {
+        "method": "policy.method",
+        "model_name_or_path": "policy.base",
+        "cold_start": "policy.cold_start",
+        "grpo_options": "grpo",
+        "lora_options": "lora",
+        "reward_funcs": "reward.funcs",
+        "reward_weights": "reward.weights",
+        "evaluation.models": "evaluation.judge, one string, such as gemini/gemini-2.5-flash",
+        "evaluation.servers": "servers, by the model's name",
+        "env": "its parameters stand at the top, TRL's under grpo and lora",
+        "use_peft": "leave it out: the policy is trained as an adapter",
+        "dataset_name": "leave it out: trl's own command line is not used any more",
+        "output_dir": "leave it out: checkpoints lie in the run folder",
+    }
+    policy: Annotated[PolicyOptions, Field(strict=False)]
     reward: Annotated[RewardOptions, Field(strict=False)]
     data: Annotated[DataOptions, Field(strict=False)]
     evaluation: Annotated[FinalEvaluation, Field(strict=False)]
-    cold_start: Annotated[ColdStart, Field(strict=False)]
-    grpo_options: dict[str, Any]
-    lora_options: dict[str, Any]
+    grpo: dict[str, Any]
+    lora: dict[str, Any]
+
+    @field_validator("grpo")
+    @classmethod
+    def _over_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return GRPO_DEFAULTS | given
+
+    @field_validator("lora")
+    @classmethod
+    def _over_lora_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return LORA_DEFAULTS | given
+
+    @classmethod
+    def became(cls, place: Sequence[Any]) -> str | None:
+        """Return what a name of an earlier version, or of TRL's at the top, has become."""
+        name = ".".join(map(str, place))
+        tried = (("grpo", name), ("lora", name), ("lora", name.removeprefix("lora_")))
+        if len(place) == 1 and name not in cls.moved:
+            return next((f"{s}.{found}" for s, found in tried if found in field_names(s)), None)
+        return super().became(place)
 
     @property
-    def backends(self) -> dict[Role, str]:
-        """The backend of each role in the comparison's terms."""
-        return {"engine": self.engine, "judge": self.judge, "rewriter": self.evaluation.rewriter}
+    def roles(self) -> dict[Role, str]:
+        """The model of each role; the comparison's rewriter."""
+        return super().roles | {"rewriter": self.evaluation.rewriter}
 
     @property
     def methods(self) -> list[str]:
@@ -310,36 +283,25 @@ class GrpoParams(RunParams):
         return self.evaluation.repeats
 
     @property
-    def key_points(self) -> KeyPoints:
+    def key_points(self) -> KeyPointChoice:
         """Which key points of a held-out page the comparison is about."""
         return self.evaluation.key_points
 
     def for_evaluation(self) -> Self:
-        """Return the parameters with the comparison's judge, models and servers."""
-        final = self.evaluation
-        changed = {
-            "judge": final.judge,
-            "judge_mode": final.judge_mode,
-            "models": self.models | final.models,
-            "servers": self.servers | final.servers,
-        }
-        return self.model_copy(update=changed)
+        """Return the parameters with the comparison's judge."""
+        sampling = self.sampling.model_copy(update={"judge_mode": self.evaluation.judge_mode})
+        return self.model_copy(update={"judge": self.evaluation.judge, "sampling": sampling})
 
     @property
     def policy_source(self) -> str:
         """What the policy is, for captions."""
-        small = self.cold_start.small_model
+        small = self.policy.cold_start.small_model
         if small is None:
-            return f"policy {self.model_name_or_path}"
+            return f"policy {self.policy.base}"
         return (
             f"policy: a Qwen3 of hidden size {small.hidden_size} made on the spot from random "
             "weights, no language model"
         )
-
-    @property
-    def grpo(self) -> dict[str, Any]:
-        """The fields of GRPOConfig that are set."""
-        return GRPO_DEFAULTS | self.grpo_options
 
     @property
     def machine_settings(self) -> dict[str, Any]:
@@ -363,8 +325,7 @@ class GrpoParams(RunParams):
     @property
     def rollouts(self) -> int:
         """How many completions the whole training draws."""
-        grpo = self.grpo
-        micro_batches = grpo["max_steps"] * grpo["gradient_accumulation_steps"]
+        micro_batches = self.grpo["max_steps"] * self.grpo["gradient_accumulation_steps"]
         return int(-(-micro_batches // self._uses) * self.generation_size)
 
     @property
@@ -372,11 +333,6 @@ class GrpoParams(RunParams):
         """Micro-batches that one generation of completions is used for."""
         size = self.generation_size // self.grpo["per_device_train_batch_size"]
         return int(size * (self.grpo.get("num_iterations") or 1))
-
-    @property
-    def lora(self) -> dict[str, Any]:
-        """The fields of LoraConfig that are set."""
-        return LORA_DEFAULTS | self.lora_options
 
     @property
     def generation(self) -> str:
@@ -396,7 +352,7 @@ class GrpoParams(RunParams):
         """The policy's server, and those of training and comparison, each once."""
         found: list[LocalServer] = []
         if self.generation == "server":
-            found += LocalServer.at(self.policy_server, self.model_name_or_path, policy=True)
+            found += LocalServer.at(self.policy_server, self.policy.base, policy=True)
         found += super().servers_here + super(GrpoParams, self.for_evaluation()).servers_here
         return list({server.address: server for server in reversed(found)}.values())[::-1]
 
@@ -424,134 +380,107 @@ class GrpoParams(RunParams):
             *super().saved_work(folder),
         ]
 
-    @classmethod
-    def check(cls, values: Mapping[str, Any], passed: Iterable[str] = ()) -> Self:
-        """Make parameters from plain values; see `RunParams.check` and the class."""
-        passed = list(passed)
-        params = super().check(folded(values, passed, cls.model_fields))
-        params._passed = {name: values[name] for name in passed}
-        return params
-
-    @classmethod
-    def _aliases(cls) -> Iterable[str]:
-        return (*places(), *_LOADING, "use_peft")
-
     @model_validator(mode="after")
     def _check_recipe(self) -> Self:
         """Refuse what cannot be trained, the first problem by name."""
-        for problem in self._problems():
+        kinds = self._field_problems(), self._size_problems(), self._other_problems()
+        for problem in chain.from_iterable(kinds):  # what comes later relies on what comes first
             raise ValueError(problem)
         return self
 
-    def _problems(self) -> Iterator[str]:
-        """Say what is wrong; what stands further down relies on what stands above."""
-        grpo, cold, final = self.grpo, self.cold_start, self.evaluation
-        prompts = [name for name in METHODS if name in MODEL_METHODS or name == "key_point"]
-        if self.method not in prompts:
-            yield (
-                f"method: {self.method!r} is no prompt that a policy can learn"
-                f"{nearest(self.method, prompts)} Choose from {', '.join(prompts)}"
-            )
-        reward = self.reward
-        if reward.weights is not None and len(reward.weights) != len(reward.funcs):
-            yield (
-                f"reward: weights={reward.weights}: {len(reward.funcs)} rewards need as many "
-                "weights"
-            )
-        for kind, config, options in (
-            ("grpo", "GRPOConfig", self.grpo_options),
-            ("lora", "LoraConfig", self.lora_options),
-        ):
-            for name, value in options.items():
-                if name not in (known := field_names(kind)):
-                    yield f"{kind}_options: {name!r} is no field of {config}{nearest(name, known)}"
-                if name in ("top_k", "min_p", "repetition_penalty"):
-                    yield f"{name}: the comparison samples without it; leave it out"
-                if value in ("batch", "normalize_then_sum"):
-                    yield (
-                        f"{name}={value!r} compares completions of different prompts; "
-                        "rewards are normalised within a group, or not at all"
-                    )
-                if isinstance(value, str) and _EXPONENT.fullmatch(value):
-                    yield (
-                        f"{name}={value!r}: a number is needed, and YAML reads "
-                        f"{value} as text: write 1.0e-5"
-                    )
+    def _field_problems(self) -> Iterator[str]:
+        """Say which fields of TRL and PEFT cannot be had."""
         for name in _COUNTS:
-            value = grpo.get(name)
+            value = self.grpo.get(name)
             unset = value is None and name not in GRPO_DEFAULTS
             if not unset and (type(value) is not int or value < 1):
-                yield f"{name}={value!r}: a whole number of at least 1 is needed"
+                yield f"grpo.{name}={value!r}: a whole number of at least 1 is needed"
+        for section, given in (("grpo", self.grpo), ("lora", self.lora)):
+            for name, value in given.items():
+                if name not in (known := field_names(section)):
+                    yield f"{section}.{name}: no such field{nearest(name, known)}"
+                elif why := _REFUSED.get(name) if value is not False else None:
+                    yield f"{section}.{name}={value!r}: {why}"
+                elif value in ("batch", "normalize_then_sum"):
+                    yield (
+                        f"{section}.{name}={value!r} compares completions of different prompts; "
+                        "rewards are normalised within a group, or not at all"
+                    )
+                elif isinstance(value, str) and _NUMBER.fullmatch(value):
+                    yield f"{section}.{name}={value!r}: a number is needed: write 1.0e-5, unquoted"
+        if self.grpo["logging_steps"] != 1:
+            yield (
+                f"grpo.logging_steps={self.grpo['logging_steps']}: a line of metrics.jsonl is a "
+                "step; leave it out"
+            )
+        if self.grpo.get("torch_compile") and self.generation == "transformers":
+            yield (
+                "grpo.torch_compile=True: Transformers would compile anew for each token that it "
+                "generates; set use_vllm: true, or leave torch_compile out"
+            )
+
+    def _size_problems(self) -> Iterator[str]:
+        """Say which sizes do not fit together; the fields are whole numbers by now."""
+        grpo = self.grpo
         if grpo.get("steps_per_generation") and grpo.get("generation_batch_size"):
-            yield "steps_per_generation and generation_batch_size say the same: name one of them"
+            yield "grpo: steps_per_generation and generation_batch_size say the same: name one"
         group, batch = grpo["num_generations"], grpo["per_device_train_batch_size"]
-        size, block = self.generation_size, self.steps_a_generation
+        size = self.generation_size
         if group < 2:
-            yield f"num_generations={group}: a group needs at least 2 completions to compare"
+            yield f"grpo.num_generations={group}: a group needs at least 2 completions to compare"
         if size % batch:
             yield (
-                f"generation_batch_size={size} must be a multiple of "
+                f"grpo.generation_batch_size={size} must be a multiple of "
                 f"per_device_train_batch_size={batch}"
             )
         if size % group:
             yield (
-                f"per_device_train_batch_size={batch} x {size // batch} steps = {size} "
+                f"grpo.per_device_train_batch_size={batch} x {size // batch} steps = {size} "
                 f"completions do not divide into groups of num_generations={group}; choose a "
                 f"multiple, such as {-(-size // group) * group}"
             )
-        if self.grpo_options.get("save_steps", block) % block:
-            yield (
-                f"save_steps={grpo['save_steps']}: {block} steps share a generation, and only "
-                f"after the last of them can a training go on; choose a multiple of {block}"
-            )
-        ahead = self.reward.schedule == "ahead"
-        if grpo["logging_steps"] != 1:
-            yield (
-                f"logging_steps={grpo['logging_steps']}: a line of metrics.jsonl is a step; "
-                "leave it out"
-            )
-        if grpo.get("save_only_model"):
-            yield (
-                "save_only_model=True: a training could not go on from its checkpoints; leave "
-                "it out"
-            )
-        if grpo.get("torch_compile") and self.generation == "transformers":
-            yield (
-                "torch_compile=True: Transformers would compile anew for each token that it "
-                "generates; set use_vllm: true, or leave torch_compile out"
-            )
-        if ahead and self._uses != grpo["gradient_accumulation_steps"]:
+        if self.reward.schedule == "ahead" and self._uses != grpo["gradient_accumulation_steps"]:
             yield (
                 "reward.schedule='ahead' generates anew for every step; leave num_iterations, "
                 "steps_per_generation and generation_batch_size out"
             )
-        if ahead and grpo.get("vllm_importance_sampling_correction") is False:
+        uncorrected = grpo.get("vllm_importance_sampling_correction") is False
+        if self.reward.schedule == "ahead" and uncorrected:
             yield (
                 "reward.schedule='ahead' trains on completions of older weights; leave "
                 "vllm_importance_sampling_correction on"
             )
-        if cold.steps and cold.pairs == "rewrites" and self.method == "arrange_key_point":
+
+    def _other_problems(self) -> Iterator[str]:
+        """Say what policy, reward and comparison cannot have together."""
+        policy, cold, final = self.policy, self.policy.cold_start, self.evaluation
+        prompts = [name for name in METHODS if name in MODEL_METHODS or name == "key_point"]
+        if policy.method not in prompts:
             yield (
-                "cold_start.pairs='rewrites' are whole pages, which method='arrange_key_point' "
-                "does not write; choose pairs: edits"
+                f"policy.method: {policy.method!r} is no prompt that a policy can learn"
+                f"{nearest(policy.method, prompts)} Choose from {', '.join(prompts)}"
+            )
+        if cold.steps and cold.pairs == "rewrites" and policy.method == "arrange_key_point":
+            yield (
+                "policy.cold_start.pairs='rewrites' are whole pages, which "
+                "method='arrange_key_point' does not write; choose pairs: edits"
             )
         if cold.small_model and not cold.steps:
-            yield "cold_start.steps=0: a small_model of random weights has to learn to write first"
-        ours = (self.judge, self.judge_mode, self.models.get("judge"))
-        theirs = (final.judge, final.judge_mode, final.models.get("judge", ours[2]))
-        if ours == theirs and "key_point" in self.reward.funcs:
+            yield (
+                "policy.cold_start.steps=0: a small_model of random weights has to learn to write "
+                "first"
+            )
+        same = (self.judge, self.sampling.judge_mode) == (final.judge, final.judge_mode)
+        if same and "key_point" in self.reward.funcs:
             yield (
                 f"evaluation.judge={final.judge!r} is the judge that trained the policy: name "
-                "another, or another judge_mode or models.judge"
+                "another, or another judge_mode"
             )
-        try:
-            for name in final.methods:
-                known_method(name)
-        except ValueError as error:
-            yield f"evaluation.methods: {error}"
         if "original" not in final.methods:
             yield f"evaluation.methods={final.methods!r}: 'original' must be among them"
         try:
+            for name in final.methods:
+                known_method(name)
             check_methods(final.methods, final.rewriter)
             self.for_evaluation()._check_models()  # type: ignore[operator]
         except ValueError as error:
@@ -559,3 +488,70 @@ class GrpoParams(RunParams):
 
 
 PARAMS = GrpoParams
+
+
+def check_machine(params: GrpoParams) -> None:
+    """Refuse a recipe that this machine cannot run, before a model is loaded.
+
+    Raises:
+        ParameterError: vLLM or a GPU is missing, the policy's folder or server is not there or
+            serves another model, or a checkpoint is of another training.
+    """
+    grpo, name, small = params.grpo, params.policy.base, params.policy.cold_start.small_model
+    if grpo.get("use_vllm") and find_spec("vllm") is None:
+        raise ParameterError(
+            "grpo.use_vllm=True: vllm is not installed; pip install -e '.[gpu]', or set use_vllm: "
+            "false"
+        )
+    if small:
+        import torch
+
+        torch.set_num_threads(1)  # its matrices are too small to share: threads would only wait
+    if not grpo.get("use_cpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ParameterError(
+                "grpo.use_cpu=False: this recipe needs a GPU and this machine shows none; run it "
+                "on one, or set use_cpu: true with a small model (params/04_grpo/smoke.yaml)"
+            )
+    folder = resolve_path(name)
+    here = folder.exists() or name.startswith(("/", "."))
+    if not small and here and not (folder / "config.json").is_file():
+        raise ParameterError(
+            f"policy.base={name!r}: {folder} holds no model (config.json is missing)"
+        )
+    from geo_utils.grpo.checkpoints import check_adapter
+
+    if resumed := grpo.get("resume_from_checkpoint"):
+        check_adapter(resolve_path(str(resumed)), name, params.lora, grpo["max_steps"])
+    if params.generation == "server":
+        check_server(params)
+
+
+def check_server(params: GrpoParams) -> None:
+    """Refuse a policy server that is not up or serves another model.
+
+    Raises:
+        ParameterError: What is wrong and how to start it.
+    """
+    name, url = params.policy.base, params.policy_server
+    port = urlsplit(url).netloc.rpartition(":")[2]
+    start = (
+        f"VLLM_SERVER_DEV_MODE=1 vllm serve {name} --port {port if port.isdecimal() else 8000} "
+        '--weight-transfer-config \'{"backend":"nccl"}\' --logprobs-mode processed_logprobs '
+        "--max-logprobs -1 --enable-scale-out"
+    )
+    try:
+        with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as answer:
+            served = [row["id"] for row in json.load(answer)["data"]]
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        raise ParameterError(
+            f"grpo.vllm_mode='server': no vLLM server answers at {url} ({error}); start it on a "
+            f"GPU of its own:\n  {start}"
+        ) from None
+    if Path(name).name not in [Path(served_name).name for served_name in served]:
+        raise ParameterError(
+            f"grpo.vllm_mode='server': {url} serves {', '.join(served)}, not policy.base="
+            f"{name!r}; start one that does:\n  {start}"
+        )

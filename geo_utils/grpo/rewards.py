@@ -27,22 +27,19 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from statistics import fmean
 from time import monotonic
 from typing import Any
 
-from geo_utils.corpus import Example, KeyPoint, load_corpus
-from geo_utils.evaluate import score_page
+from geo_utils.corpus import Example, KeyPoint
+from geo_utils.evaluate import Row, Scorer
 from geo_utils.fidelity import fidelity as lexical_fidelity  # not the component
-from geo_utils.grpo.params import REWARDS, GrpoParams, RewardOptions
+from geo_utils.grpo.params import RewardOptions
 from geo_utils.lint import new_instructions
 from geo_utils.models.loops import gather_all, run_sync
-from geo_utils.notebooks import read_parameters
 from geo_utils.roles.by_model import RewriteTask
 from geo_utils.roles.engines import Engine
 from geo_utils.roles.judges import Judge
-from geo_utils.roles.make import make_roles, prompts_folder
 from geo_utils.roles.rewriters import is_tidy, page_units
 from geo_utils.runs import RunInterrupted
 from geo_utils.text import words
@@ -50,7 +47,6 @@ from geo_utils.visibility import FIGURES
 
 log = logging.getLogger(__name__)
 Values = list[float | None]
-Row = dict[str, Any]  # of the evaluation, on one answer
 Call = asyncio.Task[Row]
 Question = tuple[Example, KeyPoint, str, int]  # which page is asked about, and which repeat
 Clock = defaultdict[str, list[tuple[float, float]]]  # begin and end of each call, by role
@@ -369,7 +365,7 @@ class Rewards:
                 call.exception()  # one that nobody waits for any more is no news
 
         call = asyncio.ensure_future(
-            score_page(example, point, page, self.engine, judge, self.seed, repeat, took)
+            Scorer(self.engine, judge, self.seed).page(example, point, page, repeat, took)
         )
         self._calls.add(call)
         call.add_done_callback(over)
@@ -431,30 +427,3 @@ class Rewards:
 
         component.__name__ = name
         return component
-
-
-@lru_cache(maxsize=2)
-def _of_recipe(path: str) -> Rewards:
-    """Return the rewards that a prepared recipe describes, for `trl grpo`."""
-    params = read_parameters(GrpoParams.notebook, path)[2]
-    assert isinstance(params, GrpoParams)
-    roles, task = make_roles(params), RewriteTask(params.method, prompts_folder(params))
-    examples = load_corpus(**params.corpus_options)
-    return Rewards(examples, task, roles.engine, roles.judge, params.reward, params.seed)
-
-
-def __getattr__(name: str) -> Callable[..., Awaitable[Values]]:
-    """Return a component by the dotted name, such as `geo_utils.grpo.rewards.key_point`.
-
-    So a recipe for `trl grpo` names it; it takes the columns that `grpo.train.prepare` writes. In
-    the notebook, `Rewards.functions` are the same.
-    """
-    if name not in REWARDS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    async def component(**columns: Any) -> Values:
-        rewards = _of_recipe(columns.pop("recipe")[0])
-        return await rewards.functions[rewards.options.funcs.index(name)](**columns)
-
-    component.__name__ = name
-    return component

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from geo_utils.corpus import Corpus, load_corpus
-from geo_utils.files import resolve_path, write_atomic
+from geo_utils.corpus import Corpus
+from geo_utils.files import resolve_path
 from geo_utils.grpo.checkpoints import (
     Interrupts,
-    check_machine,
     checkpoint_step,
     copy_policy,
     keep_prompt_order,
@@ -24,15 +18,12 @@ from geo_utils.grpo.checkpoints import (
     rewind,
     save_now,
 )
-from geo_utils.grpo.cold_start import prepare_policy
 from geo_utils.grpo.data import free_memory, policy_card, prefiltered, prompt_rows, split_queries
-from geo_utils.grpo.log import Metrics, SettledHeap, TrainingLog, hush, timed
+from geo_utils.grpo.log import Metrics, SettledHeap, StepCounter, TrainingLog, hush, timed
 from geo_utils.grpo.params import GrpoParams
 from geo_utils.grpo.rewards import Rewards
-from geo_utils.models.base import FatalError
-from geo_utils.notebooks import read_parameters
 from geo_utils.parameters import ParameterError
-from geo_utils.roles.make import Roles, make_roles
+from geo_utils.roles.make import Roles
 from geo_utils.roles.policies import fitter, load_tokenizer, same_card
 from geo_utils.runs import Run
 
@@ -115,6 +106,7 @@ def train(
     rewards = Rewards(examples, card.task, *scored)
     with interrupts.listening(), timed(log.clock):
         trainer = make_trainer(params, base, rows, rewards, folder, log, resumed)
+        trainer.add_callback(StepCounter(roles.counter("steps")))
         before = base_checksum(trainer.model)
         run.update(base_checksum={"before": before, "after": None})  # should this start be cut off
         try:
@@ -136,7 +128,7 @@ def train(
 
 
 def training_rows(
-    params: GrpoParams, roles: Roles, examples: Corpus, base: str, recipe: str = ""
+    params: GrpoParams, roles: Roles, examples: Corpus, base: str
 ) -> list[dict[str, Any]]:
     """Return the prompts to train on, as `grpo.data.prompt_rows` makes them.
 
@@ -145,7 +137,7 @@ def training_rows(
     """
     split = prefiltered(split_queries(examples, params), base, roles, params)
     card = policy_card(params)
-    rows = prompt_rows(split, card.task, fitter(card, load_tokenizer(base)), recipe)
+    rows = prompt_rows(split, card.task, fitter(card, load_tokenizer(base)))
     needed = params.generation_size // int(params.grpo["num_generations"])
     if len(rows) < needed:
         raise ParameterError(
@@ -226,54 +218,7 @@ def grpo_config(params: GrpoParams, folder: Path) -> Any:
     try:
         config = GRPOConfig(**settings)
     except (TypeError, ValueError) as error:
-        raise ParameterError(f"grpo_options: {error}") from None
+        raise ParameterError(f"grpo: {error}") from None
     # A further GPU is an engine's: Transformers would spread the batch over all that it sees.
     config._n_gpu = min(config.n_gpu, 1)
     return config
-
-
-def prepare(recipe: str) -> tuple[Path, str]:
-    """Write what `trl grpo --config RECIPE` needs: prompts, and a policy where one is made.
-
-    Args:
-        recipe: Name in `params/04_grpo/`, or path.
-
-    Returns:
-        The folder of the prompts (`data.dataset_name`) and the policy.
-
-    Raises:
-        ParameterError: The recipe names no `dataset_name`.
-    """
-    _, values, params = read_parameters(GrpoParams.notebook, recipe)
-    assert isinstance(params, GrpoParams)
-    if params.data.dataset_name is None:
-        raise ParameterError("data.dataset_name: name a folder for the prompts")
-    check_machine(params)
-    roles, examples = make_roles(params), load_corpus(**params.corpus_options)
-    folder = resolve_path(params.data.dataset_name)
-    base = prepare_policy(params, roles, examples, resolve_path(params.model_name_or_path))
-    resolved = folder / "recipe.yaml"
-    write_atomic(resolved, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    rows = training_rows(params, roles, examples, base, str(resolved))
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomic(folder / "train.jsonl", lines)
-    return folder, base
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare a recipe for TRL's own command line."""
-    parser = argparse.ArgumentParser(prog="python -m geo_utils.grpo.train")
-    parser.add_argument("command", choices=["prepare"])
-    parser.add_argument("recipe", help="name of a file in params/04_grpo/, or a path to one")
-    args = parser.parse_args(argv)
-    try:
-        folder, base = prepare(args.recipe)
-    except (ParameterError, ValueError, FatalError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    print(f"prompts: {folder}/train.jsonl\npolicy: {base}")  # noqa: T201
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from geo_utils.corpus import Example, KeyPoint
-from geo_utils.evaluate import Counter, Progress, draw_placement
+from geo_utils.evaluate import Progress, draw_placement, samples_of
 from geo_utils.key_point_prompt.study import Setting
 from geo_utils.models.base import ModelError
 from geo_utils.models.caller import Planner
@@ -141,7 +140,7 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
 
     Args:
         setting: As `study.Setting`.
-        progress: Called with (answers done, answers in all).
+        progress: Called with (queries done, queries in all).
 
     Returns:
         One row per query x number of adopters x repeat x source with a key point: `adopters`,
@@ -165,8 +164,6 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
             "studies.adoption: no query has two sources with a key point; adoption by one source "
             "is the comparison itself"
         )
-    show, done = progress or Counter("answers of adoption"), count(1)
-    total = sum(len(case.points) + 1 for case in usable) * repeats
 
     async def page(case: AdoptionCase, own: SourcePoint) -> Rewrite:
         """Return a source as it is when it adopts the method for its own key point."""
@@ -182,17 +179,14 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
 
         async def answered(adopters: int, repeat: int) -> list[dict[str, Any]]:
             adopted = {source: by_source[source] for source in order[:adopters]}
-            rows = await _answer(case, adopted, roles, params.seed, repeat)
-            show(next(done), total)
-            return rows
+            return await _answer(case, adopted, roles, params.seed, repeat)
 
         levels = range(len(order) + 1)
         found = await gather_all(answered(n, r) for n in levels for r in range(repeats))
         return [row for rows in found for row in rows]
 
-    show(0, total)
-    tasks = gather_all(one(case) for case in usable)
-    return pd.DataFrame([row for rows in run_sync(tasks) for row in rows])
+    show = progress or roles.counter("queries of adoption")
+    return samples_of([one(case) for case in usable], show)
 
 
 def adoption_order(case: AdoptionCase, seed: int = 0) -> list[int]:

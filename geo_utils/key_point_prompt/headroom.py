@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,10 @@ from pandas.io.formats.style import Styler
 from scipy.special import betaln
 
 from geo_utils.corpus import Example, KeyPoint
-from geo_utils.evaluate import Counter, Progress, score_rewrite
+from geo_utils.evaluate import Progress, samples_of
 from geo_utils.key_point_prompt.params import HeadroomOptions
 from geo_utils.key_point_prompt.study import Setting
-from geo_utils.models.loops import gather_all, run_sync
+from geo_utils.models.loops import gather_all
 from geo_utils.runs import Run
 from geo_utils.show.plots import BLUE, interval_figure
 from geo_utils.show.tables import intervals, over_queries
@@ -52,14 +51,12 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
     """
     roles, method, seed = setting.roles[0], setting.params.method, setting.params.seed
     options: HeadroomOptions = setting.options
-    show, done = progress or Counter("samples of headroom"), count(1)
     numbers, answers = range(options.rewrites), range(options.answers)
     # An answer's index is one that no other rewrite has: the offline engine's noise would be
     # theirs too, and the answers of two rewrites no independent draws. The first rewrite has the
     # comparison's.
     step = options.answers + options.fresh_answers
     each = options.rewrites * options.answers + options.fresh_answers
-    total = each * len(setting.pairs)
 
     async def one(example: Example, point: KeyPoint) -> list[dict[str, Any]]:
         pages = await gather_all(
@@ -68,21 +65,17 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
 
         async def sample(rewrite: int, repeat: int, stage: str) -> dict[str, Any]:
             index = rewrite * step + repeat
-            row = await score_rewrite(
-                example, point, method, pages[rewrite], roles.engine, roles.judge, seed, index
-            )
+            row = await roles.scorer.rewrite(example, point, method, pages[rewrite], index)
             return row | {"rewrite": rewrite, "repeat": repeat, "stage": stage}
 
         rows = await gather_all(sample(i, j, "choose") for i in numbers for j in answers)
         best = best_rewrite(rows, f"{seed}|best|{example.query_id}|{point.number}")
         if best is not None:
             rows += await gather_all(sample(best, j, "fresh") for j in range(len(answers), step))
-        show(each * next(done), total)
         return rows
 
-    show(0, total)
-    found = run_sync(gather_all(one(example, point) for example, point in setting.pairs))
-    return pd.DataFrame([row for rows in found for row in rows])
+    tasks = [one(example, point) for example, point in setting.pairs]
+    return samples_of(tasks, progress or roles.counter("samples of headroom"), each)
 
 
 def best_rewrite(rows: Sequence[dict[str, Any]], seed: str) -> int | None:
@@ -291,7 +284,7 @@ def _within(found: Estimate, bottom: float, top: float) -> Estimate:
 def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Headroom:
     """Keep the samples of `ask` as `headroom.parquet`, and read off them what there is to gain."""
     params, kept = setting.params, run.save_table(asked, "headroom")
-    note = f"the k rewrites are sampled at temperature {params.temperature:g}"
+    note = f"the k rewrites are sampled at temperature {params.sampling.temperature:g}"
     if params.rewriter == "offline":
         note = "the k rewrites are seeded forms of one edit, no model's"
     table = headroom_table(kept, setting.options.groups)

@@ -20,12 +20,11 @@ from statsmodels.stats.inter_rater import cohens_kappa
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import Progress
 from geo_utils.files import resolve_path, write_atomic
-from geo_utils.key_point_prompt.params import JudgeCheckOptions
+from geo_utils.key_point_prompt.params import JudgeCheckOptions, has_logprobs
 from geo_utils.key_point_prompt.study import Setting
 from geo_utils.models.loops import gather_all, run_sync
 from geo_utils.roles.by_model import ModelJudge
 from geo_utils.roles.judges import Judge, LexicalJudge, Verdict
-from geo_utils.roles.params import NO_ID_NEEDED
 from geo_utils.runs import Run
 from geo_utils.show.plots import interval_figure
 from geo_utils.show.tables import count_range, intervals, over_queries
@@ -376,7 +375,7 @@ def _youden(true: NDArray[np.bool_], said: NDArray[np.bool_], queries: NDArray[A
 def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
     """Let every judge that can be had judge answers of the comparison; see `study.Study`."""
     params, options = setting.params, setting.options
-    judges = judges_of(setting.roles[0].judge, options, params.judge not in NO_ID_NEEDED)
+    judges = judges_of(setting.roles[0].judge, options, has_logprobs(params.judge))
     return judge_again(setting.samples, setting.examples, judges, options.answers, params.seed)
 
 
@@ -392,7 +391,7 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Judges | None:
     if labels is not None:
         asked = with_labels(asked, resolve_path(labels))
     kept = run.save_table(asked, "judges")
-    own = "soft" if params.judge_mode == "soft" else "verdict"
+    own = "soft" if params.sampling.judge_mode == "soft" else "verdict"
     wide = setting.samples.pivot(index=PAIR, columns="method", values="supported")
     lift = paired_difference(
         wide[params.method].to_numpy(float),
@@ -400,7 +399,9 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Judges | None:
         wide.index.get_level_values("query_id").tolist(),
         params.seed,
     )
-    correction = corrected_lift(lift, kept, "lexical" if params.judge == "offline" else own)
+    correction = corrected_lift(
+        lift, kept, "lexical" if params.judge.startswith("offline") else own
+    )
     kappa = kappa_table(kept)
     return None if kappa.empty else Judges(kept, kappa, accuracy_table(kept), correction)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from geo_utils.parameters import Options
 from geo_utils.roles.methods import MODEL_FREE_METHODS, check_methods, known_method
-from geo_utils.roles.params import NO_ID_NEEDED, Backend, EvaluationParams
+from geo_utils.roles.params import WITHOUT_LOGPROBS, EvaluationParams, Model, ModelName
 
 Count = Annotated[int, Field(ge=1, le=100_000, strict=True)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -15,11 +16,7 @@ JudgeKind = Literal["lexical", "lexical strict", "verdict", "batch", "soft"]
 MODEL_JUDGES: tuple[JudgeKind, ...] = ("verdict", "batch", "soft")
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class HeadroomOptions(_Options):
+class HeadroomOptions(Options):
     """k rewrites x m answers a key point.
 
     Attributes:
@@ -37,19 +34,20 @@ class HeadroomOptions(_Options):
     queries: Count | None = None
 
     @model_validator(mode="after")
-    def _enough(self) -> HeadroomOptions:
-        for name, value, why in (
-            ("rewrites", self.rewrites, "a best of them and a variance between them"),
-            ("answers", self.answers, "the answer noise within a rewrite"),
-        ):
-            if value < 2:
-                raise ValueError(f"{name}={value!r}: {why} need at least 2")
+    def _enough(self) -> Self:
+        if self.rewrites < 2:
+            need = "a best of them and a variance between them need at least 2"
+            raise ValueError(f"rewrites={self.rewrites!r}: {need}")
+        if self.answers < 2:
+            raise ValueError(
+                f"answers={self.answers!r}: the answer noise within a rewrite needs at least 2"
+            )
         if not self.groups:
             raise ValueError("groups=[]: name at least one group size, such as 8")
         return self
 
 
-class AdoptionOptions(_Options):
+class AdoptionOptions(Options):
     """From none to all sources rewritten, each for its own key point.
 
     Attributes:
@@ -61,53 +59,37 @@ class AdoptionOptions(_Options):
     queries: Count | None = None
 
 
-class RoleOptions(_Options):
-    """Another model for a role.
+class EngineOptions(Options):
+    """Another engine, as one string or with settings of the offline one.
 
     Attributes:
-        backend: What it is reached through.
-        model: Its id, where the backend needs one.
-        servers: As the notebook's `servers`.
-    """
-
-    backend: Backend = "offline"
-    model: str | None = None
-    servers: list[str] = []
-
-    @model_validator(mode="after")
-    def _reachable(self) -> RoleOptions:
-        if self.backend not in ("offline", "gemini") and self.model is None:
-            raise ValueError(f"model=None: backend={self.backend!r} needs a model id")
-        if self.backend == "openai" and not self.servers:
-            raise ValueError("servers=[]: backend='openai' needs an address ending in /v1")
-        return self
-
-
-class EngineOptions(RoleOptions):
-    """Another engine; the last three are settings of the offline one.
-
-    Attributes:
+        model: As the notebook's `engine`; its address stands under the notebook's `servers`.
         word_budget: Longest answer in words.
         emphasis: Factor on the assumed response to emphasis; 0 reads words only.
         noise: Scale of the draw, as `ExtractiveEngine.temperature`.
     """
 
+    model: Model = "offline"
     word_budget: Count = 300
     emphasis: Annotated[float, Field(ge=0, le=10)] = 1.0
     noise: Annotated[float, Field(ge=0, le=10)] = 0.10
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_string(cls, given: Any) -> Any:
+        return {"model": given} if isinstance(given, str) else given
+
     @model_validator(mode="after")
-    def _offline_only(self) -> EngineOptions:
-        settings = {"word_budget", "emphasis", "noise"} & self.model_fields_set
-        if self.backend != "offline" and settings:
+    def _offline_only(self) -> Self:
+        if self.model != "offline" and (settings := self.model_fields_set - {"model"}):
             raise ValueError(
-                f"{', '.join(sorted(settings))}: only backend='offline' has such settings, "
-                f"not {self.backend!r}"
+                f"{', '.join(sorted(settings))}: only the offline engine has such settings, not "
+                f"{self.model!r}"
             )
         return self
 
 
-class TransferOptions(_Options):
+class TransferOptions(Options):
     """Rewrite with one model, answer with another, judge with a third.
 
     Attributes:
@@ -120,14 +102,14 @@ class TransferOptions(_Options):
     """
 
     engines: dict[str, EngineOptions] = {}
-    rewriters: dict[str, RoleOptions] = {}
-    judge: RoleOptions | None = None
+    rewriters: dict[str, Model] = {}
+    judge: Model | None = None
     methods: list[str] = []
     repeats: Count = 3
     queries: Count | None = None
 
     @model_validator(mode="after")
-    def _two_engines(self) -> TransferOptions:
+    def _two_engines(self) -> Self:
         if not self.engines:
             raise ValueError(
                 "engines={}: a transfer needs a second engine beside the run's own, such as "
@@ -136,7 +118,7 @@ class TransferOptions(_Options):
         return self
 
 
-class JudgeCheckOptions(_Options):
+class JudgeCheckOptions(Options):
     """Several judges on the same answers.
 
     Attributes:
@@ -150,7 +132,7 @@ class JudgeCheckOptions(_Options):
     labels: str | None = None
 
     @model_validator(mode="after")
-    def _two_judges(self) -> JudgeCheckOptions:
+    def _two_judges(self) -> Self:
         if self.judges is not None and len(set(self.judges)) < 2 and self.labels is None:
             raise ValueError(
                 f"judges={self.judges!r}: an agreement needs two judges, or labels of a person"
@@ -158,7 +140,7 @@ class JudgeCheckOptions(_Options):
         return self
 
 
-class PowerOptions(_Options):
+class PowerOptions(Options):
     """How many queries a lift needs.
 
     Attributes:
@@ -174,14 +156,14 @@ class PowerOptions(_Options):
     pilot: str | None = None
 
     @model_validator(mode="after")
-    def _something(self) -> PowerOptions:
+    def _something(self) -> Self:
         for name in ("lifts", "repeats"):
             if not getattr(self, name):
                 raise ValueError(f"{name}=[]: name at least one")
         return self
 
 
-class StudyOptions(_Options):
+class StudyOptions(Options):
     """The studies; one that is not named, or is null, is off and calls nothing.
 
     Attributes:
@@ -202,12 +184,17 @@ class StudyOptions(_Options):
         """Return the prompt templates that the studies use beside the comparison's, by role.
 
         Args:
-            judge: The judge's backend.
+            judge: The judge's model.
         """
         extract = ["extract_key_points"] if self.adoption else []
         verdicts = ["judge_verdict", "judge_all_points"] if self.judges else []
-        soft = ["judge_soft"] if self.judges and judge not in NO_ID_NEEDED else []
+        soft = ["judge_soft"] if self.judges and has_logprobs(judge) else []
         return {"engine": extract, "judge": extract + verdicts + soft, "rewriter": extract}
+
+
+def has_logprobs(judge: str) -> bool:
+    """Tell whether a judge's model gives log-probabilities."""
+    return ModelName.read(judge).backend not in WITHOUT_LOGPROBS
 
 
 class KeyPointPromptParams(EvaluationParams):
@@ -242,16 +229,14 @@ class KeyPointPromptParams(EvaluationParams):
     @model_validator(mode="after")
     def _check_headroom(self) -> Self:
         """Refuse k rewrites that would be one and the same."""
-        if self.studies.headroom is None:
-            return self
         same = None
         if self.method in MODEL_FREE_METHODS:
             same = "it edits a page in one way only"
         elif self.rewriter == "offline" and self.method != "key_point":
             same = "offline only method='key_point' has several edits to draw from"
-        elif self.rewriter != "offline" and self.temperature == 0:
-            same = "with temperature=0 the rewriter writes one page only"
-        if same:
+        elif self.rewriter != "offline" and self.sampling.temperature == 0:
+            same = "with sampling.temperature=0 the rewriter writes one page only"
+        if self.studies.headroom and same:
             raise ValueError(f"studies.headroom: method={self.method!r} has no k rewrites: {same}")
         return self
 
@@ -261,8 +246,7 @@ class KeyPointPromptParams(EvaluationParams):
         transfer = self.studies.transfer
         if transfer is None:
             return self
-        model, servers = self.models.get("engine"), self.servers.get("engine", [])
-        own = EngineOptions(backend=self.engine, model=model, servers=servers)
+        own = EngineOptions(model=self.engine)
         for name, engine in transfer.engines.items():
             if engine.model_dump() == own.model_dump():
                 raise ValueError(
@@ -274,8 +258,8 @@ class KeyPointPromptParams(EvaluationParams):
         rows = transfer.methods or [self.method]
         if "original" in rows:
             raise ValueError("studies.transfer.methods: 'original' is what every row is held to")
-        for backend in (self.rewriter, *(r.backend for r in transfer.rewriters.values())):
-            check_methods(rows, backend)
+        for rewriter in (self.rewriter, *transfer.rewriters.values()):
+            check_methods(rows, rewriter)
         return self
 
     @model_validator(mode="after")
@@ -283,12 +267,12 @@ class KeyPointPromptParams(EvaluationParams):
         """Refuse judges that the run's judge cannot be."""
         asked = self.studies.judges and self.studies.judges.judges
         for kind in asked or ():
-            if kind in MODEL_JUDGES and self.judge == "offline":
+            if kind in MODEL_JUDGES and self.judge.startswith("offline"):
                 raise ValueError(
-                    f"studies.judges.judges: {kind!r} needs a model; judge='offline' is one "
+                    f"studies.judges.judges: {kind!r} needs a model; judge={self.judge!r} is one "
                     "of lexical, lexical strict"
                 )
-            if kind == "soft" and self.judge in NO_ID_NEEDED:
+            if kind == "soft" and not has_logprobs(self.judge):
                 raise ValueError(
                     f"studies.judges.judges: 'soft' needs log-probabilities, which "
                     f"judge={self.judge!r} does not give"

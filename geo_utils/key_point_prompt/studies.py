@@ -107,8 +107,8 @@ def check_studies(params: KeyPointPromptParams, examples: Sequence[Example]) -> 
     options = params.studies
     if options.adoption and max((len(e.sources) for e in examples), default=0) < 2:
         raise ParameterError(
-            f"studies.adoption: every query of corpus={params.corpus!r} has one source; adoption "
-            "needs at least two, set studies.adoption=null"
+            f"studies.adoption: every query of corpus {params.corpus.name!r} has one source; "
+            "adoption needs at least two, set studies.adoption=null"
         )
     labels = options.judges.labels if options.judges else None
     if labels is not None and not resolve_path(labels).is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,12 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from geo_utils.evaluate import Counter, Progress, evaluate
-from geo_utils.key_point_prompt.params import (
-    EngineOptions,
-    RoleOptions,
-    TransferOptions,
-)
+from geo_utils.evaluate import Progress
+from geo_utils.key_point_prompt.params import EngineOptions, TransferOptions, has_logprobs
 from geo_utils.key_point_prompt.study import Setting
 from geo_utils.roles.engines import Emphasis, Engine, ExtractiveEngine
 from geo_utils.roles.make import Roles, make_roles
 from geo_utils.roles.methods import label
-from geo_utils.roles.params import RunParams
 from geo_utils.runs import Run
 from geo_utils.show.plots import canvas, finished
 from geo_utils.show.tables import DASH, count_range, intervals, over_queries, p_values
@@ -46,10 +41,18 @@ def transfer_roles(own: Roles, options: TransferOptions) -> list[Roles]:
     Raises:
         FatalError: A model cannot be had.
     """
-    wanted: list[tuple[str, RoleOptions]] = [("engine", o) for o in options.engines.values()]
-    wanted += [("rewriter", o) for o in options.rewriters.values()]
+    wanted = [("engine", engine.model) for engine in options.engines.values()]
+    wanted += [("rewriter", model) for model in options.rewriters.values()]
     wanted += [("judge", options.judge)] if options.judge else []
-    return [own, *(make_roles(_as_params(own.params, *one), like=own) for one in wanted)]
+    made = [own]
+    for role, model in wanted:
+        # Which loads no policy again; a judge without log-probabilities gives verdicts.
+        changes: dict[str, Any] = {"baseline_methods": ["original"], "method": "key_point"}
+        if role == "judge" and not has_logprobs(model):
+            changes["sampling"] = own.params.sampling.model_copy(update={"judge_mode": "verdict"})
+        params = own.params.model_copy(update=changes | {role: model})
+        made.append(make_roles(params, like=own))
+    return made
 
 
 def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
@@ -67,27 +70,19 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
     others = iter(made[1:])
     engines: dict[str, Engine] = {OWN: made[0].engine}
     for name, option in options.engines.items():
-        offline = option.backend == "offline"
         engine = next(others).engine
-        engines[name] = _offline_engine(option, params.seed) if offline else engine
+        engines[name] = (
+            _offline_engine(option, params.seed) if option.model == "offline" else engine
+        )
     rewriters = {OWN: made[0].rewriter} | {n: next(others).rewriter for n in options.rewriters}
-    judge = next(others, made[0]).judge
-    parts = []
+    judge, parts = next(others, made[0]).judge, []
     for engine_name, engine in engines.items():
         for rewriter_name, rewriter in rewriters.items():
             methods = ["original"] * (rewriter_name == OWN) + (options.methods or [params.method])
-            show = progress or Counter(f"samples: {rewriter_name} rewrites, {engine_name} answers")
-            part = evaluate(
-                setting.drawn,
-                methods,
-                engine,
-                judge,
-                options.repeats,
-                rewriter=rewriter,
-                key_points=params.key_points,
-                seed=params.seed,
-                progress=show,
-            )
+            cell = replace(made[0], engine=engine, judge=judge, rewriter=rewriter)
+            what = f"samples: {rewriter_name} rewrites, {engine_name} answers"
+            show = progress or cell.counter(what)
+            part = cell.evaluate(setting.drawn, methods, options.repeats, show)
             parts.append(part.assign(engine=engine_name, rewriter=rewriter_name))
     return pd.concat(parts, ignore_index=True)
 
@@ -99,31 +94,14 @@ def _offline_engine(options: EngineOptions, seed: int) -> ExtractiveEngine:
     return ExtractiveEngine(options.word_budget, 0.8, options.noise, scaled, seed)
 
 
-def _label(option: RoleOptions) -> str:
-    """Say what a role is: its model, or that it is an offline stand-in with which settings."""
-    if option.backend != "offline":
-        return option.model or option.backend
-    if not isinstance(option, EngineOptions):
-        return "offline"
+def _label(option: EngineOptions) -> str:
+    """Say what an engine is: its model, or that it is an offline stand-in with which settings."""
+    if option.model != "offline":
+        return option.model
     return (
         f"offline, {option.word_budget} words, emphasis x {option.emphasis:g}, "
         f"noise {option.noise:g}"
     )
-
-
-def _as_params(params: RunParams, role: str, option: RoleOptions) -> RunParams:
-    """Return the run's parameters with another model in one role; policies stay the run's."""
-    models = {name: model for name, model in params.models.items() if name != role}
-    servers = {name: found for name, found in params.servers.items() if name != role}
-    if option.model is not None:
-        models[role] = option.model  # type: ignore[index]
-    if option.servers:
-        servers[role] = list(option.servers)  # type: ignore[index]
-    changes: dict[str, Any] = {role: option.backend, "models": models, "servers": servers}
-    changes |= {"baseline_methods": ["original"], "method": "key_point"}  # loads no policy again
-    if role == "judge" and option.backend in ("offline", "gemini"):
-        changes["judge_mode"] = "verdict"
-    return params.model_copy(update=changes)
 
 
 def _pages(samples: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.Series, pd.Series]]:
@@ -178,8 +156,8 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Transfer:
     """Keep the samples of `ask` as `transfer.parquet`, and read off them what is left of a lift."""
     params, options = setting.params, setting.options
     kept = run.save_table(asked, "transfer")
-    others: dict[str, RoleOptions] = {**options.engines, **options.rewriters}
-    named = {OWN: params.engine} | {name: _label(option) for name, option in others.items()}
+    engines = {name: _label(option) for name, option in options.engines.items()}
+    named = {OWN: params.engine} | engines | options.rewriters
     note = "; ".join(f"{name}: {what}" for name, what in named.items())
     return Transfer(kept, transfer_table(kept, params.seed), transfer_loss(kept, params.seed), note)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import errno
@@ -11,15 +10,15 @@ import hashlib
 import json
 import os
 import secrets
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geo_utils.files import resolve_path, write_atomic
+from geo_utils.files import write_atomic
 from geo_utils.models.base import Completion, Request
 from geo_utils.models.replies import writable
 
@@ -74,7 +73,7 @@ class AnswerCache:
         except OSError as error:
             raise OSError(
                 f"cache folder {folder} cannot be written ({error.strerror}); answers that cost "
-                "money would be lost. Set cache_root to a folder that can"
+                "money would be lost. Set paths.cache to a folder that can"
             ) from error
         self.refresh()
 
@@ -257,49 +256,54 @@ def _lock_file(path: Path) -> int:
         return _LOCK_FILES[path]
 
 
-def main() -> None:
-    """Inspect or prune a cache folder."""
-    parser = argparse.ArgumentParser(prog="python -m geo_utils.models.cache", description=__doc__)
-    parser.add_argument("action", choices=("show", "prune"))
-    parser.add_argument("--root", default="outputs/cache", help="the cache folder")
-    parser.add_argument("--role", help="only answers of this role")
-    parser.add_argument("--model", help="only answers of this model")
-    parser.add_argument("--older-than-days", type=float, help="only answers older than this")
-    parser.add_argument("--yes", action="store_true", help="really delete, instead of counting")
-    args = parser.parse_args()
-    folder = resolve_path(args.root)
+@dataclass(frozen=True)
+class Chosen:
+    """Some answers of a cache.
+
+    Attributes:
+        cache: That holds them.
+        keys: Theirs.
+        lines: How many there are by role and model, in words.
+    """
+
+    cache: AnswerCache
+    keys: set[str]
+    lines: list[str]
+
+
+def chosen_answers(
+    folder: Path, role: str | None, model: str | None, older_than_days: float | None
+) -> Chosen:
+    """Choose answers of a cache folder.
+
+    Args:
+        folder: The cache.
+        role: Only those of this role.
+        model: Only those of this model; a stand-in's also by the model that it stands in for.
+        older_than_days: Only those that are older.
+
+    Raises:
+        OSError: There is no such folder, or it cannot be written.
+    """
     if not folder.is_dir():
-        sys.exit(f"{folder}: no such cache folder")
-    try:
-        cache = AnswerCache(folder)
-    except OSError as error:
-        sys.exit(str(error))
+        raise OSError(f"{folder}: no such cache folder")
+    cache, keys = AnswerCache(folder), set[str]()
     counts: Counter[tuple[str, str]] = Counter()
     tokens: Counter[tuple[str, str]] = Counter()
-    chosen: set[str] = set()
     for key, entry in cache.entries():
-        used, created = _held(entry), entry.get("created")
-        model, served = str(entry.get("model")), used.served_by if used else ""
-        # A stand-in was asked by the name of the model that it stands in for.
-        group = str(entry.get("role")), served if served.startswith("simulated") else model
-        if args.role not in (None, group[0]) or args.model not in (None, group[1], model):
+        used, created, own = _held(entry), entry.get("created"), str(entry.get("model"))
+        served = used.served_by if used else ""
+        group = str(entry.get("role")), served if served.startswith("simulated") else own
+        if role not in (None, group[0]) or model not in (None, group[1], own):
             continue
         age_s = time.time() - (created if isinstance(created, int | float) else 0)
-        if args.older_than_days is not None and age_s < args.older_than_days * 86_400:
+        if older_than_days is not None and age_s < older_than_days * 86_400:
             continue
         counts[group] += 1
         tokens[group] += used.tokens_in + used.tokens_out if used else 0
-        chosen.add(key)
-    verb = {"show": "held", "prune": "deleted" if args.yes else "to delete (repeat with --yes)"}
-    for group, count in sorted(counts.items()):
-        line = f"{group[0]:10} {group[1]:32} {count:8,} answers {tokens[group]:12,} tokens"
-        sys.stdout.write(line + "\n")
-    sys.stdout.write(f"{sum(counts.values()):,} answers {verb[args.action]} in {folder}\n")
-    if args.action == "prune" and args.yes:
-        _, busy = cache.prune(chosen)
-        if busy:
-            sys.stdout.write(f"{busy} segments are being written to and were left alone\n")
-
-
-if __name__ == "__main__":
-    main()
+        keys.add(key)
+    lines = [
+        f"{group[0]:10} {group[1]:32} {count:8,} answers {tokens[group]:12,} tokens"
+        for group, count in sorted(counts.items())
+    ]
+    return Chosen(cache, keys, lines)

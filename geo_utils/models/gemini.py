@@ -21,7 +21,6 @@ from geo_utils.models.base import (
 )
 from geo_utils.models.replies import received, refusal, seconds, unreadable
 
-DEFAULT_MODEL = "gemini-2.5-flash-lite"
 KEY_NAMES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 
 
@@ -33,7 +32,7 @@ class Gemini:
         cache_id: The id in cache keys; a service at another address is another model.
     """
 
-    def __init__(self, model: str = DEFAULT_MODEL, base_url: str | None = None) -> None:
+    def __init__(self, model: str, base_url: str | None = None) -> None:
         """Make a client; the key is read from the environment and kept nowhere else."""
         self.model = model
         self._address = base_url or os.environ.get("GOOGLE_GEMINI_BASE_URL")

@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server: `vllm serve`, `transformers serve`, or replicas of one."""
+"""Any OpenAI-compatible server: OpenAI, Ollama, LM Studio, `vllm serve`, or replicas of one."""
 
 from __future__ import annotations
 
@@ -53,10 +53,12 @@ class OpenAIServer:
         self._used = dict.fromkeys(self.base_urls, 0.0)
         self._rests_until = dict.fromkeys(self.base_urls, 0.0)
         self._clients: dict[str, AsyncOpenAI] = {}
+        self._limit = "max_tokens"  # which OpenAI's newer models refuse
 
     async def complete(self, request: Request) -> Completion:
         """Answer one request; see `LanguageModel`."""
-        url = self._replica()
+        url, limit = self._replica(), self._limit
+        longest = {limit: 1 if request.choices else request.sampling.max_tokens}
         self._in_flight[url] += 1
         started = time.monotonic()
         try:
@@ -65,14 +67,16 @@ class OpenAIServer:
                 messages=[{"role": "user", "content": request.prompt}],
                 temperature=request.sampling.temperature,
                 top_p=request.sampling.top_p,
-                max_tokens=1 if request.choices else request.sampling.max_tokens,
-                **_structure(request),
+                **(longest | _structure(request)),
             )
             body = response.http_response.text
         except asyncio.CancelledError:  # also the caller's timeout: it may be hanging
             self._rest(url)
             raise
         except openai.APIStatusError as error:
+            if limit == "max_tokens" and "max_completion_tokens" in error.message:
+                self._limit = "max_completion_tokens"
+                return await self.complete(request)
             raise self._translated(error, url) from None
         except (openai.APIConnectionError, aiohttp.ClientError, OSError) as error:
             self._rest(url)

@@ -17,6 +17,7 @@ from geo_utils.files import append_jsonl, read_jsonl
 from geo_utils.models.base import Completion, Price, Request
 from geo_utils.runs import RunInterrupted
 
+DEFAULT_MODEL = "gemini-2.5-flash-lite"  # of what needs a Gemini and names none
 # As public price lists quoted https://ai.google.dev/gemini-api/docs/pricing (paid tier, text).
 PRICES_AS_OF = "2026-05"
 
@@ -112,6 +113,11 @@ class Usage:
             if _is_call(row):
                 self._book(row)
                 self._calls += 1
+
+    @property
+    def spent(self) -> float:
+        """US dollars that all starts of the run have spent, as far as prices are known."""
+        return self._spent
 
     def role(self, name: str, model: str) -> RoleUsage:
         """Return a role's counts, for the caller to add to."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
 
 from geo_utils.corpus import Corpus, Example
+from geo_utils.evaluate import Counter, Progress, Scorer, evaluate
 from geo_utils.files import resolve_path
 from geo_utils.models.base import LanguageModel, ModelError
 from geo_utils.models.cache import AnswerCache
@@ -16,25 +18,18 @@ from geo_utils.models.local import transformers_local, vllm_local
 from geo_utils.models.loops import gather_all, run_sync
 from geo_utils.models.usage import Usage
 from geo_utils.prompts import load_template
-from geo_utils.roles.by_model import (
-    ANSWER,
-    PAGE,
-    Completes,
-    ModelEngine,
-    ModelJudge,
-    ModelRewriter,
-    NamedRewriters,
-    extract_key_points,
-)
+from geo_utils.roles import by_model
+from geo_utils.roles.by_model import Completes, ModelEngine, ModelJudge, ModelRewriter
 from geo_utils.roles.engines import Engine, ExtractiveEngine
 from geo_utils.roles.judges import Judge, LexicalJudge
 from geo_utils.roles.methods import MODEL_FREE_METHODS, is_policy
-from geo_utils.roles.params import RunParams
+from geo_utils.roles.params import ModelName, RunParams
 from geo_utils.roles.policies import policy_rewriter
 from geo_utils.roles.rewriters import EditRewriter, Rewriter
 from geo_utils.runs import Run, provenance
 
 _PATIENCE_S = 30 * 86_400.0  # with a model in this process
+Models = dict[tuple[str, tuple[str, ...]], Caller]  # by name and addresses
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class Roles:
         callers: What each model-backed role calls, by role.
         usage: Counts and budget of the run.
         params: What they were made from.
-        models: The callers by backend, model and servers.
+        models: The callers by model and servers.
     """
 
     engine: Engine
@@ -57,7 +52,7 @@ class Roles:
     callers: Mapping[str, Completes]
     usage: Usage
     params: RunParams
-    models: dict[tuple[Any, ...], Caller] = field(default_factory=dict)
+    models: Models = field(default_factory=dict)
 
     @property
     def extractor(self) -> Completes | None:
@@ -68,12 +63,48 @@ class Roles:
     @property
     def prompts(self) -> Path | None:
         """The folder of the user's own templates."""
-        return prompts_folder(self.params)
+        return self.params.paths.templates
 
     def planned(self) -> Roles:
         """Return roles that count what these would call, and call nothing."""
         callers = [(r, c) for r, c in self.callers.items() if isinstance(c, Caller)]
         return _roles(self.params, {role: Planner(caller) for role, caller in callers}, Usage())
+
+    def evaluate(
+        self,
+        examples: Iterable[Example],
+        methods: Sequence[str],
+        repeats: int | None = None,
+        progress: Progress | None = None,
+    ) -> pd.DataFrame:
+        """Run an experiment with these roles and parameters; see `evaluate.evaluate`.
+
+        Args:
+            examples: The corpus.
+            methods: The methods to compare.
+            repeats: Sampled answers a page, if not the run's.
+            progress: As there.
+        """
+        return evaluate(
+            examples,
+            methods,
+            self.engine,
+            self.judge,
+            repeats or self.params.repeats,
+            rewriter=self.rewriter,
+            key_points=self.params.key_points,
+            seed=self.params.seed,
+            progress=progress or self.counter("samples"),
+        )
+
+    def counter(self, what: str) -> Counter:
+        """Return what shows how far a work of these roles is, and what was spent on it."""
+        return Counter(what, lambda: self.usage.spent)
+
+    @property
+    def scorer(self) -> Scorer:
+        """What scores a page with this engine and judge."""
+        return Scorer(self.engine, self.judge, self.params.seed)
 
     def source(self) -> str:
         """Say what the figures come from, for captions and the manifest."""
@@ -82,7 +113,8 @@ class Roles:
     def caption(self) -> str:
         """Say under a table or figure what it rests on."""
         p = self.params
-        return f"Corpus {p.corpus}, {p.repeats} repeats, seed {p.seed}. Source: {self.source()}."
+        about = f"Corpus {p.corpus.name}, {p.repeats} repeats, seed {p.seed}"
+        return f"{about}. Source: {self.source()}."
 
     def template_hashes(self, also: Mapping[str, Sequence[str]] | None = None) -> dict[str, str]:
         """Return the hash of every prompt template in use, for the manifest.
@@ -90,26 +122,23 @@ class Roles:
         Args:
             also: Further templates by role.
         """
-        folder = prompts_folder(self.params)
+        soft = self.params.sampling.judge_mode == "soft"
+        prompted = [m for m in self.params.methods if m not in MODEL_FREE_METHODS]
         names = {
             "engine": ["engine_answer"],
-            "judge": ["judge_soft" if self.params.judge_mode == "soft" else "judge_verdict"],
-            "rewriter": [
-                f"rewrite_{m}"
-                for m in self.params.methods
-                if m not in MODEL_FREE_METHODS and not is_policy(m)
-            ],
+            "judge": ["judge_soft" if soft else "judge_verdict"],
+            "rewriter": [f"rewrite_{m}" for m in prompted if not is_policy(m)],
         }
         for role, further in (also or {}).items():
             names[role] += further
-        return {n: load_template(n, folder).hash for role in self.callers for n in names[role]}
+        return {n: load_template(n, self.prompts).hash for r in self.callers for n in names[r]}
 
 
 def make_roles(params: RunParams, like: Roles | None = None, run: Run | None = None) -> Roles:
     """Make the roles and check, before any money is spent, that their models are there.
 
     Args:
-        params: Name backends, models and servers by role; methods that are folders are policies.
+        params: Name models and servers by role; methods that are folders are policies.
         like: Roles whose models, where they are the same, and whose budget are shared.
         run: The run whose calls are counted over all its starts; None to begin at zero.
 
@@ -123,13 +152,14 @@ def make_roles(params: RunParams, like: Roles | None = None, run: Run | None = N
     usage = like.usage if like else Usage(calls.max_calls, calls.max_cost, calls.prices, ledger)
     callers: dict[str, Caller] = {}
     models = like.models if like else {}
-    for role, backend in params.backends.items():
-        if backend.startswith("offline"):
+    for role, text in params.roles.items():
+        key = text, params.addresses(role)
+        name = ModelName.read(text)
+        if name.backend == "offline":
             continue
-        key = backend, params.models.get(role), tuple(params.servers.get(role, ()))
         if key not in models:  # roles on one model share its limits and its breaker
-            model = make_model(*key)
-            models[key] = make_caller(model, params, usage, backend)
+            model = make_model(name, key[1])
+            models[key] = make_caller(model, params, usage, name.backend)
             if not params.dry_run:
                 run_sync(model.probe())
         callers[role] = models[key]
@@ -154,17 +184,14 @@ def make_caller(
             this process: it has no limit, is waited for however slow it is, and gets everything
             at once, which it batches.
     """
-    options, folder, limit = params.calls, resolve_path(params.cache_root), None
+    options, folder, limit = params.calls, resolve_path(params.paths.cache), None
     tries = {"max_tries": options.max_tries, "max_retries": options.max_retries}
     if backend in (None, "transformers", "vllm"):
         retries = Retries(4096, _PATIENCE_S, _PATIENCE_S, **tries)
     else:
         retries = Retries(options.max_concurrency, options.timeout_s, options.deadline_s, **tries)
-        limit = RateLimit(
-            folder / "limits" / f"{backend}-{model.model.replace('/', '--')}",
-            options.requests_per_minute,
-            options.tokens_per_minute,
-        )
+        path = folder / "limits" / f"{backend}-{model.model.replace('/', '--')}"
+        limit = RateLimit(path, options.requests_per_minute, options.tokens_per_minute)
     return Caller(model, AnswerCache(folder), retries, usage, limit)
 
 
@@ -185,7 +212,7 @@ def with_key_points(corpus: Corpus, roles: Roles) -> Corpus:
 
     async def one(example: Example) -> Example:
         try:
-            return await extract_key_points(example, caller, roles.prompts)
+            return await by_model.extract_key_points(example, caller, roles.prompts)
         except ModelError:
             return example
 
@@ -195,39 +222,26 @@ def with_key_points(corpus: Corpus, roles: Roles) -> Corpus:
     return replace(corpus, examples=examples, notes=(*corpus.notes, note))
 
 
-def make_model(
-    backend: str, name: str | None, servers: tuple[str, ...] = ()
-) -> LanguageModel:
+def make_model(name: ModelName, servers: tuple[str, ...] = ()) -> LanguageModel:
     """Return a language model; its libraries are imported here and nowhere above.
 
     Args:
-        backend: Service or library.
-        name: The model's id.
+        name: Of any backend but `offline`.
         servers: Addresses.
 
     Raises:
-        ValueError: Unknown backend.
         FatalError: It cannot be made.
     """
-    if backend == "gemini":
-        from geo_utils.models.gemini import DEFAULT_MODEL, Gemini
+    if name.backend == "gemini":
+        from geo_utils.models.gemini import Gemini
 
-        return Gemini(name or DEFAULT_MODEL, *servers[:1])
-    if name is None:
-        raise ValueError(f"backend {backend!r} needs a model id")
-    if backend == "openai":
+        return Gemini(name.id, *servers[:1])
+    if name.backend == "openai":
         from geo_utils.models.openai_server import OpenAIServer
 
-        return OpenAIServer(name, servers)
-    local: dict[str, Callable[..., LanguageModel]] = {
-        "transformers": transformers_local,
-        "vllm": vllm_local,
-    }
-    if backend not in local:
-        choices = "gemini, openai, vllm, transformers"
-        raise ValueError(f"backend {backend!r} is unknown; choose {choices}")
-    name, at, place = name.partition("@cuda:")
-    return local[backend](name, device=f"cuda:{place}" if at else None)
+        return OpenAIServer(name.id, servers)
+    local = vllm_local if name.backend == "vllm" else transformers_local
+    return local(name.id, device=name.gpu)
 
 
 def _roles(
@@ -235,26 +249,20 @@ def _roles(
     callers: Mapping[str, Completes],
     usage: Usage,
     policies: Mapping[str, Rewriter] | None = None,
-    models: dict[tuple[Any, ...], Caller] | None = None,
+    models: Models | None = None,
 ) -> Roles:
-    prompts = prompts_folder(params)
+    prompts, heat = params.paths.templates, params.sampling.temperature
     engine: Engine = ExtractiveEngine(seed=params.seed)
-    strict = params.backends["judge"] == "offline_strict"
-    judge: Judge = LexicalJudge(0.7, 1) if strict else LexicalJudge()
+    judge: Judge = LexicalJudge(0.7, 1) if params.judge == "offline/strict" else LexicalJudge()
     rewriter: Rewriter = EditRewriter()
     if "engine" in callers:
-        sampling = replace(ANSWER, temperature=params.temperature)
-        engine = ModelEngine(callers["engine"], sampling, prompts)
+        engine = ModelEngine(callers["engine"], replace(by_model.ANSWER, temperature=heat), prompts)
     if "judge" in callers:
-        judge = ModelJudge(callers["judge"], params.judge_mode == "soft", prompts)
+        judge = ModelJudge(callers["judge"], params.sampling.judge_mode == "soft", prompts)
     if "rewriter" in callers:
-        sampling = replace(PAGE, temperature=params.temperature)
-        rewriter = ModelRewriter(callers["rewriter"], sampling, prompts)
+        rewriter = ModelRewriter(
+            callers["rewriter"], replace(by_model.PAGE, temperature=heat), prompts
+        )
     if policies:
-        rewriter = NamedRewriters(rewriter, policies)
+        rewriter = by_model.NamedRewriters(rewriter, policies)
     return Roles(engine, judge, rewriter, callers, usage, params, models or {})
-
-
-def prompts_folder(params: RunParams) -> Path | None:
-    """Return the folder of the user's own templates."""
-    return None if params.prompts is None else resolve_path(params.prompts)

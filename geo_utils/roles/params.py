@@ -1,19 +1,100 @@
-"""Parameters of every notebook that runs roles: corpus, roles, and how models are called."""
+"""Parameters of every notebook that runs roles: corpus, models, and how they are called."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from geo_utils.files import resolve_path
 from geo_utils.models.base import Price
-from geo_utils.parameters import LocalServer, Name, NotebookParams
+from geo_utils.parameters import (
+    LocalServer,
+    Name,
+    NotebookParams,
+    Options,
+    Paths,
+    nearest,
+)
 from geo_utils.roles.methods import check_methods, is_policy
 
+KeyPointChoice = Literal["one", "all", "exclusive"]  # as `corpus.choose_key_points`
+Role = Literal["engine", "judge", "rewriter"]
+ROLES: tuple[Role, ...] = ("engine", "judge", "rewriter")
+BACKENDS = ("offline", "gemini", "openai", "vllm", "transformers")
+WITHOUT_LOGPROBS = ("offline", "gemini")
+_FORMS = (
+    "offline; gemini/ID, such as gemini/gemini-2.5-flash-lite; openai/ID, a model of any "
+    "OpenAI-compatible server, with its address under servers; vllm/ID or transformers/ID, a Hub "
+    "id or folder in this process, on another GPU as vllm/ID@cuda:1"
+)
 
-class CallOptions(BaseModel):
+
+class ModelName(NamedTuple):
+    """What a role is made of, as one string says it.
+
+    Attributes:
+        backend: One of `BACKENDS`.
+        id: Of the model: at the service, on the Hub, or its folder; empty for `offline`.
+        gpu: The GPU that holds a model of this process, as `cuda:1`; none for the first.
+    """
+
+    backend: str
+    id: str = ""
+    gpu: str | None = None
+
+    @classmethod
+    def read(cls, text: str) -> ModelName:
+        """Read `backend/ID`.
+
+        Raises:
+            ValueError: It cannot be read; the message names the forms that exist.
+        """
+        backend, _, name = text.partition("/")
+        if backend not in BACKENDS:
+            raise ValueError(f"{text!r} names no model{nearest(backend, BACKENDS)} Write {_FORMS}")
+        if backend == "offline":
+            if name not in ("", "strict"):
+                raise ValueError(f"{text!r}: offline roles take no id; write {_FORMS}")
+            return cls(backend, name)
+        name, at, gpu = name.partition("@cuda:")
+        if not name.strip("/ ") or (at and not (gpu.isdecimal() and backend[0] in "vt")):
+            raise ValueError(f"{text!r} lacks the model's id, or its GPU is none; write {_FORMS}")
+        return cls(backend, name, f"cuda:{gpu}" if at else None)
+
+
+def _readable(text: str) -> str:
+    ModelName.read(text)
+    return text
+
+
+_ADDRESS = re.compile(r"https?://[^/\s]+\S*")
+
+
+def _addresses(given: Any) -> Any:
+    """Return one address, or several, as a list."""
+    found = [given] if isinstance(given, str) else given
+    if isinstance(found, list) and found and all(_ADDRESS.fullmatch(str(url)) for url in found):
+        return found
+    raise ValueError(
+        f"{given!r} is no address; write one such as http://127.0.0.1:8000/v1, or a list of them"
+    )
+
+
+Model = Annotated[str, AfterValidator(_readable)]
+
+
+class CallOptions(Options):
     """How models are called; see `models.caller.Retries` and `models.caller.RateLimit`.
 
     Attributes:
@@ -21,8 +102,6 @@ class CallOptions(BaseModel):
         max_cost: Most US dollars that the run may spend.
         prices: Prices by model id, over the shipped table.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_concurrency: Annotated[int, Field(ge=1, le=4096)] = 32
     timeout_s: Annotated[float, Field(gt=0)] = 90.0
@@ -36,48 +115,104 @@ class CallOptions(BaseModel):
     prices: dict[str, Price] = {}
 
 
-Backend = Literal["offline", "gemini", "openai", "vllm", "transformers"]
-Role = Literal["engine", "judge", "rewriter"]
-NO_ID_NEEDED = ("offline", "offline_strict", "gemini")
+class CorpusOptions(Options):
+    """Which queries.
+
+    Attributes:
+        name: As `corpus.load_corpus` names corpora.
+        path: File or folder, where it needs one.
+        split: Split of a Hub dataset.
+        limit: How many queries, drawn from the seed; none for all.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    name: Literal["sample", "jsonl", "researchy-geo", "e-commerce", "geo-bench"] = "sample"
+    path: str | None = None
+    split: Name = "test"
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _place(self) -> Self:
+        if self.name == "jsonl" and self.path is None:
+            raise ValueError("path=None: name='jsonl' needs the path of its file")
+        if self.name in ("sample", "geo-bench") and self.path is not None:
+            raise ValueError(
+                f"path={self.path!r}: name={self.name!r} takes no path; set name='jsonl' to read "
+                "your own file"
+            )
+        return self
+
+
+class SamplingOptions(Options):
+    """How answers are drawn.
+
+    Attributes:
+        temperature: Of whatever answers or rewrites.
+        judge_mode: `verdict` with a reason, or `soft`: P(supported) by log-probabilities.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    judge_mode: Literal["verdict", "soft"] = "verdict"
+
+
+class RunPaths(Paths):
+    """Where files are.
+
+    Attributes:
+        cache: Folder of the answers, shared by runs.
+        prompts: Folder of templates that replace the shipped ones.
+    """
+
+    cache: Annotated[str, Field(min_length=1)] = "outputs/cache"
+    prompts: str | None = None
+
+    @property
+    def templates(self) -> Path | None:
+        """The folder of the user's own templates, absolute."""
+        return None if self.prompts is None else resolve_path(self.prompts)
 
 
 class RunParams(NotebookParams):
-    """Parameters that every notebook that runs roles has, beside its variant and place.
+    """Parameters that every notebook that runs roles has, beside its variant.
 
     Attributes:
-        corpus: Which corpus, as `corpus.load_corpus` names them.
-        corpus_path: File or folder of the corpus, where it needs one; relative as output_root.
-        split: Split of a Hub dataset.
-        limit: How many queries, drawn from the seed; none for all.
-        engine: What answers.
-        judge: What gives verdicts.
+        corpus: Which queries.
+        engine: The model that answers; see `ModelName.read` for the forms.
+        judge: The model that gives verdicts; `offline/strict` wants the point's words in one
+            sentence.
         seed: Seed of every draw.
-        models: Model id by role, where it is not the backend's default; a local model's may end
-            in the GPU that holds it, as `Qwen/Qwen2.5-7B-Instruct@cuda:1`.
-        servers: Addresses by role: for `openai` those of the server and its replicas, each ending
-            in `/v1`; for `gemini` one that stands in for the service.
-        temperature: Of whatever answers or rewrites.
-        judge_mode: `verdict` with a reason, or `soft`: P(supported) by log-probabilities.
-        prompts: Folder of templates that replace the shipped ones.
+        servers: Addresses, one or several, by role or by a model's name, which wins: for `openai/`
+            those of the server and its replicas, most end in `/v1`; for `gemini/` one that stands
+            in for the service.
+        sampling: How answers are drawn.
         calls: How models are called.
-        cache_root: Folder of the answers, shared by runs.
+        paths: Where files are.
         dry_run: Stop before the first call, with calls, tokens and cost counted.
     """
 
-    corpus: Literal["sample", "jsonl", "researchy-geo", "e-commerce", "geo-bench"]
-    corpus_path: str | None
-    split: Name
-    limit: Annotated[int, Field(ge=1)] | None
-    engine: Backend
-    judge: Backend
+    moved: ClassVar[dict[str, str]] = NotebookParams.moved | {
+        "cache_root": "paths.cache",
+        "prompts": "paths.prompts",
+        "corpus_path": "corpus.path",
+        "split": "corpus.split",
+        "limit": "corpus.limit",
+        "key_points": "corpus.key_points",
+        "temperature": "sampling.temperature",
+        "judge_mode": "sampling.judge_mode",
+        "models": "a role is one string, such as engine: gemini/gemini-2.5-flash-lite",
+    }
+
+    corpus: Annotated[CorpusOptions, Field(strict=False)]
+    engine: Model
+    judge: Model
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    models: dict[Role, str]
-    servers: dict[Role, list[str]]
-    temperature: Annotated[float, Field(ge=0, le=2)]
-    judge_mode: Literal["verdict", "soft"]
-    prompts: str | None
+    servers: dict[str, Annotated[list[str], BeforeValidator(_addresses)]]
+    sampling: Annotated[SamplingOptions, Field(strict=False)]
     calls: Annotated[CallOptions, Field(strict=False)]
-    cache_root: Annotated[str, Field(min_length=1)]
+    paths: Annotated[RunPaths, Field(strict=False)]
     dry_run: bool
 
     if TYPE_CHECKING:  # fields of some notebooks, made from other fields in the rest
@@ -91,22 +226,22 @@ class RunParams(NotebookParams):
             """Sampled answers a page."""
 
         @property
-        def key_points(self) -> Literal["one", "all", "exclusive"]:
+        def key_points(self) -> KeyPointChoice:
             """Which key points of a page."""
 
     @property
-    def backends(self) -> dict[Role, str]:
-        """The backend of each role."""
+    def roles(self) -> dict[Role, str]:
+        """The model of each role."""
         return {"engine": self.engine, "judge": self.judge}
+
+    def addresses(self, role: Role) -> tuple[str, ...]:
+        """Return the addresses of a role's server; none for the service's own."""
+        return tuple(self.servers.get(self.roles[role]) or self.servers.get(role) or ())
 
     @property
     def in_manifest(self) -> dict[str, Any]:
         """Seeds and models, for the manifest."""
-        roles = self.backends.items()
-        return {
-            "seeds": {"seed": self.seed},
-            "models": {r: {"backend": b, "model": self.models.get(r)} for r, b in roles},
-        }
+        return {"seeds": {"seed": self.seed}, "models": dict(self.roles)}
 
     @property
     def policy_source(self) -> str:
@@ -116,94 +251,116 @@ class RunParams(NotebookParams):
     @property
     def corpus_options(self) -> dict[str, Any]:
         """The arguments of `corpus.load_corpus` that these parameters ask for."""
-        path = None if self.corpus_path is None else resolve_path(self.corpus_path)
-        shared = {name: getattr(self, name) for name in ("split", "limit", "seed")}
-        return {"name": self.corpus, "path": path} | shared
+        given = self.corpus.model_dump(include=set(CorpusOptions.model_fields))
+        path = None if self.corpus.path is None else resolve_path(self.corpus.path)
+        return given | {"path": path, "seed": self.seed}
 
     @property
     def servers_here(self) -> list[LocalServer]:
         """The model servers that the run expects on its own host, each once."""
-        urls = {
-            url: self.models[role]
-            for role, backend in self.backends.items()
-            if backend == "openai"
-            for url in self.servers.get(role, ())
-        }
-        found = [server for url, model in urls.items() for server in LocalServer.at(url, model)]
+        asked = [(role, ModelName.read(text)) for role, text in self.roles.items()]
+        found = [
+            server
+            for role, name in asked
+            if name.backend == "openai"
+            for url in self.addresses(role)
+            for server in LocalServer.at(url, name.id)
+        ]
         return list({server.address: server for server in found}.values())
 
     @property
     def gpus_needed(self) -> int:
         """How many GPUs the run needs: its own, if it loads a model, and one a local server."""
-        loaded = {"vllm", "transformers"} & set(self.backends.values())
-        own = bool(loaded) or any(is_policy(method) for method in self.methods)
+        backends = {ModelName.read(text).backend for text in self.roles.values()}
+        own = bool({"vllm", "transformers"} & backends) or any(map(is_policy, self.methods))
         return int(own) + len(self.servers_here)
 
     def saved_work(self, folder: Path) -> list[int]:
         """Return the size of the cache, which other runs may add to as well."""
-        answers = resolve_path(self.cache_root).glob("*.answers.jsonl")
+        answers = resolve_path(self.paths.cache).glob("*.answers.jsonl")
         return [sum(path.stat().st_size for path in answers)]
 
-    @model_validator(mode="after")
-    def _check_corpus(self) -> Self:
-        if self.corpus == "jsonl" and self.corpus_path is None:
-            raise ValueError("corpus_path=None: corpus='jsonl' needs the path of its file")
-        if self.corpus in ("sample", "geo-bench") and self.corpus_path is not None:
-            raise ValueError(
-                f"corpus_path={self.corpus_path!r}: corpus={self.corpus!r} takes no path; "
-                "set corpus='jsonl' to read your own file"
-            )
-        return self
+    @field_validator("servers")
+    @classmethod
+    def _known_places(cls, servers: dict[str, Any]) -> dict[str, Any]:
+        for name in servers:
+            if name not in ROLES and "/" not in name:
+                raise ValueError(
+                    f"{name!r} is no role{nearest(name, ROLES)} Choose from {', '.join(ROLES)}, or "
+                    "name a model, such as openai/Qwen/Qwen2.5-7B-Instruct"
+                )
+        return servers
 
     @model_validator(mode="after")
     def _check_models(self) -> Self:
-        for role, backend in self.backends.items():
-            if backend not in NO_ID_NEEDED and role not in self.models:
+        for role, text in self.roles.items():
+            backend, name, _ = ModelName.read(text)
+            if backend == "offline" and name and role != "judge":
+                raise ValueError(f"{role}={text!r}: only a judge is strict; write offline")
+            if backend == "openai" and not self.addresses(role):
                 raise ValueError(
-                    f"models={self.models!r}: {role}={backend!r} needs a model id, such as "
-                    f"models={{{role!r}: 'Qwen/Qwen2.5-7B-Instruct'}}"
+                    f"servers={self.servers!r}: {role}={text!r} needs an address, such as "
+                    f"servers={{{role!r}: 'http://127.0.0.1:8000/v1'}}"
                 )
-            if backend == "openai" and not self.servers.get(role):
-                raise ValueError(
-                    f"servers={self.servers!r}: {role}='openai' needs an address, such as "
-                    f"servers={{{role!r}: ['http://127.0.0.1:8000/v1']}}"
-                )
-        if self.judge_mode == "soft" and self.judge in NO_ID_NEEDED:
+        soft = self.sampling.judge_mode == "soft"
+        if soft and ModelName.read(self.judge).backend in WITHOUT_LOGPROBS:
             raise ValueError(
-                f"judge_mode='soft': judge={self.judge!r} gives no log-probabilities; choose "
-                "from openai, vllm, transformers, or judge_mode='verdict'"
+                f"sampling.judge_mode='soft': judge={self.judge!r} gives no log-probabilities; "
+                "choose openai/, vllm/ or transformers/, or judge_mode='verdict'"
             )
         return self
+
+
+class ChosenCorpus(CorpusOptions):
+    """Which queries, and which key points of their target pages.
+
+    Attributes:
+        key_points: `one` a page drawn from the seed, `all`, or one that is `exclusive` to it.
+    """
+
+    key_points: KeyPointChoice = "one"
 
 
 class EvaluationParams(RunParams):
     """Parameters that every evaluation notebook has.
 
     Attributes:
-        key_points: `one` a page drawn from the seed, `all`, or one that is `exclusive` to it.
-        rewriter: What rewrites.
+        rewriter: The model that rewrites.
         repeats: Sampled answers a page.
     """
 
-    key_points: Literal["one", "all", "exclusive"]
-    rewriter: Backend
+    corpus: Annotated[ChosenCorpus, Field(strict=False)]
+    rewriter: Model
     repeats: Annotated[int, Field(ge=1, le=1000)]
 
     @property
-    def backends(self) -> dict[Role, str]:
-        """The backend of each role."""
-        return super().backends | {"rewriter": self.rewriter}
+    def roles(self) -> dict[Role, str]:
+        """The model of each role."""
+        return super().roles | {"rewriter": self.rewriter}
+
+    @property
+    def key_points(self) -> KeyPointChoice:
+        """Which key points of a page."""
+        return self.corpus.key_points
 
     @model_validator(mode="after")
     def _check_methods(self) -> Self:
         """Refuse methods that the rewriter cannot do, and a comparison without its reference."""
-        methods = self.methods
-        if len(methods) < 2:
-            raise ValueError(f"methods={methods!r}: name a method to compare with 'original'")
-        if "original" not in methods:
-            raise ValueError(
-                f"methods={methods!r}: 'original' must be among them, as every paired "
-                "difference is taken to it"
-            )
-        check_methods(methods, self.rewriter)
+        compared_with_original(self.methods)
+        check_methods(self.methods, self.rewriter)
         return self
+
+
+def compared_with_original(methods: Sequence[str]) -> None:
+    """Refuse a comparison without its reference.
+
+    Raises:
+        ValueError: `original` is missing, or there is nothing to compare with it.
+    """
+    if len(methods) < 2:
+        raise ValueError(f"methods={methods!r}: name a method to compare with 'original'")
+    if "original" not in methods:
+        raise ValueError(
+            f"methods={methods!r}: 'original' must be among them, as every paired difference is "
+            "taken to it"
+        )

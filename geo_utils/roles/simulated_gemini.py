@@ -8,14 +8,12 @@ import json
 import math
 import random
 import re
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from aiohttp import web
 
 from geo_utils.corpus import Example, KeyPoint
@@ -253,34 +251,16 @@ def _response(model: str, prompt: str, text: str, fault: str | None) -> dict[str
     return {"candidates": [candidate], "usageMetadata": used, "modelVersion": version}
 
 
-def main(
-    host: str = "127.0.0.1",
-    port: int = 8765,
-    latency: str = "lognormal:1.2,0.4",
-    rpm: int | None = None,
-    faults: Annotated[str, typer.Option(help="such as 429:0.05,500:0.02,blocked:0.01")] = "",
-    retry_after: Annotated[float, typer.Option(help="negative to send none")] = 1.0,
-    key: Annotated[str | None, typer.Option(help="the only key that is accepted")] = None,
-    revoke_after: Annotated[
-        int | None, typer.Option(help="refuse the key after so many requests")
-    ] = None,
-    log: Annotated[Path | None, typer.Option(help="gets one JSON line a request")] = None,
-    seed: int = 0,
-) -> None:
-    """Serve until interrupted."""
+def serve(settings: Settings, host: str, port: int) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        ValueError: Unknown fault or latency distribution.
+        OSError: The address is taken; the message names another way.
+    """
+    app = SimulatedGemini(settings).app
     try:
-        parts = (part.split(":") for part in faults.split(",") if part)
-        chances = {name: float(chance) for name, chance in parts}
-        wait = None if retry_after < 0 else retry_after
-        settings = Settings(latency, rpm, chances, wait, key, revoke_after, log, seed)
-        server = SimulatedGemini(settings)
-    except ValueError as error:
-        sys.exit(str(error))
-    try:
-        web.run_app(server.app, host=host, port=port, print=None, access_log=None)
+        web.run_app(app, host=host, port=port, print=None, access_log=None)
     except OSError as error:
-        sys.exit(f"{host}:{port}: {error.strerror or error}; choose another --port")
-
-
-if __name__ == "__main__":
-    typer.run(main)
+        said = f"{host}:{port}: {error.strerror or error}; choose another --port"
+        raise OSError(said) from None

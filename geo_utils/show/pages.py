@@ -60,7 +60,7 @@ def write_index(output_root: Path) -> Path:
     with contextlib.suppress(OSError):
         lock.acquire()
     try:
-        anew = ", anew by make index and at the end of each run"
+        anew = ", anew by geo runs and at the end of each run"
         _write(path, find_records(output_root)[::-1], "Runs", anew, ticked=False)
     finally:
         lock.release()

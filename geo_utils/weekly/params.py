@@ -50,7 +50,7 @@ class WeeklyParams(NotebookParams):
     @property
     def root(self) -> Path:
         """The folder of the runs, absolute."""
-        return resolve_path(self.output_root)
+        return resolve_path(self.paths.output)
 
     @property
     def records(self) -> list[Record]:
@@ -114,8 +114,8 @@ class WeeklyParams(NotebookParams):
         params = super().from_notebook(namespace)
         if not params.records and not params.runs:
             raise ParameterError(
-                f"output_root={params.output_root!r}: no run in {params.root}; run a notebook "
-                "first, such as python -m geo_utils.run 02_baseline_rewrites smoke"
+                f"paths.output={params.paths.output!r}: no run in {params.root}; run a notebook "
+                "first, such as geo run 02 smoke"
             )
         return params
 

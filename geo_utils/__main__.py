@@ -1,0 +1,5 @@
+"""`python -m geo_utils`, the same as `geo`."""
+
+from geo_utils.cli import app
+
+app(prog_name="geo")

@@ -1,0 +1,419 @@
+"""`geo`, the one command line; a command imports what it needs, so that help comes at once."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from geo_utils.cluster.arrays import Submission
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Key-point control of generative engines."
+)
+slurm = typer.Typer(no_args_is_help=True, help="A notebook over a grid as one SLURM array.")
+cache = typer.Typer(no_args_is_help=True, help="The answers that are kept.")
+models = typer.Typer(no_args_is_help=True, help="The models that parameters can name.")
+cold_start = typer.Typer(no_args_is_help=True, help="The supervised steps before a training.")
+for name, part in (
+    ("slurm", slurm),
+    ("cache", cache),
+    ("models", models),
+    ("cold-start", cold_start),
+):
+    app.add_typer(part, name=name)
+
+Notebook = Annotated[str, typer.Argument(help="its number, such as 03, or its name")]
+File = Annotated[str, typer.Argument(help="a file in params/<notebook>/, by name, or a path")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="NAME=VALUE", help="over the file's; NAME.ENTRY sets one of a mapping"),
+]
+Root = Annotated[str, typer.Option(help="folder of the runs")]
+Array = Annotated[str | None, typer.Argument(help="name, job id or folder; default, the newest")]
+
+
+@contextlib.contextmanager
+def refusals(*kinds: type[Exception]) -> Iterator[None]:
+    """End with status 2 and the words of what cannot be used, where that is an error of a kind."""
+    found: tuple[type[Exception], ...] = (ValueError, OSError, *kinds)
+    try:
+        yield
+    except found as error:  # OSError: a full disk, or a run that is held
+        sys.stderr.write(f"{error}\n")
+        raise typer.Exit(2) from None
+
+
+def pairs(sets: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Return name and value of each `NAME=VALUE`."""
+    found = []
+    for text in sets or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{text!r}: write NAME=VALUE, such as repeats=3")
+        found.append((name, value))
+    return found
+
+
+def _say(*lines: object) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+@app.command()
+def run(
+    notebook: Notebook,
+    params: File = "default",
+    sets: Sets = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="count calls, tokens and cost; spend nothing")
+    ] = False,
+) -> None:
+    """Run a notebook headless: parameters checked, executed in its run folder, reported."""
+    _run(notebook, params, [*(sets or ()), *["dry_run=true"] * dry_run])
+
+
+@app.command()
+def weekly(sets: Sets = None) -> None:
+    """Make the meeting's deck from the newest finished runs."""
+    _run("05", "default", sets)
+
+
+def _run(notebook: str, file: str, sets: Sequence[str] | None) -> None:
+    from geo_utils.notebooks import execute, read_parameters
+
+    with refusals():
+        name, values, params = read_parameters(notebook, file, pairs(sets))
+        _check_corpus(params)
+    raise typer.Exit(execute(name, values, params, _rendered))
+
+
+def _check_corpus(params: Any) -> None:
+    """Refuse a file of rows that cannot be read, before a run folder is made."""
+    corpus = getattr(params, "corpus", None)
+    if corpus and corpus.name == "jsonl" and not Path(params.corpus_options["path"]).is_dir():
+        from geo_utils.corpus import load_corpus
+
+        load_corpus(**params.corpus_options)
+
+
+def _rendered(executed: Path) -> None:
+    """Write report and slides of an executed notebook, if it is one, and the page of all runs."""
+    from geo_utils.files import from_root
+    from geo_utils.runs import Run
+    from geo_utils.show.pages import write_index
+
+    folder = executed if executed.is_dir() else executed.parent
+    try:
+        if executed.is_file():
+            from geo_utils.show.report import render_report
+
+            for name, path in render_report(executed, Run(folder).manifest).items():
+                _say(f"{name}: {from_root(path) if isinstance(path, Path) else path}")
+        write_index(folder.parents[2])
+    except Exception as error:  # the run's results stand whether or not they could be rendered
+        sys.stderr.write(f"  report, slides or the page of runs could not be written: {error}\n")
+
+
+@app.command()
+def params(notebook: Notebook) -> None:
+    """List every parameter of a notebook: name, type, default, meaning."""
+    from geo_utils.files import project_root
+    from geo_utils.notebooks import notebook_name, params_class
+    from geo_utils.parameters import default_parameters, described
+
+    with refusals():
+        name = notebook_name(notebook)
+        defaults = default_parameters(project_root() / "notebooks" / f"{name}.ipynb")
+        _say(*described(params_class(name), defaults))
+
+
+@app.command()
+def runs(
+    compare: Annotated[
+        list[str] | None, typer.Option(help="a run folder or id; give it twice or more")
+    ] = None,
+    root: Root = "outputs",
+    newest: Annotated[int, typer.Option(help="how many to list")] = 12,
+) -> None:
+    """List the runs and write their page; or those to compare, side by side."""
+    from geo_utils.files import from_root, resolve_path
+    from geo_utils.records import find_records, headline_phrase, named_records
+    from geo_utils.show.pages import write_comparison, write_index
+
+    place = resolve_path(root)
+    with refusals():
+        if not place.is_dir():
+            raise ValueError(f"{place}: no such folder; run a notebook first, or name --root")
+        records = find_records(place)
+        if compare:
+            _say(from_root(write_comparison(named_records(compare, records), place)))
+            return
+        for record in records[-newest:]:
+            _say(f"{record}  {record.status}  {headline_phrase(record) or record.reason}"[:200])
+        _say(from_root(write_index(place)))
+
+
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(help="run folder or executed .ipynb")],
+    pdf: Annotated[bool, typer.Option("--pdf", help="print the slides, too")] = False,
+) -> None:
+    """Render a run's report and slides anew."""
+    from geo_utils.runs import Run
+    from geo_utils.show.report import render_report
+
+    notebook = path / "notebook.ipynb" if path.is_dir() else path
+    with refusals():
+        if not notebook.is_file():
+            raise ValueError(f"{notebook}: no such notebook; give a run folder or an .ipynb")
+        try:
+            written = render_report(notebook, Run(notebook.parent).manifest, pdf)
+        except Exception as error:  # the parser's and the exporters' errors are of many kinds
+            said = f"{notebook} cannot be rendered: {type(error).__name__}: {error}"[:500]
+            raise ValueError(said) from None
+        _say(*written.values())
+
+
+@app.command()
+def check(file: Path) -> None:
+    """Say what a corpus file holds, or the first line and field that cannot be read."""
+    from geo_utils.corpus import load_corpus
+
+    with refusals():
+        corpus = load_corpus("jsonl", path=file)
+        counts = sorted({len(example.sources) for example in corpus})
+        words = sorted(len(page.split()) for example in corpus for page in example.sources)
+        _say(corpus, f"sources a query: {counts[0]} to {counts[-1]}")
+        _say(f"words a page: {words[0]} to {words[-1]}, median {words[len(words) // 2]}")
+
+
+@models.command("check")
+def check_model(
+    model: Annotated[str, typer.Argument(help="such as gemini/gemini-2.5-flash-lite")],
+    server: Annotated[list[str] | None, typer.Option(help="an address of it")] = None,
+) -> None:
+    """Ask a model one word: does it answer, as whom, and what does it cost?"""
+    from geo_utils.models.base import FatalError, ModelError, Request, Sampling
+    from geo_utils.models.loops import run_sync
+    from geo_utils.models.usage import PRICES_AS_OF, price_of
+    from geo_utils.roles.make import make_model
+    from geo_utils.roles.params import ModelName
+
+    with refusals(FatalError, ModelError):
+        name = ModelName.read(model)
+        if name.backend == "offline":
+            raise ValueError("offline: no model is asked, nothing is to be checked")
+        made = make_model(name, tuple(server or ()))
+
+        async def ask() -> Any:
+            await made.probe()
+            request = Request("engine", "Answer with the one word: ready", sampling=Sampling(0, 64))
+            try:
+                return await made.complete(request)
+            finally:
+                await made.close()
+
+        found, price = run_sync(ask()), price_of(name.id)
+    cost = f"{price.cost(found.tokens_in, found.tokens_out):.7f} US dollars" if price else "unknown"
+    _say(f"{model} answers as {found.served_by or 'it does not say whom'}: {found.text.strip()!r}")
+    _say(f"{found.tokens_in} tokens in, {found.tokens_out} out, {found.latency_s:.2f} s")
+    _say(f"cost: {cost} (prices as of {PRICES_AS_OF})")
+
+
+@cold_start.command("export")
+def export_cold_start(recipe: File, folder: Path) -> None:
+    """Write a recipe's demonstrations and schedule for LLaMA-Factory."""
+    from geo_utils.models.base import FatalError
+    from geo_utils.notebooks import read_parameters
+
+    with refusals(FatalError):
+        found = read_parameters("04", recipe)[2]
+        from geo_utils.grpo.cold_start import export
+
+        path, count = export(found, folder.resolve())  # type: ignore[arg-type]
+    _say(f"{count} demonstrations: {path}", f"llamafactory-cli train {path}")
+
+
+@app.command("sweep")
+def measure(params: File, sets: Sets = None) -> None:
+    """Measure the settings of notebook 01 without Jupyter; the notebook then shows the rows."""
+    import logging
+
+    from geo_utils.notebooks import read_parameters
+    from geo_utils.runs import start_run
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with refusals():
+        name, _, found = read_parameters("01", params, pairs(sets))
+        run = start_run(name, found)
+    from geo_utils.efficiency.sweep import sweep
+
+    stopped = None
+    try:
+        sweep(found, run)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        stopped = "stopped by Ctrl-C; the same command goes on at the next setting"
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        with contextlib.suppress(OSError):  # there may be room for this, if not for a row
+            run.end("failed", str(error))
+        raise typer.Exit(1) from None
+    run.end("interrupted", stopped or "measured; run as a notebook, it goes on to the report")
+    _say(f"{stopped or 'measured'}: {run.folder}/rows.jsonl")
+    raise typer.Exit(130 if stopped else 0)
+
+
+@app.command()
+def simulate_gemini(
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    latency: Annotated[
+        str, typer.Option(help="constant:S, lognormal:MEDIAN_S,SIGMA or uniform:LOW_S,HIGH_S")
+    ] = "lognormal:1.2,0.4",
+    rpm: Annotated[int | None, typer.Option(help="requests a minute before it answers 429")] = None,
+    faults: Annotated[str, typer.Option(help="such as 429:0.05,500:0.02,blocked:0.01")] = "",
+    retry_after: Annotated[float, typer.Option(help="negative to send none")] = 1.0,
+    key: Annotated[str | None, typer.Option(help="the only key that is accepted")] = None,
+    revoke_after: Annotated[
+        int | None, typer.Option(help="refuse the key after so many requests")
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="gets one JSON line a request")] = None,
+    seed: int = 0,
+) -> None:
+    """Serve a Gemini look-alike with the offline roles' answers, until interrupted."""
+    from geo_utils.roles.simulated_gemini import Settings, serve
+
+    with refusals():
+        given = pairs(faults.replace(":", "=").split(",") if faults else ())
+        chances = {name: float(share) for name, share in given}
+        wait = None if retry_after < 0 else retry_after
+        serve(Settings(latency, rpm, chances, wait, key, revoke_after, log, seed), host, port)
+
+
+@cache.command("show")
+def show_cache(
+    root: Annotated[str, typer.Option(help="the cache folder")] = "outputs/cache",
+    role: Annotated[str | None, typer.Option(help="only answers of this role")] = None,
+    model: Annotated[str | None, typer.Option(help="only answers of this model")] = None,
+    older_than_days: Annotated[float | None, typer.Option(help="only older answers")] = None,
+) -> None:
+    """Count the answers by role and model."""
+    from geo_utils.files import resolve_path
+    from geo_utils.models.cache import chosen_answers
+
+    with refusals():
+        chosen = chosen_answers(resolve_path(root), role, model, older_than_days)
+    _say(*chosen.lines, f"{len(chosen.keys):,} answers held in {chosen.cache.folder}")
+
+
+@cache.command("prune")
+def prune_cache(
+    root: Annotated[str, typer.Option(help="the cache folder")] = "outputs/cache",
+    role: Annotated[str | None, typer.Option(help="only answers of this role")] = None,
+    model: Annotated[str | None, typer.Option(help="only answers of this model")] = None,
+    older_than_days: Annotated[float | None, typer.Option(help="only older answers")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="really delete, instead of counting")] = False,
+) -> None:
+    """Delete answers."""
+    from geo_utils.files import resolve_path
+    from geo_utils.models.cache import chosen_answers
+
+    with refusals():
+        chosen = chosen_answers(resolve_path(root), role, model, older_than_days)
+        busy = chosen.cache.prune(chosen.keys)[1] if yes else 0
+    verb = "deleted" if yes else "to delete (repeat with --yes)"
+    _say(*chosen.lines, f"{len(chosen.keys):,} answers {verb} in {chosen.cache.folder}")
+    if busy:
+        _say(f"{busy} segments are being written to and were left alone")
+
+
+@slurm.command("submit")
+def submit(
+    notebook: Notebook,
+    sets: Sets = None,
+    params: Annotated[
+        list[str] | None, typer.Option(help="a parameter file; every one meets the whole grid")
+    ] = None,
+    grid: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE,VALUE")] = None,
+    name: Annotated[str | None, typer.Option(help="of the folder in outputs/slurm")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the script only")] = False,
+    partition: str | None = None,
+    account: str | None = None,
+    time: Annotated[
+        str | None, typer.Option(help="limit of a task, which goes on after it")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(help="tasks that run at once")] = None,
+    gpus: Annotated[int | None, typer.Option(help="of a task; default, by its recipe")] = None,
+    cpus: Annotated[int | None, typer.Option(help="of a task")] = None,
+    nodes: Annotated[int, typer.Option(help="1: a task runs on one node")] = 1,
+    settings: Annotated[Path | None, typer.Option(help="default, params/slurm.yaml")] = None,
+) -> None:
+    """Submit a notebook over a grid: one run a parameter file and point of the grid."""
+    from geo_utils.cluster import arrays
+    from geo_utils.cluster.state import submitted
+
+    flags = {"partition": partition, "account": account, "time": time, "gpus": gpus, "cpus": cpus}
+    given = {k: v for k, v in (flags | {"concurrency": concurrency}).items() if v is not None}
+    with refusals():
+        if nodes != 1:
+            raise ValueError(f"--nodes {nodes}: {arrays.MULTI_NODE}")
+        asked = arrays.SlurmSettings.read(settings or arrays.default_settings(), given)
+        points = arrays.parse_grid(grid or ())
+        own, tasks = arrays.make_tasks(notebook, params or ["default"], points, pairs(sets))
+        _say(*submitted(name, own, tasks, asked, dry_run))
+
+
+def _of_array(tell: Callable[[Submission], list[str]], array: str | None, root: str) -> None:
+    from geo_utils.cluster.arrays import find
+
+    with refusals():
+        _say(*tell(find(array, root)))
+
+
+@slurm.command("status")
+def array_status(array: Array = None, root: Root = "outputs") -> None:
+    """Show how the tasks of an array stand."""
+    from geo_utils.cluster.state import status_lines
+
+    _of_array(status_lines, array, root)
+
+
+@slurm.command("collect")
+def array_collect(array: Array = None, root: Root = "outputs") -> None:
+    """Gather the headlines of the finished runs, as a table and headlines.csv."""
+    from geo_utils.cluster.state import collect_lines
+
+    _of_array(collect_lines, array, root)
+
+
+@slurm.command("cancel")
+def array_cancel(
+    array: Annotated[str, typer.Argument(help="name, job id or folder")], root: Root = "outputs"
+) -> None:
+    """End an array; its runs can be resumed."""
+    from geo_utils.cluster.state import cancel
+
+    _of_array(cancel, array, root)
+
+
+@slurm.command("task", hidden=True)
+def array_task(folder: Path, index: int) -> None:
+    """Run one task; the array's script calls it."""
+    from functools import partial
+
+    from geo_utils.cluster.arrays import Submission
+    from geo_utils.cluster.task import run_task
+    from geo_utils.notebooks import execute
+
+    with refusals():
+        code = run_task(Submission(folder), index, partial(execute, rendered=_rendered))
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    app()
