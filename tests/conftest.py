@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 from geo_utils.corpus import Example, KeyPoint
 
 PROJECT = Path(__file__).resolve().parent.parent
+# Folders of tests share their stand-ins.
+sys.path += [str(folder) for folder in (PROJECT / "tests").iterdir() if folder.is_dir()]
 # A machine without a GPU is tested: where there is one, recipes that are refused would train.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Nobody's keys are used, and no address but that of a test's own server.

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PROJECT
 from train_many import SMALL, once
 
 from geo_utils.files import read_jsonl
@@ -16,7 +17,7 @@ from geo_utils.parameters import ParameterError
 from geo_utils.roles.engines import Answer
 from geo_utils.runs import Run
 
-TESTS = Path(__file__).parent
+TESTS = PROJECT / "tests"
 QUIET = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
 
 

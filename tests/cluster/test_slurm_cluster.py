@@ -1,6 +1,6 @@
 """Arrays on a real SLURM of one node: preempted, out of time, wrong, cancelled, and collected.
 
-`GEO_UTILS_ARRAY=12 pytest tests/test_slurm_cluster.py -k preempted -s` runs the large array.
+`GEO_UTILS_ARRAY=12 pytest -k preempted -s tests/cluster` runs the large array.
 """
 
 import contextlib
