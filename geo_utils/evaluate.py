@@ -31,7 +31,7 @@ from geo_utils.visibility import FIGURES, visibility_from_parsed
 
 Progress = Callable[[int, int], None]
 Row = dict[str, Any]  # of a samples table
-Clock = Callable[[str, float], None]
+Timer = Callable[[str, float], None]
 
 
 class Counter:
@@ -93,7 +93,7 @@ class Counter:
 
 
 @dataclass(frozen=True)
-class Placement:
+class SourceOrder:
     """The order in which an engine sees an example's sources.
 
     Attributes:
@@ -109,14 +109,14 @@ class Placement:
         return [page if i == example.target_id else example.sources[i] for i in self.order]
 
 
-def draw_placement(example: Example, seed: int = 0) -> Placement:
+def draw_source_order(example: Example, seed: int = 0) -> SourceOrder:
     """Draw the target's place, uniformly and from the example's own seed; others keep their order.
 
     The same for all methods and repeats, so that no method gains by a better place.
     """
     place = random.Random(f"{seed}|place|{example.query_id}").randrange(len(example.sources))
     others = [i for i in range(len(example.sources)) if i != example.target_id]
-    return Placement((*others[:place], example.target_id, *others[place:]), place)
+    return SourceOrder((*others[:place], example.target_id, *others[place:]), place)
 
 
 def evaluate(
@@ -214,7 +214,7 @@ class Scorer:
         self, example: Example, point: KeyPoint, method: str, rewrite: Rewrite, repeat: int
     ) -> Row:
         """Return the whole row of one sampled answer to a rewrite, failed ones included."""
-        placement = draw_placement(example, self.seed)
+        placement = draw_source_order(example, self.seed)
         page = None if rewrite.abstention else rewrite.text
         row = empty_row(example, point, placement, placement.sources(example, page or "")) | {
             "method": method,
@@ -238,7 +238,7 @@ class Scorer:
         point: KeyPoint,
         page: str,
         repeat: int,
-        clock: Clock | None = None,
+        timer: Timer | None = None,
     ) -> Row:
         """Score one page in the target's place.
 
@@ -247,14 +247,14 @@ class Scorer:
             point: The key point under study.
             page: What stands in the target's place.
             repeat: Which sampled answer.
-            clock: Told `engine` or `judge` and the seconds it took.
+            timer: Told `engine` or `judge` and the seconds it took.
 
         Returns:
             As `sources`.
         """
-        placement = draw_placement(example, self.seed)
+        placement = draw_source_order(example, self.seed)
         sources = placement.sources(example, page)
-        return await self.sources(example.query, sources, placement.place, point, repeat, clock)
+        return await self.sources(example.query, sources, placement.place, point, repeat, timer)
 
     async def sources(
         self,
@@ -263,7 +263,7 @@ class Scorer:
         place: int | None,
         point: KeyPoint,
         repeat: int,
-        clock: Clock | None = None,
+        timer: Timer | None = None,
     ) -> Row:
         """Score one set of sources, from which the target may be missing.
 
@@ -273,7 +273,7 @@ class Scorer:
             place: 0-based place of the target; None if it is not there, and has no visibility.
             point: The key point under study.
             repeat: Which sampled answer.
-            clock: Told `engine` or `judge` and the seconds it took.
+            timer: Told `engine` or `judge` and the seconds it took.
 
         Returns:
             `answer`, its lengths and citations, the target's visibility, `verdict`, `supported`,
@@ -282,8 +282,8 @@ class Scorer:
         """
         started = time.monotonic()
         answer = await self.engine.answer(query, sources, sample_index=repeat)
-        if clock:
-            clock("engine", time.monotonic() - started)
+        if timer:
+            timer("engine", time.monotonic() - started)
         if answer.abstention:
             return {"abstention": f"engine: {answer.abstention}"}
         parsed = parse_answer(answer.text, len(sources))
@@ -302,8 +302,8 @@ class Scorer:
             return row
         started = time.monotonic()
         verdict = await self.judge.judge(point.content, answer.text)
-        if clock:
-            clock("judge", time.monotonic() - started)
+        if timer:
+            timer("judge", time.monotonic() - started)
         if verdict.label is None:
             return row | {"abstention": f"judge: {verdict.abstention or 'gave no verdict'}"}
         return row | {
@@ -315,7 +315,7 @@ class Scorer:
 
 
 def empty_row(
-    example: Example, point: KeyPoint, placement: Placement, sources: Sequence[str]
+    example: Example, point: KeyPoint, placement: SourceOrder, sources: Sequence[str]
 ) -> Row:
     """Return a sample's row before anything is known of its rewrite, answer and verdict."""
     return {

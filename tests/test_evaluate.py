@@ -10,7 +10,7 @@ from conftest import make_example
 
 from geo_utils import evaluate as evaluate_module
 from geo_utils.corpus import load_corpus
-from geo_utils.evaluate import draw_placement, evaluate
+from geo_utils.evaluate import draw_source_order, evaluate
 from geo_utils.roles.engines import Answer, ExtractiveEngine
 from geo_utils.roles.judges import LexicalJudge, Verdict
 from geo_utils.roles.rewriters import EditRewriter, Rewrite
@@ -87,7 +87,7 @@ class TestPlacement:
         places = Counter()
         for i in range(3000):
             example = make_example(f"q{i}")
-            placement = draw_placement(example, seed=1)
+            placement = draw_source_order(example, seed=1)
             places[placement.place] += 1
             assert placement.order[placement.place] == example.target_id
             assert [j for j in placement.order if j != 1] == [0, 2]

@@ -190,6 +190,12 @@ def test_a_terminal_shows_how_far_the_notebook_is(tmp_path):
     assert re.search(rb"\r  \d+ of 36 samples, \d+ s", shown), shown.decode()
 
 
+def test_help_and_parameters_are_shown_without_a_heavy_import(heavy_imports):
+    for line in (["--help"], ["params", "03"], ["slurm", "submit", "--help"]):
+        assert command("geo_utils", *line).returncode == 0
+    assert not heavy_imports()
+
+
 class TestBadParameters:
     def test_the_command_line_refuses_before_anything_runs(self, tmp_path, heavy_imports):
         done = run_notebook(NB02, "smoke", tmp_path / "out", ("repeats", "0"))

@@ -14,7 +14,7 @@ from pandas.io.formats.style import Styler
 
 from geo_utils.baseline_rewrites.params import AnalysisOptions
 from geo_utils.corpus import Example, KeyPoint, choose_key_points
-from geo_utils.evaluate import Progress, Row, draw_placement, empty_row, samples_of
+from geo_utils.evaluate import Progress, Row, draw_source_order, empty_row, samples_of
 from geo_utils.models.loops import gather_all
 from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import NO_SOURCES, REMOVED, label, placebo_of, shuffled_method
@@ -81,7 +81,7 @@ async def _scored(
 ) -> tuple[Callable[[int], Coroutine[Any, Any, Row]] | None, Row]:
     """Return what scores one repeat of an arm, or None if it cannot be, and the row's start."""
     example, point = pair
-    placement, scorer = draw_placement(example, roles.params.seed), roles.scorer
+    placement, scorer = draw_source_order(example, roles.params.seed), roles.scorer
     if donor is not None and (method := shuffled_method(arm)):
         rewrite = await roles.rewriter.rewrite(method, *donor)
         page = None if rewrite.abstention else rewrite.text

@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 Values = list[float | None]
 Call = asyncio.Task[Row]
 Question = tuple[Example, KeyPoint, str, int]  # which page is asked about, and which repeat
-Clock = defaultdict[str, list[tuple[float, float]]]  # begin and end of each call, by role
+Spans = defaultdict[str, list[tuple[float, float]]]  # begin and end of each call, by role
 _ANSWERED = {"key_point", "visibility"}  # components that need an engine
 _NO_PAGE: Row = {"supported": 0.0, **dict.fromkeys(FIGURES, 0.0)}
 
@@ -116,21 +116,21 @@ def shuffled(batch: Sequence[Rollout]) -> list[Rollout]:
     return [next(donors[rollout.example.query_id]) for rollout in batch]
 
 
-def walls(clock: Clock, started: float) -> dict[str, float]:
+def walls(spans: Spans, started: float) -> dict[str, float]:
     """Return the mean seconds of a call by role, and how the batch's wall time divides.
 
     `engine_wall` is the time in which an engine call was under way, `judge_wall` that in which
     only judge calls were; calls that began before the batch count from its start.
     """
-    found = {f"{role}_seconds": fmean(e - b for b, e in calls) for role, calls in clock.items()}
+    found = {f"{role}_seconds": fmean(e - b for b, e in calls) for role, calls in spans.items()}
     edges = sorted(
-        {started, *(max(t, started) for calls in clock.values() for c in calls for t in c)}
+        {started, *(max(t, started) for calls in spans.values() for c in calls for t in c)}
     )
     spent = {"engine": 0.0, "judge": 0.0}
     for begin, end in itertools.pairwise(edges):
         middle = (begin + end) / 2
         for role in spent:
-            if any(b <= middle <= e for b, e in clock.get(role, ())):
+            if any(b <= middle <= e for b, e in spans.get(role, ())):
                 spent[role] += end - begin
                 break
     return found | {f"{role}_wall": seconds for role, seconds in spent.items()}
@@ -205,7 +205,7 @@ class Rewards:
         self._failed: set[tuple[str, int]] = set()  # of the originals
         self._batch: tuple[Any, asyncio.Task[list[Rollout]]] | None = None
         self._calls: set[Call] = set()
-        self._begun: defaultdict[Question, list[tuple[Call, Clock]]] = defaultdict(list)
+        self._begun: defaultdict[Question, list[tuple[Call, Spans]]] = defaultdict(list)
         self._lost = 0
 
     def by_hand(self, reply: str, query_id: str, number: int | None = None) -> Rollout:
@@ -249,21 +249,21 @@ class Rewards:
         Raises:
             RunInterrupted: No score could be had in too many batches in a row.
         """
-        started, clock = monotonic(), Clock(list)
+        started, spans = monotonic(), Spans(list)
         replies = [c if isinstance(c, str) else c[0]["content"] for c in completions]
         columns = replies, query_id, key_point_number, shown, completion_ids or replies
         batch = [self._rollout(*row) for row in zip(*columns, strict=True)]
         donors = shuffled(batch) if self.options.placebo else batch
         until = started + self.options.deadline_s
         await gather_all(
-            self._score(rollout, donor, until, clock)
+            self._score(rollout, donor, until, spans)
             for rollout, donor in zip(batch, donors, strict=True)
         )
         self._forget_failed()
         lost = Counter(r.abstention for r in batch if r.abstention)
         if log_metric:
             told = {"seconds": monotonic() - started, "abstained": lost.total() / len(batch)}
-            for name, value in (told | walls(clock, started)).items():
+            for name, value in (told | walls(spans, started)).items():
                 log_metric(f"reward/{name}", value)
         if self.on_scored:
             self.on_scored(step, batch)
@@ -301,23 +301,23 @@ class Rewards:
         length = len(words(reply)) if isinstance(tokens, str) else len(tokens)
         return Rollout(example, point, reply, length, units, page, rewrite.abstention)
 
-    async def _score(self, rollout: Rollout, donor: Rollout, until: float, clock: Clock) -> None:
+    async def _score(self, rollout: Rollout, donor: Rollout, until: float, spans: Spans) -> None:
         """Fill in a rollout's rewards, or why there are none, by what the donor wrote: itself."""
         repeats = range(self.options.repeats)
         if "visibility" in self._wanted:  # asked for beside the rewrite, not after it
             for repeat in repeats:
-                self._original(rollout, repeat, clock)
+                self._original(rollout, repeat, spans)
         rows = [_NO_PAGE for _ in repeats]
         if self._wanted and donor.page is not None:
             page = rollout.example, rollout.key_point, donor.page
-            rows = await gather_all(self._row((*page, i), until, clock) for i in repeats)
+            rows = await gather_all(self._row((*page, i), until, spans) for i in repeats)
         values: dict[str, float | None] = {}
         for name in self.options.funcs:
             if name == "key_point":
                 found = [s for row in rows if not math.isnan(s := self._support(row))]
                 values[name] = fmean(found) if found else None
             elif name == "visibility":
-                values[name] = await self._gain(rollout, rows, clock)
+                values[name] = await self._gain(rollout, rows, spans)
             else:
                 values[name] = free_reward(name, rollout, donor, self.options, self.task.method)
         told = next((row for row in rows if row.get("answer")), {})
@@ -330,7 +330,7 @@ class Rewards:
             rollout.abstention = reasons[0] if reasons else "the original page has no answer"
 
     async def _row(
-        self, question: Question, until: float, clock: Clock, judged: bool = True
+        self, question: Question, until: float, spans: Spans, judged: bool = True
     ) -> Row:
         """Return the evaluation's row on one answer, or an abstention at the deadline.
 
@@ -348,16 +348,16 @@ class Rewards:
             return {"abstention": f"deadline: no answer within {self.options.deadline_s:g} s"}
         finally:
             for role, calls in seen.items():
-                clock[role] += calls
+                spans[role] += calls
 
-    def _ask(self, question: Question, judged: bool = True) -> tuple[Call, Clock]:
-        """Send a page to engine and judge; the clock is told when they are under way."""
+    def _ask(self, question: Question, judged: bool = True) -> tuple[Call, Spans]:
+        """Send a page to engine and judge; the spans are filled as its calls end."""
         judge = self.judge if judged and "key_point" in self.options.funcs else None
-        (example, point, page, repeat), clock = question, Clock(list)
+        (example, point, page, repeat), spans = question, Spans(list)
 
         def took(role: str, seconds: float) -> None:
             ended = monotonic()
-            clock[role].append((ended - seconds, ended))
+            spans[role].append((ended - seconds, ended))
 
         def over(call: Call) -> None:
             self._calls.discard(call)
@@ -369,19 +369,19 @@ class Rewards:
         )
         self._calls.add(call)
         call.add_done_callback(over)
-        return call, clock
+        return call, spans
 
     def _support(self, row: Row) -> float:
         supported, score = float(row.get("supported", math.nan)), float(row.get("score", math.nan))
         return supported if math.isnan(score) or not self.options.soft else score
 
-    def _original(self, rollout: Rollout, repeat: int, clock: Clock) -> Call:
+    def _original(self, rollout: Rollout, repeat: int, spans: Spans) -> Call:
         """Return the answer to the original page, asked for once per query and repeat."""
         example, key = rollout.example, (rollout.example.query_id, repeat)
         if key not in self._originals:
             question = example, rollout.key_point, example.target, repeat
             until = monotonic() + self.options.deadline_s
-            row = self._row(question, until, clock, judged=False)
+            row = self._row(question, until, spans, judged=False)
             self._originals[key] = asyncio.ensure_future(row)
         return self._originals[key]
 
@@ -390,12 +390,12 @@ class Rewards:
         while self._failed:
             self._originals.pop(self._failed.pop(), None)
 
-    async def _gain(self, rollout: Rollout, rows: Sequence[Row], clock: Clock) -> float | None:
+    async def _gain(self, rollout: Rollout, rows: Sequence[Row], spans: Spans) -> float | None:
         """Return the mean gain in visibility over the original's answers of the same repeats."""
         names = FIGURES if self.options.figure == "mean" else (self.options.figure,)
         gains = []
         for repeat, row in enumerate(rows):
-            before = await asyncio.shield(self._original(rollout, repeat, clock))
+            before = await asyncio.shield(self._original(rollout, repeat, spans))
             if before.get("pawc") is None:
                 self._failed.add((rollout.example.query_id, repeat))
             elif row.get("pawc") is not None:

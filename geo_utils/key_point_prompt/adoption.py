@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from geo_utils.corpus import Example, KeyPoint
-from geo_utils.evaluate import Progress, draw_placement, samples_of
+from geo_utils.evaluate import Progress, draw_source_order, samples_of
 from geo_utils.key_point_prompt.study import Setting
 from geo_utils.models.base import ModelError
 from geo_utils.models.caller import Planner
@@ -216,7 +216,7 @@ async def _answer(
             for i, page in enumerate(example.sources)
         ]
         changed = replace(example, sources=tuple(pages))
-        sources = draw_placement(example, seed).sources(changed, changed.target)
+        sources = draw_source_order(example, seed).sources(changed, changed.target)
         answer = await roles.engine.answer(example.query, sources, sample_index=repeat)
         text = answer.text
         reason = answer.abstention and f"engine: {answer.abstention}"

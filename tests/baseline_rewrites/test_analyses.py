@@ -57,7 +57,7 @@ from geo_utils.collateral import (
     point_shares,
 )
 from geo_utils.corpus import KeyPoint, load_corpus
-from geo_utils.evaluate import draw_placement, evaluate
+from geo_utils.evaluate import draw_source_order, evaluate
 from geo_utils.fidelity import check_pages, original_support
 from geo_utils.lint import instructions, new_instructions
 from geo_utils.models.base import Completion
@@ -167,7 +167,7 @@ class TestArms:
         )
         engine, found = self.arm("placebo of paste_key_point", [TWO[0], donor])
         for (_, sources, _), example in zip(engine.seen, (TWO[0], donor), strict=True):
-            place = draw_placement(example).place
+            place = draw_source_order(example).place
             other = donor if example is TWO[0] else TWO[0]
             assert sources[place] == EDITS["paste_key_point"](other, other.key_points[0])
             assert set(sources) - {sources[place]} == set(example.sources) - {example.target}

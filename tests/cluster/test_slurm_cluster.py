@@ -180,7 +180,7 @@ def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
 
     submission = sweeps.submit(
         NB04, "--params", "smoke", "--concurrency", "2", "--grid", f"seed={seeds}",
-        f"variant={','.join(variants)}", parameters=TINY,
+        "--grid", f"variant={','.join(variants)}", parameters=TINY,
     )  # fmt: skip
     watch = Watch(submission, ARRAY)
     watch.start()
@@ -271,7 +271,7 @@ def test_a_parameter_gone_bad_fails_once_and_an_ended_task_never_starts_again(cl
 
 
 def test_what_is_wrong_or_refused_leaves_no_array(cluster, sweeps):
-    said = sweeps.submit(NB04, "--params", "smoke", "--grid", "learning_rat=1e-6,5e-6", code=2)
+    said = sweeps.submit(NB04, "--params", "smoke", "--grid", "grpo.learning_rat=1e-6,5e-6", code=2)
     assert "2 of 2 tasks cannot run" in said and "did you mean 'learning_rate'" in said
     said = sweeps.submit(NB02, "--params", "smoke", "--partition", "nowhere", code=2)
     assert "sbatch: error: invalid partition specified: nowhere" in said
