@@ -202,18 +202,18 @@ def check_model(
     from geo_utils.models.loops import run_sync
     from geo_utils.models.usage import PRICES_AS_OF, price_of
     from geo_utils.roles.make import make_model
-    from geo_utils.roles.params import ModelName
+    from geo_utils.roles.params import ModelName, read_addresses
 
     with refusals(FatalError, ModelError):
         name = ModelName.read(model)
         if name.backend == "offline":
             raise ValueError("offline: no model is asked, nothing is to be checked")
-        made = make_model(name, tuple(server or ()))
+        made = make_model(name, tuple(read_addresses(server)) if server else ())
 
         async def ask() -> Any:
-            await made.probe()
             request = Request("engine", "Answer with the one word: ready", sampling=Sampling(0, 64))
             try:
+                await made.probe()
                 return await made.complete(request)
             finally:
                 await made.close()

@@ -348,16 +348,18 @@ def described(
         meanings |= {n: " ".join(text.split()) for n, text in _MEANING.findall(told)}
     for name, field in model.model_fields.items():
         inner = _group(field.annotation)
-        unset = None if field.is_required() else field.get_default()
-        value = defaults.get(name, unset)
-        about = meanings.get(name, "")
+        needed = field.is_required() and name not in defaults
+        value = defaults.get(name, None if needed else field.get_default())
+        about, own = meanings.get(name, ""), f"{prefix}{name}"
         if inner is None:
-            yield f"{prefix}{name}: {_type_name(field.annotation)} = {value!r}  {about}".rstrip()
+            given = "needed" if needed else f"= {value!r}"
+            yield f"{own}: {_type_name(field.annotation)} {given}  {about}".rstrip()
+        elif get_origin(field.annotation) is dict:
+            yield f"{own}: by name, each a group  {about}".rstrip()
+            yield from described(inner, {}, f"{own}.NAME.")
         else:
-            yield f"{prefix}{name}: {'off, or ' * (value is None)}a group  {about}".rstrip()
-            yield from described(
-                inner, value if isinstance(value, Mapping) else {}, f"{prefix}{name}."
-            )
+            yield f"{own}: {'off, or ' * (value is None)}a group  {about}".rstrip()
+            yield from described(inner, value if isinstance(value, Mapping) else {}, f"{own}.")
 
 
 def _type_name(annotation: Any) -> str:

@@ -126,6 +126,24 @@ def test_a_bad_parameter(capsys, tmp_path, notebook, file, given, message):
     assert message in refused(capsys, tmp_path, notebook, file, *[given] * bool(given))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ofline"], "'ofline' names no model; did you mean 'offline'?"),
+        (["offline"], "offline: no model is asked"),
+        (["openai/m"], "openai/m needs its server's address, such as http://127.0.0.1:8000/v1"),
+        (["openai/m", "--server", "127.0.0.1:1"], "['127.0.0.1:1'] is no address; write one such"),
+        (["openai/m", "--server", "http://127.0.0.1:1/v1"], "is it up?"),
+        (["gemini/m"], "no Gemini key: set GEMINI_API_KEY"),
+    ],
+)
+def test_a_model_that_cannot_be_asked(capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        app(["models", "check", *arguments])
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2 and message in line
+
+
 @pytest.mark.parametrize(("content", "message"), ROWS, ids=range(len(ROWS)))
 def test_a_bad_row(capsys, tmp_path, content, message):
     path = tmp_path / "rows.jsonl"

@@ -66,7 +66,13 @@ class RewardOptions(Options):
 
 
 class Prefilter(Options):
-    """Keep the prompts whose success over a few trial rewrites is neither low nor high."""
+    """Keep the prompts whose success over a few trial rewrites is neither low nor high.
+
+    Attributes:
+        trials: Rewrites a prompt, by the policy as it starts.
+        low: Least share of them that carry the key point.
+        high: Largest.
+    """
 
     trials: Annotated[int, Field(ge=2)] = 4
     low: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -110,7 +116,13 @@ class FinalEvaluation(Options):
 
 
 class SmallModel(Options):
-    """A Qwen3 of random weights, made on the spot with a tokenizer of the corpus's words."""
+    """A Qwen3 of random weights, made on the spot with a tokenizer of the corpus's words.
+
+    Attributes:
+        hidden_size: Width; heads are 16 wide.
+        layers: Depth.
+        vocabulary: Tokens of its byte-level BPE.
+    """
 
     hidden_size: Annotated[int, Field(ge=16)] = 64
     layers: Annotated[int, Field(ge=1)] = 2

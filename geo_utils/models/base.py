@@ -91,6 +91,10 @@ class Price(BaseModel):
     """US dollars per million tokens of prompt and answer, thoughts included.
 
     What the service had cached is charged in full, so that an estimate is never too low.
+
+    Attributes:
+        tokens_in: Of the prompt.
+        tokens_out: Of the answer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -45,8 +45,9 @@ class OpenAIServer:
             FatalError: No address is given.
         """
         if not base_urls:
-            example = ["http://127.0.0.1:8000/v1"]
-            raise FatalError(f"an OpenAI-compatible server needs base_urls, such as {example}")
+            raise FatalError(
+                f"openai/{model} needs its server's address, such as http://127.0.0.1:8000/v1"
+            )
         self.model = self.cache_id = model
         self.base_urls = [url.rstrip("/") for url in base_urls]
         self._in_flight = dict.fromkeys(self.base_urls, 0)

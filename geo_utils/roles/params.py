@@ -81,8 +81,12 @@ def _readable(text: str) -> str:
 _ADDRESS = re.compile(r"https?://[^/\s]+\S*")
 
 
-def _addresses(given: Any) -> Any:
-    """Return one address, or several, as a list."""
+def read_addresses(given: Any) -> Any:
+    """Return one address, or several, as a list.
+
+    Raises:
+        ValueError: It is none.
+    """
     found = [given] if isinstance(given, str) else given
     if isinstance(found, list) and found and all(_ADDRESS.fullmatch(str(url)) for url in found):
         return found
@@ -98,6 +102,13 @@ class CallOptions(Options):
     """How models are called; see `models.caller.Retries` and `models.caller.RateLimit`.
 
     Attributes:
+        max_concurrency: Calls in flight at once; 1 makes them one by one.
+        timeout_s: Longest wait for one try.
+        deadline_s: Longest time for one call, tries and pauses together.
+        max_tries: Most tries of one call that fails transiently.
+        max_retries: Most retries of the whole run; after them, the first failure is the last.
+        requests_per_minute: Limit that the processes of a host share; none for no limit.
+        tokens_per_minute: Likewise, of prompts and answers together.
         max_calls: Most requests that the run may send.
         max_cost: Most US dollars that the run may spend.
         prices: Prices by model id, over the shipped table.
@@ -119,7 +130,7 @@ class CorpusOptions(Options):
     """Which queries.
 
     Attributes:
-        name: As `corpus.load_corpus` names corpora.
+        name: The shipped sample, a file of rows, or a corpus of the Hugging Face Hub.
         path: File or folder, where it needs one.
         split: Split of a Hub dataset.
         limit: How many queries, drawn from the seed; none for all.
@@ -180,7 +191,8 @@ class RunParams(NotebookParams):
 
     Attributes:
         corpus: Which queries.
-        engine: The model that answers; see `ModelName.read` for the forms.
+        engine: The model that answers: `offline`, or `gemini/ID`, `openai/ID`, `vllm/ID` or
+            `transformers/ID`.
         judge: The model that gives verdicts; `offline/strict` wants the point's words in one
             sentence.
         seed: Seed of every draw.
@@ -209,7 +221,7 @@ class RunParams(NotebookParams):
     engine: Model
     judge: Model
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    servers: dict[str, Annotated[list[str], BeforeValidator(_addresses)]]
+    servers: dict[str, Annotated[list[str], BeforeValidator(read_addresses)]]
     sampling: Annotated[SamplingOptions, Field(strict=False)]
     calls: Annotated[CallOptions, Field(strict=False)]
     paths: Annotated[RunPaths, Field(strict=False)]

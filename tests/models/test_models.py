@@ -308,7 +308,7 @@ class TestOpenAIServer:
             run_sync(scene(Replica(), "other"))
         with pytest.raises(FatalError, match=r"no server can be asked: .* is it up"):
             run_sync(scene(Replica(), "m", ["http://127.0.0.1:9/v1"]))
-        with pytest.raises(FatalError, match="needs base_urls"):
+        with pytest.raises(FatalError, match="openai/m needs its server's address"):
             OpenAIServer("m", [])
 
 
