@@ -141,6 +141,10 @@ def runs(
     newest: Annotated[int, typer.Option(help="how many to list")] = 12,
 ) -> None:
     """List the runs and write their page; or those to compare, side by side."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     from geo_utils.files import from_root, resolve_path
     from geo_utils.records import find_records, headline_phrase, named_records
     from geo_utils.show.pages import write_comparison, write_index
@@ -153,8 +157,12 @@ def runs(
         if compare:
             _say(from_root(write_comparison(named_records(compare, records), place)))
             return
+        table = Table("run", "status", "result", box=None, pad_edge=False)
+        table.columns[0].no_wrap = True
         for record in records[-newest:]:
-            _say(f"{record}  {record.status}  {headline_phrase(record) or record.reason}"[:200])
+            said = headline_phrase(record) or record.reason or ""
+            table.add_row(*map(escape, (str(record), record.status, said)))
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
         _say(from_root(write_index(place)))
 
 

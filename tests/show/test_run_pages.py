@@ -80,6 +80,15 @@ class TestIndex:
         assert "3 runs · 1 failed · 1 finished · 1 unreadable" in page
         assert loads_something(page) == []
 
+    def test_the_command_shows_a_table_and_writes_the_page(self, root, report):
+        code, said = report("runs", "--root", root)
+        head, *_, page = said.splitlines()
+        assert code == 0 and head.split() == ["run", "status", "result"]
+        assert page == str(root / "index.html") and "<script>alert(1)" in said  # as it was written
+        states = re.findall(r"2026010\d-\S+ +(\w+)", said)
+        assert states == ["finished", "failed", "unreadable"], said
+        assert "key-point rewrite 0.900 [0.800, 1.000]" in " ".join(said.split())
+
     def test_an_empty_folder_is_an_empty_page_and_a_missing_one_an_error(self, tmp_path, report):
         assert "0 runs" in write_index(tmp_path).read_text()
         code, said = report("runs", "--root", tmp_path / "missing")
