@@ -238,7 +238,7 @@ def table_of(rows: Sequence[Mapping[Any, Any]]) -> pd.DataFrame:
     ]
     every = pd.DataFrame(list(rows), columns=list(dict.fromkeys(columns)))
     every = every.astype(dict.fromkeys(_FIGURES, float))
-    every["bench"] = every["bench"].fillna(every["sitting"])
+    every["bench"] = every["bench"].astype(object).fillna(every["sitting"])
     every["repeats"] = every["repeats"].fillna(1).astype(int)
     every["lost"] = every["lost"].fillna(0).astype(int)
     spread = [row.step_s_spread or (row.step_s,) * 2 for row in each(every)]

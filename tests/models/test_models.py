@@ -301,7 +301,11 @@ class TestOpenAIServer:
     def test_probing_names_what_is_wrong(self):
         async def scene(replica, model, urls=None):
             async with replica:
-                await OpenAIServer(model, urls or [replica.url]).probe()
+                asked = OpenAIServer(model, urls or [replica.url])
+                try:
+                    await asked.probe()
+                finally:
+                    await asked.close()
 
         run_sync(scene(Replica(), "m"))
         with pytest.raises(FatalError, match="does not serve 'other' but m"):
