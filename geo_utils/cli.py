@@ -89,7 +89,7 @@ def _run(notebook: str, file: str, sets: Sequence[str] | None) -> None:
     with refusals():
         name, values, params = read_parameters(notebook, file, pairs(sets))
         _check_corpus(params)
-    raise typer.Exit(execute(name, values, params, _rendered))
+    raise typer.Exit(execute(name, values, params, _rendered, _prepared))
 
 
 def _check_corpus(params: Any) -> None:
@@ -99,6 +99,12 @@ def _check_corpus(params: Any) -> None:
         from geo_utils.corpus import load_corpus
 
         load_corpus(**params.corpus_options)
+
+
+def _prepared() -> None:
+    """Import what `_rendered` needs, which takes seconds, while the notebook runs."""
+    with contextlib.suppress(ImportError):  # `_rendered` says so
+        import geo_utils.show.report  # noqa: F401
 
 
 def _rendered(executed: Path) -> None:
@@ -419,7 +425,9 @@ def array_task(folder: Path, index: int) -> None:
     from geo_utils.notebooks import execute
 
     with refusals():
-        code = run_task(Submission(folder), index, partial(execute, rendered=_rendered))
+        code = run_task(
+            Submission(folder), index, partial(execute, rendered=_rendered, meanwhile=_prepared)
+        )
     raise typer.Exit(code)
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -123,6 +124,7 @@ def execute(
     values: dict[str, Any],
     params: NotebookParams,
     rendered: Callable[[Path], None] | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> int:
     """Execute a notebook with checked parameters in its run folder.
 
@@ -135,6 +137,7 @@ def execute(
         params: The same, checked.
         rendered: Told the executed notebook, or the run folder where there is none to show or
             nobody waits that long.
+        meanwhile: Called in a thread while the notebook runs.
 
     Returns:
         0 finished, 1 failed, 2 wrong parameters, 128 and its number interrupted by a signal.
@@ -165,6 +168,8 @@ def execute(
             sys.stderr.write(f"run folder {run.folder}: {error}\n")
             return 2
         sys.stderr.write(f"{notebook}: running in {run}\n")
+        if meanwhile:
+            threading.Thread(target=meanwhile).start()
         started = time.monotonic()
         # A rerun that fails must not take the place of what had finished.
         executed = run.folder / ("notebook.rerun.ipynb" if again else "notebook.ipynb")

@@ -282,7 +282,7 @@ def test_bare_papermill_with_a_parameter_file(tmp_path):
 def test_real_rows_are_all_scored(tmp_path):
     done = run_notebook(
         NB02, "default", tmp_path, ("corpus.name", "jsonl"),
-        ("corpus_path", str((PROJECT / "../shared/data/researchy-geo-dev.jsonl").resolve())),
+        ("corpus.path", str((PROJECT / "../shared/data/researchy-geo-dev.jsonl").resolve())),
         ("methods", "[original, keyword_stuffing, easy_to_understand, key_point, "
                     "paste_key_point, repeat_key_point]"),
         ("analyses", "{}"),
