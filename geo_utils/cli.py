@@ -102,8 +102,10 @@ def _check_corpus(params: Any) -> None:
 
 
 def _prepared() -> None:
-    """Import what `_rendered` needs, which takes seconds, while the notebook runs."""
+    """Import what headline and `_rendered` need, which takes seconds, as the notebook runs."""
     with contextlib.suppress(ImportError):  # `_rendered` says so
+        import geo_utils.records
+        import geo_utils.show.pages
         import geo_utils.show.report  # noqa: F401
 
 
