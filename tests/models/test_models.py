@@ -389,7 +389,11 @@ def test_the_servers_that_the_readme_names(kind, tmp_path, monkeypatch):
             address = f"http://127.0.0.1:{service.port}/v1"
             check = ("models", "check", name, "--server", address)
             checked = await asyncio.to_thread(command, "geo_utils", *check)
-            roles = sets(("engine", name), ("judge", name), ("servers", {name: address}))
+            roles = sets(
+                ("engine", name),
+                ("judge", name),
+                ("servers", {"engine": address, "judge": address}),
+            )
             more = sets(("paths.output", tmp_path), ("paths.cache", tmp_path / "cache"))
             work = (
                 "run",
