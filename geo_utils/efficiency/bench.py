@@ -202,7 +202,9 @@ def servers_of(turn: Turn, params: EfficiencyParams) -> tuple[Server, ...]:
     found = []
     if setting.policy == "server":
         room = str(params.work.prompt_tokens + 1024)
-        policy = (*POLICY_OPTIONS, "--max-model-len", room, "--gpu-memory-utilization", "0.8")
+        # vLLM up to 0.27 strands up to 32 GiB beside its share (its issue 52950), and every trainer
+        # that joins leaves a communicator behind; a GPU that is full refuses the next.
+        policy = (*POLICY_OPTIONS, "--max-model-len", room, "--gpu-memory-utilization", "0.5")
         found.append(Server("policy", params.models.policy, of["policy"], policy))
     if setting.reward == "qwen_server":
         alone = list(of.values()).count(of["engine"]) == 1
@@ -266,9 +268,11 @@ class Bench:
             result = self._result(turn, program, folder, until)
         finally:
             program.stop()
-        if result["status"] != "measured":  # a server may be in the midst of something
-            self._keep(())
-            result |= {"log_tail": program.tail(_TAIL)} | result
+        if result["status"] != "measured":
+            servers = [f"{server.role} server: {up.tail(_TAIL)}"
+                       for server, (up, _) in self._up.items()]  # fmt: skip
+            result = {"log_tail": "\n".join([program.tail(_TAIL), *servers])} | result
+            self._keep(())  # a server may be in the midst of something
         window = result.pop("window", None)
         if window:
             startup = time.monotonic() - began - result.pop("all_steps_s")

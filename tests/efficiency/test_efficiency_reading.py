@@ -5,6 +5,7 @@ import logging
 import math
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import PROJECT
@@ -530,6 +531,23 @@ def covered(row):
     return sum(row.phases.values()) / row.typical_s
 
 
+def test_one_step_ahead_a_step_is_the_mean_of_long_and_short_ones():
+    known = raw("t", 4.7, schedule="ahead", step_s_all=[6.9, 2.4, 9.5, 2.4])
+    (found,) = table(known).itertuples()
+    assert found.step_s == found.typical_s == pytest.approx(5.3)
+    assert found.took.startswith("5.30 [")
+
+
+def test_the_engine_s_work_one_step_ahead_is_that_of_the_same_row_in_order():
+    """Two batches are at the engine at once, and the time of each holds the other's."""
+    same = {"reward": "qwen_server", "reward_latency_s": None, "gpus": 2, "gpus_wanted": 2,
+            "policy": "colocate", "judge_s": 0.0}  # fmt: skip
+    stock = raw("stock", 8.0, engine_s=5.4, **same)
+    ahead = raw("ahead", 5.5, schedule="ahead", engine_s=7.6, **same)
+    assert bounds(table(ahead)).own.item() == pytest.approx(7.6)
+    assert bounds(table(stock, ahead)).own.iloc[1] == pytest.approx(5.4)
+
+
 def test_means_are_held_against_means_and_medians_against_medians():
     uneven = row("s", 2.0, step_s_all=[2.0, 2.0, 2.0, 8.0], reward="negative_length",
                  reward_latency_s=None, phases={"generation": 3.0, "backward": 0.5})  # fmt: skip
@@ -751,7 +769,7 @@ class TestRecordedRows:
         took = self.present["startup_s"]
         warm, compiled, cold = took[took < 50], took[took.between(50, 100)], took[took > 100]
         assert [round(s) for part in (warm, compiled) for s in (min(part), max(part))] == quoted
-        assert cold.between(105, 145).all()  # about two minutes
+        assert cold.between(105, 185).all()  # two to three minutes
 
     def test_the_docstring_of_compilation_quotes_recorded_phases(self):
         text = " ".join((compile_layers.__doc__ or "").split())
@@ -768,7 +786,12 @@ class TestRecordedRows:
         fixed = self.rows["measured"] & ~self.rows["natural_lengths"]
         checked = self.rows[fixed & self.rows["schedule"].isin(["stock", "fused"])]
         assert len(checked) >= 20
-        assert all(abs(covered(row) - 1) < 0.02 for row in checked.itertuples())
+        for row in checked.itertuples():
+            if row.phases_all:
+                steps = np.sum(list(row.phases_all.values()), axis=0)
+                assert np.allclose(steps, row.step_s_all, rtol=0.01)
+            if not row.reward.startswith("qwen"):  # whose time differs from step to step
+                assert abs(covered(row) - 1) < 0.02
 
     def test_the_reference_of_each_sitting_agrees_with_itself(self):
         drift = sittings(self.rows)["drift"].dropna().abs()
