@@ -21,7 +21,7 @@ index: setup ## outputs/index.html, a page of all runs
 	$(BIN)/geo runs
 
 test: setup ## all tests: no network, no GPU; none of them measures time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 bench: setup ## figures of speed beside their targets; no part of the tests
 	$(BIN)/python tests/bench.py

@@ -180,6 +180,13 @@ GEMINI = "gemini/gemini-2.5-flash-lite"
 SECRET = "AIza-a-secret-that-must-never-show"
 
 
+LONGEST = ("slurm_time", "slurm_cluster", "test_kills", "headless_grpo", "test_efficiency.py",
+           "test_headless.py", "headless_models", "test_accounts", "test_training.py")  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """Start with the file that takes longest, so that no worker is left alone with it."""
-    items.sort(key=lambda item: "test_slurm_cluster" not in item.nodeid)
+    """Start with the files that take longest, so that no worker is left alone with one."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    first = len(places)
+    items.sort(key=lambda item: min((p for n, p in places.items() if n in item.nodeid),
+                                    default=first))  # fmt: skip

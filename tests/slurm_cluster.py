@@ -6,15 +6,26 @@ and without systemd. Jobs in partition `low` are requeued when one in `high` nee
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import pytest
+import yaml
+from conftest import PROJECT
+from headless import sets
 from servers import free_port
+from train_many import SMALL
+
+from geo_utils.cluster.arrays import find
+from geo_utils.files import read_jsonl
+from geo_utils.runs import Run
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PROGRAMS = (*DAEMONS, "sbatch", "squeue", "scancel", "scontrol", "sinfo")
@@ -170,3 +181,76 @@ class Cluster:
 
 def _path():
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+TINY = SMALL | {
+    "policy.cold_start.steps": "40", "grpo.save_steps": "10", "grpo.max_steps": "60",
+    "evaluation.repeats": "1", "evaluation.key_points": "one",
+}  # fmt: skip
+
+
+class Sweeps:
+    """The command line against a cluster, with runs and settings of its own."""
+
+    def __init__(self, cluster, root):
+        self.cluster, self.root = cluster, root
+
+    def __call__(self, *arguments, code=0):
+        done = subprocess.run(
+            [sys.executable, "-m", "geo_utils", "slurm", *map(str, arguments)], cwd=PROJECT,
+            env=self.cluster.env | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+            capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    def submit(self, notebook, *arguments, parameters=(), code=0, **settings):
+        given = yaml.safe_load((PROJECT / "params/slurm.yaml").read_text()) | settings
+        file = self.root / "slurm.yaml"
+        file.write_text(yaml.safe_dump(given))
+        own = {"paths.output": self.root, "paths.cache": self.root / "cache"}
+        given = sets(*(own | dict(parameters)).items())
+        said = self("submit", notebook, *given, *arguments, "--settings", file, code=code)
+        return find(None, str(self.root)) if code == 0 else said
+
+    def wait(self, submission, seconds):
+        job = submission.info["job_id"]
+        ended = lambda: not self.cluster("squeue", "-h", "-j", job, check=False).strip()  # noqa: E731
+        self.cluster.wait_until(ended, seconds)
+
+    def status(self, submission):
+        return self("status", submission.folder.name, "--root", self.root)
+
+
+def runs_of(submission):
+    records = [submission.record(index) for index in range(len(submission.info["changes"]))]
+    return [Run(Path(record.run)) for record in records if record.run]
+
+
+def restarts_by_slurm(cluster, submission):
+    job = submission.info["job_id"]
+    told = cluster("scontrol", "show", "job", job)
+    pairs = re.findall(r"ArrayTaskId=(\d+)\b.*?Restarts=(\d+)", told, re.DOTALL)
+    return {int(index): int(count) for index, count in pairs}
+
+
+def steps_of_running(sweeps, submission):
+    """Steps that each running task has logged, by task."""
+    running = sweeps.cluster("squeue", "-h", "-t", "R", "-j", submission.info["job_id"],
+                             "-o", "%K", check=False).split()  # fmt: skip
+    runs = {index: submission.record(int(index)).run for index in running}
+    return {i: len(read_jsonl(Path(r) / "metrics.jsonl")) if r else 0 for i, r in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Two tasks of 8 cores fill it."""
+    with Cluster(tmp_path_factory.mktemp("slurm") / "cluster", cores=16) as started:
+        yield started
+        assert not started.queue("%A")
+        started.wait_until(lambda: not started.processes(), 300)
+
+
+@pytest.fixture
+def sweeps(cluster, tmp_path):
+    return Sweeps(cluster, tmp_path)

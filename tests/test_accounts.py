@@ -163,7 +163,7 @@ class TestNothingScored:
              "of key_point nothing could be scored, 1 samples: rewriter: refused"),
         ],
     )  # fmt: skip
-    def test_a_run_or_a_method_without_a_score_does_not_finish(self, params, rows, told):  # noqa: F811
+    def test_a_run_or_a_method_without_a_score_does_not_finish(self, params, rows, told):
         made = start_run(NAME, params())
         made.save_samples(self.samples(*rows).astype({"supported": float}))
         with pytest.raises(NothingScored) as failed:
@@ -223,7 +223,7 @@ class TestIdentity:
     @pytest.mark.parametrize(
         "kind", ["prompts", "corpus folder", "corpus file", "adapter", "model on a GPU", "link"]
     )
-    def test_what_is_edited_is_another_run(self, params, tmp_path, kind):  # noqa: F811
+    def test_what_is_edited_is_another_run(self, params, tmp_path, kind):
         place = tmp_path / "named"
         inside = place / "deep" / "file.md"
         inside.parent.mkdir(parents=True)
@@ -297,7 +297,7 @@ class TestIdentity:
         (tmp_path / "m" / "config.json").write_text("{}")
         assert locate_run("04_grpo", read).folder.name[-8:] == first
 
-    def test_a_finished_run_of_other_content_is_not_taken_for_it(self, params, tmp_path):  # noqa: F811
+    def test_a_finished_run_of_other_content_is_not_taken_for_it(self, params, tmp_path):
         (tmp_path / "mine").mkdir()
         rule = tmp_path / "mine" / "rules.json"
         rule.write_text("[]")
@@ -323,7 +323,7 @@ time.sleep(600)
 class TestOneAtATime:
     """One live process an identity, whoever its parent is."""
 
-    def test_a_second_process_is_refused_until_the_first_is_gone(self, params, monkeypatch):  # noqa: F811
+    def test_a_second_process_is_refused_until_the_first_is_gone(self, params, monkeypatch):
         values = json.dumps(params().model_dump())
         first = subprocess.Popen([sys.executable, "-c", HOLDS, values], cwd=PROJECT,
                                  stdout=subprocess.PIPE)  # fmt: skip
@@ -338,7 +338,7 @@ class TestOneAtATime:
         assert start_run(NAME, params()).folder == made.folder  # the same process, again
         made.finish({})
 
-    def test_one_that_has_ended_holds_nothing(self, params):  # noqa: F811
+    def test_one_that_has_ended_holds_nothing(self, params):
         for end in (lambda made: made.finish({}), lambda made: made.end("failed", "x")):
             given = params(seed=3)
             end(start_run(NAME, given))

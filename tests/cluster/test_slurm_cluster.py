@@ -1,4 +1,4 @@
-"""Arrays on a real SLURM of one node: preempted, out of time, wrong, cancelled, and collected.
+"""Arrays on a real SLURM of one node: preempted, wrong, cancelled, and given grace.
 
 `GEO_UTILS_ARRAY=12 pytest -k preempted -s tests/cluster` runs the large array.
 """
@@ -6,94 +6,31 @@
 import contextlib
 import os
 import random
-import re
-import shutil
-import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
-import pandas as pd
 import pytest
-import yaml
-from conftest import PROJECT
-from headless import sets
-from slurm_cluster import Cluster, why_not
-from train_many import SMALL, learned
+from slurm_cluster import (
+    TINY,
+    Cluster,
+    Sweeps,
+    cluster,  # noqa: F401
+    restarts_by_slurm,
+    runs_of,
+    steps_of_running,
+    sweeps,  # noqa: F401
+    why_not,
+)
+from train_many import learned
 
-from geo_utils.cluster.arrays import find
 from geo_utils.files import read_jsonl
 from geo_utils.grpo.checkpoints import newest_complete
-from geo_utils.runs import Run
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 NB02, NB04 = "02_baseline_rewrites", "04_grpo"
 ARRAY = int(os.environ.get("GEO_UTILS_ARRAY", "2"))
-TINY = SMALL | {
-    "policy.cold_start.steps": "40", "grpo.save_steps": "10", "grpo.max_steps": "60",
-    "evaluation.repeats": "1", "evaluation.key_points": "one",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """Two tasks of 8 cores fill it."""
-    with Cluster(tmp_path_factory.mktemp("slurm") / "cluster", cores=16) as started:
-        yield started
-        assert not started.queue("%A")
-        started.wait_until(lambda: not started.processes(), 300)
-
-
-class Sweeps:
-    """The command line against a cluster, with runs and settings of its own."""
-
-    def __init__(self, cluster, root):
-        self.cluster, self.root = cluster, root
-
-    def __call__(self, *arguments, code=0):
-        done = subprocess.run(
-            [sys.executable, "-m", "geo_utils", "slurm", *map(str, arguments)], cwd=PROJECT,
-            env=self.cluster.env | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-            capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout if code == 0 else done.stderr
-
-    def submit(self, notebook, *arguments, parameters=(), code=0, **settings):
-        given = yaml.safe_load((PROJECT / "params/slurm.yaml").read_text()) | settings
-        file = self.root / "slurm.yaml"
-        file.write_text(yaml.safe_dump(given))
-        own = {"paths.output": self.root, "paths.cache": self.root / "cache"}
-        given = sets(*(own | dict(parameters)).items())
-        said = self("submit", notebook, *given, *arguments, "--settings", file, code=code)
-        return find(None, str(self.root)) if code == 0 else said
-
-    def wait(self, submission, seconds):
-        job = submission.info["job_id"]
-        ended = lambda: not self.cluster("squeue", "-h", "-j", job, check=False).strip()  # noqa: E731
-        self.cluster.wait_until(ended, seconds)
-
-    def status(self, submission):
-        return self("status", submission.folder.name, "--root", self.root)
-
-
-@pytest.fixture
-def sweeps(cluster, tmp_path):
-    return Sweeps(cluster, tmp_path)
-
-
-def runs_of(submission):
-    records = [submission.record(index) for index in range(len(submission.info["changes"]))]
-    return [Run(Path(record.run)) for record in records if record.run]
-
-
-def restarts_by_slurm(cluster, submission):
-    job = submission.info["job_id"]
-    told = cluster("scontrol", "show", "job", job)
-    pairs = re.findall(r"ArrayTaskId=(\d+)\b.*?Restarts=(\d+)", told, re.DOTALL)
-    return {int(index): int(count) for index, count in pairs}
 
 
 class Watch(threading.Thread):
@@ -121,14 +58,6 @@ class Watch(threading.Thread):
                         self.seen.append((index, last[index], step, saved[index]))
                     last[index], saved[index] = step, held
             time.sleep(0.05)
-
-
-def steps_of_running(sweeps, submission):
-    """Steps that each running task has logged, by task."""
-    running = sweeps.cluster("squeue", "-h", "-t", "R", "-j", submission.info["job_id"],
-                             "-o", "%K", check=False).split()  # fmt: skip
-    runs = {index: submission.record(int(index)).run for index in running}
-    return {i: len(read_jsonl(Path(r) / "metrics.jsonl")) if r else 0 for i, r in runs.items()}
 
 
 def resumed(submission):
@@ -211,38 +140,6 @@ def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
     )
 
 
-def test_tasks_that_run_out_of_time_save_are_requeued_and_finish(cluster, sweeps):
-    """Two of them: one has the array's own job id. SLURM's shortest limit is a minute, set late."""
-    submission = sweeps.submit(
-        NB04, "--params", "smoke", "--concurrency", "2", "--grid", "seed=0,1",
-        parameters=TINY | {"grpo.max_steps": "400"}, signal_s=90,
-    )  # fmt: skip
-    tasks, job = (0, 1), submission.info["job_id"]
-    first = lambda index: submission.record(index).starts[0]  # noqa: E731
-    cluster.wait_until(
-        lambda: sum(n > 4 for n in steps_of_running(sweeps, submission).values()) == 2, 900
-    )
-    for index in tasks:
-        took = datetime.now(UTC) - datetime.fromisoformat(first(index)["at"])
-        minutes = int(took.total_seconds() // 60) + 2
-        cluster("scontrol", "update", f"JobId={job}_{index}", f"TimeLimit={minutes}")
-    cluster.wait_until(lambda: all(first(index)["end"] for index in tasks), 300)
-    assert [first(index)["end"] for index in tasks] == ["SIGUSR1"] * 2
-    # At once: whoever comes back under the old limit is signalled once more.
-    cluster("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    sweeps.wait(submission, 900)
-    counted = restarts_by_slurm(cluster, submission)
-    for index, run in zip(tasks, runs_of(submission), strict=True):
-        record = submission.record(index)
-        assert record.outcome == run.manifest["status"] == "finished"
-        assert len(record.starts) >= 2 and record.starts[1]["progress"][0] > 4  # not from the start
-        ends = [start["end"] for start in record.starts]
-        assert ends == ["SIGUSR1"] * (len(ends) - 1) + [None]
-        steps = [row["step"] for row in read_jsonl(run.folder / "metrics.jsonl")]
-        assert steps == list(range(1, 401))  # each once
-        assert run.manifest["restarts"] == counted[index] == len(ends) - 1
-
-
 def test_a_parameter_gone_bad_fails_once_and_an_ended_task_never_starts_again(cluster, sweeps):
     submission = sweeps.submit(
         NB02, "--params", "smoke", "--grid", "seed=0,1",
@@ -312,34 +209,3 @@ def test_a_task_that_is_given_grace_makes_room_at_once_and_goes_on(tmp_path):
         assert record.outcome == "finished", submission.log(0).read_text()
         assert [start["restart"] for start in record.starts] == [0, 1]
         assert record.starts[0]["end"] == "SIGUSR1"
-
-
-def test_the_readmes_commands_run(cluster, tmp_path):
-    """In a copy of the project, so that its outputs stay clean."""
-    for name in ("notebooks", "params"):
-        shutil.copytree(PROJECT / name, tmp_path / name)
-    section = (PROJECT / "README.md").read_text().partition("## On a cluster")[2]
-    block = re.search(r"```bash\n(.*?)```", section, re.DOTALL).group(1)
-    commands = [line.partition("#")[0].split() for line in block.splitlines()]
-    seen = []
-    for command in commands:
-        assert command[:2] == [".venv/bin/geo", "slurm"], command
-        arguments = command[2:]
-        if arguments[-1] == "ARRAY":
-            arguments[-1] = find(None, str(tmp_path / "outputs")).info["job_id"]
-        done = subprocess.run(
-            [sys.executable, "-m", "geo_utils", "slurm", *arguments], cwd=tmp_path,
-            env=cluster.env | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
-        assert done.returncode == 0, (command, done.stderr)
-        seen.append(arguments[0])
-        if arguments[0] == "status":
-            cluster.wait_until(lambda: not cluster.queue("%A"), 300)
-    assert set(seen) == {"submit", "status", "collect", "cancel"}
-    submission = find(None, str(tmp_path / "outputs"))
-    table = pd.read_csv(submission.folder / "headlines.csv")
-    assert set(table["task"]) == {0, 1, 2, 3}
-    for column in ("key_point_probability", "ci_low", "ci_high", "n_examples", "n_samples",
-                   "abstentions", "provenance", "run", "seed"):  # fmt: skip
-        assert table[column].notna().all(), column

@@ -46,7 +46,7 @@ def test_the_undisturbed_run_is_worth_comparing_with(undisturbed):
 
 
 def test_kills_cost_nothing_but_the_work_in_flight(undisturbed, tmp_path):
-    kills = int(os.environ.get("GEO_UTILS_KILLS", "6"))
+    kills = int(os.environ.get("GEO_UTILS_KILLS", "4"))
     found = train_many(tmp_path, f"kill{kills}")
     assert found["code"] == 0
     assert found["rewards"] == undisturbed["rewards"]
@@ -54,9 +54,9 @@ def test_kills_cost_nothing_but_the_work_in_flight(undisturbed, tmp_path):
     assert any(torn for _, torn in found["moments"]), "no kill hit a checkpoint being written"
 
 
-@pytest.mark.parametrize("signal", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_saves_at_once_and_the_rest_is_the_same(undisturbed, tmp_path, signal):
-    found = train_many(tmp_path, signal)
+def test_a_signal_saves_at_once_and_the_rest_is_the_same(undisturbed, tmp_path):
+    """SIGTERM: see test_headless_grpo."""
+    found = train_many(tmp_path, "SIGUSR1")
     between = found["between"]
     assert between["code"] == 4  # ended as interrupted, saved
     steps = [step for step, _, _ in between["rewards"]]

@@ -880,7 +880,7 @@ def test_a_thousand_calls_with_faults_end_by_themselves(gemini_server, tmp_path)
     assert sum(row["answered"] for row in usage.values()) == outcomes["answered"]
 
 
-def test_a_finished_evaluation_of_a_thousand_samples_runs_again_without_a_call(
+def test_a_finished_evaluation_of_hundreds_of_samples_runs_again_without_a_call(
     gemini_server, tmp_path
 ):
     """Done when 4."""
@@ -888,10 +888,10 @@ def test_a_finished_evaluation_of_a_thousand_samples_runs_again_without_a_call(
 
     server = gemini_server()
     tables = [str(tmp_path / name) for name in ("first", "second")]
-    assert evaluation(server, tmp_path / "cache", 12, 60, tables[0]).wait(600) == 0
+    assert evaluation(server, tmp_path / "cache", 6, 30, tables[0]).wait(600) == 0
     asked = len(server.entries())
-    assert len(pd.read_pickle(tables[0])) == 1080
-    assert evaluation(server, tmp_path / "cache", 12, 60, tables[1]).wait(600) == 0
+    assert len(pd.read_pickle(tables[0])) == 540
+    assert evaluation(server, tmp_path / "cache", 6, 30, tables[1]).wait(600) == 0
     assert len(server.entries()) == asked
     usage = json.loads((tmp_path / "second.json").read_text())
     assert all(row["calls"] == row["retries"] == 0 < row["cached"] for row in usage.values())

@@ -389,30 +389,25 @@ def test_the_servers_that_the_readme_names(kind, tmp_path, monkeypatch):
             address = f"http://127.0.0.1:{service.port}/v1"
             check = ("models", "check", name, "--server", address)
             checked = await asyncio.to_thread(command, "geo_utils", *check)
+            if kind is not OpenAILike:  # which is the oddest of them
+                return checked, None, service.bodies
             roles = sets(
-                ("engine", name),
-                ("judge", name),
-                ("servers", {"engine": address, "judge": address}),
-            )
-            more = sets(("paths.output", tmp_path), ("paths.cache", tmp_path / "cache"))
-            work = (
-                "run",
-                "02",
-                "smoke",
-                "corpus.limit=3",
-                "repeats=1",
-                "methods=[original, paste_key_point]",
-            )
-            ran = await asyncio.to_thread(command, "geo_utils", *work, *roles, *more)
-            return checked, ran, service.bodies
+                ("engine", name), ("judge", name),
+                ("servers", {"engine": address, "judge": address}), ("corpus.limit", 3),
+                ("repeats", 1), ("methods", "[original, paste_key_point]"),
+                ("paths.output", tmp_path), ("paths.cache", tmp_path / "cache"),
+            )  # fmt: skip
+            work = ("geo_utils", "run", "02", "smoke", *roles)
+            return checked, await asyncio.to_thread(command, *work), service.bodies
 
     checked, ran, bodies = run_sync(scene())
     assert checked.returncode == 0, checked.stderr
     assert f"{name} answers as {kind.served_by}" in checked.stdout
     assert "31 tokens in, 8 out" in checked.stdout
-    assert ran.returncode == 0, ran.stderr
-    usage = only_run(tmp_path, "02_baseline_rewrites").manifest["usage"]["roles"]
-    assert usage["engine"]["answered"] == 6 and usage["judge"]["answered"] >= 1
-    assert not usage["engine"]["failures"] and not usage["judge"]["failures"]
+    if ran:
+        assert ran.returncode == 0, ran.stderr
+        usage = only_run(tmp_path, "02_baseline_rewrites").manifest["usage"]["roles"]
+        assert usage["engine"]["answered"] == 6 and usage["judge"]["answered"] >= 1
+        assert not usage["engine"]["failures"] and not usage["judge"]["failures"]
     limit = "max_completion_tokens" if kind is OpenAILike else "max_tokens"
     assert all(limit in body for body in bodies)
