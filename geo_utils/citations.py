@@ -21,6 +21,40 @@ BRACKET = re.compile(r"\[([^\[\]\n]{1,80})\]")
 _INSIDE = re.compile(rf"{_NUMBER}(?:(?:{_SEPARATOR}){_NUMBER})*\s*[,;]?", re.IGNORECASE)
 _ITEM = re.compile(r"(\d+)(?:\s*(?:-|–|—|to|through)\s*\D{0,12}?(\d+))?", re.IGNORECASE)
 _LONGEST_RANGE = 100
+# Brackets in code and mathematics are indices and intervals. Dollar signs are a formula's where no
+# space follows the first or comes before the last, as for Pandoc: prices are none.
+_CODE = re.compile(
+    r"""(
+      ```.*?(?:```|\Z)
+    | `[^`\n]+`
+    | \$\$.{1,2000}?\$\$
+    | (?<![\\$\w])\$(?=[^\s$])[^$\n]{1,300}?(?<=[^\s\\])\$(?!\w)
+    | \\\((?:(?!\\\().){1,500}?\\\)
+    | \\\[(?!\s*\^?\d[\d,;\s–-]{0,40}\\\])(?:(?!\\\[).){1,2000}?\\\]
+    | (?:∈|\b(?:interval|range)(?:\ of)?)\s{0,3}\[[^\[\]\n]{1,40}\]
+    | (?<!\w)(?=\w{0,60}_)\w{1,80}\[[^\[\]\n]{1,40}\]
+    | \b\w+\[\d+\](?=\s?={1,2}\s)
+    | (?<![\w.])[b-z]\[\d+\]
+    )""",
+    re.VERBOSE | re.DOTALL,
+)
+_HIDDEN = str.maketrans("[]()", "\ue000\ue001\ue002\ue003")
+_SHOWN = str.maketrans("\ue000\ue001\ue002\ue003", "[]()")
+_RAISED_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
+_RAISE = str.maketrans("0123456789", _RAISED_DIGITS)
+_LOWER = str.maketrans(_RAISED_DIGITS + "⁻˒", "0123456789-,")
+_RAISED = re.compile(
+    rf"<sup>\s*(?:<a\b[^<>]{{0,300}}>)?\s*\[?(\d{{1,3}}(?:\s*[,;–-]\s*\d{{1,3}}){{0,20}})\]?\s*"
+    rf"(?:</a>)?\s*</sup>"
+    rf"|([{_RAISED_DIGITS}]{{1,3}}(?:[⁻˒,–-][{_RAISED_DIGITS}]{{1,3}}){{0,20}})(?![⁺⁻])",
+    re.IGNORECASE,
+)
+# After these a raised number is a power: units, small numbers and powers of ten.
+_POWER = re.compile(
+    r"(?:(?<![^\W\d_])(?:[a-z]|[kcmdnµ]m|ft|in|yd|mi|sec|px)|(?<![\d.,])\d{1,2}|(?<!\d)10+|[)=\s]|^)$",
+    re.IGNORECASE,
+)
+_SOURCE = r"(?:sources?|citations?|cites?|refs?\.?|references?|docs?\.?|documents?)\s*:?\s*#?\d+"
 # Other ways to write a bracket, brought to one form before anything is read.
 _FORMS = (
     (re.compile(r"\\([\[\]])"), r"\1"),
@@ -36,6 +70,11 @@ _FORMS = (
         ),
         "",
     ),
+    # (Source 2), (sources 1 and 3)
+    (
+        re.compile(rf"\(\s*({_SOURCE}(?:(?:{_SEPARATOR})(?:{_SOURCE}|#?\d+)){{0,20}})\s*\)", re.I),
+        r"[\1]",
+    ),
 )
 _RUN = r"(?:[ \t]{0,3}\[[^\[\]\n]{1,80}\])+"
 # "Point.[1][2] Next": the citation belongs to the sentence before the stop. Before a lower-case
@@ -43,11 +82,37 @@ _RUN = r"(?:[ \t]{0,3}\[[^\[\]\n]{1,80}\])+"
 _AFTER_STOP = re.compile(
     rf"([.!?。！？؟۔।][\"'”’»」_)*]*)({_RUN})(?![ \t]{{0,3}}[a-z:\[])(?=\s|$|[^\s\d.!?,;:])"
 )
+# A bare number in parentheses at a sentence's end may be a citation or an equation's number.
+_IN_PARENTHESES = re.compile(
+    r"(?<=\w)\s?(\(\d{1,2}(?:\s*[,;–-]\s*\d{1,2}){0,20}\))(?=\s*[.!?。(]|\s*$)"
+)
 # A list of sources at the end is no part of what the answer says.
-_REFERENCES = re.compile(
-    r"\n+(?:[ \t]*[#*_]*(?:sources|references|citations)[*_]*:?[*_]*[ \t]*\n+"
-    r"(?:[ \t]*(?:[-*][ \t]+)?\[\d+\][^\n]*(?:\n+|$))+"
-    r"|(?:[ \t]*(?:[-*][ \t]+)?\[\d+\]:[^\n]*(?:\n+|$))+)\s*$",
+_TITLE = (
+    r"(?:list of )?(?:sources|references|(?:reference|source) list|citations|works cited|"
+    r"bibliography|footnotes|further reading|quellen(?:angaben|verzeichnis)?|einzelnachweise|nachweise|"
+    r"literatur(?:verzeichnis|angaben)?|références|bibliographie|fuentes|referencias|"
+    r"bibliograf[ií]a|fonti|riferimenti|fontes|referências|bronnen|verwijzingen|källor|kilder|"
+    r"lähteet|źródła|zdroje|források|surse|источники|ссылки|джерела|kaynaklar|kaynakça|"
+    r"πηγές|المصادر|المراجع|מקורות|स्रोत|संदर्भ|参考文献|参考资料|參考資料|参考来源|资料来源|來源|来源|"
+    r"引用|出典|情報源|출처|참고 ?문헌|참고 ?자료|nguồn|tài liệu tham khảo|sumber|referensi|"
+    r"daftar pustaka|แหล่งที่มา|อ้างอิง)"
+)
+_HEADING = re.compile(rf"[\W_]*{_TITLE}[\W_]*", re.IGNORECASE)
+_HEADING_AND_LIST = re.compile(
+    rf"[\W_]*{_TITLE}[*_ \t]*[:：][*_ \t]*(?:\W?\^?\d|.{{0,200}}?(?:\[\^?\d|https?://))",
+    re.IGNORECASE,
+)
+_BULLET = r"[ \t]*(?:[-*•·–>][ \t]*)?"
+_MARK = r"(?:\[\^?\d+\]|【\d+】)"
+# Under such a heading, and without one.
+_LISTED = re.compile(
+    rf"{_BULLET}(?:{_MARK}|\(?\^?\d{{1,3}}[.):\]]|\[[^\]\n]{{1,200}}\]\(|<?https?://|www\.|{_SOURCE})"
+    r"|[ \t]*[-*•·–>][ \t]|[ \t]{2,}\S",
+    re.IGNORECASE,
+)
+_LISTED_ALONE = re.compile(
+    rf"{_BULLET}(?:\[\^?\d+\][ \t]*:|{_MARK}[^\n]{{0,300}}?(?:https?://|www\.)"
+    r"|\^?\d{1,3}[.)][ \t]*<?https?://)",
     re.IGNORECASE,
 )
 
@@ -99,7 +164,7 @@ def citation_numbers(inside: str) -> list[int] | None:
         if not 0 <= end - start <= _LONGEST_RANGE:
             return None
         numbers.extend(range(start, end + 1))
-    return numbers
+    return None if 0 in numbers and len(numbers) > 1 else numbers  # [0, 1] is an interval
 
 
 def parse_answer(answer: str, n_sources: int) -> CitedAnswer:
@@ -129,7 +194,8 @@ def parse_answer(answer: str, n_sources: int) -> CitedAnswer:
                     cited[number - 1] = None
                 else:
                     out_of_range.append(number)
-        text = strip_citations(sentence)
+        unparsed += _IN_PARENTHESES.findall(sentence)
+        text = _bare(sentence)
         if parsed and cited and not re.search(r"\w", text):
             # Nothing but a mark, cut off by a quotation mark or a line break: it belongs to
             # what stands before.
@@ -142,24 +208,58 @@ def parse_answer(answer: str, n_sources: int) -> CitedAnswer:
 
 def strip_citations(text: str) -> str:
     """Remove citation marks, and the space before them, from a text."""
+    return _bare(_one_form(text))
+
+
+def _bare(text: str) -> str:
     bare = BRACKET.sub(
-        lambda found: found.group() if citation_numbers(found.group(1)) is None else "",
-        _one_form(text),
+        lambda found: found.group() if citation_numbers(found.group(1)) is None else "", text
     )
-    return re.sub(r"(?<![ \t])[ \t]+(?=[.!?,;:。]|$)", "", bare).strip()
+    return re.sub(r"(?<![ \t])[ \t]+(?=[.!?,;:。]|$)", "", bare).strip().translate(_SHOWN)
 
 
 def _sentences(answer: str) -> Iterator[tuple[int, str]]:
-    text = _REFERENCES.sub("", _one_form(answer))
+    text = _without_references(_one_form(answer))
     for paragraph, block in enumerate(re.split(r"\n\s*\n", text)):
         for sentence in sentences(_AFTER_STOP.sub(_before_stop, block)):
             yield paragraph, sentence
 
 
+def _without_references(text: str) -> str:
+    """Cut off a list of sources at the end, with its heading, or of linked marks without one."""
+    lines = text.split("\n")
+    alone = len(lines)  # where a list without a heading begins
+    for place in range(len(lines) - 1, -1, -1):
+        line = lines[place]
+        if _HEADING.fullmatch(line) or _HEADING_AND_LIST.match(line):
+            while place and not lines[place - 1].strip("-*_= \t"):
+                place -= 1
+            return "\n".join(lines[:place])
+        if line.strip() and not _LISTED.match(line):
+            break
+        if alone == place + 1 and (not line.strip() or _LISTED_ALONE.match(line)):
+            alone = place
+    return "\n".join(lines[:alone])
+
+
 def _one_form(text: str) -> str:
-    for form, replacement in _FORMS:
-        text = form.sub(replacement, text)
-    return text
+    parts = _CODE.split(text)
+    for place, part in enumerate(parts):
+        if place % 2:
+            parts[place] = part.translate(_HIDDEN)
+            continue
+        part = _RAISED.sub(_raised, part)
+        for form, replacement in _FORMS:
+            part = form.sub(replacement, part)
+        parts[place] = part
+    return "".join(parts)
+
+
+def _raised(found: re.Match[str]) -> str:
+    """Return a raised number as a citation, or as the power that it is."""
+    number = found[1] or found[2].translate(_LOWER)
+    before = found.string[max(found.start() - 12, 0) : found.start()]
+    return number.translate(_RAISE) if _POWER.search(before) else f"[{number}]"
 
 
 def _before_stop(found: re.Match[str]) -> str:

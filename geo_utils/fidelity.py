@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -27,7 +28,7 @@ WINDOW = 3
 
 # Dress, not content. Bullets and list numbers go too, since a rewrite may turn prose into a list.
 _LINE_MARK = re.compile(r"(?m)^[ \t]*(?:(?:#+|[-+*>•]|\d{1,3}[.)])[ \t]+)+")
-_EMPHASIS = re.compile(r"\*+|~~+|`+|(?<!\w)_+|_+(?!\w)")
+_EMPHASIS = re.compile(r"\*+|~~+|`+|(?<!\w)_+|(?<!_)_+(?!\w)")
 # A reference mark is no figure: a page that loses its footnotes has changed no claim.
 _REFERENCE = re.compile(r"\[\d{1,3}(?:\s*[,-]\s*\d{1,3})*\]")
 
@@ -137,34 +138,40 @@ def _unions(sets: Sequence[frozenset[str]]) -> tuple[frozenset[str], ...]:
     return tuple(frozenset().union(*sets[start : start + WINDOW]) for start in starts)
 
 
-def coverages(claims: _Text, text: _Text) -> NDArray[np.float64]:
-    """Return the covered share of each claim's IDF weight, shape (claims, windows of the text).
-
-    The largest value of a row is `lexical.coverage(claim, sentences, WINDOW).score`, got for all
-    sentences of a page at once.
-    """
-    vocabulary = {word: i for i, word in enumerate(sorted(frozenset().union(*claims.words)))}
-    weights = np.zeros((len(claims.words), len(vocabulary)))
-    for row, held in zip(weights, claims.words, strict=True):
-        for word in held:
-            row[vocabulary[word]] = idf(word)
-    inside = np.zeros((len(vocabulary), len(text.window_words)))
-    for column, held in enumerate(text.window_words):
-        inside[[vocabulary[word] for word in held if word in vocabulary], column] = 1.0
-    shares: NDArray[np.float64] = (weights @ inside) / weights.sum(axis=1, keepdims=True)
-    return shares
-
-
 def _supported(claims: _Text, text: _Text) -> NDArray[np.bool_]:
-    """Tell for each claim whether one window has enough of its words and all of its numbers."""
-    found = np.zeros(len(claims.words), dtype=bool)
-    if not claims.words or not text.words:
-        return found
-    # The margin keeps a share of exactly the threshold on its side of the rounding error.
-    for claim, window in np.argwhere(coverages(claims, text) >= THRESHOLD - 1e-9):
-        if claims.numbers[claim] <= text.window_numbers[window]:
-            found[claim] = True
-    return found
+    """Tell for each claim whether one window has enough of its words and all of its numbers.
+
+    Such a window holds one of the claim's words that are rarest in the text, as the others weigh
+    too little together: only the windows of those are looked at, each different one once.
+    """
+    windows = list(dict.fromkeys(zip(text.window_words, text.window_numbers, strict=True)))
+    holding: defaultdict[str, list[int]] = defaultdict(list)
+    for place, (held, _) in enumerate(windows):
+        for word in held:
+            holding[word].append(place)
+
+    @cache
+    def supported(claim: frozenset[str], figures: frozenset[str]) -> bool:
+        weights = {word: idf(word) for word in sorted(claim)}
+        # The margin keeps a share of exactly the threshold on its side of the rounding error.
+        left = sum(weights.values())
+        needed = THRESHOLD * left - 1e-9
+        seen: set[int] = set()
+        for word in sorted(weights, key=lambda word: len(holding[word])):
+            if left < needed:
+                break
+            left -= weights[word]
+            for place in holding[word]:
+                if place not in seen:
+                    seen.add(place)
+                    held, given = windows[place]
+                    share = sum(w for part, w in weights.items() if part in held)
+                    if share >= needed and figures <= given:
+                        return True
+        return False
+
+    each = zip(claims.words, claims.numbers, strict=True)
+    return np.array([supported(*claim) for claim in each], dtype=bool)
 
 
 def _grounded(page: str, original: str, also: Sequence[str]) -> NDArray[np.bool_]:

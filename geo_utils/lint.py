@@ -29,23 +29,27 @@ def _patterns() -> list[re.Pattern[str]]:
 
 
 _SPOKEN_TO_AI, _HIDDEN_ORDER = _patterns()
-# Three ways to keep text from a human reader: a comment, a Markdown comment, an unseen element.
+# Three ways to keep text from a human reader: a comment, a Markdown comment, an unseen element, of
+# which this is the opening tag.
 _UNSEEN = re.compile(
     r"""
     <!--(?P<comment>.*?)(?:-->|\Z)
     | ^\[[^\]\n]*\]:[ ]\#[ ][("'](?P<note>[^\n]*)[)"'][ ]*$
-    | <(?P<tag>\w+)\b[^>]*?(?:\bhidden\b|display:\s*none|visibility:\s*hidden|font-size:\s*0
-        |opacity:\s*0(?![.\d]))[^>]*>(?P<element>.*?)</(?P=tag)>
+    | <(?P<tag>[a-z]\w*)\b(?P<attributes>[^<>]*)>
     """,
     re.VERBOSE | re.IGNORECASE | re.DOTALL | re.MULTILINE,
+)
+_HIDES = re.compile(
+    r"\bhidden\b|display:\s*none|visibility:\s*hidden|font-size:\s*0|opacity:\s*0(?![.\d])",
+    re.IGNORECASE,
 )
 # Letters that take no room, with which a word can be broken for a filter but not for a model.
 _NO_WIDTH = re.compile(r"[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 _MARKUP = re.compile(
-    r"[*`~]+|(?<!\w)_+|_+(?!\w)|^[ \t]*(?:#+|>|[-+\u2022]|\d+[.)])[ \t]+", re.MULTILINE
+    r"[*`~]+|(?<!\w)_+|(?<!_)_+(?!\w)|^[ \t]*(?:#+|>|[-+\u2022]|\d+[.)])[ \t]+", re.MULTILINE
 )
 # A line that is broken in mid-sentence, as in mail and in hard-wrapped Markdown.
-_WRAP = re.compile(r"(?<![.!?:\n])[ \t]*\n[ \t]*(?=[a-z])")
+_WRAP = re.compile(r"(?<![.!?:\n \t])[ \t]*\n[ \t]*(?=[a-z])")
 
 
 def instructions(page: str) -> list[str]:
@@ -67,11 +71,9 @@ def instructions(page: str) -> list[str]:
         order, then comments and hidden elements, whole.
     """
     plain = _NO_WIDTH.sub("", unicodedata.normalize("NFKC", plain_line_breaks(page)))
-    hidden = [
-        " ".join(_plain(match["comment"] or match["note"] or match["element"] or "").split())
-        for match in _UNSEEN.finditer(plain)
-    ]
-    seen = sentences(_WRAP.sub(" ", _plain(_UNSEEN.sub("\n", plain))))
+    shown, unseen = _parted(plain)
+    hidden = [" ".join(_plain(text).split()) for text in unseen]
+    seen = sentences(_WRAP.sub(" ", _plain(shown)))
     found = [sentence for sentence in seen if _SPOKEN_TO_AI.search(" ".join(sentence.split()))]
     found += [text for text in hidden if _SPOKEN_TO_AI.search(text) or _HIDDEN_ORDER.search(text)]
     return list(dict.fromkeys(found))
@@ -90,6 +92,29 @@ def new_instructions(original: str, page: str) -> list[str]:
     """
     known = {_key(passage) for passage in instructions(original)}
     return [passage for passage in instructions(page) if _key(passage) not in known]
+
+
+def _parted(page: str) -> tuple[str, list[str]]:
+    """Return what a human reader sees of a page, and the texts that are kept from them."""
+    shown, hidden = [], []
+    place, lowered = 0, page.lower()
+    unclosed: set[str] = set()  # so that each is looked for in vain once
+    for found in _UNSEEN.finditer(page):
+        if found.start() < place:
+            continue
+        end, text = found.end(), found["comment"] or found["note"]
+        if tag := (found["tag"] or "").lower():
+            if tag in unclosed or not _HIDES.search(found["attributes"]):
+                continue
+            close = lowered.find(f"</{tag}>", end)
+            if close < 0:
+                unclosed.add(tag)
+                continue
+            end, text = close + len(tag) + 3, page[end:close]
+        shown.append(page[place : found.start()])
+        hidden.append(text or "")
+        place = end
+    return "\n".join([*shown, page[place:]]), hidden
 
 
 def _plain(text: str) -> str:

@@ -19,10 +19,13 @@ _WORD = regex.compile(
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]")
 # Full stops that nupunkt, trained on Latin scripts, does not know.
 _FOREIGN_STOP = regex.compile(r"(?<=[。！？؟۔।])")  # noqa: RUF001
+# No word is that long, and on a run of marks nupunkt takes quadratic time.
+_TOO_LONG = regex.compile(r"\S{200}(?=\S)")
+_PIECE = 3_000
 _CLAUSE = regex.compile(r"(?i)[,;:()]|\b(?:but|because|although|while|whereas)\b")
 _NOT_ONLY = regex.compile(r"(?i)\bnot (?:only|just|merely|simply|necessarily|to mention)\b")
 _NUMBER = regex.compile(r"(?<![\w-])\d+(?:[.,]\d+)*")
-_LIST_NUMBER = regex.compile(r"(?m)^\s*(?:#+\s*)?\d+[.)]\s")
+_LIST_NUMBER = regex.compile(r"(?m)^[ \t]*(?:#+[ \t]*)?\d+[.)]\s")
 _CONTROL = regex.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _LINE_BREAK = regex.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 
@@ -62,11 +65,23 @@ def sentences(text: str) -> list[str]:
         The sentences, stripped, in order, without empty ones.
     """
     found: list[str] = []
-    for line in text.splitlines():
+    for line in _TOO_LONG.sub("\\g<0>\n", text).splitlines():
         for part in _FOREIGN_STOP.split(line):
-            if part.strip():
-                found += (str(sentence).strip() for sentence in nupunkt.sent_tokenize(part.strip()))
+            found += _tokenized(part.strip())
     return [sentence for sentence in found if sentence]
+
+
+def _tokenized(text: str) -> Iterator[str]:
+    """Yield the sentences of a line, a long one piece by piece, as nupunkt is not linear."""
+    place = 0
+    while place < len(text):
+        piece = text[place : place + _PIECE]
+        split = [str(sentence) for sentence in nupunkt.sent_tokenize(piece)]
+        whole = place + len(piece) == len(text)
+        if not whole and len(split) > 1:  # the last may go on in the next piece
+            piece = piece[: piece.rindex(split.pop())]
+        yield from (sentence.strip() for sentence in split)
+        place += len(piece)
 
 
 def words(text: str) -> list[str]:

@@ -112,15 +112,6 @@ class TestFidelity:
                 found = fidelity(example.target, page)
                 assert max(found.kept, found.grounded) < 0.05
 
-    def test_it_is_coverage_sentence_by_sentence(self, sample):
-        """The figures of lexical.coverage, over every second pair of a query's pages."""
-        for example in sample[::3]:
-            claims, text = example.sources[0], example.sources[1]
-            held = plain_sentences(text)
-            found = fidelity_module.coverages(*map(fidelity_module._parse, (claims, text)))
-            for row, claim in zip(found, plain_sentences(claims), strict=True):
-                assert row.max() == pytest.approx(coverage(claim, held, WINDOW).score)
-
     def test_verdicts_are_those_of_a_plain_loop(self, sample):
         for example in sample[::3]:
             page = EDITS["keyword_stuffing"](example, example.key_points[0]) + example.sources[0]

@@ -40,7 +40,8 @@ _PROMPT_FIELDS = ("messages", "contents", "prompt", "input")
 _ABOUT_PROMPT = re.compile(r"context|too (?:long|large)|maximum.{0,40}tokens", re.IGNORECASE)
 
 _NAMES = "think|thinking|thought|reasoning"
-_OPENED = re.compile(rf"^\s*(?:<(?:{_NAMES})>|\[THINK\])", re.IGNORECASE)
+_OPENED = re.compile(rf"\s*(?:<(?:{_NAMES})>|\[THINK\])", re.IGNORECASE)
+_OPENS = re.compile(rf"<(?:{_NAMES})>|\[THINK\]")
 _CLOSES = re.compile(rf"</(?:{_NAMES})>|\[/THINK\]", re.IGNORECASE)
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]{0,80}(?:<\|constrain\|>[^<]{0,80})?<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|start|channel)\|>")
@@ -184,17 +185,15 @@ def strip_thoughts(text: str) -> str:
         end = _CHANNEL_END.search(text, last.end())
         final = last.group(1).lower() == "final"
         return text[last.end() : end.start() if end else len(text)].strip() if final else ""
-    bare, opened = text, _OPENED.match(text)
-    while True:
-        closing = _CLOSES.search(bare)
-        if closing is None:
-            return "" if opened else bare.strip()
-        if not opened and re.search(rf"<(?:{_NAMES})>|\[THINK\]", bare[: closing.start()]):
-            return bare.strip()  # an answer that speaks of such a block
-        bare = bare[closing.end() :]
-        opened = _OPENED.match(bare)
+    place, opened = 0, _OPENED.match(text)
+    while closing := _CLOSES.search(text, place):
+        if not opened and _OPENS.search(text, place, closing.start()):
+            break  # an answer that speaks of such a block
+        place = closing.end()
+        opened = _OPENED.match(text, place)
         if not opened:
-            return bare.strip()
+            break
+    return "" if opened and closing is None else text[place:].strip()
 
 
 def parse_json(text: str, schema: dict[str, Any], prompt: str = "") -> Any:

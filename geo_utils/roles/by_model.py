@@ -28,10 +28,13 @@ from geo_utils.roles.rewriters import (
 from geo_utils.text import words
 
 _CLOSED_LATE = re.compile(r"^.*?</(?:think|thinking|thought|reasoning)>", re.DOTALL | re.IGNORECASE)
-_TAIL = re.compile(r"\n\s*<(?:think|thinking|thought|reasoning)>.*$", re.DOTALL | re.IGNORECASE)
+_TAIL = re.compile(r"\n[ \t]*<(?:think|thinking|thought|reasoning)>.*", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"</?(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
-_FENCE = re.compile(r"^```[\w-]*[ \t]*\n(.*?)\n?```[ \t]*$", re.DOTALL)
-_TAGS = re.compile(r"^\s*<(page|text|rewritten_text|rewrite)>\s*\n?(.*?)\n?\s*</\1>\s*$", re.DOTALL)
+# What a page is wrapped in: its opening, and what closes it.
+_WRAPPING = (
+    (re.compile(r"(`{3,}|~{3,})[\w-]*[ \t]*\n"), r"\n\1"),
+    (re.compile(r"<(page|text|rewritten_text|rewritten_page|rewrite|source)>\s*", re.I), r"</\1>"),
+)
 _PREAMBLE = re.compile(
     r"^(?:(?:sure|certainly|of course|absolutely|okay|ok)\b[^\n]{0,120}|"
     r"(?:here(?:'s|\u2019s| is| are)|below is|this is|the following is)\b[^\n]{0,160}|"
@@ -44,6 +47,27 @@ _REFUSAL = re.compile(
     r"i(?:'m| am) (?:not able|unable)|as an ai)\b",
     re.IGNORECASE,
 )
+# A paragraph that speaks of the rewriting, or to whom it was done for.
+_EDITS = r"(?:changes?|edits|modifications|improvements|revisions)"
+_REMARK = re.compile(
+    r"\W*(?:(?:note|explanation|disclaimer|editor'?s note)\b[^\n]{0,40}:[^\n]{0,200}\b(?:rewrit|"
+    r"rewrote|revis|edited|original (?:text|page|meaning)|changes|preserv|key point)|"
+    r"(?:please )?(?:let me know|feel free)\b|(?:i )?hope (?:this|that) helps\b|would you like\b|"
+    rf"(?:the |my |key |main |notable )?{_EDITS}(?: (?:i |that were )?(?:made|applied))\b|"
+    rf"(?:the |my |key |main |notable )?{_EDITS}\W*:\W*(?:\n|$)|"
+    rf"(?:summary|list|overview|explanation) of (?:the |my |all )?{_EDITS}\b|"
+    r"what (?:i |was |has been )?changed\b|"
+    r"(?:this|the(?: above)?) (?:(?:rewritten|revised|updated) (?:version|text|page|article)|"
+    r"rewrite)\b|this version (?:keeps|maintains|preserves|retains|emphasi|highlights|improves)|"
+    r"if you(?:'d like|\u2019d like| would like| want| need| have)\b[^\n]{0,200}"
+    r"\b(?:let me know|i can|i could|happy to|feel free)\b|"
+    r"(?:end of (?:the )?(?:page|text|rewrite)|word count\b[^\n]{0,40}\d)\W*$|"
+    r"i(?:'ve|\u2019ve| have)? (?:also |only )?(?:kept|made|changed|rewrote|rewritten|added|"
+    r"removed|preserved|emphasi[sz]ed|restructured|simplified|adjusted|ensured)\b)",
+    re.IGNORECASE,
+)
+_RULE = re.compile(r"[-*_=\s]*")
+_MOST_REMARKS = 12  # paragraphs
 _SHORTEST = 0.2
 ANSWER = Sampling(temperature=0.7, max_tokens=2048)
 PAGE = Sampling(temperature=0.7, max_tokens=8192)
@@ -208,7 +232,9 @@ def _soft_verdict(found: Completion) -> Verdict:
 
 
 def clean_rewrite(reply: str, page: str) -> tuple[str, str | None]:
-    """Take the page out of a reply: no thoughts, no fence, no preamble.
+    """Take the page out of a reply: no thoughts, no fence, no preamble, no closing remarks.
+
+    Preamble and remarks are known by their English words; what the page itself says stays.
 
     Args:
         reply: What the model wrote.
@@ -225,11 +251,14 @@ def clean_rewrite(reply: str, page: str) -> tuple[str, str | None]:
     preamble = _PREAMBLE.match(text)
     if preamble and not page.lstrip().startswith(preamble.group().strip()):
         text = text[preamble.end() :].strip()
-    for wrapping in (_FENCE, _TAGS):
-        found = wrapping.match(text)
-        inner = found.groups()[-1] if found else ""
-        if found and "\n```" not in f"\n{inner}" and not page.lstrip().startswith("```"):
-            text = inner.strip()
+    for opening, closing in _WRAPPING:
+        found = opening.match(text)
+        if found and not opening.match(page.lstrip()):
+            inner, closed, rest = text[found.end() :].rpartition(found.expand(closing))
+            # Of a page that holds fences itself, the last one may be its own.
+            if closed and "\n```" not in f"\n{inner}" and len(rest) <= len(inner):
+                text = inner.strip()
+    text = _without_remarks(text, page)
     if not text:
         return "", "empty: the reply holds no page"
     n, needed = len(words(text)), _SHORTEST * len(words(page))
@@ -238,6 +267,21 @@ def clean_rewrite(reply: str, page: str) -> tuple[str, str | None]:
     if n < needed:
         return "", f"short: {n} words, under a fifth of the page's {len(words(page))}"
     return text, None
+
+
+def _without_remarks(text: str, page: str) -> str:
+    """Cut off closing paragraphs that speak of the rewriting, from the first of them on."""
+    blocks, known = re.split(r"\n[ \t]*\n", text), " ".join(page.lower().split())
+    for place in range(max(len(blocks) - _MOST_REMARKS, 1), len(blocks)):
+        said = _REMARK.match(blocks[place])
+        opening = " ".join(said[0].lower().split()).strip("*#_-> ") if said else ""
+        # A page of the first person may end in the first person.
+        own = not said or opening in known or (opening[:2] in ("i ", "i'") and " i " in known)
+        if not own and 2 * sum(map(len, blocks[place:])) <= len(text):
+            while place > 1 and _RULE.fullmatch(blocks[place - 1]):
+                place -= 1
+            return "\n\n".join(blocks[:place]).rstrip()
+    return text
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,7 +285,9 @@ class Unit:
 def page_units(page: str) -> list[Unit]:
     """Split a page into units, in order; a title on the first line belongs to none."""
     found: list[Unit] = []
-    for line in re.finditer(r"[^\n]*\S[^\n]*", page):
+    for line in re.finditer(r"[^\n]+", page):
+        if not line.group().strip():
+            continue
         if not found and line.group().startswith("# ") and not page[: line.start()].strip():
             continue
         prose = not NO_PROSE.match(line.group())
@@ -327,14 +330,14 @@ def arrange(
     if _MARK.sub("", reply).strip(_AROUND) or not marks:
         return "", f"unparsable: no arrangement in {reply[:80]!r}"
     order: list[tuple[int | None, bool]] = []  # unit's index (None: key point), stressed
+    said: Counter[int | None] = Counter()
     for mark in marks:
         index = None if mark[2] == "K" else int(mark[2]) - 1
-        said = sum(other == index for other, _ in order)
         exists = index is None or 0 <= index < known
-        if exists and said < (MOST_MENTIONS if index is None else 1):
+        if exists and said[index] < (MOST_MENTIONS if index is None else 1):
+            said[index] += 1
             order.append((index, bool(mark[1])))
-    named = {index for index, _ in order}
-    order += [(i, False) for i in range(len(units)) if i not in named]
+    order += [(i, False) for i in range(len(units)) if not said[i]]
     return _written(page, units, key_point, order), None
 
 

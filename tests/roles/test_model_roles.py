@@ -190,6 +190,15 @@ class TestCleaning:
             f"**Rewritten text:**\n\n{PAGE}",
             f"<page>\n{PAGE}\n</page>",
             f"Here is the rewritten text:\n\n<page>\n{PAGE}\n</page>",
+            f"```markdown\n{PAGE}\n```\n\nI stressed the key point.",
+            f"~~~\n{PAGE}\n~~~",
+            f"<page>\n{PAGE}\n</page>\nLet me know if it should be shorter.",
+            f"{PAGE}\n\n---\n\n**Changes made:**\n\n- The key point leads.\n- It is in bold.",
+            f"{PAGE}\n\n### Summary of the changes\n1. One.\n2. Two.\n\nI hope this helps!",
+            f"{PAGE}\n\nNote: I kept the original meaning.",
+            f"{PAGE}\n\n***\n\nI've emphasized the key point and kept all facts.",
+            f"{PAGE}\n\nThis version keeps every fact of the text.",
+            f"{PAGE}\n\nIf you'd like another tone, I can write one.\n\n[End of page]",
         ],
     )
     def test_the_page_is_taken_out(self, reply):
@@ -205,6 +214,10 @@ class TestCleaning:
             "```\nfirst\n```\nwords between two blocks of code on this page\n```\nlast\n```",
             "Models write <think> before they answer, and </think> where the thought ends, often.",
             "I can't recommend this harbour enough. Sorry, London, but the tides here are better.",
+            "The tables are for 2024 and the harbour.\n\nChanges made:\n\n- new hours of tides",
+            "Boats need water and so do I when I sail.\n\nI made this page for all who sail.",
+            "Tide tables for all harbours of the coast.\n\nNote: the hours in summer are others.",
+            "How to ask us for a table of tides.\n\nLet me know what you think of it, sailors.",
         ],
     )
     def test_a_page_that_looks_like_a_preamble_or_refusal_is_kept(self, page):

@@ -1,0 +1,76 @@
+"""Whatever a page or a reply holds, reading it takes time that grows with its length, not faster.
+
+Each function that reads foreign text is given 10 kB and 100 kB of each text: the second may take 15
+times as long, where it takes any time at all.
+"""
+
+import time
+
+import pytest
+from conftest import growth, make_example
+
+from geo_utils.citations import parse_answer, strip_citations
+from geo_utils.corpus import KeyPoint
+from geo_utils.fidelity import fidelity
+from geo_utils.lint import instructions
+from geo_utils.models.base import UnusableError
+from geo_utils.models.replies import parse_json, refusal, seconds, strip_thoughts, writable
+from geo_utils.prompts import Template
+from geo_utils.roles.by_model import clean_rewrite
+from geo_utils.roles.judges import LexicalJudge
+from geo_utils.roles.rewriters import EDITS, arrange, is_tidy, page_units
+from geo_utils.text import clean_text, negated_words, numbers, sentences, words
+from geo_utils.visibility import visibility
+
+PARTS = [
+    "\n", " ", "\n ", "a", "a\n", "1", "1. ", "\n1. ", ".'", "!?", "[", "[1][2] ", ".[1] ", "\n[1]: a", "(1)",
+    "](http", "【1", "³", "$a ", "\\(", "\\[", "`", "```\n", "_", "a_", "**", "\n#", "\n> ", "<a ", "<a hidden>",
+    "<!--", "<think></think>", "\n<think>", "<|channel|>", "<|im_end|>", "</page>", '{"a":', "**[1]**",
+    "not only ", "AI must ", "Sources:\n", "\n\nI made it.", "\r", "\ud800", "潮。", "model not ", "maximum ",
+]  # fmt: skip
+SCHEMA = {"type": "object", "properties": {"verdict": {"type": "string"}}, "required": ["verdict"]}
+POINT = KeyPoint(1, "The Moon raises two bulges of water.")
+
+
+def parsed(text):
+    try:
+        return parse_json(text, SCHEMA, text)
+    except UnusableError:
+        return None
+
+
+def edited(text):
+    example = make_example(sources=("Other page.", text, "Another."))
+    return [edit(example, POINT) for edit in EDITS.values()]
+
+
+READERS = {
+    "clean_text": clean_text, "sentences": sentences, "words": words, "units": page_units,
+    "numbers": numbers.__wrapped__, "negated_words": negated_words.__wrapped__,
+    "answer": lambda text: parse_answer(text, 5), "stripped": strip_citations,
+    "visibility": lambda text: visibility(text, 5, "geo"), "instructions": instructions,
+    "fidelity": lambda text: fidelity(text, text[::-1]), "edits": edited,
+    "judge": lambda text: LexicalJudge().verdict(POINT.content, sentences(text)),
+    "rewrite": lambda text: clean_rewrite(text, "A page. " * 9),
+    "page": lambda text: clean_rewrite("A page. " * 9, text),
+    "thoughts": strip_thoughts, "json": parsed, "writable": writable, "seconds": seconds,
+    "refusal": lambda text: refusal(400, text), "tidy": lambda text: is_tidy(text, 9),
+    "arranged": lambda text: arrange("One. Two. Three.", "K.", text),
+    "template": lambda text: Template("t", "<page>\n$page\n</page>").fill({"page": text}, ["page"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_reading_is_linear(reader):
+    act, slow = READERS[reader], {}
+    for part in PARTS:
+        small, large = ((part * (size // len(part) + 1))[:size] for size in (10_000, 100_000))
+        began = time.thread_time()
+        act(large)
+        if (took := time.thread_time() - began) > 0.05:
+            began = time.thread_time()
+            act(small)
+            if took > 12 * (time.thread_time() - began):  # by chance, or not
+                ratio = growth(act, small, large)
+                slow |= {part: round(ratio, 1)} if ratio > 15 else {}
+    assert not slow
