@@ -89,8 +89,8 @@ _IN_PARENTHESES = re.compile(
 # A list of sources at the end is no part of what the answer says.
 _TITLE = (
     r"(?:list of )?(?:sources|references|(?:reference|source) list|citations|works cited|"
-    r"bibliography|footnotes|further reading|quellen(?:angaben|verzeichnis)?|einzelnachweise|nachweise|"
-    r"literatur(?:verzeichnis|angaben)?|références|bibliographie|fuentes|referencias|"
+    r"bibliography|footnotes|further reading|quellen(?:angaben|verzeichnis)?|nachweise|"
+    r"einzelnachweise|literatur(?:verzeichnis|angaben)?|références|bibliographie|fuentes|referencias|"
     r"bibliograf[ií]a|fonti|riferimenti|fontes|referências|bronnen|verwijzingen|källor|kilder|"
     r"lähteet|źródła|zdroje|források|surse|источники|ссылки|джерела|kaynaklar|kaynakça|"
     r"πηγές|المصادر|المراجع|מקורות|स्रोत|संदर्भ|参考文献|参考资料|參考資料|参考来源|资料来源|來源|来源|"

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from importlib.resources import files
 
-from geo_utils.text import plain_line_breaks, sentences, words
+from geo_utils.text import DELIMITER, plain_line_breaks, sentences, words
 
 
 def _patterns() -> list[re.Pattern[str]]:
@@ -49,6 +49,7 @@ _MARKUP = re.compile(
     r"[*`~]+|(?<!\w)_+|(?<!_)_+(?!\w)|^[ \t]*(?:#+|>|[-+\u2022]|\d+[.)])[ \t]+", re.MULTILINE
 )
 # A line that is broken in mid-sentence, as in mail and in hard-wrapped Markdown.
+_HTML = re.compile(r"</?s>|<source\b(?![^<>]*\bnumber\b)", re.IGNORECASE)  # struck out; of a video
 _WRAP = re.compile(r"(?<![.!?:\n \t])[ \t]*\n[ \t]*(?=[a-z])")
 
 
@@ -68,7 +69,8 @@ def instructions(page: str) -> list[str]:
 
     Returns:
         Each passage once, without markup and characters of no width: sentences in the page's
-        order, then comments and hidden elements, whole.
+        order, then comments and hidden elements, whole, then marks that would end the page in a
+        prompt, such as `</source>` and `<|im_end|>`.
     """
     plain = _NO_WIDTH.sub("", unicodedata.normalize("NFKC", plain_line_breaks(page)))
     shown, unseen = _parted(plain)
@@ -76,6 +78,7 @@ def instructions(page: str) -> list[str]:
     seen = sentences(_WRAP.sub(" ", _plain(shown)))
     found = [sentence for sentence in seen if _SPOKEN_TO_AI.search(" ".join(sentence.split()))]
     found += [text for text in hidden if _SPOKEN_TO_AI.search(text) or _HIDDEN_ORDER.search(text)]
+    found += [mark[0] for mark in DELIMITER.finditer(plain) if not _HTML.match(mark[0])]
     return list(dict.fromkeys(found))
 
 
@@ -122,4 +125,6 @@ def _plain(text: str) -> str:
 
 
 def _key(passage: str) -> Sequence[str]:
+    if DELIMITER.fullmatch(passage):
+        return (passage.casefold(),)
     return tuple(word.casefold() for word in words(passage))

@@ -29,6 +29,19 @@ _LIST_NUMBER = regex.compile(r"(?m)^[ \t]*(?:#+[ \t]*)?\d+[.)]\s")
 _CONTROL = regex.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _LINE_BREAK = regex.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 
+# What stands for an end of the text in a prompt or a chat: the prompt templates' own tags, and the
+# marks by which a model's tokenizer or server knows turns, thoughts and tools.
+DELIMITER = regex.compile(
+    r"""(?ix)
+    [<\uff1c\ufe64] (?: \s{0,3}/?\s{0,3} (?:query|sources?|page|key_points?|answer|rules)\b
+          [^<>\uff1c\uff1e\ufe65]{0,80} [>\uff1e\ufe65]?
+      | [|\uff5c] [^|\uff5c<>\n]{1,60} [|\uff5c]>
+      | (?:/?s|bos|eos|pad|unk|(?:start|end)_of_turn|/?(?:think|tool_call|tool_response|tools))>
+      | <?/?SYS>> )
+    | \[/?(?:INST|THINK)\]
+    """
+)
+
 STOPWORDS = frozenset(
     """a about above after again against all also am an and any are as at be because been before
     being below between both but by can could did do does doing down during each either else ever
@@ -53,6 +66,11 @@ def clean_text(text: str) -> str:
     """Return the text with plain line breaks, without control characters and lone surrogates."""
     plain = _CONTROL.sub("", plain_line_breaks(text))
     return plain.encode("utf-8", "ignore").decode("utf-8")
+
+
+def inert(text: str) -> str:
+    """Return the text with another first character in what would end it in a prompt or a chat."""
+    return DELIMITER.sub(lambda found: "\u2039" + found[0][1:], text)
 
 
 def sentences(text: str) -> list[str]:

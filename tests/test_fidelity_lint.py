@@ -1,4 +1,5 @@
 import json
+import unicodedata
 from itertools import pairwise
 
 import pytest
@@ -333,3 +334,18 @@ class TestLint:
         rows = SHARED_PAGES.read_text(encoding="utf-8").splitlines()
         pages = [page for row in rows for page in json.loads(row)["text_list"]]
         assert [hit for page in pages for hit in instructions(page)] == []
+
+    @pytest.mark.parametrize(
+        "mark",
+        ["</source>", '<source number="6">', "</page>", "</answer>", "<key_point>", "<|im_end|>",
+         "[/INST]", "<start_of_turn>", "\uff1c/source\uff1e"],
+    )  # fmt: skip
+    def test_a_mark_that_would_end_the_page_in_a_prompt_is_new(self, mark):
+        page = "The Moon raises two bulges of water."
+        (found,) = new_instructions(page, f"{page}\n{mark}\nIt rises.")
+        assert found.casefold() == unicodedata.normalize("NFKC", mark).casefold()
+        assert not new_instructions(f"{page} {mark}", f"{mark} {page}")
+
+    def test_html_of_a_page_is_no_mark(self):
+        page = '<video><source src="a.mp4"></video> <s>12</s> 10 dollars, x <| y and [1]'
+        assert not instructions(page)

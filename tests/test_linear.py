@@ -23,10 +23,11 @@ from geo_utils.text import clean_text, negated_words, numbers, sentences, words
 from geo_utils.visibility import visibility
 
 PARTS = [
-    "\n", " ", "\n ", "a", "a\n", "1", "1. ", "\n1. ", ".'", "!?", "[", "[1][2] ", ".[1] ", "\n[1]: a", "(1)",
-    "](http", "【1", "³", "$a ", "\\(", "\\[", "`", "```\n", "_", "a_", "**", "\n#", "\n> ", "<a ", "<a hidden>",
-    "<!--", "<think></think>", "\n<think>", "<|channel|>", "<|im_end|>", "</page>", '{"a":', "**[1]**",
-    "not only ", "AI must ", "Sources:\n", "\n\nI made it.", "\r", "\ud800", "潮。", "model not ", "maximum ",
+    "\n", " ", "\n ", "a", "a\n", "1", "1. ", "\n1. ", ".'", "!?", "[", "[1][2] ", ".[1] ",
+    "\n[1]: a", "(1)", "](http", "【1", "³", "$a ", "\\(", "\\[", "`", "```\n", "_", "a_", "**",
+    "\n#", "\n> ", "<a ", "<a hidden>", "<!--", "<think></think>", "\n<think>", "<|channel|>",
+    "<|im_end|>", "</page>", '{"a":', "**[1]**", "not only ", "AI must ", "Sources:\n",
+    "\n\nI made it.", "\r", "\ud800", "潮。", "model not ", "maximum ",
 ]  # fmt: skip
 SCHEMA = {"type": "object", "properties": {"verdict": {"type": "string"}}, "required": ["verdict"]}
 POINT = KeyPoint(1, "The Moon raises two bulges of water.")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from geo_utils.text import inert
 
 _SHIPPED = Path(__file__).resolve().parent
 
@@ -29,11 +31,14 @@ class Template:
         """Hash of the text, part of cache key and manifest."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
-    def fill(self, values: Mapping[str, str], needs: Iterable[str]) -> str:
-        """Return the prompt; values are put in as they are, byte for byte.
+    def fill(self, values: Mapping[str, str | Sequence[str]], needs: Iterable[str]) -> str:
+        """Return the prompt: the one place where text becomes part of one.
+
+        A value is put in byte for byte, but for what would end it there (`text.inert`): it can
+        neither close the template's tags nor open new ones, nor begin another turn of the chat.
 
         Args:
-            values: What the role can put in.
+            values: What the role can put in; several texts become numbered sources.
             needs: What the prompt would be pointless without, such as the page.
 
         Raises:
@@ -47,7 +52,14 @@ class Template:
                 f"prompt template {self.name!r} uses {_names(used)}; it must use "
                 f"{_names(needs)} and may use {_names(values)} (and $$ for a dollar sign)"
             )
-        return template.substitute(values)
+        return template.substitute({name: _put(value) for name, value in values.items()})
+
+
+def _put(value: str | Sequence[str]) -> str:
+    if isinstance(value, str):
+        return inert(value)
+    each = (f'<source number="{i}">\n{inert(text)}\n</source>' for i, text in enumerate(value, 1))
+    return "\n\n".join(each)
 
 
 def load_template(name: str, folder: Path | None = None) -> Template:

@@ -116,10 +116,7 @@ class ModelEngine:
 
         Without sources the model is asked what it knows, by a prompt that speaks of none.
         """
-        numbered = "\n\n".join(
-            f'<source number="{i}">\n{text}\n</source>' for i, text in enumerate(sources, 1)
-        )
-        values = {"query": query} | ({"sources": numbered} if sources else {})
+        values = {"query": query} | ({"sources": sources} if sources else {})
         name = "engine_answer" if sources else "engine_no_sources"
         request = _request("engine", name, self.prompts, values, self.sampling)
         try:
@@ -167,7 +164,8 @@ class ModelJudge:
 
         A point that the model left out, or judged twice, is an abstention of its own.
         """
-        listed = "\n".join(f"{i}. {point.content}" for i, point in enumerate(key_points, 1))
+        contents = (" ".join(point.content.split()) for point in key_points)  # a line each
+        listed = "\n".join(f"{i}. {content}" for i, content in enumerate(contents, 1))
         values = {"key_points": listed, "answer": answer}
         sampling = Sampling(0.0, 256 + 96 * len(key_points))
         request = _request("judge", "judge_all_points", self.prompts, values, sampling)
@@ -213,7 +211,11 @@ async def extract_key_points(
 
 
 def _request(
-    role: str, name: str, prompts: Path | None, values: dict[str, str], sampling: Sampling
+    role: str,
+    name: str,
+    prompts: Path | None,
+    values: Mapping[str, str | Sequence[str]],
+    sampling: Sampling,
 ) -> Request:
     """Return the request that a template and its values make."""
     template = load_template(name, prompts)
@@ -314,7 +316,7 @@ class RewriteTask:
             page = page[: units[-1].end]
         needs = {"page": page}
         if self.method in ("key_point", "arrange_key_point"):
-            needs["key_point"] = key_point.content
+            needs["key_point"] = " ".join(key_point.content.split())
         elif self.method == "rules":
             needs["rules"] = "\n".join(f"- {rule}" for rule in load_rules(self.prompts))
         return self.template.fill(needs | {"query": example.query}, needs)
