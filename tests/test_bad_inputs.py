@@ -34,6 +34,8 @@ BAD = [  # notebook, file, NAME=VALUE, what is said of it
     ("06", "smoke", "", "unknown notebook '06'"),
     ("02", "smok", "", "no parameter file"),
     ("02", "../02_baseline_rewrites/nothing.yaml", "", "no parameter file"),
+    ("02", "smoke", "servers={engine: 'http://me:secret@host/v1'}", "holds no name, password or"),
+    ("02", "smoke", "servers={engine: 'http://host/v1?key=a'}", "holds no name, password or"),
     # forms
     ("02", "smoke", "methods", "'methods': write NAME=VALUE, such as repeats=3"),
     ("02", "smoke", "=3", "'=3': write NAME=VALUE"),

@@ -39,8 +39,25 @@ from geo_utils.parameters import (
 from geo_utils.runs import locate_run
 
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
-_OURS = re.compile(r"--(array|requeue|no-requeue|open-mode|signal|output|error|job-name)\b")
+_OURS = [
+    "--array",
+    "--chdir",
+    "--error",
+    "--export-file",
+    "--job-name",
+    "--no-requeue",
+    "--ntasks",
+    "--open-mode",
+    "--output",
+    "--requeue",
+    "--signal",
+    "--time",
+    "--wrap",
+]
 _MANY_NODES = re.compile(r"(-N|--nodes)")
+_NAME = re.compile(r"\w[\w.-]*")
+_LISTED = re.compile(r"[\w.,@+-]+")  # of partitions and accounts
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 MULTI_NODE = "a task runs on one node: training over several is out of this project's scope"
 
 
@@ -107,14 +124,32 @@ class SlurmSettings(BaseModel):
             )
         return value
 
+    @field_validator("partition", "account")
+    @classmethod
+    def _plain(cls, value: str | None) -> str | None:
+        if value is not None and not _LISTED.fullmatch(value):
+            raise ValueError(f"{value!r}: letters, digits and . , @ + - alone")
+        return value
+
+    @field_validator("sbatch", "setup")
+    @classmethod
+    def _one_line_each(cls, lines: list[str]) -> list[str]:
+        for line in lines:
+            if _CONTROL.search(line):
+                raise ValueError(f"{line!r}: one line each, without line breaks")
+        return lines
+
     @field_validator("sbatch")
     @classmethod
     def _not_ours(cls, lines: list[str]) -> list[str]:
         for line in lines:
             if _MANY_NODES.match(line):
                 raise ValueError(f"{line!r}: {MULTI_NODE}")
-            if found := _OURS.match(line):
-                raise ValueError(f"{line!r}: {found.group()} is set here; leave it out")
+            option = re.match(r"--[a-z-]+", line)
+            if option is None or re.search(r"\s--?[A-Za-z]", line):
+                raise ValueError(f"{line!r}: one option a line, by its long name: --mem=32G")
+            if any(own.startswith(option[0]) for own in _OURS):  # sbatch takes what begins so
+                raise ValueError(f"{line!r}: {option[0]} is set here; leave it out")
         return lines
 
     @model_validator(mode="after")
@@ -220,7 +255,8 @@ def make_tasks(
 
 def described(changes: Mapping[str, Any]) -> str:
     """Return what tells a task from the others, in one line."""
-    return ", ".join(f"{name}={value}" for name, value in changes.items()) or "no changes"
+    each = (f"{name}={value}" for name, value in changes.items())
+    return ", ".join(_CONTROL.sub(" ", text) for text in each) or "no changes"
 
 
 def default_settings() -> Path:
@@ -330,6 +366,8 @@ class Submission:
 def create(name: str, notebook: str, tasks: Sequence[Task], settings: SlurmSettings) -> Submission:
     """Write a submission's folder, beside the runs of its tasks.
 
+    Others may not read it: `setup` is as a user wrote it, and may hold a key.
+
     Raises:
         ParameterError: The name is taken.
         OSError: The folder cannot be written, as on a full disk; none is left.
@@ -338,6 +376,7 @@ def create(name: str, notebook: str, tasks: Sequence[Task], settings: SlurmSetti
     if submission.folder.exists():
         raise ParameterError(f"--name {name!r}: {submission.folder} is there; choose another")
     try:
+        submission.folder.mkdir(mode=0o700, parents=True)
         write_atomic(
             submission.folder / "job.sh", script_text(submission.folder, notebook, tasks, settings)
         )
@@ -360,8 +399,17 @@ def create(name: str, notebook: str, tasks: Sequence[Task], settings: SlurmSetti
 
 
 def place(name: str, tasks: Sequence[Task]) -> Path:
-    """Return the folder of a submission, beside the runs of its tasks."""
-    return resolve_path(tasks[0].params.paths.output) / "slurm" / name
+    """Return the folder of a submission, beside the runs of its tasks.
+
+    Raises:
+        ParameterError: The name would leave it, or a script cannot name it.
+    """
+    folder = resolve_path(tasks[0].params.paths.output) / "slurm" / name
+    if not _NAME.fullmatch(name):
+        raise ParameterError(f"--name {name!r}: letters, digits, _ . and - alone")
+    if _CONTROL.search(str(folder)):
+        raise ParameterError(f"paths.output={str(folder)!r}: no line breaks in a path")
+    return folder
 
 
 def script_text(folder: Path, notebook: str, tasks: Sequence[Task], settings: SlurmSettings) -> str:
@@ -376,7 +424,7 @@ def script_text(folder: Path, notebook: str, tasks: Sequence[Task], settings: Sl
     lines = [
         f"--job-name={notebook}",
         f"--array=0-{len(tasks) - 1}{limit}",
-        f"--output={quoted}/logs/%a.log",
+        f"--output={quoted.replace('%', '%%')}/logs/%a.log",
         "--open-mode=append",
         "--requeue",
         f"--signal=B:USR1@{settings.signal_s}",
@@ -388,7 +436,7 @@ def script_text(folder: Path, notebook: str, tasks: Sequence[Task], settings: Sl
         *settings.sbatch,
     ]
     text = (Path(__file__).parent / "job.sh").read_text(encoding="utf-8")
-    for name, value in {
+    values = {
         "COUNT": f"{len(tasks)} run{'s' if len(tasks) > 1 else ''}",
         "NOTEBOOK": notebook,
         "DIRECTIVES": "\n".join(f"#SBATCH {line}" for line in lines),
@@ -397,9 +445,8 @@ def script_text(folder: Path, notebook: str, tasks: Sequence[Task], settings: Sl
         "SETUP": "".join(f"{line}\n" for line in settings.setup),
         "PYTHON": shlex.quote(sys.executable),
         "FOLDER": quoted,
-    }.items():
-        text = text.replace(f"@{name}@", value)
-    return text
+    }
+    return re.sub(r"@([A-Z_]+)@", lambda found: values[found[1]], text)
 
 
 def find(array: str | None, root: str) -> Submission:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
@@ -184,13 +185,22 @@ class UnusableError(ModelError):
         self.kind, self.again, self.counts = kind, again, counts
 
 
+_SECRET_NAMES = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_CREDENTIALS")
+_LOGIN = re.compile(r"(?<=://)[^/\s]{1,200}@")
+
+
 class FatalError(Exception):
     """No call of this run can succeed: refused key, unknown model. Stops the run."""
 
 
 def redacted(text: str, longest: int = 300) -> str:
-    """Return a service's message without the keys of the environment, which some echo."""
+    """Return a service's message without secrets, and no longer than that."""
+    return without_secrets(text)[:longest]
+
+
+def without_secrets(text: str) -> str:
+    """Return the text without the environment's keys and passwords, and those in addresses."""
     for name, value in os.environ.items():
-        if len(value) >= 8 and name.upper().endswith(("_KEY", "_TOKEN", "_SECRET")):
+        if len(value) >= 8 and name.upper().endswith(_SECRET_NAMES):
             text = text.replace(value, f"[{name}]")
-    return text[:longest]
+    return _LOGIN.sub("", text)

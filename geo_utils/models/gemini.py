@@ -43,6 +43,7 @@ class Gemini:
             base_url=base_url,
             timeout=120_000,
             retry_options=types.HttpRetryOptions(attempts=1),  # else it sends twice, uncounted
+            async_client_args={"allow_redirects": False},  # the key is for this address alone
         )
         self._client = genai.Client(api_key=self._key or "none", http_options=options)
 

@@ -133,7 +133,7 @@ class OpenAIServer:
                 api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "none",
                 max_retries=0,
                 timeout=600.0,
-                http_client=DefaultAioHttpClient(),
+                http_client=DefaultAioHttpClient(follow_redirects=False),
             )
         return self._clients[url]
 

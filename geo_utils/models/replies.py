@@ -20,6 +20,7 @@ from geo_utils.models.base import (
     TransientError,
     UnusableError,
     redacted,
+    without_secrets,
 )
 
 _STOPPED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "finish_reason_unspecified"}
@@ -70,13 +71,13 @@ def received(
         UnusableError: The answer was blocked, or ended for a reason that leaves it torn.
     """
     found = Completion(
-        text=writable(_joined(text)),
+        text=without_secrets(writable(_joined(text))),
         tokens_in=_count(tokens_in),
         tokens_out=_count(tokens_out),
         tokens_cached=_count(tokens_cached),
         latency_s=latency_s,
         logprobs=dict(logprobs) if logprobs else None,
-        served_by=writable(served_by) if isinstance(served_by, str) else "",
+        served_by=redacted(writable(served_by)) if isinstance(served_by, str) else "",
     )
     word = str(getattr(finish_reason, "value", finish_reason)).lower()
     if word in _LENGTH:
@@ -111,6 +112,8 @@ def refusal(
     told = redacted(writable(said))
     if code == 401 or re.search(r"\bapi[ _]?key\b", said, re.IGNORECASE):
         return FatalError(f"the key is refused: {told}")
+    if 300 <= code < 400:
+        return FatalError(f"sent on to another address, which gets no key; name that one: {told}")
     if code == 402:
         return FatalError(f"the service wants to be paid first: {told}")
     if code == 403:

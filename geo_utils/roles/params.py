@@ -85,9 +85,14 @@ def read_addresses(given: Any) -> Any:
     """Return one address, or several, as a list.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is none, or holds a password or key, which the message does not show.
     """
     found = [given] if isinstance(given, str) else given
+    if re.search(r"://[^/\s]*@|://\S*[?#]", str(given)):
+        raise ValueError(
+            "an address holds no name, password or key, since it is kept with the results; write "
+            "http://HOST:PORT/v1 and set the key in the environment (OPENAI_API_KEY)"
+        )
     if isinstance(found, list) and found and all(_ADDRESS.fullmatch(str(url)) for url in found):
         return found
     raise ValueError(

@@ -1,9 +1,14 @@
-"""HTML from the templates beside this module; every value that is put in is escaped."""
+"""Where text becomes HTML: escaped, sanitised, and on pages that run and load nothing else's."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
+from IPython.display import Markdown
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -30,3 +35,60 @@ def filled(template: str, **values: object) -> Markup:
     """
     text = _ENVIRONMENT.get_template(template).render(**values)
     return Markup(text.encode("utf-8", "replace").decode())  # half a character cannot be written
+
+
+def in_words(text: str) -> Markdown:
+    """Return computed words for a notebook cell: Markdown without HTML, links and pictures.
+
+    They quote names of models, folders and reasons that come from elsewhere.
+    """
+    plain = text.replace("&", "&amp;").replace("<", "&lt;")
+    return Markdown(re.sub(r"(!)(?=\[)|(?<=\])(?=[(\[])", r"\1\\", plain))
+
+
+def from_markdown(text: str) -> Markup:
+    """Return Markdown as HTML that runs nothing and loads nothing; links stay."""
+    import bleach
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    renderer = IPythonRenderer(escape=False, exclude_anchor_links=True)
+    rendered = MarkdownWithMath(renderer=renderer).render(text)
+    return Markup(
+        bleach.clean(rendered, _TAGS, _may_stay, ("http", "https", "mailto", "data"), strip=True)
+    )
+
+
+_TAGS = frozenset(
+    """a abbr b blockquote br code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol
+    p pre s span strong sub sup table tbody td th thead tr ul""".split()  # noqa: SIM905
+)
+
+
+def _may_stay(tag: str, name: str, value: str) -> bool:
+    if tag == "img" and name == "src":
+        return value.startswith("data:image/")
+    if tag == "a" and name == "href":
+        return not value.lstrip().lower().startswith("data:")
+    return name in ("align", "alt", "class", "colspan", "rowspan", "start", "title")
+
+
+def secured(page: str, scripts: Iterable[str]) -> str:
+    """Return a page that runs these scripts alone and loads nothing, whatever else stands in it.
+
+    Args:
+        page: A whole page with a head.
+        scripts: Texts of the project's own scripts.
+    """
+    own = {script.strip() for script in scripts}
+    hashes = {
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        for script in re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+        if script.strip() in own
+    }
+    allowed = " ".join(f"'sha256-{value}'" for value in sorted(hashes)) or "'none'"
+    policy = (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "font-src data:; base-uri 'none'; form-action 'none'"
+    )
+    meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+    return re.sub(r"<head>", lambda head: head[0] + meta, page, count=1)

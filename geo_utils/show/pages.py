@@ -31,7 +31,7 @@ from geo_utils.records import (
     results,
 )
 from geo_utils.roles.methods import label
-from geo_utils.show.jinja import filled
+from geo_utils.show.jinja import TEMPLATES, filled, secured
 from geo_utils.show.plots import colour
 
 _LINKS = {
@@ -94,7 +94,7 @@ def _write(path: Path, records: Sequence[Record], title: str, anew: str, ticked:
     written = f" · written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC{anew}"
     values = _values(records, path.parent)
     page = filled("index.html", **values, title=title, ticked=ticked, written=written)
-    write_atomic(path, page)
+    write_atomic(path, secured(page, [(TEMPLATES / "runs.js").read_text("utf-8")]))
 
 
 def _values(records: Sequence[Record], place: Path | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import nbformat
 from nbconvert import HTMLExporter, SlidesExporter
 
 from geo_utils.files import write_atomic
-from geo_utils.show.jinja import TEMPLATES
+from geo_utils.show.jinja import TEMPLATES, secured
 
 BROWSERS = (
     "chromium",
@@ -78,7 +78,8 @@ def render_report(
         "report": folder / "report.html",
         "slides": folder / "slides.html",
     }
-    write_atomic(folder / "report.html", report)
+    runs, fit = ((TEMPLATES / name).read_text("utf-8") for name in ("runs.js", "slides.js"))
+    write_atomic(folder / "report.html", secured(report, [runs]))
     slider = SlidesExporter(
         template_name="geo_slides",
         reveal_url_prefix="reveal-inline",
@@ -86,8 +87,10 @@ def render_report(
         **options,
     )
     script = (_REVEAL / "reveal.js").read_text(encoding="utf-8")
-    slides, _ = slider.from_notebook_node(_a_slide_an_output(node), {"geo_reveal_js": script})
-    write_atomic(folder / "slides.html", _REVEAL_LINK.sub(_inline_style, slides))
+    own = {"geo_reveal_js": script, "geo_slides_js": fit}
+    slides, _ = slider.from_notebook_node(_a_slide_an_output(node), own)
+    slides = secured(_REVEAL_LINK.sub(_inline_style, slides), [runs, script, fit])
+    write_atomic(folder / "slides.html", slides)
     if pdf or ((run.get("parameters") or {}).get("resolved") or {}).get("pdf"):
         try:
             written["pdf"] = print_pdf(folder / "slides.html")

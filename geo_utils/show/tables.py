@@ -191,7 +191,10 @@ def styled(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Style
     def bold(row: pd.Series) -> list[str]:
         return ["font-weight: bold" if row.name in marked else ""] * len(row)
 
-    return table.style.apply(bold, axis=1).set_caption(caption).set_table_styles(_STYLE)
+    shown = table.style.apply(bold, axis=1).format(escape="html")
+    for axis in (0, 1):
+        shown = shown.format_index(escape="html", axis=axis)
+    return shown.set_caption(html.escape(caption)).set_table_styles(_STYLE)
 
 
 def over_queries(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Styler:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from IPython.display import HTML
 from markupsafe import Markup
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from geo_utils.files import resolve_path
 from geo_utils.records import (
@@ -22,7 +21,7 @@ from geo_utils.records import (
     results,
     telling_results,
 )
-from geo_utils.show.jinja import filled
+from geo_utils.show.jinja import filled, from_markdown
 from geo_utils.show.pages import duration
 from geo_utils.weekly.params import WeeklyParams
 
@@ -98,7 +97,7 @@ def _shown(output: dict[str, Any], heading: str) -> Markup:
     if "text/html" in data:
         return _shortened(data["text/html"])
     if "text/markdown" in data:
-        return _from_markdown(data["text/markdown"])
+        return from_markdown(data["text/markdown"])
     if output.get("output_type") in ("display_data", "execute_result") and "text/plain" in data:
         return Markup("<pre>{}</pre>").format(data["text/plain"])
     return Markup()
@@ -113,11 +112,6 @@ def _shortened(table: str) -> Markup:
     kept = table[: found.start(1)] + "".join(rows[:MOST_ROWS]) + table[found.end(1) :]
     left_out = len(rows) - MOST_ROWS
     return Markup(f"{kept}<p>{left_out} more rows are in the run's report.</p>")
-
-
-def _from_markdown(text: str) -> Markup:
-    renderer = IPythonRenderer(escape=False, exclude_anchor_links=True)
-    return Markup(MarkdownWithMath(renderer=renderer).render(text))
 
 
 @dataclass(frozen=True)
@@ -279,7 +273,7 @@ def _notes(text: str) -> Iterator[HTML]:
         pages = _pages(body)
         for i, page in enumerate(pages):
             number = f" ({i + 1} of {len(pages)})" if len(pages) > 1 else ""
-            yield _slide(f"{heading.strip()}{number}", _from_markdown(page))
+            yield _slide(f"{heading.strip()}{number}", from_markdown(page))
 
 
 def _pages(body: str) -> list[str]:

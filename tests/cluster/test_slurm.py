@@ -130,6 +130,16 @@ class TestSettings:
             ("sbatch: [--nodes=2]", "a task runs on one node"),
             ("sbatch: [-N 2]", "a task runs on one node"),
             ("sbatch: [--array=0-3]", "--array is set here"),
+            ("sbatch: [--outp=/tmp/x]", "--outp is set here"),
+            ("sbatch: [-o /tmp/x]", "by its long name"),
+            ("sbatch: [-J evil]", "by its long name"),
+            ("sbatch: ['--mem=64G -a 0-9']", "one option a line"),
+            ("sbatch: ['--mem=64G --output=x']", "one option a line"),
+            ('sbatch: ["--mem=1G\\ntouch x"]', "without line breaks"),
+            ('sbatch: ["--mem=1G\\u2028touch x"]', "without line breaks"),
+            ('setup: ["module load a\\ntouch x"]', "without line breaks"),
+            ('partition: "gpu\\ntouch x"', "letters, digits and"),
+            ("account: 'lab; touch x'", "letters, digits and"),
             ("time: '1'\nsignal_s: 60", "told to save before it has begun"),
         ],
     )
@@ -191,6 +201,47 @@ class TestScript:
         again = read_parameters(NB02, str(submission.task_file(1)))[2]
         changed = {"paths": again.paths.model_dump()}
         assert again.model_dump() == tasks[1].params.model_dump() | changed
+
+    @pytest.mark.parametrize("name", ["../../x", "a/b", "", ".x", "a\nb", "a b", "$(touch x)"])
+    def test_a_name_stays_in_its_folder(self, tmp_path, name):
+        _, tasks = make_tasks(NB02, ["smoke"], {}, [("paths.output", str(tmp_path / "out"))])
+        with pytest.raises(ParameterError, match="letters, digits, _ . and - alone"):
+            create(name, NB02, tasks, settings())
+        assert not list(tmp_path.iterdir())
+
+    def test_text_of_a_grid_is_no_parameter_and_no_command(self, tmp_path):
+        """The written script is run by bash, with a Python that tells what it was given."""
+        root = tmp_path / "it's 5 % @PYTHON@ $(touch a) `touch b`"
+        evil = "x\nrepeats: 1000\n# \u2028touch c"
+        _, tasks = make_tasks(
+            NB02, ["smoke"], {"corpus.name": ["jsonl"], "corpus.path": [evil, "y"]},
+            [("paths.output", json.dumps(str(root)))],
+        )  # fmt: skip
+        said = tmp_path / "said"
+        given = settings(setup=[f"python() {{ printf '%s|' \"$@\" > {said}; }}"])
+        submission = create("sweep", NB02, tasks, given)
+        text = (submission.folder / "job.sh").read_text().replace(sys.executable, "python")
+        directives = [line for line in text.splitlines() if line.startswith("#SBATCH")]
+        assert f"--output='{str(root).replace('%', '%%')}".replace("it's", """it'"'"'s""") in text
+        assert len(directives) == 10
+        done = subprocess.run(["bash"], input=text, text=True, cwd=tmp_path, capture_output=True,
+                              env=os.environ | {"SLURM_ARRAY_TASK_ID": "0"})  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        asked = said.read_text().split("|")
+        assert asked[:4] == ["-m", "geo_utils", "slurm", "task"]
+        assert asked[4:6] == [str(submission.folder), "0"]
+        again = read_parameters(NB02, str(submission.task_file(0)))[2]
+        assert again.corpus.path == evil and again.repeats == tasks[0].params.repeats
+        assert {path.name for path in tmp_path.iterdir()} == {"said", root.name}
+
+    def test_others_may_not_read_what_setup_lines_hold(self, submission):
+        assert submission.folder.stat().st_mode & 0o077 == 0
+
+    def test_a_path_with_a_line_break_is_refused(self, tmp_path):
+        given = [("paths.output", json.dumps(f"{tmp_path}/a\ntouch x"))]
+        _, tasks = make_tasks(NB02, ["smoke"], {}, given)
+        with pytest.raises(ParameterError, match="no line breaks in a path"):
+            create("sweep", NB02, tasks, settings())
 
     def test_a_name_is_taken_once(self, submission):
         _, tasks = make_tasks(

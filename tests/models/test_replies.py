@@ -16,6 +16,7 @@ from geo_utils.models.base import (
     Request,
     TransientError,
     UnusableError,
+    redacted,
 )
 from geo_utils.models.cache import AnswerCache, request_key
 from geo_utils.models.caller import Caller, Retries
@@ -477,3 +478,64 @@ class TestCacheLines:
         key, _ = self.kept(tmp_path)
         (tmp_path / "20260101-000000-1-abcd.answers.jsonl").mkdir()
         assert AnswerCache(tmp_path).get(key).text == "Tides are supported."
+
+
+SECRET = "sk-a-secret-that-a-service-echoes"
+
+
+class TestSecrets:
+    """What a service echoes of a key, and where it sends one, stays away from every file."""
+
+    @pytest.fixture(autouse=True)
+    def key(self, monkeypatch):
+        for name in ("OPENAI_API_KEY", "GEMINI_API_KEY", "MY_PASSWORD"):
+            monkeypatch.setenv(name, SECRET)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            changed(FINE, message={"content": f"It is {SECRET} [1]."}) | {"model": f"m-{SECRET}"},
+            changed(FINE, finish_reason=f"bad {SECRET}"),
+            {"error": {"message": f"bad {SECRET}", "code": 400}},
+            f"<html>{SECRET}</html>",
+            {"choices": SECRET},
+        ],
+    )
+    def test_an_echoed_key_is_taken_out(self, body, tmp_path):
+        async def scene():
+            async with Service(body) as service:
+                model = OpenAIServer("m", [f"http://127.0.0.1:{service.port}/v1"])
+                caller = Caller(model, AnswerCache(tmp_path), QUICK)
+                try:
+                    return await caller.complete(Request("engine", "x"))
+                finally:
+                    await caller.close()
+
+        try:
+            told = repr(run_sync(scene()))
+        except Exception as error:
+            told = f"{error!r} {error}"
+        kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+        assert SECRET not in told and SECRET.encode() not in kept
+
+    @pytest.mark.parametrize("kind", ["gemini", "openai"])
+    @pytest.mark.parametrize("status", [301, 302, 307, 308])
+    def test_no_key_follows_a_redirect(self, kind, status):
+        async def scene():
+            async with Service(FINE_GEMINI if kind == "gemini" else FINE) as other:
+                to = {"Location": f"http://127.0.0.1:{other.port}/v1/chat/completions"}
+                async with Service("", status, to) as service:
+                    address = f"http://127.0.0.1:{service.port}"
+                    asked = (Gemini("m", address) if kind == "gemini"
+                             else OpenAIServer("m", [f"{address}/v1"]))  # fmt: skip
+                    try:
+                        await asked.complete(Request("engine", "x"))
+                    finally:
+                        await asked.close()
+                        assert service.calls == 1 and other.calls == 0
+
+        with pytest.raises(FatalError, match="sent on to another address, which gets no key"):
+            run_sync(scene())
+
+    def test_a_login_in_an_address_is_not_shown(self):
+        assert redacted("http://me:pa@ss@host/v1: down") == "http://host/v1: down"
