@@ -22,6 +22,7 @@ import traceback
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from geo_utils.models.base import Request, TransientError
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller, Retries
 from geo_utils.models.gemini import Gemini
+from geo_utils.models.loops import on_the_loop
 from geo_utils.roles.by_model import ModelEngine, ModelJudge
 from geo_utils.show.pages import write_index
 from geo_utils.visibility import visibility
@@ -198,6 +200,96 @@ def throughput(folder):
         return statistics.median(
             asyncio.run(ours(turn)) / asyncio.run(bare(turn)) for turn in range(5)
         )
+
+
+@lru_cache(maxsize=1)
+def crowd():
+    """20,000 calls at once: rate over the SDK's, longest block of the loop in ms, and MB."""
+    from google import genai
+    from google.genai import types
+
+    n, width = 20_000, 32
+    with tempfile.TemporaryDirectory() as folder, look_alike(Path(folder), "constant:0") as server:
+
+        async def bare():
+            client = genai.Client(api_key="k", http_options=types.HttpOptions(base_url=server.url))
+            config = types.GenerateContentConfig(temperature=0.7, max_output_tokens=100)
+            places = asyncio.Semaphore(width)
+
+            async def one(i):
+                async with places:
+                    await client.aio.models.generate_content(
+                        model=MODEL, contents=f"bare {i}", config=config
+                    )
+
+            started = time.perf_counter()
+            await asyncio.gather(*(one(i) for i in range(n // 5)))
+            return n / 5 / (time.perf_counter() - started)
+
+        async def ours():
+            cache = AnswerCache(Path(folder) / "cache")
+            caller = Caller(Gemini(MODEL, server.url), cache, replace(QUICK, max_concurrency=width))
+            await caller.complete(ask("warm-up"))
+
+            over = []
+
+            async def watch():
+                longest, last = 0.0, time.perf_counter()
+                while not over:
+                    await asyncio.sleep(0.005)
+                    now = time.perf_counter()
+                    longest, last = max(longest, now - last - 0.005), now
+                return longest
+
+            watching = asyncio.create_task(on_the_loop(watch()))
+            await asyncio.sleep(0.1)
+            started = time.perf_counter()
+            await asyncio.gather(*(caller.complete(ask(f"ours {i}")) for i in range(n)))
+            rate = n / (time.perf_counter() - started)
+            over.append(True)
+            return rate, 1000 * await watching
+
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        rate, blocked = asyncio.run(ours())
+        megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        return rate / asyncio.run(bare()), blocked, megabytes
+
+
+@figure("20,000 calls at once: rate over the bare SDK's", 0.7, "", at_least=True, minutes=True)
+def crowd_rate(folder):
+    return crowd()[0]
+
+
+@figure("20,000 calls at once: the loop's longest block", 100.0, "ms", minutes=True)
+def crowd_block(folder):
+    return crowd()[1]
+
+
+@figure("20,000 calls at once: memory above the import", 300.0, "MB", minutes=True)
+def crowd_memory(folder):
+    return crowd()[2]
+
+
+@figure("a call beside 500 segments of the cache, over one beside none", 1.1, "")
+def many_segments(folder):
+    def spent(cache):
+        caller = Caller(Scripted(), cache, QUICK)
+
+        async def batch():
+            started = time.process_time()
+            await asyncio.gather(*(caller.complete(ask(f"{cache.folder} {i}")) for i in range(500)))
+            return time.process_time() - started
+
+        return asyncio.run(batch())
+
+    def made(turn, segments):
+        place = folder / f"{turn}-{segments}"
+        place.mkdir()
+        for i in range(segments):
+            (place / f"{i}.answers.jsonl").write_text(f"{i:064x} {{}}\n")
+        return AnswerCache(place)
+
+    return statistics.median(spent(made(t, 500)) / spent(made(t, 0)) for t in range(7))
 
 
 @figure("a finished evaluation of 1,080 samples runs again", 8.0)

@@ -22,8 +22,10 @@ from geo_utils.files import write_atomic
 from geo_utils.models.base import Completion, Request
 from geo_utils.models.replies import writable
 
-_POLL_S = 0.02
+_POLL_S = (0.02, 0.25)  # the first pause and the longest
 _ENDING = ".answers.jsonl"
+_CHANGES = ".changes"  # a byte for each answer that was put, so that one look tells of new ones
+_MOST_SEGMENTS = 16  # that nobody writes to
 # One descriptor a lock file for the life of the process: closing any descriptor of a file drops
 # all of the process's POSIX locks on it.
 _LOCK_FILES: dict[Path, int] = {}
@@ -63,8 +65,10 @@ class AnswerCache:
         self._index: dict[str, tuple[Path, int, int]] = {}
         self._read_up_to: dict[Path, int] = {}
         self._inodes: dict[Path, int] = {}
+        self._anew: dict[Path, tuple[int, int]] = {}
         self._segment: tuple[int, Path] | None = None
         self._torn, self._owner = False, os.getpid()
+        self._known = -1  # how long the list of changes was when all of it had been read
         self._lock = threading.RLock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -75,11 +79,16 @@ class AnswerCache:
                 f"cache folder {folder} cannot be written ({error.strerror}); answers that cost "
                 "money would be lost. Set paths.cache to a folder that can"
             ) from error
+        self._merge()
         self.refresh()
 
     def refresh(self) -> None:
-        """Index what other processes have added."""
+        """Index what other processes have added, if they have."""
+        changes = self._changes()
+        if changes == self._known:
+            return
         with self._lock, contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as listing:
+            self._known = changes
             for entry in listing:
                 with contextlib.suppress(OSError):  # gone meanwhile, or another user's own
                     if entry.name.endswith(_ENDING) and entry.is_file():
@@ -101,7 +110,24 @@ class AnswerCache:
         with self._lock:
             place = self._index.get(key)
             entry = _read_entry(key, *place) if place else None
+            if place and entry is None and self._moved(place[0]):
+                place = self._index.get(key)
+                entry = _read_entry(key, *place) if place else None
             return _held(entry) if entry else None
+
+    def _moved(self, path: Path) -> bool:
+        """Index anew a segment that is not as it was: pruned, emptied, or put into another."""
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            state = (status.st_ino, status.st_size)
+            if self._anew.get(path) == state:
+                return False  # what is torn in it stays torn
+            self._anew[path] = state
+        self._index = {k: p for k, p in self._index.items() if p[0] != path}
+        self._read_up_to.pop(path, None)
+        self._known = -1
+        self.refresh()
+        return True
 
     def put(self, key: str, model: str, request: Request, completion: Completion) -> None:
         """Keep an answer.
@@ -133,6 +159,7 @@ class AnswerCache:
             if os.write(descriptor, line) < len(line):
                 raise OSError(errno.ENOSPC, "only a part of the answer could be written")
             self._torn = False
+            self._note_change()
             self._read_up_to[path] = end + len(line)
             self._index[key] = (path, end + line.startswith(b"\n"), len(line.lstrip()))
 
@@ -143,13 +170,14 @@ class AnswerCache:
         The operating system frees the key when its process dies, however it dies.
         """
         descriptor = _lock_file(self.folder / ".in-flight")
-        offset = int(key[:15], 16)
+        offset, pause = int(key[:15], 16), _POLL_S[0]
         while True:
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
                 break
             except (BlockingIOError, PermissionError):
-                await asyncio.sleep(_POLL_S)
+                await asyncio.sleep(pause)
+                pause = min(1.5 * pause, _POLL_S[1])
         try:
             yield
         finally:
@@ -182,7 +210,45 @@ class AnswerCache:
                 deleted += len(lines) - len(kept)
                 if len(kept) < len(lines):
                     write_atomic(path, b"".join(kept))
+                    self._note_change()
         return deleted, busy
+
+    def _changes(self) -> int:
+        try:
+            return (self.folder / _CHANGES).stat().st_size
+        except OSError:  # nothing was put yet
+            return 0
+
+    def _note_change(self) -> None:
+        with (self.folder / _CHANGES).open("ab", buffering=0) as file:
+            file.write(b".")
+            # Where another process has put one as well, what it put is still to be read.
+            self._known += os.fstat(file.fileno()).st_size == self._known + 1
+
+    def _merge(self) -> None:
+        """Put the segments that nobody writes to into one, where there are many.
+
+        A process that is killed meanwhile leaves answers twice; one that reads the old segments
+        finds them gone, and the answers in the new one.
+        """
+        with contextlib.suppress(OSError), contextlib.ExitStack() as open_files:
+            paths = sorted(self.folder.glob(f"*{_ENDING}"))
+            if len(paths) <= _MOST_SEGMENTS:
+                return
+            lock = open_files.enter_context((self.folder / ".merging").open("ab"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            idle, lines = [], []
+            for path in paths:
+                with contextlib.suppress(OSError):
+                    file = open_files.enter_context(path.open("rb"))
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lines += [part for part in file if len(part) > 66 and part.endswith(b"\n")]
+                    idle.append(path)
+            name = f"{time.strftime('%Y%m%d-%H%M%S')}-merged-{secrets.token_hex(4)}{_ENDING}"
+            write_atomic(self.folder / name, b"".join(lines))
+            self._note_change()
+            for path in idle:
+                path.unlink()
 
     def _open_segment(self) -> tuple[int, Path]:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(4)}{_ENDING}"

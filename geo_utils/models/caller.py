@@ -14,6 +14,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +104,9 @@ class Caller:
         self.usage = usage or Usage()
         self._cache, self._limit = cache, limit
         self._slots = asyncio.Semaphore(self.retries.max_concurrency)
+        # By the loop that calls come from: of thousands, a few at a time are looked at.
+        self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
+        self._gates = WeakKeyDictionary()
         self._scope = str(cache.folder) if cache else f"caller {id(self)}"
         # Why no call may be made any more, and until when the service asked all calls to wait.
         self._stopped: Exception | None = None
@@ -118,7 +122,11 @@ class Caller:
             FatalError: The key is refused or the model unknown; stops the run.
             RunInterrupted: The budget is spent or the service down; stops the run.
         """
-        return await on_the_loop(self._complete(request))
+        loop = asyncio.get_running_loop()
+        if loop not in self._gates:
+            self._gates[loop] = asyncio.Semaphore(2 * self.retries.max_concurrency)
+        async with self._gates[loop]:
+            return await on_the_loop(self._complete(request))
 
     async def _complete(self, request: Request) -> Completion:
         key, held = self.peek(request)
@@ -150,24 +158,31 @@ class Caller:
         return key, self._cache.get(key) if self._cache else None
 
     async def _ask_once(self, key: str, request: Request, role: RoleUsage) -> Completion:
-        """Ask unless another process of this cache has, or is about to have, the answer."""
-        if self._cache is None:
-            async with self._slots:
+        """Ask unless another process of this cache has, or is about to have, the answer.
+
+        What waits for its turn holds no lock: the operating system's list of them would grow.
+        """
+        async with self._slots:
+            if self._cache is None:
                 return await self._try(request, role)
-        async with self._cache.in_flight(key):
-            self._cache.refresh()
-            held = self._cache.get(key)
+            return await self._ask_alone(self._cache, key, request, role)
+
+    async def _ask_alone(
+        self, cache: AnswerCache, key: str, request: Request, role: RoleUsage
+    ) -> Completion:
+        async with cache.in_flight(key):
+            cache.refresh()
+            held = cache.get(key)
             if held is not None:
                 self.usage.count_cached(role, held)
                 return held
-            async with self._slots:
-                completion = await self._try(request, role)
+            completion = await self._try(request, role)
             try:
-                self._cache.put(key, self.model.model, request, completion)
+                cache.put(key, self.model.model, request, completion)
             except OSError as error:
                 # This answer is used; the next would be paid for and lost as well.
                 self._stop(
-                    f"cache folder {self._cache.folder} cannot be written any more "
+                    f"cache folder {cache.folder} cannot be written any more "
                     f"({error.strerror}); stopped before more answers are paid for and lost"
                 )
             return completion

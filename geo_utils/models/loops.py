@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_AT_ONCE = 16
 _LOOP: asyncio.AbstractEventLoop | None = None
 _LOCK = threading.Lock()
 
@@ -65,8 +66,23 @@ async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
     When a budget or a failing service stops a run, calls that are under way still come to their
     end, and their answers, which are paid for, into the cache. An interrupt cancels them.
+
+    They begin a few at a time: thousands at once would leave the loop no time for anything else.
     """
-    results = await asyncio.gather(*coroutines, return_exceptions=True)
+    each = list(coroutines)
+    begun: list[asyncio.Task[T]] = []
+    try:
+        for place, coroutine in enumerate(each):
+            begun.append(asyncio.create_task(coroutine))
+            if place % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
+        results = await asyncio.gather(*begun, return_exceptions=True)
+    except asyncio.CancelledError:
+        for task in begun:
+            task.cancel()
+        for coroutine in each[len(begun) :]:
+            coroutine.close()
+        raise
     for result in results:
         if isinstance(result, BaseException):
             raise result

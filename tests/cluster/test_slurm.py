@@ -205,7 +205,7 @@ class TestScript:
     @pytest.mark.parametrize("name", ["../../x", "a/b", "", ".x", "a\nb", "a b", "$(touch x)"])
     def test_a_name_stays_in_its_folder(self, tmp_path, name):
         _, tasks = make_tasks(NB02, ["smoke"], {}, [("paths.output", str(tmp_path / "out"))])
-        with pytest.raises(ParameterError, match="letters, digits, _ . and - alone"):
+        with pytest.raises(ParameterError, match=r"letters, digits, _ \. and - alone"):
             create(name, NB02, tasks, settings())
         assert not list(tmp_path.iterdir())
 

@@ -202,6 +202,64 @@ class TestCache:
         assert reader.get("a" * 64) is None
         assert [reader.get(key * 64).text for key in "bcd"] == ["after"] * 3
 
+    def test_many_segments_become_one_and_nobody_loses_an_answer(self, tmp_path):
+        reader = AnswerCache(tmp_path)  # from before they are put together
+        for i in range(40):
+            writer = AnswerCache(tmp_path)
+            writer.put(f"{i:064x}", "m", ask(), Completion(f"answer {i}"))
+            if i < 39:
+                os.close(writer._segment[0])  # as when its process has ended
+        reader.refresh()
+        with next(iter(tmp_path.glob("*.jsonl"))).open("ab") as file:
+            file.write(b"f" * 64 + b" torn")
+        later = AnswerCache(tmp_path)
+        assert len(list(tmp_path.glob("*.answers.jsonl"))) < 20  # and the one that is written to
+        assert writer._segment[1].is_file()
+        for cache in (reader, later, writer):
+            cache.refresh()
+            assert [cache.get(f"{i:064x}").text for i in range(40)] == [
+                f"answer {i}" for i in range(40)
+            ]
+        assert later.get("f" * 64) is None
+
+    def test_what_waits_for_its_turn_holds_no_lock(self, tmp_path):
+        """20,000 of them in the operating system's list would freeze the loop for seconds."""
+        held = []
+
+        class Counting(Scripted):
+            async def complete(self, request):
+                mine = [line for line in Path("/proc/locks").read_text().splitlines()
+                        if line.split()[4] == str(os.getpid()) and "POSIX" in line]  # fmt: skip
+                held.append(len(mine))
+                await asyncio.sleep(0.01)
+                return await super().complete(request)
+
+        caller = Caller(Counting(), AnswerCache(tmp_path), replace(QUICK, max_concurrency=4))
+
+        async def many():
+            await asyncio.gather(*(caller.complete(ask(str(i))) for i in range(100)))
+
+        before = Path("/proc/locks").read_text().count(f" {os.getpid()} ")
+        run(many())
+        assert len(held) == 100 and max(held) <= before + 4
+
+    def test_the_folder_is_looked_through_only_where_others_have_written(
+        self, tmp_path, monkeypatch
+    ):
+        scans, real = [], os.scandir
+        caller = Caller(Scripted(), AnswerCache(tmp_path), QUICK)
+        other = AnswerCache(tmp_path)
+        monkeypatch.setattr(os, "scandir", lambda path: scans.append(path) or real(path))
+
+        async def many(name):
+            await asyncio.gather(*(caller.complete(ask(f"{name} {i}")) for i in range(50)))
+
+        run(many("a"))
+        assert not scans
+        other.put(request_key("scripted", ask("b 7")), "m", ask("b 7"), Completion("theirs"))
+        run(many("b"))
+        assert len(scans) == 1 and "b 7" not in caller.model.prompts
+
     def test_a_segment_that_cannot_be_read_is_a_miss(self, tmp_path, monkeypatch):
         AnswerCache(tmp_path).put("a" * 64, "m", ask(), Completion("fine"))
         closed = tmp_path / "another.answers.jsonl"
