@@ -89,12 +89,9 @@ def serve_here(server: LocalServer, gpu: str, log: Path) -> Iterator[str]:
     Raises:
         ServerError: There is no GPU for it, or it does not come up.
     """
-    try:
-        with urllib.request.urlopen(f"{server.address}/v1/models", timeout=5):
-            yield server.address
-            return
-    except urllib.error.URLError:
-        pass
+    if _answers(f"{server.address}/v1/models"):
+        yield server.address
+        return
     if not gpu:
         raise ServerError(
             f"nothing answers at {server.address}, and there is no GPU for {server.model}: ask "
@@ -116,16 +113,23 @@ def wait_until_up(program: Supervised, url: str, name: str, start_s: float) -> N
     """
     until = time.monotonic() + start_s
     while (status := program.poll()) is None and time.monotonic() <= until:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                return
+        if _answers(url):
+            return
         time.sleep(0.2)
     tail = program.tail(1500)
     said = f"was not up after {start_s:g} s" if status is None else f"ended with status {status}"
     raise ServerError(f"{name} {said}: {tail[-600:]}", tail)
+
+
+def _answers(url: str) -> bool:
+    """Tell whether an address answers, be it with a refusal."""
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except OSError:
+        return False
 
 
 def free_port() -> int:

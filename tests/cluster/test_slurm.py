@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import yaml
@@ -609,3 +610,10 @@ def test_a_server_without_a_gpu_says_what_to_do(tmp_path):
         serve_here(missing, "", tmp_path / "log"),
     ):
         raise AssertionError
+
+
+def test_an_error_of_the_body_is_the_body_s_own(tmp_path, gemini_server):
+    """A run that fails to reach something else is no server that could not be started."""
+    up = LocalServer(gemini_server().url, "m", policy=False)
+    with pytest.raises(URLError, match="elsewhere"), serve_here(up, "", tmp_path / "log"):
+        raise URLError("elsewhere")
