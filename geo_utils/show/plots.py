@@ -119,15 +119,19 @@ def probability_figure(
         references: Labelled vertical lines, such as `EARLIER_STUDY`.
     """
     shares = summary["key_point_probability"]
-    best = str(shares.idxmax()) if shares.notna().all() else ""
-    title = best and (
-        f"{label(best).capitalize()} puts the key point into {shares[best]:.0%} of answers, the "
-        f"original page into {shares['original']:.0%}"
-    )
+    scored = bool(shares.notna().all())
+    raised = shares[summary["clear"].eq(True) & summary["difference"].gt(0)]
+    title = _unscored(summary)
+    if scored:
+        base = f"the original page into {shares['original']:.0%}"
+        title = f"No method clearly puts the key point into more answers than {base}"
+    if scored and len(raised):
+        best = str(raised.idxmax())
+        name = label(best).capitalize()
+        title = f"{name} puts the key point into {shares[best]:.0%} of answers, {base}"
     return interval_figure(
-        method_rows(summary, "key_point_probability", "ci"), title or _unscored(summary),
-        "key-point probability", basis(summary, source), limits=(0, 1.0),
-        lines=references if best else None,
+        method_rows(summary, "key_point_probability", "ci"), title, "key-point probability",
+        basis(summary, source), limits=(0, 1.0), lines=references if scored else None,
     )  # fmt: skip
 
 
@@ -152,10 +156,14 @@ def visibility_figure(summary: pd.DataFrame, source: str) -> Figure:
     shares = summary["pawc"]
     title = _unscored(summary)
     if shares.notna().all():
-        title = (
-            f"{label(str(shares.idxmax())).capitalize()} gives the target page most visibility: "
-            f"PAWC {shares.max():.2f}, original {shares['original']:.2f}"
+        best, own = str(shares.idxmax()), shares["original"]
+        apart = summary["pawc_low"][best] > summary["pawc_high"]["original"]
+        verdict = (
+            f"{label(best).capitalize()} gives the target page more visibility"
+            if apart
+            else "No method's visibility lies clearly above the original page's"
         )
+        title = f"{verdict}: PAWC at most {shares.max():.2f}, original {own:.2f}"
     quantity = "position-adjusted word count of the target, share"
     return interval_figure(
         method_rows(summary, "pawc", "pawc"), title, quantity, basis(summary, source)
