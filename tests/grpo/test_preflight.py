@@ -336,7 +336,7 @@ class TestAdapter:
             (lambda f: shutil.rmtree(f), "no such folder"),
             (lambda f: (f / "trainer_state.json").unlink(), "trainer_state.json is missing or to"),
             (lambda f: (f / "trainer_state.json").write_text("{"), "name an earlier checkpoint"),
-            (lambda f: (f / "adapter_config.json").unlink(), "without adapter_config.json; copy"),
+            (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json missing; copy"),
             (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json is torn"),
             (lambda f: (f / "adapter_config.json").write_text("3"), "adapter_config.json is torn"),
         ],

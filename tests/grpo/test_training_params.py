@@ -48,7 +48,7 @@ class TestSections:
             ("learning_rate", "grpo.learning_rate"), ("lora_r", "lora.r"),
             ("lora_alpha", "lora.lora_alpha"), ("lora_target_modules", "lora.target_modules"),
             ("use_dora", "lora.use_dora"), ("reward_funcs", "reward.funcs"),
-            ("reward_weights", "reward.weights"), ("grpo_options", "grpo"), ("env", "at the top"),
+            ("reward_weights", "reward.weights"), ("grpo_options", "grpo"), ("output_dir", "grpo.output_dir"),
             ("method", "policy.method"), ("model_name_or_path", "policy.base"),
             ("cold_start", "policy.cold_start"), ("models", "a role is one string"),
             ("output_root", "paths.output"), ("temperature", "sampling.temperature"),
@@ -94,16 +94,18 @@ class TestOverrides:
         (
             {"num_generations": 8, "per_device_train_batch_size": 12},
             {},
-            "per_device_train_batch_size=12 x 1 steps = 12 completions do not divide into groups "
-            "of num_generations=8; choose a multiple, such as 16",
+            "grpo: 12 completions are generated together, and do not divide into batches of "
+            "per_device_train_batch_size=12 and groups of num_generations=8; choose a multiple of "
+            "24",
         ),
         (
             {"num_generations": 8, "per_device_train_batch_size": 2, "steps_per_generation": 3},
             {},
-            "2 x 3 steps = 6 completions do not divide into groups of num_generations=8",
+            "6 completions are generated together, and do not divide into batches of "
+            "per_device_train_batch_size=2 and groups of num_generations=8; choose a multiple of 8",
         ),
-        ({"num_generations": 1}, {}, "num_generations=1: a group needs at least 2 completions"),
-        ({"num_generations": "8"}, {}, "num_generations='8': a whole number of at least 1"),
+        ({"num_generations": 1}, {}, "num_generations=1: a whole number of at least 2 is needed"),
+        ({"num_generations": "8"}, {}, "num_generations='8': a whole number of at least 2"),
         ({"max_steps": -1}, {}, "max_steps=-1: a whole number of at least 1"),
         (
             {"gradient_accumulation_steps": 0},
@@ -113,7 +115,8 @@ class TestOverrides:
         (
             {"generation_batch_size": 12},
             {},
-            "generation_batch_size=12 must be a multiple of per_device_train_batch_size=8",
+            "12 completions are generated together, and do not divide into batches of "
+            "per_device_train_batch_size=8 and groups of num_generations=8; choose a multiple of 8",
         ),
         (
             {"generation_batch_size": 16, "steps_per_generation": 2},
@@ -127,7 +130,16 @@ class TestOverrides:
             "grpo.learning_rte: no such field; did you mean 'learning_rate'?",
         ),
         ({"top_k": 20}, {}, "grpo.top_k=20: the comparison samples without it"),
-        ({"scale_rewards": "batch"}, {}, "scale_rewards='batch' compares completions of different"),
+        (
+            {"scale_rewards": "batch"},
+            {},
+            "scale_rewards='batch': rewards are normalised within the group of one prompt, or not",
+        ),
+        (
+            {"multi_objective_aggregation": "normalize_then_sum"},
+            {},
+            "multi_objective_aggregation='normalize_then_sum': rewards are normalised within",
+        ),
         (
             {},
             {"lora": {"lora_alfa": 1}},
@@ -165,12 +177,12 @@ class TestOverrides:
         (
             {},
             {"policy": {"cold_start": {"small_model": {}}}},
-            "cold_start.steps=0: a small_model of random weights has to learn to write first",
+            "cold_start.steps=0: a small_model of random weights must learn to write",
         ),
         (
             {},
             {"policy": {"method": "original"}},
-            "policy.method: 'original' is no prompt that a policy can learn",
+            "policy.method='original': choose from key_point, unique_words, fluency,",
         ),
         ({}, {"policy": {"method": "arrange_keypoint"}}, "did you mean 'arrange_key_point'?"),
         (
@@ -306,7 +318,7 @@ class TestAtOnce:
             [sys.executable, *command], cwd=PROJECT, capture_output=True, text=True, check=False
         )
         assert done.returncode == 2 and not heavy_imports()
-        assert "num_generations=1: a group needs at least 2" in done.stderr
+        assert "num_generations=1: a whole number of at least 2" in done.stderr
         assert "Traceback" not in done.stderr
 
     def test_reading_a_recipe_imports_no_torch(self):
