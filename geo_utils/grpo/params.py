@@ -207,12 +207,10 @@ GRPO_DEFAULTS: dict[str, Any] = {
     "save_steps": 25, "save_total_limit": 2, "logging_steps": 1, "report_to": "none",
 }  # fmt: skip
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-_COUNTS = {  # fields that are whole numbers, with the least of each
-    **dict.fromkeys(("max_steps", "per_device_train_batch_size", "num_iterations"), 1),
-    **dict.fromkeys(("gradient_accumulation_steps", "steps_per_generation"), 1),
-    "generation_batch_size": 1,
-    "num_generations": 2,
-}
+_COUNTS = (
+    *("max_steps", "num_generations", "per_device_train_batch_size", "num_iterations"),
+    *("gradient_accumulation_steps", "steps_per_generation", "generation_batch_size"),
+)
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?")
 _ACROSS = "rewards are normalised within the group of one prompt, or not at all"
 # What this training can have of a field of TRL's, and why no more.
@@ -387,11 +385,11 @@ class GrpoParams(RunParams):
 
     def _field_problems(self) -> Iterator[str]:
         """Say which fields of TRL and PEFT cannot be had."""
-        for name, least in _COUNTS.items():
+        for name in _COUNTS:
             value = self.grpo.get(name)
             unset = value is None and name not in GRPO_DEFAULTS
-            if not unset and (type(value) is not int or value < least):
-                yield f"grpo.{name}={value!r}: a whole number of at least {least} is needed"
+            if not unset and (type(value) is not int or value < 1):
+                yield f"grpo.{name}={value!r}: a whole number of at least 1 is needed"
         for section, given in (("grpo", self.grpo), ("lora", self.lora)):
             known = field_names(section)
             for name, value in given.items():
@@ -414,6 +412,8 @@ class GrpoParams(RunParams):
         group, batch = grpo["num_generations"], grpo["per_device_train_batch_size"]
         if grpo.get("steps_per_generation") and grpo.get("generation_batch_size"):
             yield "grpo: steps_per_generation and generation_batch_size say the same: name one"
+        if group < 2:
+            yield f"grpo.num_generations={group}: a group needs at least 2 completions to compare"
         if size % (unit := math.lcm(batch, group)):
             yield (
                 f"grpo: {size} completions are generated together, and do not divide into batches "

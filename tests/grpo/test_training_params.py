@@ -104,8 +104,8 @@ class TestOverrides:
             "6 completions are generated together, and do not divide into batches of "
             "per_device_train_batch_size=2 and groups of num_generations=8; choose a multiple of 8",
         ),
-        ({"num_generations": 1}, {}, "num_generations=1: a whole number of at least 2 is needed"),
-        ({"num_generations": "8"}, {}, "num_generations='8': a whole number of at least 2"),
+        ({"num_generations": 1}, {}, "num_generations=1: a group needs at least 2 completions"),
+        ({"num_generations": "8"}, {}, "num_generations='8': a whole number of at least 1"),
         ({"max_steps": -1}, {}, "max_steps=-1: a whole number of at least 1"),
         (
             {"gradient_accumulation_steps": 0},
@@ -318,7 +318,7 @@ class TestAtOnce:
             [sys.executable, *command], cwd=PROJECT, capture_output=True, text=True, check=False
         )
         assert done.returncode == 2 and not heavy_imports()
-        assert "num_generations=1: a whole number of at least 2" in done.stderr
+        assert "num_generations=1: a group needs at least 2" in done.stderr
         assert "Traceback" not in done.stderr
 
     def test_reading_a_recipe_imports_no_torch(self):
