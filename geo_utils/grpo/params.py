@@ -327,7 +327,7 @@ class GrpoParams(RunParams):
     def rollouts(self) -> int:
         """How many completions the whole training draws."""
         micro_batches = self.grpo["max_steps"] * self.grpo["gradient_accumulation_steps"]
-        return math.ceil(micro_batches / self._uses) * self.generation_size
+        return int(math.ceil(micro_batches / self._uses) * self.generation_size)
 
     @property
     def _uses(self) -> int:

@@ -34,9 +34,9 @@ from typing import Any
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import Row, Scorer
 from geo_utils.fidelity import fidelity as lexical_fidelity  # not the component
-from geo_utils.grpo.params import RewardOptions
+from geo_utils.grpo.params import ASKING, RewardOptions
 from geo_utils.lint import new_instructions
-from geo_utils.models.loops import gather_all, run_sync
+from geo_utils.models.loops import gather_all
 from geo_utils.roles.by_model import RewriteTask
 from geo_utils.roles.engines import Engine
 from geo_utils.roles.judges import Judge
@@ -50,7 +50,6 @@ Values = list[float | None]
 Call = asyncio.Task[Row]
 Question = tuple[Example, KeyPoint, str, int]  # which page is asked about, and which repeat
 Spans = defaultdict[str, list[tuple[float, float]]]  # begin and end of each call, by role
-_ANSWERED = {"key_point", "visibility"}  # components that need an engine
 _NO_PAGE: Row = {"supported": 0.0, **dict.fromkeys(FIGURES, 0.0)}
 
 
@@ -103,16 +102,13 @@ def shuffled(batch: Sequence[Rollout]) -> list[Rollout]:
     Raises:
         ValueError: The batch is for one query only.
     """
-    by_query: dict[str, list[Rollout]] = {}
+    by_query = defaultdict(list)
     for rollout in batch:
-        by_query.setdefault(rollout.example.query_id, []).append(rollout)
+        by_query[rollout.example.query_id].append(rollout)
     if len(by_query) < 2:
         raise ValueError("placebo: a batch needs completions for at least two queries")
-    ids = list(by_query)
-    donors = {
-        query: itertools.cycle(by_query[following])
-        for query, following in zip(ids, [*ids[1:], ids[0]], strict=True)
-    }
+    first, *others = map(itertools.cycle, by_query.values())
+    donors = dict(zip(by_query, [*others, first], strict=True))
     return [next(donors[rollout.example.query_id]) for rollout in batch]
 
 
@@ -123,17 +119,15 @@ def walls(spans: Spans, started: float) -> dict[str, float]:
     only judge calls were; calls that began before the batch count from its start.
     """
     found = {f"{role}_seconds": fmean(e - b for b, e in calls) for role, calls in spans.items()}
-    edges = sorted(
-        {started, *(max(t, started) for calls in spans.values() for c in calls for t in c)}
-    )
-    spent = {"engine": 0.0, "judge": 0.0}
-    for begin, end in itertools.pairwise(edges):
+    found |= {"engine_wall": 0.0, "judge_wall": 0.0}
+    times = itertools.chain.from_iterable(itertools.chain.from_iterable(spans.values()))
+    for begin, end in itertools.pairwise(sorted({started, *(max(t, started) for t in times)})):
         middle = (begin + end) / 2
-        for role in spent:
+        for role in ("engine", "judge"):
             if any(b <= middle <= e for b, e in spans.get(role, ())):
-                spent[role] += end - begin
+                found[f"{role}_wall"] += end - begin
                 break
-    return found | {f"{role}_wall": seconds for role, seconds in spent.items()}
+    return found
 
 
 def free_reward(
@@ -200,28 +194,12 @@ class Rewards:
         self.task, self.engine, self.judge = task, engine, judge
         self.options, self.seed, self.on_scored = options, seed, on_scored
         self.functions = [self._function(name) for name in options.funcs]
-        self._wanted = _ANSWERED & set(options.funcs)
+        self._wanted = set(ASKING) & set(options.funcs)
         self._originals: dict[tuple[str, int], Call] = {}
-        self._failed: set[tuple[str, int]] = set()  # of the originals
         self._batch: tuple[Any, asyncio.Task[list[Rollout]]] | None = None
         self._calls: set[Call] = set()
         self._begun: defaultdict[Question, list[tuple[Call, Spans]]] = defaultdict(list)
         self._lost = 0
-
-    def by_hand(self, reply: str, query_id: str, number: int | None = None) -> Rollout:
-        """Score one completion, from a script or a notebook cell.
-
-        Args:
-            reply: What a policy would write.
-            query_id: The example's.
-            number: The key point's number; default, the first.
-        """
-        first = self.examples[query_id].key_points[0].number
-        found = self._rollout(reply, query_id, first if number is None else number)
-        until = monotonic() + self.options.deadline_s
-        run_sync(self._score(found, found, until, defaultdict(list)))
-        self._forget_failed()
-        return found
 
     async def score(
         self,
@@ -259,7 +237,9 @@ class Rewards:
             self._score(rollout, donor, until, spans)
             for rollout, donor in zip(batch, donors, strict=True)
         )
-        self._forget_failed()
+        for key, call in list(self._originals.items()):
+            if call.done() and call.result().get("pawc") is None:
+                del self._originals[key]  # the next batch asks again for what could not be had
         lost = Counter(r.abstention for r in batch if r.abstention)
         if log_metric:
             told = {"seconds": monotonic() - started, "abstained": lost.total() / len(batch)}
@@ -385,20 +365,13 @@ class Rewards:
             self._originals[key] = asyncio.ensure_future(row)
         return self._originals[key]
 
-    def _forget_failed(self) -> None:
-        """Let the next batch ask again for the originals that could not be had."""
-        while self._failed:
-            self._originals.pop(self._failed.pop(), None)
-
     async def _gain(self, rollout: Rollout, rows: Sequence[Row], spans: Spans) -> float | None:
         """Return the mean gain in visibility over the original's answers of the same repeats."""
         names = FIGURES if self.options.figure == "mean" else (self.options.figure,)
         gains = []
         for repeat, row in enumerate(rows):
             before = await asyncio.shield(self._original(rollout, repeat, spans))
-            if before.get("pawc") is None:
-                self._failed.add((rollout.example.query_id, repeat))
-            elif row.get("pawc") is not None:
+            if before.get("pawc") is not None and row.get("pawc") is not None:
                 now, then = (fmean(float(r[name]) for name in names) for r in (row, before))
                 gains.append(now - then)
         return fmean(gains) if gains else None
