@@ -229,7 +229,7 @@ class Rewards:
         """
         started, spans = monotonic(), Spans(list)
         replies = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        columns = replies, query_id, key_point_number, shown, completion_ids or replies
+        columns = replies, query_id, key_point_number, shown, completion_ids or [()] * len(replies)
         batch = [self._rollout(*row) for row in zip(*columns, strict=True)]
         donors = shuffled(batch) if self.options.placebo else batch
         until = started + self.options.deadline_s
@@ -269,17 +269,16 @@ class Rewards:
         reply: str,
         query_id: str,
         number: int,
-        shown: int = -1,
-        tokens: str | Sequence[int] = "",
+        shown: int,
+        tokens: Sequence[int] = (),
     ) -> Rollout:
-        """Read a completion; without its tokens, its length is in words."""
+        """Read a completion."""
         example = self.examples[query_id]
         point = next(p for p in example.key_points if p.number == number)
         units = None if shown < 0 else shown
         rewrite = self.task.page(reply, example, point, units)
         page = None if rewrite.abstention else rewrite.text
-        length = len(words(reply)) if isinstance(tokens, str) else len(tokens)
-        return Rollout(example, point, reply, length, units, page, rewrite.abstention)
+        return Rollout(example, point, reply, len(tokens), units, page, rewrite.abstention)
 
     async def _score(self, rollout: Rollout, donor: Rollout, until: float, spans: Spans) -> None:
         """Fill in a rollout's rewards, or why there are none, by what the donor wrote: itself."""
