@@ -104,21 +104,6 @@ def copy_policy(checkpoint: Path, folder: Path) -> None:
     shutil.copytree(checkpoint, folder, ignore=left_out, dirs_exist_ok=True)
 
 
-def keep_prompt_order(sampler: Any, resumed: Path | None) -> Any:
-    """Return a trainer's sampler, moved on to the epoch that a checkpoint was saved in.
-
-    It draws an order of prompts for every epoch; a training that goes on would begin again with
-    the first epoch's.
-    """
-    import torch
-
-    if resumed is not None:
-        state = json.loads((resumed / _STATE).read_text(encoding="utf-8"))
-        for _ in range(int(state["epoch"] + 1e-6)):
-            torch.randperm(sampler.num_samples, generator=sampler.generator)
-    return sampler
-
-
 def rewind(path: Path, step: int) -> None:
     """Drop the rows of a log after a step, which a resumed training will write again."""
     kept = [row for row in read_jsonl(path) if row["step"] <= step]
