@@ -119,10 +119,8 @@ class Interrupts:
 
     wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self) -> None:
-        """Start with no signal received."""
-        self._held = False
-        self.received: signal.Signals | None = None
+    received: signal.Signals | None = None
+    _held = False
 
     def hold(self) -> None:
         """Let signals wait."""

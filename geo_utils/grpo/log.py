@@ -9,6 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -141,12 +142,15 @@ def timed(clock: PhaseClock) -> Iterator[None]:
         yield
 
 
+@dataclass
 class StepCounter(TrainerCallback):
-    """Shows how far a training is."""
+    """Shows how far a training is.
 
-    def __init__(self, progress: Progress) -> None:
-        """Tell `progress` the steps that are done and all that there are."""
-        self.progress = progress
+    Attributes:
+        progress: Told the steps that are done and all that there are.
+    """
+
+    progress: Progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count a step; a training begins at the one that it goes on from."""
@@ -162,9 +166,7 @@ class SettledHeap(TrainerCallback):
     collection; with PyTorch, Transformers and TRL loaded, one takes 0.3 s (on a CPU).
     """
 
-    def __init__(self) -> None:
-        """Begin with a heap that is not settled, also where a training is resumed."""
-        self._left = _WARM_UP
+    _left = _WARM_UP  # of this process, also where a training is resumed
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Freeze the heap at the end of each of the first steps."""
@@ -174,29 +176,29 @@ class SettledHeap(TrainerCallback):
             gc.freeze()
 
 
+@dataclass
 class TrainingLog(TrainerCallback):
-    """Writes metrics.jsonl and rollouts.jsonl, keeps the step's random state, draws the figure."""
+    """Writes metrics.jsonl and rollouts.jsonl, keeps the step's random state, draws the figure.
 
-    def __init__(
-        self,
-        folder: Path,
-        card: PolicyCard,
-        interrupts: Interrupts,
-        draw: Callable[[Metrics], None] | None = None,
-        block: int = 1,
-    ) -> None:
-        """Log into a run folder.
+    Attributes:
+        folder: The run's.
+        card: Put into every checkpoint.
+        interrupts: Told when the weights are half changed.
+        draw: Shows the rows so far, in a notebook.
+        block: Steps that share one generation; a training stops after the last of them.
+        clock: The seconds of each phase.
+    """
 
-        Args:
-            folder: The run's.
-            card: Put into every checkpoint.
-            interrupts: Told when the weights are half changed.
-            draw: Shows the rows so far, in a notebook.
-            block: Steps that share one generation; a training stops after the last of them.
-        """
-        self.folder, self.card, self.interrupts, self.draw = folder, card, interrupts, draw
-        self.block, self.changing, self.tokens_seen = block, False, 0
-        self.clock = PhaseClock()
+    folder: Path
+    card: PolicyCard
+    interrupts: Interrupts
+    draw: Callable[[Metrics], None] | None = None
+    block: int = 1
+    clock: PhaseClock = field(default_factory=PhaseClock)
+
+    def __post_init__(self) -> None:
+        """Go on with the rows that the folder holds."""
+        self.changing, self.tokens_seen = False, 0
         self.random_state: tuple[Any, ...] | None = None
         self._ended = self._drawn = time.monotonic()
         self._step_s = 0.0
@@ -227,7 +229,7 @@ class TrainingLog(TrainerCallback):
         synchronise()
         now = time.monotonic()
         self.clock.phases["optimizer"] += now - self.clock.left
-        self._step_s += now - self._ended
+        self._step_s = now - self._ended
         self._ended = now
         self.random_state, self.changing = random_state(), False
         self.tokens_seen = state.num_input_tokens_seen
@@ -249,7 +251,6 @@ class TrainingLog(TrainerCallback):
         append_jsonl(self.folder / "metrics.jsonl", [row])
         self._rows.append(row)
         self.clock.clear()
-        self._step_s = 0.0
         if self.draw and (time.monotonic() - self._drawn > 5 or state.global_step <= 1):
             self._drawn = time.monotonic()
             self.draw(self._rows)

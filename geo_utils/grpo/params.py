@@ -60,9 +60,8 @@ class RewardOptions(Options):
     @model_validator(mode="after")
     def _as_many_weights(self) -> Self:
         if self.weights is not None and len(self.weights) != len(self.funcs):
-            raise ValueError(
-                f"weights={self.weights}: {len(self.funcs)} rewards need as many weights"
-            )
+            n = len(self.funcs)
+            raise ValueError(f"weights={self.weights}: {n} rewards need as many weights")
         return self
 
 
@@ -401,10 +400,7 @@ class GrpoParams(RunParams):
                 elif isinstance(value, str) and _NUMBER.fullmatch(value):
                     yield f"{section}.{name}={value!r}: a number is needed: write 1.0e-5, unquoted"
         if self.grpo.get("torch_compile") and self.generation == "transformers":
-            yield (
-                "grpo.torch_compile=True: Transformers would compile anew for each token that it "
-                "generates; set use_vllm: true, or leave torch_compile out"
-            )
+            yield "grpo.torch_compile=True: Transformers would compile each token; set use_vllm: true"
 
     def _size_problems(self) -> Iterator[str]:
         """Say which sizes do not fit together; the fields are whole numbers by now."""
@@ -415,41 +411,29 @@ class GrpoParams(RunParams):
         if group < 2:
             yield f"grpo.num_generations={group}: a group needs at least 2 completions to compare"
         if size % (unit := math.lcm(batch, group)):
-            yield (
-                f"grpo: {size} completions are generated together, and do not divide into batches "
-                f"of per_device_train_batch_size={batch} and groups of num_generations={group}; "
-                f"choose a multiple of {unit}"
-            )
+            parts = f"per_device_train_batch_size={batch} and num_generations={group}"
+            yield f"grpo: {size} completions do not divide by {parts}; choose a multiple of {unit}"
         if self.reward.schedule != "ahead":
             return
         if self._uses != grpo["gradient_accumulation_steps"]:
-            yield (
-                "reward.schedule='ahead' generates anew for every step; leave num_iterations, "
-                "steps_per_generation and generation_batch_size out"
-            )
+            shared = "num_iterations, steps_per_generation and generation_batch_size"
+            yield f"reward.schedule='ahead' generates anew for every step; leave {shared} out"
         if grpo.get("vllm_importance_sampling_correction") is False:
-            yield (
-                "reward.schedule='ahead' trains on completions of older weights; leave "
-                "vllm_importance_sampling_correction on"
-            )
+            needed = "vllm_importance_sampling_correction"
+            yield f"reward.schedule='ahead' trains on completions of older weights; set {needed}"
 
     def _other_problems(self) -> Iterator[str]:
         """Say what policy, reward and comparison cannot have together."""
         cold, final = self.policy.cold_start, self.evaluation
-        arranges = self.policy.method == "arrange_key_point"
-        if cold.steps and cold.pairs == "rewrites" and arranges:
-            yield (
-                "policy.cold_start.pairs='rewrites' are whole pages, which "
-                "method='arrange_key_point' does not write; choose pairs: edits"
-            )
+        rewrites = cold.steps and cold.pairs == "rewrites"
+        if rewrites and self.policy.method == "arrange_key_point":
+            yield "policy.cold_start.pairs='rewrites' are no arrangements; choose pairs: edits"
         if cold.small_model and not cold.steps:
             yield "policy.cold_start.steps=0: a small_model of random weights must learn to write"
         same = (self.judge, self.sampling.judge_mode) == (final.judge, final.judge_mode)
         if same and "key_point" in self.reward.funcs:
-            yield (
-                f"evaluation.judge={final.judge!r} is the judge that trained the policy: name "
-                "another, or another judge_mode"
-            )
+            judge = f"evaluation.judge={final.judge!r} is the judge that trained the policy"
+            yield f"{judge}: name another, or another judge_mode"
         if "original" not in final.methods:
             yield f"evaluation.methods={final.methods!r}: 'original' must be among them"
         try:
@@ -471,10 +455,8 @@ def check_machine(params: GrpoParams) -> None:
     """
     grpo, name, small = params.grpo, params.policy.base, params.policy.cold_start.small_model
     if grpo.get("use_vllm") and find_spec("vllm") is None:
-        raise ParameterError(
-            "grpo.use_vllm=True: vllm is not installed; pip install -e '.[gpu]', or set use_vllm: "
-            "false"
-        )
+        way = "pip install -e '.[gpu]', or set use_vllm: false"
+        raise ParameterError(f"grpo.use_vllm=True: vllm is not installed; {way}")
     import torch
 
     from geo_utils.grpo.checkpoints import check_adapter
@@ -489,9 +471,8 @@ def check_machine(params: GrpoParams) -> None:
     folder = resolve_path(name)
     here = folder.exists() or name.startswith(("/", "."))
     if not small and here and not (folder / "config.json").is_file():
-        raise ParameterError(
-            f"policy.base={name!r}: {folder} holds no model (config.json is missing)"
-        )
+        problem = f"{folder} holds no model (config.json is missing)"
+        raise ParameterError(f"policy.base={name!r}: {problem}")
     if resumed := grpo.get("resume_from_checkpoint"):
         check_adapter(resolve_path(str(resumed)), name, params.lora, grpo["max_steps"])
     if params.generation == "server":
@@ -511,16 +492,13 @@ def check_server(params: GrpoParams) -> None:
         '--weight-transfer-config \'{"backend":"nccl"}\' --logprobs-mode processed_logprobs '
         "--max-logprobs -1 --enable-scale-out"
     )
+    where = f"grpo.vllm_mode='server': {url}"
     try:
         with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as answer:
             served = [row["id"] for row in json.load(answer)["data"]]
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-        raise ParameterError(
-            f"grpo.vllm_mode='server': no vLLM server answers at {url} ({error}); start it on a "
-            f"GPU of its own:\n  {start}"
-        ) from None
+        problem = f"no vLLM server answers there ({error}); start it on a GPU of its own"
+        raise ParameterError(f"{where}: {problem}:\n  {start}") from None
     if Path(name).name not in [Path(served_name).name for served_name in served]:
-        raise ParameterError(
-            f"grpo.vllm_mode='server': {url} serves {', '.join(served)}, not policy.base="
-            f"{name!r}; start one that does:\n  {start}"
-        )
+        problem = f"serves {', '.join(served)}, not policy.base={name!r}; start one that does"
+        raise ParameterError(f"{where} {problem}:\n  {start}")

@@ -85,12 +85,9 @@ class Rollout:
 
     def row(self) -> Row:
         """Return it as a row of rollouts.jsonl."""
-        names = ("reply", "tokens", "page", "problem", "rewards", "abstention", "answer", "verdict")
-        return {
-            "query_id": self.example.query_id,
-            "key_point_number": self.key_point.number,
-            **{name: getattr(self, name) for name in names},
-        }
+        known = {"query_id": self.example.query_id, "key_point_number": self.key_point.number}
+        left_out = ("example", "key_point", "shown")
+        return known | {k: value for k, value in vars(self).items() if k not in left_out}
 
 
 def shuffled(batch: Sequence[Rollout]) -> list[Rollout]:
@@ -162,39 +159,34 @@ def free_reward(
     return min(max(1 - over / max(slack, 0.1), 0.0), 1.0)
 
 
+@dataclass(eq=False)
 class Rewards:
     """The components of a reward, made for one corpus, task, engine and judge.
 
     Attributes:
+        examples: All that completions may be for.
+        task: How a completion becomes a page.
+        engine: Answers.
+        judge: Gives verdicts.
+        options: Components and settings.
+        seed: Seed of the target's place.
+        on_scored: Told the step being made, from 1, and the batch after each batch.
         functions: One TRL reward function per component, in the order of `options.funcs`.
     """
 
-    def __init__(
-        self,
-        examples: Iterable[Example],
-        task: RewriteTask,
-        engine: Engine,
-        judge: Judge,
-        options: RewardOptions,
-        seed: int = 0,
-        on_scored: Callable[[int, list[Rollout]], None] | None = None,
-    ) -> None:
-        """Make the components.
+    examples: Iterable[Example]
+    task: RewriteTask
+    engine: Engine
+    judge: Judge
+    options: RewardOptions
+    seed: int = 0
+    on_scored: Callable[[int, list[Rollout]], None] | None = None
 
-        Args:
-            examples: All that completions may be for.
-            task: How a completion becomes a page.
-            engine: Answers.
-            judge: Gives verdicts.
-            options: Components and settings.
-            seed: Seed of the target's place.
-            on_scored: Told the step being made, from 1, and the batch after each batch.
-        """
-        self.examples = {example.query_id: example for example in examples}
-        self.task, self.engine, self.judge = task, engine, judge
-        self.options, self.seed, self.on_scored = options, seed, on_scored
-        self.functions = [self._function(name) for name in options.funcs]
-        self._wanted = set(ASKING) & set(options.funcs)
+    def __post_init__(self) -> None:
+        """Make the components."""
+        self.functions = [self._function(name) for name in self.options.funcs]
+        self._by_id = {example.query_id: example for example in self.examples}
+        self._wanted = set(ASKING) & set(self.options.funcs)
         self._originals: dict[tuple[str, int], Call] = {}
         self._batch: tuple[Any, asyncio.Task[list[Rollout]]] | None = None
         self._calls: set[Call] = set()
@@ -273,7 +265,7 @@ class Rewards:
         tokens: Sequence[int] = (),
     ) -> Rollout:
         """Read a completion."""
-        example = self.examples[query_id]
+        example = self._by_id[query_id]
         point = next(p for p in example.key_points if p.number == number)
         units = None if shown < 0 else shown
         rewrite = self.task.page(reply, example, point, units)

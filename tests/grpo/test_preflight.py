@@ -172,12 +172,12 @@ class TestServer:
 
     @pytest.mark.parametrize("body", ["", "<html>", "[]", "{}", '{"data": [3]}'])
     def test_one_that_is_no_vllm(self, body):
-        with models_server(body) as url, refused(f"no vLLM server answers at {url}"):
+        with models_server(body) as url, refused(f"{url}: no vLLM server answers there"):
             check_server(recipe("gemini", vllm_server_base_url=url))
 
     def test_one_that_is_down(self):
         url = f"http://127.0.0.1:{free_port()}"
-        with refused(f"(?s)no vLLM server answers at {url} .*vllm serve {BASE} --port"):
+        with refused(f"(?s){url}: no vLLM server answers there .*vllm serve {BASE} --port"):
             check_server(recipe("gemini", vllm_server_base_url=url))
 
     def test_one_that_speaks_no_http(self):
@@ -192,13 +192,13 @@ class TestServer:
 
             thread = threading.Thread(target=greet)
             thread.start()
-            with refused(f"no vLLM server answers at {url}"):
+            with refused(f"{url}: no vLLM server answers there"):
                 check_server(recipe("gemini", vllm_server_base_url=url))
             thread.join()
 
     @pytest.mark.parametrize("url", ["127.0.0.1:8001", "http://127.0.0.1:eight"])
     def test_an_address_that_is_none(self, url):
-        with refused(f"no vLLM server answers at {url}"):
+        with refused(f"{url}: no vLLM server answers there"):
             check_server(recipe("gemini", vllm_server_base_url=url))
 
     def test_the_machine_check_asks_the_server(self, monkeypatch):

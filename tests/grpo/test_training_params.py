@@ -95,15 +95,14 @@ class TestOverrides:
         (
             {"num_generations": 8, "per_device_train_batch_size": 12},
             {},
-            "grpo: 12 completions are generated together, and do not divide into batches of "
-            "per_device_train_batch_size=12 and groups of num_generations=8; choose a multiple of "
-            "24",
+            "grpo: 12 completions do not divide by per_device_train_batch_size=12 and "
+            "num_generations=8; choose a multiple of 24",
         ),
         (
             {"num_generations": 8, "per_device_train_batch_size": 2, "steps_per_generation": 3},
             {},
-            "6 completions are generated together, and do not divide into batches of "
-            "per_device_train_batch_size=2 and groups of num_generations=8; choose a multiple of 8",
+            "grpo: 6 completions do not divide by per_device_train_batch_size=2 and "
+            "num_generations=8; choose a multiple of 8",
         ),
         ({"num_generations": 1}, {}, "num_generations=1: a group needs at least 2 completions"),
         ({"num_generations": "8"}, {}, "num_generations='8': a whole number of at least 1"),
@@ -116,8 +115,8 @@ class TestOverrides:
         (
             {"generation_batch_size": 12},
             {},
-            "12 completions are generated together, and do not divide into batches of "
-            "per_device_train_batch_size=8 and groups of num_generations=8; choose a multiple of 8",
+            "grpo: 12 completions do not divide by per_device_train_batch_size=8 and "
+            "num_generations=8; choose a multiple of 8",
         ),
         (
             {"generation_batch_size": 16, "steps_per_generation": 2},
@@ -173,7 +172,7 @@ class TestOverrides:
         (
             {},
             {"policy": {"method": "arrange_key_point", "cold_start": {"steps": 5}}},
-            "method='arrange_key_point' does not write; choose pairs: edits",
+            "policy.cold_start.pairs='rewrites' are no arrangements; choose pairs: edits",
         ),
         (
             {},
@@ -228,12 +227,12 @@ class TestOverrides:
         (
             {"use_vllm": True, "vllm_importance_sampling_correction": False},
             {"reward": {"schedule": "ahead"}},
-            "'ahead' trains on completions of older weights; leave vllm_importance_sampling_corr",
+            "'ahead' trains on completions of older weights; set vllm_importance_sampling_corr",
         ),
         (
             {"torch_compile": True},
             {},
-            "torch_compile=True: Transformers would compile anew for each token that it generates",
+            "torch_compile=True: Transformers would compile each token; set use_vllm: true",
         ),
         (
             {"save_only_model": True},
