@@ -140,10 +140,8 @@ def demonstrations(
             found.append((*pair, _edit(*pair, task.method, draw)))
     kept = [(task.prompt(e, p, shown), r) for e, p, shown, r in found if r is not None]
     if not kept:
-        raise ValueError(
-            "cold_start: no page fits the prompt (data.max_prompt_tokens), or no rewrite of any "
-            "carries its key point; use pairs: edits, or a larger best_of"
-        )
+        problem = "no page fits the prompt (data.max_prompt_tokens), or no rewrite lands its point"
+        raise ValueError(f"cold_start: {problem}; use pairs: edits, or a larger best_of")
     return kept
 
 

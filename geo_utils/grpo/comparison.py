@@ -27,11 +27,6 @@ GAINS = {"key-point probability": "supported", "PAWC": "pawc", "original kept": 
 _CHANGE = {"difference": "mean", "low": "low", "high": "high"}
 
 
-def compared_methods(params: GrpoParams) -> list[str]:
-    """Return the methods of the comparison, the trained policy last."""
-    return [*params.methods, BEFORE, AFTER]
-
-
 def compare(
     params: GrpoParams, roles: Roles, held_out: Sequence[Example], base: str, trained: Path
 ) -> pd.DataFrame:
@@ -50,7 +45,7 @@ def compare(
     with policies(params, roles) as policy:
         trained_and_not = {BEFORE: policy(base), AFTER: policy(str(trained))}
         named = replace(roles, rewriter=NamedRewriters(roles.rewriter, trained_and_not))
-        return named.evaluate(held_out, compared_methods(params))
+        return named.evaluate(held_out, [*params.methods, BEFORE, AFTER])
 
 
 def training_gains(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -129,7 +124,7 @@ def plan_training(params: GrpoParams, roles: Roles, final: Roles, split: Split) 
     Returns:
         As `plan.plan_calls`, the reward's roles first.
     """
-    plan = plan_calls(final, split.held_out, compared_methods(params))
+    plan = plan_calls(final, split.held_out, [*params.methods, BEFORE, AFTER])
     if set(ASKING) & set(params.reward.funcs):
         parts = _reward_calls(params, roles, split), plan
         plan = pd.concat([part for part in parts if len(part)] or [plan])

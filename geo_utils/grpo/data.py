@@ -77,17 +77,13 @@ def split_queries(examples: Corpus, params: GrpoParams) -> Split:
     """
     with_points = sorted((e for e in examples if e.key_points), key=lambda e: e.query_id)
     if not with_points:
-        raise ValueError(
-            f"corpus {params.corpus.name!r} brings no key points; use one that does, or a model as "
-            "engine or judge, which reads them off the pages"
-        )
+        way = "use one that does, or a model as engine or judge, which reads them off the pages"
+        raise ValueError(f"corpus {params.corpus.name!r} brings no key points; {way}")
     random.Random(f"{params.seed}|held out").shuffle(with_points)
     n = round(params.data.held_out * len(with_points))
     if not 0 < n < len(with_points):
-        raise ValueError(
-            f"data.held_out={params.data.held_out}: {len(with_points)} queries with key points "
-            f"would leave {n} to test and {len(with_points) - n} to train on; both need at least 1"
-        )
+        left = f"{n} queries to test and {len(with_points) - n} to train on; both need at least 1"
+        raise ValueError(f"data.held_out={params.data.held_out}: it would leave {left}")
     train = choose_key_points(with_points[n:], params.data.key_points, params.seed)
     return Split(train, tuple(with_points[:n]))
 
@@ -115,10 +111,7 @@ def prompt_rows(split: Split, task: RewriteTask, fit: Fit) -> list[dict[str, Any
             }
             rows.append(row)
     if not rows:
-        raise ValueError(
-            "data.max_prompt_tokens: not one sentence of any page fits beside the instructions; "
-            "raise it"
-        )
+        raise ValueError("data.max_prompt_tokens: no sentence fits the prompt; raise it")
     return rows
 
 
@@ -204,10 +197,8 @@ def prefiltered(split: Split, base: str, roles: Roles, params: GrpoParams) -> Sp
     kept = [pair for pair, share in found if band.low <= share <= band.high]
     asked = f"{band.low:.0%} to {band.high:.0%}"
     if not kept:
-        raise ValueError(
-            f"data.prefilter: no prompt succeeds in {asked} of {band.trials} trials; widen the "
-            "band or use more trials"
-        )
+        problem = f"no prompt succeeds in {asked} of {band.trials} trials"
+        raise ValueError(f"data.prefilter: {problem}; widen the band or use more trials")
     lost = len(split.train) - len(kept)
     why = f"{lost} left out: success over {band.trials} trials outside {asked}"
     return replace(split, train=kept, left_out=why)

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.metadata import distribution
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
@@ -246,12 +245,8 @@ class GrpoParams(RunParams):
         "method": "policy.method",
         "model_name_or_path": "policy.base",
         "cold_start": "policy.cold_start",
-        "grpo_options": "grpo",
-        "lora_options": "lora",
         "reward_funcs": "reward.funcs",
         "reward_weights": "reward.weights",
-        "evaluation.models": "evaluation.judge, one string, such as gemini/gemini-2.5-flash",
-        "evaluation.servers": "servers, by the model's name",
     }
     policy: Annotated[PolicyOptions, Field(strict=False)]
     reward: Annotated[RewardOptions, Field(strict=False)]
@@ -377,13 +372,12 @@ class GrpoParams(RunParams):
     @model_validator(mode="after")
     def _check_recipe(self) -> Self:
         """Refuse what cannot be trained, the first problem by name."""
-        kinds = self._field_problems(), self._size_problems(), self._other_problems()
-        for problem in chain.from_iterable(kinds):  # what comes later relies on what comes first
+        for problem in self._problems():  # what comes later relies on what comes first
             raise ValueError(problem)
         return self
 
-    def _field_problems(self) -> Iterator[str]:
-        """Say which fields of TRL and PEFT cannot be had."""
+    def _trl_problems(self) -> Iterator[str]:
+        """Say which fields of TRL and PEFT cannot be had, or not together."""
         for name in _COUNTS:
             value = self.grpo.get(name)
             unset = value is None and name not in GRPO_DEFAULTS
@@ -400,10 +394,7 @@ class GrpoParams(RunParams):
                 elif isinstance(value, str) and _NUMBER.fullmatch(value):
                     yield f"{section}.{name}={value!r}: a number is needed: write 1.0e-5, unquoted"
         if self.grpo.get("torch_compile") and self.generation == "transformers":
-            yield "grpo.torch_compile=True: Transformers would compile each token; set use_vllm: true"
-
-    def _size_problems(self) -> Iterator[str]:
-        """Say which sizes do not fit together; the fields are whole numbers by now."""
+            yield "grpo.torch_compile=True needs use_vllm: true, else each token would be compiled"
         grpo, size = self.grpo, self.generation_size
         group, batch = grpo["num_generations"], grpo["per_device_train_batch_size"]
         if grpo.get("steps_per_generation") and grpo.get("generation_batch_size"):
@@ -422,8 +413,9 @@ class GrpoParams(RunParams):
             needed = "vllm_importance_sampling_correction"
             yield f"reward.schedule='ahead' trains on completions of older weights; set {needed}"
 
-    def _other_problems(self) -> Iterator[str]:
-        """Say what policy, reward and comparison cannot have together."""
+    def _problems(self) -> Iterator[str]:
+        """Say what cannot be trained, that of TRL first."""
+        yield from self._trl_problems()
         cold, final = self.policy.cold_start, self.evaluation
         rewrites = cold.steps and cold.pairs == "rewrites"
         if rewrites and self.policy.method == "arrange_key_point":

@@ -375,10 +375,8 @@ class Rewards:
         reason = lost.most_common(1)[0][0]
         log.warning("%d of %d completions have no score: %s", lost.total(), size, reason)
         if self._lost >= self.options.most_lost:
-            raise RunInterrupted(
-                f"no completion of {self._lost} batches in a row could be scored, the last ones "
-                f"for: {reason}. Run again to go on"
-            )
+            problem = f"no completion of {self._lost} batches in a row could be scored"
+            raise RunInterrupted(f"{problem}, the last ones for: {reason}. Run again to go on")
 
     def _function(self, name: str) -> Callable[..., Awaitable[Values]]:
         async def component(completions: Sequence[Any], **columns: Any) -> Values:

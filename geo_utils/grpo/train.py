@@ -132,11 +132,9 @@ def training_rows(
     rows = prompt_rows(split, card.task, fitter(card, load_tokenizer(base)))
     needed = params.generation_size // int(params.grpo["num_generations"])
     if len(rows) < needed:
-        raise ParameterError(
-            f"{len(rows)} prompts are fewer than the {needed} of one batch: nothing would be "
-            "trained; lower per_device_train_batch_size or gradient_accumulation_steps, or use "
-            "more queries or a wider prefilter"
-        )
+        problem = f"{len(rows)} prompts are fewer than the {needed} of one batch"
+        way = "lower grpo.per_device_train_batch_size, or use more queries or a wider prefilter"
+        raise ParameterError(f"{problem}: nothing would be trained; {way}")
     return rows
 
 
@@ -191,7 +189,6 @@ def grpo_config(params: GrpoParams, folder: Path) -> Any:
         "chat_template_kwargs": {"enable_thinking": False},
         "reward_weights": params.reward.weights,
         "disable_tqdm": True,
-        "log_completions": False,
         **params.machine_settings,
         **params.grpo,
         "model_init_kwargs": loading | (params.grpo.get("model_init_kwargs") or {}),

@@ -468,12 +468,11 @@ class OverlappedTrainer(GRPOTrainer):
 
         prompt, completion = padded(prompts, "left"), padded(completions, "right")
         tokens, mask = torch.cat([prompt, completion], dim=2)
+        kept, size = completion.size(2), self.args.per_device_train_batch_size
+        score = self._get_per_token_logps_and_entropies
         quiet = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
         with torch.no_grad(), quiet:
-            found: torch.Tensor = self._get_per_token_logps_and_entropies(
-                self.model, tokens, mask, completion.size(2),
-                batch_size=self.args.per_device_train_batch_size,
-            )[0]  # fmt: skip
+            found: torch.Tensor = score(self.model, tokens, mask, kept, batch_size=size)[0]
         return found
 
     def _tell(self, place: int, ids: Sequence[int]) -> None:

@@ -169,8 +169,8 @@ class TestExport:
             base / "chat_template.jinja",
         )
         lora = {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 8, "use_dora": True}
-        changes = {"policy.base": base, "policy.cold_start.steps": 5, "grpo.use_cpu": "false",
-                   "policy.cold_start.small_model": "null", "lora": json.dumps(lora)}  # fmt: skip
+        changes = {"policy.base": base, "grpo.use_cpu": "false", "lora": json.dumps(lora)}
+        changes |= {"policy.cold_start.small_model": "null", "policy.cold_start.steps": 5}
         given = [(name, str(value)) for name, value in changes.items()]
         path, _ = export(read_parameters("04_grpo", "smoke", given)[2], tmp_path)
         recipe = yaml.safe_load(path.read_text())

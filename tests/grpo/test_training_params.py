@@ -48,7 +48,7 @@ class TestSections:
             ("learning_rate", "grpo.learning_rate"), ("lora_r", "lora.r"),
             ("lora_alpha", "lora.lora_alpha"), ("lora_target_modules", "lora.target_modules"),
             ("use_dora", "lora.use_dora"), ("reward_funcs", "reward.funcs"),
-            ("reward_weights", "reward.weights"), ("grpo_options", "grpo"),
+            ("reward_weights", "reward.weights"),
             ("output_dir", "grpo.output_dir"),
             ("method", "policy.method"), ("model_name_or_path", "policy.base"),
             ("cold_start", "policy.cold_start"), ("models", "a role is one string"),
@@ -232,7 +232,7 @@ class TestOverrides:
         (
             {"torch_compile": True},
             {},
-            "torch_compile=True: Transformers would compile each token; set use_vllm: true",
+            "torch_compile=True needs use_vllm: true, else each token would be compiled",
         ),
         (
             {"save_only_model": True},
