@@ -138,11 +138,12 @@ def timed(clock: PhaseClock) -> Iterator[None]:
             clock.leave()
         return own_leave(self, *error)
 
+    # puts TRL's own back afterwards
     with patch.multiple(ProfilingContext, __enter__=enter, __exit__=leave):
         yield
 
 
-@dataclass
+@dataclass(eq=False)
 class StepCounter(TrainerCallback):
     """Shows how far a training is.
 
@@ -176,7 +177,7 @@ class SettledHeap(TrainerCallback):
             gc.freeze()
 
 
-@dataclass
+@dataclass(eq=False)
 class TrainingLog(TrainerCallback):
     """Writes metrics.jsonl and rollouts.jsonl, keeps the step's random state, draws the figure.
 
