@@ -45,9 +45,11 @@ def _adapter_problem(folder: Path, base: str, lora: dict[str, Any], max_steps: i
     if step is None:
         missing = f"{_STATE} is missing or torn" if folder.is_dir() else "no such folder"
         return f"{missing}; name an earlier checkpoint, or leave it out to go on from the newest"
-    if problem := _torn_or_missing(folder):
+    path, problem = folder / "adapter_config.json", _torn_or_missing(folder)
+    if problem or not path.is_file():
+        problem = problem or f"{path.name} missing"
         return f"{problem}; copy it whole, or name an earlier checkpoint"
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = dict(json.loads(path.read_text(encoding="utf-8")))
     found, rank = str(config.get("base_model_name_or_path")), config.get("r")
     if Path(found).name != Path(base).name:
         return f"trained on {found!r}, not on policy.base={base!r}; name that model"

@@ -318,6 +318,12 @@ def test_a_torn_policy_is_refused_before_anything_is_asked(tmp_path, name):
         policy_rewriter(str(folder), lambda model: pytest.fail("it was loaded"))
 
 
+def whole_model(folder):
+    """As a cold start in full leaves it."""
+    (folder / "adapter_config.json").unlink()
+    (folder / "adapter_model.safetensors").rename(folder / "model.safetensors")
+
+
 class TestAdapter:
     def test_one_of_this_training(self, tmp_path):
         folder = make_checkpoint(tmp_path / "c", 5)
@@ -337,6 +343,7 @@ class TestAdapter:
             (lambda f: (f / "trainer_state.json").unlink(), "trainer_state.json is missing or to"),
             (lambda f: (f / "trainer_state.json").write_text("{"), "name an earlier checkpoint"),
             (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json missing; copy"),
+            (whole_model, "adapter_config.json missing; copy it whole"),
             (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json is torn"),
             (lambda f: (f / "adapter_config.json").write_text("3"), "adapter_config.json is torn"),
         ],
