@@ -41,33 +41,23 @@ def check_adapter(folder: Path, base: str, lora: dict[str, Any], max_steps: int)
 
 
 def _adapter_problem(folder: Path, base: str, lora: dict[str, Any], max_steps: int) -> str | None:
-    if not folder.is_dir():
-        return "no such folder"
     step = checkpoint_step(folder)
     if step is None:
-        return (
-            f"{_STATE} is missing or torn; name an earlier checkpoint, or leave it out to "
-            "go on from the newest complete one"
-        )
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        return "an adapter without adapter_config.json; copy it whole"
-    try:
-        config = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return "adapter_config.json is torn; copy it whole"
-    if problem := torn_file(folder) or _missing_file(folder):
+        missing = f"{_STATE} is missing or torn" if folder.is_dir() else "no such folder"
+        return f"{missing}; name an earlier checkpoint, or leave it out to go on from the newest"
+    path, problem = folder / "adapter_config.json", _torn_or_missing(folder)
+    if problem or not path.is_file():
+        problem = problem or f"{path.name} missing"
         return f"{problem}; copy it whole, or name an earlier checkpoint"
+    config = dict(json.loads(path.read_text(encoding="utf-8")))
     found, rank = str(config.get("base_model_name_or_path")), config.get("r")
     if Path(found).name != Path(base).name:
         return f"trained on {found!r}, not on policy.base={base!r}; name that model"
     if rank != lora["r"]:
         return f"its LoRA rank is r={rank}, not {lora['r']}; set lora.r: {rank}"
     if step >= max_steps:
-        return (
-            f"it was saved after step {step}, and grpo.max_steps={max_steps} leaves nothing "
-            f"to train; set it above {step}"
-        )
+        left = f"grpo.max_steps={max_steps} leaves nothing to train"
+        return f"it was saved after step {step}, and {left}; set it above {step}"
     return None
 
 
@@ -82,22 +72,26 @@ def newest_complete(folder: Path) -> Path | None:
     steps = {path: checkpoint_step(path) for path in folder.glob("checkpoint-*")}
     complete = [(step, path) for path, step in steps.items() if step is not None]
     for _, path in sorted(complete, reverse=True):
-        if (problem := torn_file(path) or _missing_file(path)) is None:
+        if (problem := _torn_or_missing(path)) is None:
             return path
         warnings.warn(f"{path} is passed over: {problem}", stacklevel=2)
     return None
 
 
-def _missing_file(folder: Path) -> str | None:
-    """Say which file of a checkpoint is missing, without which the trainer would begin anew."""
+def _torn_or_missing(folder: Path) -> str | None:
+    """Say which files of a checkpoint the trainer could not go on from."""
+    if problem := torn_file(folder):
+        return problem
     needed = [name for name in TRAINER_FILES if name != "scaler.pt"]  # only of half precision
     needed += ["adapter_config.json"] * (folder / "adapter_model.safetensors").is_file()
     lost = [name for name in needed if not any(folder.glob(name))]
     return f"{', '.join(lost)} missing" if lost else None
 
 
-def checkpoint_step(folder: Path) -> int | None:
-    """Return the step that a checkpoint was saved after; None if it is not complete."""
+def checkpoint_step(folder: Path | None) -> int | None:
+    """Return the step that a checkpoint was saved after; None if there is no complete one."""
+    if folder is None:
+        return None
     try:
         state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         step = int(state["global_step"])
@@ -110,21 +104,6 @@ def copy_policy(checkpoint: Path, folder: Path) -> None:
     """Copy what a checkpoint holds of a policy, without its card and the trainer's own state."""
     left_out = shutil.ignore_patterns(*TRAINER_FILES, _STATE, CARD)
     shutil.copytree(checkpoint, folder, ignore=left_out, dirs_exist_ok=True)
-
-
-def keep_prompt_order(sampler: Any, resumed: Path | None) -> Any:
-    """Return a trainer's sampler, moved on to the epoch that a checkpoint was saved in.
-
-    It draws an order of prompts for every epoch; a training that goes on would begin again with
-    the first epoch's.
-    """
-    import torch
-
-    if resumed is not None:
-        state = json.loads((resumed / _STATE).read_text(encoding="utf-8"))
-        for _ in range(int(state["epoch"] + 1e-6)):
-            torch.randperm(sampler.num_samples, generator=sampler.generator)
-    return sampler
 
 
 def rewind(path: Path, step: int) -> None:
@@ -142,10 +121,8 @@ class Interrupts:
 
     wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self) -> None:
-        """Start with no signal received."""
-        self._held = False
-        self.received: signal.Signals | None = None
+    received: signal.Signals | None = None
+    _held = False
 
     def hold(self) -> None:
         """Let signals wait."""

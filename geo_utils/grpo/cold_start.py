@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 
 from geo_utils.corpus import Corpus, Example, KeyPoint, load_corpus
-from geo_utils.evaluate import Progress
 from geo_utils.files import write_atomic
 from geo_utils.grpo.checkpoints import checkpoint_step, newest_complete
 from geo_utils.grpo.data import Fit, base_model, carried, policy_card, split_queries
@@ -30,6 +29,7 @@ from geo_utils.roles.make import Roles, make_roles
 from geo_utils.roles.policies import fitter, load_tokenizer, same_card
 from geo_utils.roles.rewriters import EDITS, page_units
 
+Demonstration = tuple[str, str]  # a prompt, and the reply that the policy should learn to give
 LONGEST = 32768  # tokens; LLaMA-Factory cuts what is longer
 # The format of Qwen's own template, for one user message and its answer.
 CHAT_TEMPLATE = (
@@ -40,19 +40,12 @@ CHAT_TEMPLATE = (
 
 def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     """Return a byte-level BPE tokenizer of the `tokenizers` package, trained on texts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    made = ByteLevelBPETokenizer()
+    made.train_from_iterator(texts, vocabulary, 0, show_progress=False, special_tokens=marks)
+    return Tokenizer.from_str(made.to_str())
 
 
 def with_chat(tokenizer: Any) -> Any:
@@ -110,19 +103,6 @@ def make_small_policy(
     return folder
 
 
-@dataclass(frozen=True)
-class Demonstration:
-    """A prompt with the reply that the policy should learn to give.
-
-    Attributes:
-        prompt: The user's message.
-        reply: The assistant's.
-    """
-
-    prompt: str
-    reply: str
-
-
 def demonstrations(
     pairs: Sequence[tuple[Example, KeyPoint]],
     task: RewriteTask,
@@ -158,12 +138,10 @@ def demonstrations(
         for _ in range(options.steps * options.batch_size):
             pair = draw.choice(fitting)
             found.append((*pair, _edit(*pair, task.method, draw)))
-    kept = [Demonstration(task.prompt(e, p, shown), r) for e, p, shown, r in found if r is not None]
+    kept = [(task.prompt(e, p, shown), r) for e, p, shown, r in found if r is not None]
     if not kept:
-        raise ValueError(
-            "cold_start: no page fits the prompt (data.max_prompt_tokens), or no rewrite of any "
-            "carries its key point; use pairs: edits, or a larger best_of"
-        )
+        problem = "no page fits the prompt (data.max_prompt_tokens), or no rewrite lands its point"
+        raise ValueError(f"cold_start: {problem}; use pairs: edits, or a larger best_of")
     return kept
 
 
@@ -221,7 +199,17 @@ def prepare_policy(params: GrpoParams, roles: Roles, examples: Corpus, folder: P
         return base_model(params)
     if not same_card(folder, policy_card(params)):
         base, shown = base_and_demonstrations(params, roles, examples, folder)
-        train_cold(params, base, shown, folder, roles.counter("steps on demonstrations"))
+        trainer = _supervised(params, base, shown, folder)
+        trainer.add_callback(StepCounter(roles.counter("steps on demonstrations")))
+        checkpoint = newest_complete(folder / "sft")
+        if (checkpoint_step(checkpoint) or 0) >= params.policy.cold_start.steps:
+            trainer._load_from_checkpoint(str(checkpoint))  # `train` would take one step too many
+        else:
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        whole = model if params.policy.cold_start.small_model else model.merge_and_unload()
+        whole.save_pretrained(folder)
+        load_tokenizer(base).save_pretrained(folder)
         policy_card(params).write(folder)  # last: a folder with its card is complete
     return str(folder)
 
@@ -259,28 +247,16 @@ def schedule(options: ColdStart) -> dict[str, Any]:
     }
 
 
-def train_cold(
-    params: GrpoParams,
-    base: str,
-    shown: Sequence[Demonstration],
-    folder: Path,
-    progress: Progress,
-) -> None:
-    """Fine-tune the policy on demonstrations and write the whole model, without an adapter.
-
-    Args:
-        params: The recipe; a small model is trained in full.
-        base: The policy before.
-        shown: Demonstrations.
-        folder: Gets the model; its checkpoints lie under `sft/` and are gone on from.
-        progress: Called with (steps done, steps in all).
-    """
+def _supervised(params: GrpoParams, base: str, shown: list[Demonstration], folder: Path) -> Any:
+    """Return the trainer on demonstrations; its checkpoints lie under `sft/`."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    options = params.policy.cold_start
+    def said(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
     config = SFTConfig(
         output_dir=str(folder / "sft"),
         save_steps=50,
@@ -289,69 +265,47 @@ def train_cold(
         completion_only_loss=True,
         disable_tqdm=True,
         max_length=None,
-        **schedule(options),
+        **schedule(params.policy.cold_start),
         **params.machine_settings,
     )
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": demo.prompt}],
-            "completion": [{"role": "assistant", "content": demo.reply}],
-        }
-        for demo in shown
-    ]
-    lora = None if options.small_model else LoraConfig(**params.lora, task_type="CAUSAL_LM")
-    trainer = SFTTrainer(
-        model=base, args=config, train_dataset=Dataset.from_list(rows), peft_config=lora
-    )
+    in_full = params.policy.cold_start.small_model
+    lora = None if in_full else LoraConfig(**params.lora, task_type="CAUSAL_LM")
+    rows = [{"prompt": said("user", p), "completion": said("assistant", r)} for p, r in shown]
+    data = Dataset.from_list(rows)
+    trainer = SFTTrainer(model=base, args=config, train_dataset=data, peft_config=lora)
     hush(trainer)
-    trainer.add_callback(StepCounter(progress))
-    checkpoint = newest_complete(folder / "sft")
-    if checkpoint is not None and (checkpoint_step(checkpoint) or 0) >= options.steps:
-        trainer._load_from_checkpoint(str(checkpoint))  # `train` would take one step too many
-    else:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    whole = model if options.small_model else model.merge_and_unload()
-    whole.save_pretrained(folder)
-    load_tokenizer(base).save_pretrained(folder)
+    return trainer
 
 
-def export_llamafactory(
-    shown: Iterable[Demonstration],
-    folder: Path,
-    base: str,
-    options: ColdStart,
-    lora: dict[str, Any],
-    settings: dict[str, Any],
-) -> Path:
-    """Write the demonstrations as a LLaMA-Factory dataset with a recipe to train on it.
+def export(params: GrpoParams, folder: Path) -> tuple[Path, int]:
+    """Export a recipe's cold start for LLaMA-Factory: demonstrations and a recipe to train on them.
 
     Args:
-        shown: Demonstrations.
-        folder: Gets `dataset_info.json`, `demonstrations.json` and `sft.yaml`.
-        base: Model id or folder, of the Qwen3 family; for another, change the recipe's template.
-        options: Steps, batch and learning rate.
-        lora: Fields of LoraConfig.
-        settings: Fields of TrainingArguments that depend on machine and seed.
+        params: The recipe; for a base that is not of the Qwen3 family, change the template of what
+            is written.
+        folder: Gets `dataset_info.json`, `demonstrations.json`, `sft.yaml` and, from that, the
+            adapter.
 
     Returns:
-        The recipe's path.
+        The path of LLaMA-Factory's recipe, and how many demonstrations there are.
+
+    Raises:
+        ParameterError: The recipe has no cold start.
     """
+    if not params.policy.cold_start.steps:
+        raise ParameterError("policy.cold_start.steps=0: the recipe has no cold start to export")
+    examples, lora = load_corpus(**params.corpus_options), params.lora
+    base, shown = base_and_demonstrations(params, make_roles(params), examples, folder)
     rows = [
-        {"conversations": [{"from": "human", "value": d.prompt}, {"from": "gpt", "value": d.reply}]}
-        for d in shown
+        {"conversations": [{"from": "human", "value": prompt}, {"from": "gpt", "value": reply}]}
+        for prompt, reply in shown
     ]
     write_atomic(folder / "demonstrations.json", json.dumps(rows, ensure_ascii=False, indent=1))
-    info = {
-        "key_points": {
-            "file_name": "demonstrations.json",
-            "formatting": "sharegpt",
-            "columns": {"messages": "conversations"},
-        }
-    }
+    columns = {"formatting": "sharegpt", "columns": {"messages": "conversations"}}
+    info = {"key_points": {"file_name": "demonstrations.json", **columns}}
     write_atomic(folder / "dataset_info.json", json.dumps(info, indent=1))
     targets = lora["target_modules"]
-    names = targets if isinstance(targets, str) else ",".join(targets)
+    listed = targets if isinstance(targets, str) else ",".join(targets)
     # A model that can think has to be trained after the empty thought that its prompts end with.
     thinks = "enable_thinking" in str(load_tokenizer(base).chat_template)
     recipe: dict[str, Any] = {
@@ -359,7 +313,7 @@ def export_llamafactory(
         "stage": "sft",
         "do_train": True,
         "finetuning_type": "lora",
-        "lora_target": "all" if names == "all-linear" else names,
+        "lora_target": "all" if listed == "all-linear" else listed,
         "lora_rank": lora["r"],
         "lora_alpha": lora["lora_alpha"],
         **{name: lora[name] for name in ("lora_dropout", "use_rslora", "use_dora") if name in lora},
@@ -370,34 +324,11 @@ def export_llamafactory(
         "cutoff_len": LONGEST,
         "output_dir": str(folder.resolve() / "adapter"),
         "overwrite_output_dir": True,
-        **schedule(options),
+        **schedule(params.policy.cold_start),
         "logging_steps": 1,
         "bf16": True,
-        **settings,
+        **params.machine_settings,
     }
     write_atomic(folder / "sft.yaml", yaml.safe_dump(recipe, sort_keys=False))
-    return folder / "sft.yaml"
-
-
-def export(params: GrpoParams, folder: Path) -> tuple[Path, int]:
-    """Export a recipe's cold start for LLaMA-Factory.
-
-    Args:
-        params: The recipe.
-        folder: Gets the data set, LLaMA-Factory's recipe and, from that, the adapter.
-
-    Returns:
-        That recipe's path, and how many demonstrations there are.
-
-    Raises:
-        ParameterError: It has no cold start.
-    """
-    if not params.policy.cold_start.steps:
-        raise ParameterError("policy.cold_start.steps=0: the recipe has no cold start to export")
-    examples = load_corpus(**params.corpus_options)
-    base, shown = base_and_demonstrations(params, make_roles(params), examples, folder)
-    path = export_llamafactory(
-        shown, folder, base, params.policy.cold_start, params.lora, params.machine_settings
-    )
     policy_card(params).write(folder / "adapter")  # so that it is asked as it was trained
-    return path, len(shown)
+    return folder / "sft.yaml", len(shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -33,19 +34,19 @@ class Split:
     Attributes:
         train: (example, key point) pairs of the training queries.
         held_out: Examples that training never sees.
-        left_out: Pairs of the training queries not trained on, as (why, count).
+        left_out: How many pairs of the training queries are not trained on, and why.
     """
 
     train: Pairs
     held_out: tuple[Example, ...]
-    left_out: tuple[tuple[str, int], ...] = ()
+    left_out: str = ""
 
     def __str__(self) -> str:
         """Say what is trained and what is tested on."""
         queries = len({example.query_id for example, _ in self.train})
-        parts = [f"{len(self.train)} prompts of {queries} queries to train on"]
-        parts += [f"{count} left out: {why}" for why, count in self.left_out]
-        return "; ".join([*parts, f"{len(self.held_out)} queries held out"])
+        trained = f"{len(self.train)} prompts of {queries} queries to train on"
+        held_out = f"{len(self.held_out)} queries held out"
+        return "; ".join(filter(None, [trained, self.left_out, held_out]))
 
 
 def base_model(params: GrpoParams) -> str:
@@ -76,17 +77,13 @@ def split_queries(examples: Corpus, params: GrpoParams) -> Split:
     """
     with_points = sorted((e for e in examples if e.key_points), key=lambda e: e.query_id)
     if not with_points:
-        raise ValueError(
-            f"corpus {params.corpus.name!r} brings no key points; use one that does, or a model as "
-            "engine or judge, which reads them off the pages"
-        )
+        way = "use one that does, or a model as engine or judge, which reads them off the pages"
+        raise ValueError(f"corpus {params.corpus.name!r} brings no key points; {way}")
     random.Random(f"{params.seed}|held out").shuffle(with_points)
     n = round(params.data.held_out * len(with_points))
     if not 0 < n < len(with_points):
-        raise ValueError(
-            f"data.held_out={params.data.held_out}: {len(with_points)} queries with key points "
-            f"would leave {n} to test and {len(with_points) - n} to train on; both need at least 1"
-        )
+        left = f"{n} queries to test and {len(with_points) - n} to train on; both need at least 1"
+        raise ValueError(f"data.held_out={params.data.held_out}: it would leave {left}")
     train = choose_key_points(with_points[n:], params.data.key_points, params.seed)
     return Split(train, tuple(with_points[:n]))
 
@@ -104,21 +101,17 @@ def prompt_rows(split: Split, task: RewriteTask, fit: Fit) -> list[dict[str, Any
     """
     rows = []
     for example, key_point in split.train:
-        shown = fit(example, key_point)
-        if shown == 0:
-            continue
-        row: dict[str, Any] = {
-            "prompt": [{"role": "user", "content": task.prompt(example, key_point, shown)}],
-            "query_id": example.query_id,
-            "key_point_number": key_point.number,
-            "shown": -1 if shown is None else shown,
-        }
-        rows.append(row)
+        if (shown := fit(example, key_point)) != 0:
+            prompt = task.prompt(example, key_point, shown)
+            row = {
+                "prompt": [{"role": "user", "content": prompt}],
+                "query_id": example.query_id,
+                "key_point_number": key_point.number,
+                "shown": -1 if shown is None else shown,
+            }
+            rows.append(row)
     if not rows:
-        raise ValueError(
-            "data.max_prompt_tokens: not one sentence of any page fits beside the instructions; "
-            "raise it"
-        )
+        raise ValueError("data.max_prompt_tokens: no sentence fits the prompt; raise it")
     return rows
 
 
@@ -188,24 +181,24 @@ def prefiltered(split: Split, base: str, roles: Roles, params: GrpoParams) -> Sp
         return split
     trials = range(band.trials)
 
-    async def success(policy: PolicyRewriter, example: Example, point: KeyPoint) -> float | None:
+    async def success(policy: PolicyRewriter, example: Example, point: KeyPoint) -> float:
         """Return the share of trials whose answer carries the point; no page is a failure."""
         rewrites = await gather_all(
             policy.rewrite(params.policy.method, example, point, sample_index=i) for i in trials
         )
         found = [0.0 for rewrite in rewrites if rewrite.abstention]
         found += itertools.chain(*await carried(example, point, rewrites, roles, 1))
-        return fmean(found) if found else None
+        return fmean(found) if found else math.nan
 
     with policies(params, roles) as policy:
         writer = policy(base)
         shares = run_sync(gather_all(success(writer, *pair) for pair in split.train))
     found = zip(split.train, shares, strict=True)
-    kept = [pair for pair, s in found if s is not None and band.low <= s <= band.high]
+    kept = [pair for pair, share in found if band.low <= share <= band.high]
+    asked = f"{band.low:.0%} to {band.high:.0%}"
     if not kept:
-        raise ValueError(
-            f"data.prefilter: no prompt succeeds in {band.low:.0%} to {band.high:.0%} of "
-            f"{band.trials} trials; widen the band or use more trials"
-        )
-    why = f"success over {band.trials} trials outside {band.low:.0%} to {band.high:.0%}"
-    return replace(split, train=kept, left_out=((why, len(split.train) - len(kept)),))
+        problem = f"no prompt succeeds in {asked} of {band.trials} trials"
+        raise ValueError(f"data.prefilter: {problem}; widen the band or use more trials")
+    lost = len(split.train) - len(kept)
+    why = f"{lost} left out: success over {band.trials} trials outside {asked}"
+    return replace(split, train=kept, left_out=why)

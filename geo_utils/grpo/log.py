@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import gc
-import html
 import threading
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import HTML, display
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from geo_utils.corpus import Example
@@ -46,7 +48,7 @@ PHASES = {
 }
 LOOP = ("optimizer", "between steps")  # measured between the trainer's callbacks
 _INSIDE = ("loss forward", "old log-probabilities")  # the loss's own forward pass is the loss's
-_UNSETTLED = 2  # steps that still load and compile what stays for good
+_WARM_UP = 2  # steps that still load and compile what stays for good
 
 
 def hush(trainer: Any = None) -> None:
@@ -121,7 +123,7 @@ def timed(clock: PhaseClock) -> Iterator[None]:
     """
     from trl.extras.profiling import ProfilingContext
 
-    before = {name: getattr(ProfilingContext, name) for name in ("__enter__", "__exit__")}
+    own_enter, own_leave = ProfilingContext.__enter__, ProfilingContext.__exit__
 
     def phase(context: Any) -> str | None:
         return PHASES.get(context.name.rpartition(".")[2])  # without the class's name
@@ -129,38 +131,33 @@ def timed(clock: PhaseClock) -> Iterator[None]:
     def enter(self: Any) -> Any:
         if name := phase(self):
             clock.enter(name)
-        return before["__enter__"](self)
+        return own_enter(self)
 
     def leave(self: Any, *error: Any) -> Any:
         if phase(self):
             clock.leave()
-        return before["__exit__"](self, *error)
+        return own_leave(self, *error)
 
-    def install(methods: dict[str, Any]) -> None:
-        for name, method in methods.items():
-            setattr(ProfilingContext, name, method)
-
-    install({"__enter__": enter, "__exit__": leave})
-    try:
+    # puts TRL's own back afterwards
+    with patch.multiple(ProfilingContext, __enter__=enter, __exit__=leave):
         yield
-    finally:
-        install(before)
 
 
+@dataclass(eq=False)
 class StepCounter(TrainerCallback):
-    """Shows how far a training is."""
+    """Shows how far a training is.
 
-    def __init__(self, progress: Progress) -> None:
-        """Tell `progress` the steps that are done and all that there are."""
-        self.progress = progress
+    Attributes:
+        progress: Told the steps that are done and all that there are.
+    """
+
+    progress: Progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count a step."""
+        """Count a step; a training begins at the one that it goes on from."""
         self.progress(state.global_step, state.max_steps)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin at the step that is gone on from."""
-        self.progress(state.global_step, state.max_steps)
+    on_train_begin = on_step_end
 
 
 class SettledHeap(TrainerCallback):
@@ -170,9 +167,7 @@ class SettledHeap(TrainerCallback):
     collection; with PyTorch, Transformers and TRL loaded, one takes 0.3 s (on a CPU).
     """
 
-    def __init__(self) -> None:
-        """Begin with a heap that is not settled, also where a training is resumed."""
-        self._left = _UNSETTLED
+    _left = _WARM_UP  # of this process, also where a training is resumed
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Freeze the heap at the end of each of the first steps."""
@@ -182,29 +177,29 @@ class SettledHeap(TrainerCallback):
             gc.freeze()
 
 
+@dataclass(eq=False)
 class TrainingLog(TrainerCallback):
-    """Writes metrics.jsonl and rollouts.jsonl, keeps the step's random state, draws the figure."""
+    """Writes metrics.jsonl and rollouts.jsonl, keeps the step's random state, draws the figure.
 
-    def __init__(
-        self,
-        folder: Path,
-        card: PolicyCard,
-        interrupts: Interrupts,
-        draw: Callable[[Metrics], None] | None = None,
-        block: int = 1,
-    ) -> None:
-        """Log into a run folder.
+    Attributes:
+        folder: The run's.
+        card: Put into every checkpoint.
+        interrupts: Told when the weights are half changed.
+        draw: Shows the rows so far, in a notebook.
+        block: Steps that share one generation; a training stops after the last of them.
+        clock: The seconds of each phase.
+    """
 
-        Args:
-            folder: The run's.
-            card: Put into every checkpoint.
-            interrupts: Told when the weights are half changed.
-            draw: Shows the rows so far, in a notebook.
-            block: Steps that share one generation; a training stops after the last of them.
-        """
-        self.folder, self.card, self.interrupts, self.draw = folder, card, interrupts, draw
-        self.block, self.changing, self.tokens_seen = block, False, 0
-        self.clock = PhaseClock()
+    folder: Path
+    card: PolicyCard
+    interrupts: Interrupts
+    draw: Callable[[Metrics], None] | None = None
+    block: int = 1
+    clock: PhaseClock = field(default_factory=PhaseClock)
+
+    def __post_init__(self) -> None:
+        """Go on with the rows that the folder holds."""
+        self.changing, self.tokens_seen = False, 0
         self.random_state: tuple[Any, ...] | None = None
         self._ended = self._drawn = time.monotonic()
         self._step_s = 0.0
@@ -235,7 +230,7 @@ class TrainingLog(TrainerCallback):
         synchronise()
         now = time.monotonic()
         self.clock.phases["optimizer"] += now - self.clock.left
-        self._step_s += now - self._ended
+        self._step_s = now - self._ended
         self._ended = now
         self.random_state, self.changing = random_state(), False
         self.tokens_seen = state.num_input_tokens_seen
@@ -246,17 +241,17 @@ class TrainingLog(TrainerCallback):
         """Write the figures of the step."""
         if not logs or "reward" not in logs:
             return
-        numbers = {k: v for k, v in logs.items() if v is None or isinstance(v, int | float)}
-        row = {"step": state.global_step, "at": round(time.time(), 3)}
-        row |= {k: None if v is None or np.isnan(v) else float(v) for k, v in numbers.items()}
-        spent = {"phases": self.clock.phases | {"step": self._step_s}}
-        if self.clock.background:
-            spent["background"] = self.clock.background
-        row |= {k: {name: round(s, 4) for name, s in v.items()} for k, v in spent.items()}
+        row: dict[str, Any] = {"step": state.global_step, "at": round(time.time(), 3)}
+        for name, value in logs.items():
+            if value is None or isinstance(value, int | float):
+                row[name] = None if value is None or np.isnan(value) else float(value)
+        phases = self.clock.phases | {"step": self._step_s}
+        for name, spent in (("phases", phases), ("background", self.clock.background)):
+            if spent:
+                row[name] = {phase: round(seconds, 4) for phase, seconds in spent.items()}
         append_jsonl(self.folder / "metrics.jsonl", [row])
         self._rows.append(row)
         self.clock.clear()
-        self._step_s = 0.0
         if self.draw and (time.monotonic() - self._drawn > 5 or state.global_step <= 1):
             self._drawn = time.monotonic()
             self.draw(self._rows)
@@ -268,13 +263,10 @@ class TrainingLog(TrainerCallback):
     def on_scored(self, step: int, batch: Sequence[Rollout]) -> None:
         """Keep the step's first scored, worst, best and first abstained rollout."""
         scored = [r for r in batch if r.rewards]
-        chosen: dict[str, Rollout] = {}
-        if scored:
-            ranked = sorted(scored, key=lambda r: r.rewards[next(iter(r.rewards))])
-            chosen = {"first": scored[0], "worst": ranked[0], "best": ranked[-1]}
-        lost = next((r for r in batch if not r.rewards), None)
-        chosen |= {"abstained": lost} if lost else {}
-        rows = [{"step": step, "kind": kind, **r.row()} for kind, r in chosen.items()]
+        ranked = sorted(scored, key=lambda r: next(iter(r.rewards.values())))
+        chosen = {"first": scored[:1], "worst": ranked[:1], "best": ranked[-1:]}
+        chosen["abstained"] = [r for r in batch if not r.rewards][:1]
+        rows = [{"step": step, "kind": k, **r.row()} for k, found in chosen.items() for r in found]
         append_jsonl(self.folder / "rollouts.jsonl", rows)
 
 
@@ -286,27 +278,25 @@ def reward_figure(metrics: Metrics, source: str) -> Figure:
         source: Where the figures come from.
     """
     rows = pd.DataFrame(metrics).set_index("step")
-    rows["reward"] = rows["reward"].astype(float)
-    span = max(len(rows) // 10, 1)
-    first, last = rows["reward"].iloc[:span].mean(), rows["reward"].iloc[-span:].mean()
+    # The negative length is in tokens and would press all others flat.
+    names = rows.columns.drop("rewards/negative_length/mean", errors="ignore")
+    parts = list(names[names.str.fullmatch("rewards/.+/mean")])
+    lines = ["reward", *(parts if len(parts) > 1 else [])]
+    values, span = rows[lines].astype(float), max(len(rows) // 10, 1)
+    first, last = values["reward"].iloc[:span].mean(), values["reward"].iloc[-span:].mean()
     verb = "rose" if last > first else "fell"
     title = f"The training reward {verb} from {first:.2f} (first {span} steps) to {last:.2f} (last)"
     if np.isnan(first) or np.isnan(last):
         title = "The training reward is missing where no completion could be scored"
-    # The negative length is in tokens and would press all others flat.
-    names = [str(column) for column in rows if column != "rewards/negative_length/mean"]
-    parts = [name for name in names if name.startswith("rewards/") and name.endswith("/mean")]
-    lines = {"reward": ("reward, weighted", BLUE, 3.0)}
-    if len(parts) > 1:
-        shades = zip(parts, sns.color_palette("dark"), strict=False)
-        lines |= {part: (part.split("/")[1], shade, 1.5) for part, shade in shades}
     figure, axes = canvas(8)
     axes.remove()
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    top.plot(rows.index, rows["reward"], ".", color="#9db4d6", markersize=7)
-    for column, (name, shade, width) in lines.items():
-        line = rows[column].astype(float).rolling(span, min_periods=1, center=True).mean()
-        top.plot(line.index, line, color=shade, linewidth=width, label=name)
+    top.plot(values["reward"], ".", color="#9db4d6", markersize=7)
+    smooth = values.rolling(span, min_periods=1, center=True).mean()
+    smooth.columns = pd.Index(["reward, weighted", *(part.split("/")[1] for part in lines[1:])])
+    shades = [BLUE, *sns.color_palette("dark")]
+    for (name, line), shade in zip(smooth.items(), shades, strict=False):
+        top.plot(line, color=shade, linewidth=3.0 if shade == BLUE else 1.5, label=name)
     if len(lines) > 1:
         top.legend(frameon=False, fontsize=14)
     top.set_ylabel("reward")
@@ -315,7 +305,7 @@ def reward_figure(metrics: Metrics, source: str) -> Figure:
         ("reward/abstained", "completions without score", "#c1272d"),
     ):
         if column in rows:
-            bottom.plot(rows.index, rows[column].astype(float), color=shade, label=name)
+            bottom.plot(rows[column].astype(float), color=shade, label=name)
     bottom.set(ylim=(-0.02, 1.02), xlabel="step", ylabel="share")
     bottom.legend(frameon=False, fontsize=14, loc="upper right")
     completions = f"{len(rows)} logged steps; a dot is the mean over one step's completions"
@@ -338,11 +328,10 @@ def phase_figure(metrics: Metrics, source: str) -> Figure:
     What no timer covers is the rest.
     """
     steps = pd.DataFrame([row["phases"] for row in metrics]).fillna(0.0)
-    steps = steps.iloc[2:] if len(steps) > 2 else steps
-    parts = [name for name in (*PHASES.values(), *LOOP) if name in steps]
-    steps["rest"] = (steps["step"] - steps[parts].sum(axis=1)).clip(lower=0.0)
-    seconds = steps[[*parts, "rest"]].median()
-    seconds = seconds[seconds > 0]
+    steps = steps[_WARM_UP:] if len(steps) > _WARM_UP else steps
+    parts = steps[[name for name in (*PHASES.values(), *LOOP) if name in steps]]
+    rest = (steps["step"] - parts.sum(axis=1)).clip(lower=0.0)
+    seconds = parts.assign(rest=rest).median().loc[lambda median: median > 0]
     title = (
         f"A step takes {seconds.sum():.2f} s, most of it {seconds.idxmax()} "
         f"({seconds.max() / seconds.sum():.0%})"
@@ -353,17 +342,8 @@ def phase_figure(metrics: Metrics, source: str) -> Figure:
         beside(axes, y, f"{value:.3f} s")
     name_rows(axes, list(seconds.index))
     axes.set(xlabel="seconds a step, median")
-    n = max(len(metrics) - 2, 1)
-    return finished(figure, title, f"n = {n} steps, after 2 of warm-up. {source}")
-
-
-_TITLES = {
-    "early": "Early",
-    "late": "Late",
-    "best": "Best reward",
-    "worst": "Worst reward",
-    "abstained": "Without a score",
-}
+    n = max(len(metrics) - _WARM_UP, 1)
+    return finished(figure, title, f"n = {n} steps, after {_WARM_UP} of warm-up. {source}")
 
 
 def rollout_page(rollouts: Metrics, examples: Iterable[Example], *kinds: str) -> HTML:
@@ -376,43 +356,38 @@ def rollout_page(rollouts: Metrics, examples: Iterable[Example], *kinds: str) ->
             `best` and `worst` of the whole training; `abstained`, the last without a score. Two
             fit a slide.
     """
-    kept = {kind: [r for r in rollouts if r["kind"] == kind] for kind in ("first", "abstained")}
-    scored = [row for row in rollouts if row["rewards"]]
-    chosen = {"early": kept["first"][:1], "late": kept["first"][-1:]}
-    chosen |= {"best": scored, "worst": scored, "abstained": kept["abstained"][-1:]}
+    drawn, lost = ([r for r in rollouts if r["kind"] == kind] for kind in ("first", "abstained"))
+    worst = sorted((row for row in rollouts if row["rewards"]), key=_first_reward)
+    best = sorted(worst, key=_first_reward, reverse=True)  # the earliest of equals
+    found = {"early": drawn[:1], "late": drawn[-1:], "best": best[:1], "worst": worst[:1]}
+    found["abstained"] = lost[-1:]
     by_id = {example.query_id: example for example in examples}
-    parts = []
-    for kind in (kind for kind in kinds if chosen[kind]):
-        row = (min if kind == "worst" else max)(chosen[kind], key=_first_reward)
-        parts.append(_section(_TITLES[kind], row, by_id[row["query_id"]]))
-    shown = "".join(parts) or f"<p>None of these: {html.escape(', '.join(kinds))}.</p>"
+    parts = [_section(k.capitalize(), r, by_id[r["query_id"]]) for k in kinds for r in found[k]]
+    shown = Markup().join(parts) or Markup("<p>None of these: {}.</p>").format(", ".join(kinds))
     return HTML(f'<style>{CSS}</style><div class="geo-view">{shown}</div>')
 
 
 def _first_reward(row: dict[str, Any]) -> float:
-    return float(next(iter(row["rewards"].values()), 0.0))
+    return float(next(iter(row["rewards"].values())))
 
 
-def _section(title: str, row: dict[str, Any], example: Example) -> str:
-    points = (p for p in example.key_points if p.number == row["key_point_number"])
-    point = next(points).content
-    wanted = set(content_words(point))
-    _, page = marked_changes(example.target, row["page"] or example.target, wanted)
+_BOX = Markup('<div><h4>{}</h4><div class="geo-box geo-low" dir="auto">{}</div></div>')
+_SECTION = Markup(
+    '<h4>{}: step {}, <span class="geo-small">{}</span></h4><div dir="auto"><b>Query</b> {} '
+    '<b>Key point</b> {}</div><div class="geo-columns">{}</div>'
+)
+
+
+def _section(title: str, row: dict[str, Any], example: Example) -> Markup:
+    point = next(p.content for p in example.key_points if p.number == row["key_point_number"])
+    _, page = marked_changes(example.target, row["page"] or "", set(content_words(point)))
     rewards = ", ".join(f"{name} {value:.3f}" for name, value in row["rewards"].items())
-    scored = rewards or f"no score: {row['abstention']}"
     verdict = f"; {row['verdict']}" if row["verdict"] else ""
-    made = page if row["page"] else f"<i>no page: {html.escape(str(row['problem']))}</i>"
     boxes = (
-        (f"Reply, {row['tokens']} tokens", html.escape(row["reply"][:4000])),
-        ("Page", made),
-        (f"Answer{html.escape(verdict)}", html.escape((row["answer"] or "")[:4000])),
+        (f"Reply, {row['tokens']} tokens", row["reply"][:4000]),
+        ("Page", page if row["page"] else Markup("<i>no page: {}</i>").format(row["problem"])),
+        (f"Answer{verdict}", (row["answer"] or "")[:4000]),
     )
-    columns = "".join(
-        f'<div><h4>{name}</h4><div class="geo-box geo-low" dir="auto">{body}</div></div>'
-        for name, body in boxes
-    )
-    return (
-        f'<h4>{title}: step {row["step"]}, <span class="geo-small">{html.escape(scored)}</span>'
-        f'</h4><div dir="auto"><b>Query</b> {html.escape(example.query)} '
-        f'<b>Key point</b> {html.escape(point)}</div><div class="geo-columns">{columns}</div>'
-    )
+    columns = Markup().join(_BOX.format(*box) for box in boxes)
+    scored = rewards or f"no score: {row['abstention']}"
+    return _SECTION.format(title, row["step"], scored, example.query, point, columns)

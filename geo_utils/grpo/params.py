@@ -5,27 +5,27 @@ from __future__ import annotations
 import ast
 import http.client
 import json
+import math
 import re
 import urllib.request
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from importlib.metadata import distribution
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from geo_utils.files import resolve_path
 from geo_utils.parameters import LocalServer, Options, ParameterError, nearest
-from geo_utils.roles.methods import METHODS, MODEL_METHODS, check_methods, known_method
+from geo_utils.roles.methods import MODEL_METHODS, check_methods, known_method
 from geo_utils.roles.params import KeyPointChoice, Model, Role, RunParams
 
-REWARDS = (
-    *("key_point", "visibility"),  # which ask an engine
-    *("fidelity", "length_budget", "no_instructions", "format", "negative_length"),
-)
+ASKING = ("key_point", "visibility")  # rewards that ask an engine
+REWARDS = (*ASKING, "fidelity", "length_budget", "no_instructions", "format", "negative_length")
+PROMPTS = ("key_point", *MODEL_METHODS)  # what a policy can learn
 
 
 class RewardOptions(Options):
@@ -59,9 +59,8 @@ class RewardOptions(Options):
     @model_validator(mode="after")
     def _as_many_weights(self) -> Self:
         if self.weights is not None and len(self.weights) != len(self.funcs):
-            raise ValueError(
-                f"weights={self.weights}: {len(self.funcs)} rewards need as many weights"
-            )
+            n = len(self.funcs)
+            raise ValueError(f"weights={self.weights}: {n} rewards need as many weights")
         return self
 
 
@@ -161,21 +160,23 @@ class PolicyOptions(Options):
     """
 
     base: Annotated[str, Field(min_length=1)] = "Qwen/Qwen3-1.7B"
-    method: str = "key_point"
+    method: Literal[PROMPTS] = "key_point"  # type: ignore[valid-type]
     cold_start: ColdStart = ColdStart()
 
 
-_CLASSES = {  # those that bring a section's fields, by the file of their package
-    "grpo": {
-        "trl/trainer/grpo_config.py": ["GRPOConfig"],
-        "trl/trainer/base_config.py": ["_BaseConfig"],
-        "transformers/training_args.py": ["TrainingArguments"],
-    },
-    "lora": {
-        "peft/tuners/lora/config.py": ["LoraConfig"],
-        "peft/config.py": ["PeftConfig", "PeftConfigMixin"],
-    },
+# The installed sources that bring a section's fields, and their classes.
+_SOURCES = {
+    "grpo": (
+        "trl/trainer/grpo_config.py",
+        "trl/trainer/base_config.py",
+        "transformers/training_args.py",
+    ),
+    "lora": ("peft/tuners/lora/config.py", "peft/config.py"),
 }
+_CLASSES = (
+    *("GRPOConfig", "_BaseConfig", "TrainingArguments"),
+    *("LoraConfig", "PeftConfig", "PeftConfigMixin"),
+)
 
 
 @lru_cache(maxsize=2)
@@ -188,38 +189,40 @@ def field_names(section: str) -> frozenset[str]:
     Args:
         section: `grpo` or `lora`.
     """
-    fields = []
-    for file, classes in _CLASSES[section].items():
-        spec = find_spec(file.partition("/")[0])
-        assert spec and spec.origin  # it is pinned
-        path = Path(spec.origin).parent.parent / file
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.ClassDef) and node.name in classes:
-                fields += [line.target for line in node.body if isinstance(line, ast.AnnAssign)]
-    names = [field.id for field in fields if isinstance(field, ast.Name)]
+    names: set[str] = set()
+    for file in _SOURCES[section]:
+        path = Path(str(distribution(file.partition("/")[0]).locate_file(file)))
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name in _CLASSES:
+                fields = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
+                names |= {field.id for field in fields if isinstance(field, ast.Name)}
     return frozenset(name for name in names if not name.startswith("_"))
 
 
-_COUNTS = (
-    *("max_steps", "num_generations", "per_device_train_batch_size"),
-    *("gradient_accumulation_steps", "steps_per_generation", "generation_batch_size"),
-    "num_iterations",
-)
-_NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?")
 GRPO_DEFAULTS: dict[str, Any] = {
     "max_steps": 200, "num_generations": 8, "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1, "learning_rate": 1e-5, "max_completion_length": 1024,
     "save_steps": 25, "save_total_limit": 2, "logging_steps": 1, "report_to": "none",
 }  # fmt: skip
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-# What a field of TRL's would do that this training cannot have.
-_REFUSED = {
+_COUNTS = (
+    *("max_steps", "num_generations", "per_device_train_batch_size", "num_iterations"),
+    *("gradient_accumulation_steps", "steps_per_generation", "generation_batch_size"),
+)
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?")
+_ACROSS = "rewards are normalised within the group of one prompt, or not at all"
+# What this training can have of a field of TRL's, and why no more.
+_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     **dict.fromkeys(
-        ("top_k", "min_p", "repetition_penalty"), "the comparison samples without it; leave it out"
+        ("top_k", "min_p", "repetition_penalty"),
+        ((False,), "the comparison samples without it; leave it out"),
     ),
-    "save_only_model": "a training could not go on from its checkpoints; leave it out",
-    "output_dir": "checkpoints lie in the run folder; leave it out",
-    "seed": "the run's seed counts; set it at the top",
+    "save_only_model": ((False,), "a training could not go on from its checkpoints; leave it out"),
+    "output_dir": ((), "checkpoints lie in the run folder; leave it out"),
+    "seed": ((), "the run's seed counts; set it at the top"),
+    "scale_rewards": ((True, False, "group", "none"), _ACROSS),
+    "multi_objective_aggregation": (("sum_then_normalize",), _ACROSS),
+    "logging_steps": ((1,), "a line of metrics.jsonl is a step; leave it out"),
 }
 
 
@@ -242,33 +245,15 @@ class GrpoParams(RunParams):
         "method": "policy.method",
         "model_name_or_path": "policy.base",
         "cold_start": "policy.cold_start",
-        "grpo_options": "grpo",
-        "lora_options": "lora",
         "reward_funcs": "reward.funcs",
         "reward_weights": "reward.weights",
-        "evaluation.models": "evaluation.judge, one string, such as gemini/gemini-2.5-flash",
-        "evaluation.servers": "servers, by the model's name",
-        "env": "its parameters stand at the top, TRL's under grpo and lora",
-        "use_peft": "leave it out: the policy is trained as an adapter",
-        "dataset_name": "leave it out: trl's own command line is not used any more",
-        "output_dir": "leave it out: checkpoints lie in the run folder",
     }
     policy: Annotated[PolicyOptions, Field(strict=False)]
     reward: Annotated[RewardOptions, Field(strict=False)]
     data: Annotated[DataOptions, Field(strict=False)]
     evaluation: Annotated[FinalEvaluation, Field(strict=False)]
-    grpo: dict[str, Any]
-    lora: dict[str, Any]
-
-    @field_validator("grpo")
-    @classmethod
-    def _over_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return GRPO_DEFAULTS | given
-
-    @field_validator("lora")
-    @classmethod
-    def _over_lora_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return LORA_DEFAULTS | given
+    grpo: Annotated[dict[str, Any], AfterValidator(lambda given: GRPO_DEFAULTS | given)]
+    lora: Annotated[dict[str, Any], AfterValidator(lambda given: LORA_DEFAULTS | given)]
 
     @classmethod
     def became(cls, place: Sequence[Any]) -> str | None:
@@ -310,10 +295,8 @@ class GrpoParams(RunParams):
         small = self.policy.cold_start.small_model
         if small is None:
             return f"policy {self.policy.base}"
-        return (
-            f"policy: a Qwen3 of hidden size {small.hidden_size} made on the spot from random "
-            "weights, no language model"
-        )
+        made = f"a Qwen3 of hidden size {small.hidden_size} made on the spot from random weights"
+        return f"policy: {made}, no language model"
 
     @property
     def machine_settings(self) -> dict[str, Any]:
@@ -326,8 +309,8 @@ class GrpoParams(RunParams):
         """Completions that are generated together."""
         grpo = self.grpo
         steps = grpo.get("steps_per_generation") or grpo["gradient_accumulation_steps"]
-        size = grpo.get("generation_batch_size") or grpo["per_device_train_batch_size"] * steps
-        return int(size)
+        named = grpo.get("generation_batch_size")
+        return int(named or grpo["per_device_train_batch_size"] * steps)
 
     @property
     def steps_a_generation(self) -> int:
@@ -338,7 +321,7 @@ class GrpoParams(RunParams):
     def rollouts(self) -> int:
         """How many completions the whole training draws."""
         micro_batches = self.grpo["max_steps"] * self.grpo["gradient_accumulation_steps"]
-        return int(-(-micro_batches // self._uses) * self.generation_size)
+        return int(math.ceil(micro_batches / self._uses) * self.generation_size)
 
     @property
     def _uses(self) -> int:
@@ -349,8 +332,8 @@ class GrpoParams(RunParams):
     @property
     def generation(self) -> str:
         """How the policy generates: `transformers`, `colocate` or `server`."""
-        vllm = self.grpo.get("use_vllm")
-        return str(self.grpo.get("vllm_mode", "colocate")) if vllm else "transformers"
+        mode = self.grpo.get("vllm_mode", "colocate")
+        return str(mode) if self.grpo.get("use_vllm") else "transformers"
 
     @property
     def policy_server(self) -> str:
@@ -362,9 +345,8 @@ class GrpoParams(RunParams):
     @property
     def servers_here(self) -> list[LocalServer]:
         """The policy's server, and those of training and comparison, each once."""
-        found: list[LocalServer] = []
-        if self.generation == "server":
-            found += LocalServer.at(self.policy_server, self.policy.base, policy=True)
+        own = LocalServer.at(self.policy_server, self.policy.base, policy=True)
+        found = own if self.generation == "server" else []
         found += super().servers_here + super(GrpoParams, self.for_evaluation()).servers_here
         return list({server.address: server for server in reversed(found)}.values())[::-1]
 
@@ -383,117 +365,71 @@ class GrpoParams(RunParams):
         from geo_utils.grpo.checkpoints import checkpoint_step, newest_complete
         from geo_utils.roles.policies import CARD
 
-        checkpoints = folder / "checkpoints"
-        newest = newest_complete(checkpoints)
-        policies = [folder / "policy", checkpoints / "final"]
-        return [
-            (checkpoint_step(newest) or 0) if newest else 0,
-            sum((policy / CARD).is_file() for policy in policies),
-            *super().saved_work(folder),
-        ]
+        step = checkpoint_step(newest_complete(folder / "checkpoints")) or 0
+        whole = sum((folder / made / CARD).is_file() for made in ("policy", "checkpoints/final"))
+        return [step, whole, *super().saved_work(folder)]
 
     @model_validator(mode="after")
     def _check_recipe(self) -> Self:
         """Refuse what cannot be trained, the first problem by name."""
-        kinds = self._field_problems(), self._size_problems(), self._other_problems()
-        for problem in chain.from_iterable(kinds):  # what comes later relies on what comes first
+        for problem in self._problems():  # what comes later relies on what comes first
             raise ValueError(problem)
         return self
 
-    def _field_problems(self) -> Iterator[str]:
-        """Say which fields of TRL and PEFT cannot be had."""
+    def _trl_problems(self) -> Iterator[str]:
+        """Say which fields of TRL and PEFT cannot be had, or not together."""
         for name in _COUNTS:
             value = self.grpo.get(name)
             unset = value is None and name not in GRPO_DEFAULTS
             if not unset and (type(value) is not int or value < 1):
                 yield f"grpo.{name}={value!r}: a whole number of at least 1 is needed"
         for section, given in (("grpo", self.grpo), ("lora", self.lora)):
+            known = field_names(section)
             for name, value in given.items():
-                if name not in (known := field_names(section)):
+                allowed, why = _ONLY.get(name, ((value,), ""))
+                if name not in known:
                     yield f"{section}.{name}: no such field{nearest(name, known)}"
-                elif why := _REFUSED.get(name) if value is not False else None:
+                elif value not in allowed:
                     yield f"{section}.{name}={value!r}: {why}"
-                elif value in ("batch", "normalize_then_sum"):
-                    yield (
-                        f"{section}.{name}={value!r} compares completions of different prompts; "
-                        "rewards are normalised within a group, or not at all"
-                    )
                 elif isinstance(value, str) and _NUMBER.fullmatch(value):
                     yield f"{section}.{name}={value!r}: a number is needed: write 1.0e-5, unquoted"
-        if self.grpo["logging_steps"] != 1:
-            yield (
-                f"grpo.logging_steps={self.grpo['logging_steps']}: a line of metrics.jsonl is a "
-                "step; leave it out"
-            )
         if self.grpo.get("torch_compile") and self.generation == "transformers":
-            yield (
-                "grpo.torch_compile=True: Transformers would compile anew for each token that it "
-                "generates; set use_vllm: true, or leave torch_compile out"
-            )
-
-    def _size_problems(self) -> Iterator[str]:
-        """Say which sizes do not fit together; the fields are whole numbers by now."""
-        grpo = self.grpo
+            yield "grpo.torch_compile=True needs use_vllm: true, else each token would be compiled"
+        grpo, size = self.grpo, self.generation_size
+        group, batch = grpo["num_generations"], grpo["per_device_train_batch_size"]
         if grpo.get("steps_per_generation") and grpo.get("generation_batch_size"):
             yield "grpo: steps_per_generation and generation_batch_size say the same: name one"
-        group, batch = grpo["num_generations"], grpo["per_device_train_batch_size"]
-        size = self.generation_size
         if group < 2:
             yield f"grpo.num_generations={group}: a group needs at least 2 completions to compare"
-        if size % batch:
-            yield (
-                f"grpo.generation_batch_size={size} must be a multiple of "
-                f"per_device_train_batch_size={batch}"
-            )
-        if size % group:
-            yield (
-                f"grpo.per_device_train_batch_size={batch} x {size // batch} steps = {size} "
-                f"completions do not divide into groups of num_generations={group}; choose a "
-                f"multiple, such as {-(-size // group) * group}"
-            )
-        if self.reward.schedule == "ahead" and self._uses != grpo["gradient_accumulation_steps"]:
-            yield (
-                "reward.schedule='ahead' generates anew for every step; leave num_iterations, "
-                "steps_per_generation and generation_batch_size out"
-            )
-        uncorrected = grpo.get("vllm_importance_sampling_correction") is False
-        if self.reward.schedule == "ahead" and uncorrected:
-            yield (
-                "reward.schedule='ahead' trains on completions of older weights; leave "
-                "vllm_importance_sampling_correction on"
-            )
+        if size % (unit := math.lcm(batch, group)):
+            parts = f"per_device_train_batch_size={batch} and num_generations={group}"
+            yield f"grpo: {size} completions do not divide by {parts}; choose a multiple of {unit}"
+        if self.reward.schedule != "ahead":
+            return
+        if self._uses != grpo["gradient_accumulation_steps"]:
+            shared = "num_iterations, steps_per_generation and generation_batch_size"
+            yield f"reward.schedule='ahead' generates anew for every step; leave {shared} out"
+        if grpo.get("vllm_importance_sampling_correction") is False:
+            needed = "vllm_importance_sampling_correction"
+            yield f"reward.schedule='ahead' trains on completions of older weights; set {needed}"
 
-    def _other_problems(self) -> Iterator[str]:
-        """Say what policy, reward and comparison cannot have together."""
-        policy, cold, final = self.policy, self.policy.cold_start, self.evaluation
-        prompts = [name for name in METHODS if name in MODEL_METHODS or name == "key_point"]
-        if policy.method not in prompts:
-            yield (
-                f"policy.method: {policy.method!r} is no prompt that a policy can learn"
-                f"{nearest(policy.method, prompts)} Choose from {', '.join(prompts)}"
-            )
-        if cold.steps and cold.pairs == "rewrites" and policy.method == "arrange_key_point":
-            yield (
-                "policy.cold_start.pairs='rewrites' are whole pages, which "
-                "method='arrange_key_point' does not write; choose pairs: edits"
-            )
+    def _problems(self) -> Iterator[str]:
+        """Say what cannot be trained, that of TRL first."""
+        yield from self._trl_problems()
+        cold, final = self.policy.cold_start, self.evaluation
+        rewrites = cold.steps and cold.pairs == "rewrites"
+        if rewrites and self.policy.method == "arrange_key_point":
+            yield "policy.cold_start.pairs='rewrites' are no arrangements; choose pairs: edits"
         if cold.small_model and not cold.steps:
-            yield (
-                "policy.cold_start.steps=0: a small_model of random weights has to learn to write "
-                "first"
-            )
+            yield "policy.cold_start.steps=0: a small_model of random weights must learn to write"
         same = (self.judge, self.sampling.judge_mode) == (final.judge, final.judge_mode)
         if same and "key_point" in self.reward.funcs:
-            yield (
-                f"evaluation.judge={final.judge!r} is the judge that trained the policy: name "
-                "another, or another judge_mode"
-            )
+            judge = f"evaluation.judge={final.judge!r} is the judge that trained the policy"
+            yield f"{judge}: name another, or another judge_mode"
         if "original" not in final.methods:
             yield f"evaluation.methods={final.methods!r}: 'original' must be among them"
         try:
-            for name in final.methods:
-                known_method(name)
-            check_methods(final.methods, final.rewriter)
+            check_methods([known_method(name) for name in final.methods], final.rewriter)
             self.for_evaluation()._check_models()  # type: ignore[operator]
         except ValueError as error:
             yield f"evaluation: {error}"
@@ -511,30 +447,24 @@ def check_machine(params: GrpoParams) -> None:
     """
     grpo, name, small = params.grpo, params.policy.base, params.policy.cold_start.small_model
     if grpo.get("use_vllm") and find_spec("vllm") is None:
-        raise ParameterError(
-            "grpo.use_vllm=True: vllm is not installed; pip install -e '.[gpu]', or set use_vllm: "
-            "false"
-        )
+        way = "pip install -e '.[gpu]', or set use_vllm: false"
+        raise ParameterError(f"grpo.use_vllm=True: vllm is not installed; {way}")
+    import torch
+
+    from geo_utils.grpo.checkpoints import check_adapter
+
     if small:
-        import torch
-
         torch.set_num_threads(1)  # its matrices are too small to share: threads would only wait
-    if not grpo.get("use_cpu"):
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ParameterError(
-                "grpo.use_cpu=False: this recipe needs a GPU and this machine shows none; run it "
-                "on one, or set use_cpu: true with a small model (params/04_grpo/smoke.yaml)"
-            )
+    if not grpo.get("use_cpu") and not torch.cuda.is_available():
+        raise ParameterError(
+            "grpo.use_cpu=False: this recipe needs a GPU and this machine shows none; run it on "
+            "one, or set use_cpu: true with a small model (params/04_grpo/smoke.yaml)"
+        )
     folder = resolve_path(name)
     here = folder.exists() or name.startswith(("/", "."))
     if not small and here and not (folder / "config.json").is_file():
-        raise ParameterError(
-            f"policy.base={name!r}: {folder} holds no model (config.json is missing)"
-        )
-    from geo_utils.grpo.checkpoints import check_adapter
-
+        problem = f"{folder} holds no model (config.json is missing)"
+        raise ParameterError(f"policy.base={name!r}: {problem}")
     if resumed := grpo.get("resume_from_checkpoint"):
         check_adapter(resolve_path(str(resumed)), name, params.lora, grpo["max_steps"])
     if params.generation == "server":
@@ -554,16 +484,13 @@ def check_server(params: GrpoParams) -> None:
         '--weight-transfer-config \'{"backend":"nccl"}\' --logprobs-mode processed_logprobs '
         "--max-logprobs -1 --enable-scale-out"
     )
+    where = f"grpo.vllm_mode='server': {url}"
     try:
         with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as answer:
             served = [row["id"] for row in json.load(answer)["data"]]
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-        raise ParameterError(
-            f"grpo.vllm_mode='server': no vLLM server answers at {url} ({error}); start it on a "
-            f"GPU of its own:\n  {start}"
-        ) from None
+        problem = f"no vLLM server answers there ({error}); start it on a GPU of its own"
+        raise ParameterError(f"{where}: {problem}:\n  {start}") from None
     if Path(name).name not in [Path(served_name).name for served_name in served]:
-        raise ParameterError(
-            f"grpo.vllm_mode='server': {url} serves {', '.join(served)}, not policy.base="
-            f"{name!r}; start one that does:\n  {start}"
-        )
+        problem = f"serves {', '.join(served)}, not policy.base={name!r}; start one that does"
+        raise ParameterError(f"{where} {problem}:\n  {start}")

@@ -34,9 +34,9 @@ from typing import Any
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import Row, Scorer
 from geo_utils.fidelity import fidelity as lexical_fidelity  # not the component
-from geo_utils.grpo.params import RewardOptions
+from geo_utils.grpo.params import ASKING, RewardOptions
 from geo_utils.lint import new_instructions
-from geo_utils.models.loops import gather_all, run_sync
+from geo_utils.models.loops import gather_all
 from geo_utils.roles.by_model import RewriteTask
 from geo_utils.roles.engines import Engine
 from geo_utils.roles.judges import Judge
@@ -50,7 +50,6 @@ Values = list[float | None]
 Call = asyncio.Task[Row]
 Question = tuple[Example, KeyPoint, str, int]  # which page is asked about, and which repeat
 Spans = defaultdict[str, list[tuple[float, float]]]  # begin and end of each call, by role
-_ANSWERED = {"key_point", "visibility"}  # components that need an engine
 _NO_PAGE: Row = {"supported": 0.0, **dict.fromkeys(FIGURES, 0.0)}
 
 
@@ -86,12 +85,9 @@ class Rollout:
 
     def row(self) -> Row:
         """Return it as a row of rollouts.jsonl."""
-        names = ("reply", "tokens", "page", "problem", "rewards", "abstention", "answer", "verdict")
-        return {
-            "query_id": self.example.query_id,
-            "key_point_number": self.key_point.number,
-            **{name: getattr(self, name) for name in names},
-        }
+        known = {"query_id": self.example.query_id, "key_point_number": self.key_point.number}
+        left_out = ("example", "key_point", "shown")
+        return known | {k: value for k, value in vars(self).items() if k not in left_out}
 
 
 def shuffled(batch: Sequence[Rollout]) -> list[Rollout]:
@@ -103,16 +99,13 @@ def shuffled(batch: Sequence[Rollout]) -> list[Rollout]:
     Raises:
         ValueError: The batch is for one query only.
     """
-    by_query: dict[str, list[Rollout]] = {}
+    by_query = defaultdict(list)
     for rollout in batch:
-        by_query.setdefault(rollout.example.query_id, []).append(rollout)
+        by_query[rollout.example.query_id].append(rollout)
     if len(by_query) < 2:
         raise ValueError("placebo: a batch needs completions for at least two queries")
-    ids = list(by_query)
-    donors = {
-        query: itertools.cycle(by_query[following])
-        for query, following in zip(ids, [*ids[1:], ids[0]], strict=True)
-    }
+    first, *others = map(itertools.cycle, by_query.values())
+    donors = dict(zip(by_query, [*others, first], strict=True))
     return [next(donors[rollout.example.query_id]) for rollout in batch]
 
 
@@ -123,17 +116,15 @@ def walls(spans: Spans, started: float) -> dict[str, float]:
     only judge calls were; calls that began before the batch count from its start.
     """
     found = {f"{role}_seconds": fmean(e - b for b, e in calls) for role, calls in spans.items()}
-    edges = sorted(
-        {started, *(max(t, started) for calls in spans.values() for c in calls for t in c)}
-    )
-    spent = {"engine": 0.0, "judge": 0.0}
-    for begin, end in itertools.pairwise(edges):
+    found |= {"engine_wall": 0.0, "judge_wall": 0.0}
+    times = itertools.chain.from_iterable(itertools.chain.from_iterable(spans.values()))
+    for begin, end in itertools.pairwise(sorted({started, *(max(t, started) for t in times)})):
         middle = (begin + end) / 2
-        for role in spent:
+        for role in ("engine", "judge"):
             if any(b <= middle <= e for b, e in spans.get(role, ())):
-                spent[role] += end - begin
+                found[f"{role}_wall"] += end - begin
                 break
-    return found | {f"{role}_wall": seconds for role, seconds in spent.items()}
+    return found
 
 
 def free_reward(
@@ -168,60 +159,39 @@ def free_reward(
     return min(max(1 - over / max(slack, 0.1), 0.0), 1.0)
 
 
+@dataclass(eq=False)
 class Rewards:
     """The components of a reward, made for one corpus, task, engine and judge.
 
     Attributes:
+        examples: All that completions may be for.
+        task: How a completion becomes a page.
+        engine: Answers.
+        judge: Gives verdicts.
+        options: Components and settings.
+        seed: Seed of the target's place.
+        on_scored: Told the step being made, from 1, and the batch after each batch.
         functions: One TRL reward function per component, in the order of `options.funcs`.
     """
 
-    def __init__(
-        self,
-        examples: Iterable[Example],
-        task: RewriteTask,
-        engine: Engine,
-        judge: Judge,
-        options: RewardOptions,
-        seed: int = 0,
-        on_scored: Callable[[int, list[Rollout]], None] | None = None,
-    ) -> None:
-        """Make the components.
+    examples: Iterable[Example]
+    task: RewriteTask
+    engine: Engine
+    judge: Judge
+    options: RewardOptions
+    seed: int = 0
+    on_scored: Callable[[int, list[Rollout]], None] | None = None
 
-        Args:
-            examples: All that completions may be for.
-            task: How a completion becomes a page.
-            engine: Answers.
-            judge: Gives verdicts.
-            options: Components and settings.
-            seed: Seed of the target's place.
-            on_scored: Told the step being made, from 1, and the batch after each batch.
-        """
-        self.examples = {example.query_id: example for example in examples}
-        self.task, self.engine, self.judge = task, engine, judge
-        self.options, self.seed, self.on_scored = options, seed, on_scored
-        self.functions = [self._function(name) for name in options.funcs]
-        self._wanted = _ANSWERED & set(options.funcs)
+    def __post_init__(self) -> None:
+        """Make the components."""
+        self.functions = [self._function(name) for name in self.options.funcs]
+        self._by_id = {example.query_id: example for example in self.examples}
+        self._wanted = set(ASKING) & set(self.options.funcs)
         self._originals: dict[tuple[str, int], Call] = {}
-        self._failed: set[tuple[str, int]] = set()  # of the originals
         self._batch: tuple[Any, asyncio.Task[list[Rollout]]] | None = None
         self._calls: set[Call] = set()
         self._begun: defaultdict[Question, list[tuple[Call, Spans]]] = defaultdict(list)
         self._lost = 0
-
-    def by_hand(self, reply: str, query_id: str, number: int | None = None) -> Rollout:
-        """Score one completion, from a script or a notebook cell.
-
-        Args:
-            reply: What a policy would write.
-            query_id: The example's.
-            number: The key point's number; default, the first.
-        """
-        first = self.examples[query_id].key_points[0].number
-        found = self._rollout(reply, query_id, first if number is None else number)
-        until = monotonic() + self.options.deadline_s
-        run_sync(self._score(found, found, until, defaultdict(list)))
-        self._forget_failed()
-        return found
 
     async def score(
         self,
@@ -251,7 +221,7 @@ class Rewards:
         """
         started, spans = monotonic(), Spans(list)
         replies = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        columns = replies, query_id, key_point_number, shown, completion_ids or replies
+        columns = replies, query_id, key_point_number, shown, completion_ids or [()] * len(replies)
         batch = [self._rollout(*row) for row in zip(*columns, strict=True)]
         donors = shuffled(batch) if self.options.placebo else batch
         until = started + self.options.deadline_s
@@ -259,7 +229,9 @@ class Rewards:
             self._score(rollout, donor, until, spans)
             for rollout, donor in zip(batch, donors, strict=True)
         )
-        self._forget_failed()
+        for key, call in list(self._originals.items()):
+            if call.done() and call.result().get("pawc") is None:
+                del self._originals[key]  # the next batch asks again for what could not be had
         lost = Counter(r.abstention for r in batch if r.abstention)
         if log_metric:
             told = {"seconds": monotonic() - started, "abstained": lost.total() / len(batch)}
@@ -289,17 +261,16 @@ class Rewards:
         reply: str,
         query_id: str,
         number: int,
-        shown: int = -1,
-        tokens: str | Sequence[int] = "",
+        shown: int,
+        tokens: Sequence[int] = (),
     ) -> Rollout:
-        """Read a completion; without its tokens, its length is in words."""
-        example = self.examples[query_id]
+        """Read a completion."""
+        example = self._by_id[query_id]
         point = next(p for p in example.key_points if p.number == number)
         units = None if shown < 0 else shown
         rewrite = self.task.page(reply, example, point, units)
         page = None if rewrite.abstention else rewrite.text
-        length = len(words(reply)) if isinstance(tokens, str) else len(tokens)
-        return Rollout(example, point, reply, length, units, page, rewrite.abstention)
+        return Rollout(example, point, reply, len(tokens), units, page, rewrite.abstention)
 
     async def _score(self, rollout: Rollout, donor: Rollout, until: float, spans: Spans) -> None:
         """Fill in a rollout's rewards, or why there are none, by what the donor wrote: itself."""
@@ -385,20 +356,13 @@ class Rewards:
             self._originals[key] = asyncio.ensure_future(row)
         return self._originals[key]
 
-    def _forget_failed(self) -> None:
-        """Let the next batch ask again for the originals that could not be had."""
-        while self._failed:
-            self._originals.pop(self._failed.pop(), None)
-
     async def _gain(self, rollout: Rollout, rows: Sequence[Row], spans: Spans) -> float | None:
         """Return the mean gain in visibility over the original's answers of the same repeats."""
         names = FIGURES if self.options.figure == "mean" else (self.options.figure,)
         gains = []
         for repeat, row in enumerate(rows):
             before = await asyncio.shield(self._original(rollout, repeat, spans))
-            if before.get("pawc") is None:
-                self._failed.add((rollout.example.query_id, repeat))
-            elif row.get("pawc") is not None:
+            if before.get("pawc") is not None and row.get("pawc") is not None:
                 now, then = (fmean(float(r[name]) for name in names) for r in (row, before))
                 gains.append(now - then)
         return fmean(gains) if gains else None
@@ -411,10 +375,8 @@ class Rewards:
         reason = lost.most_common(1)[0][0]
         log.warning("%d of %d completions have no score: %s", lost.total(), size, reason)
         if self._lost >= self.options.most_lost:
-            raise RunInterrupted(
-                f"no completion of {self._lost} batches in a row could be scored, the last ones "
-                f"for: {reason}. Run again to go on"
-            )
+            problem = f"no completion of {self._lost} batches in a row could be scored"
+            raise RunInterrupted(f"{problem}, the last ones for: {reason}. Run again to go on")
 
     def _function(self, name: str) -> Callable[..., Awaitable[Values]]:
         async def component(completions: Sequence[Any], **columns: Any) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +10,7 @@ from typing import Any
 
 from geo_utils.corpus import Corpus
 from geo_utils.files import resolve_path
-from geo_utils.grpo.checkpoints import (
-    Interrupts,
-    checkpoint_step,
-    copy_policy,
-    keep_prompt_order,
-    newest_complete,
-    rewind,
-    save_now,
-)
+from geo_utils.grpo import checkpoints
 from geo_utils.grpo.data import free_memory, policy_card, prefiltered, prompt_rows, split_queries
 from geo_utils.grpo.log import Metrics, SettledHeap, StepCounter, TrainingLog, hush, timed
 from geo_utils.grpo.params import GrpoParams
@@ -87,34 +80,33 @@ def train(
     if same_card(final, card):
         return final
     asked = params.grpo.get("resume_from_checkpoint")
-    resumed = newest_complete(folder) or (resolve_path(str(asked)) if asked else None)
-    step = 0
+    resumed = checkpoints.newest_complete(folder) or (resolve_path(str(asked)) if asked else None)
     if resumed is not None:
         same_card(resumed, card)
-        step = checkpoint_step(resumed) or 0
+    step = checkpoints.checkpoint_step(resumed) or 0
     for name in ("metrics.jsonl", "rollouts.jsonl"):
-        rewind(run.folder / name, step)
+        checkpoints.rewind(run.folder / name, step)
     if resumed is not None and step >= params.grpo["max_steps"]:
         # Ended between its last step and `final`; the trainer would take one step too many.
-        copy_policy(resumed, final)
+        checkpoints.copy_policy(resumed, final)
         card.write(final)  # last: a folder with its card is complete
         return final
     rows = training_rows(params, roles, examples, base)
-    interrupts = Interrupts()
+    interrupts = checkpoints.Interrupts()
     log = TrainingLog(run.folder, card, interrupts, draw, params.steps_a_generation)
-    scored = roles.engine, roles.judge, params.reward, params.seed, log.on_scored
-    rewards = Rewards(examples, card.task, *scored)
+    made = roles.engine, roles.judge, params.reward, params.seed, log.on_scored
+    rewards = Rewards(examples, card.task, *made)
     with interrupts.listening(), timed(log.clock):
         trainer = make_trainer(params, base, rows, rewards, folder, log, resumed)
         trainer.add_callback(StepCounter(roles.counter("steps")))
         before = base_checksum(trainer.model)
         run.update(base_checksum={"before": before, "after": None})  # should this start be cut off
         try:
-            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+            trainer.train(resume_from_checkpoint=resumed and str(resumed))
             interrupts.release()
         except BaseException:
             rewards.on_scored = None  # what is still under way belongs to no log
-            save_now(trainer, log)
+            checkpoints.save_now(trainer, log)
             raise
     after = base_checksum(trainer.model)
     run.update(base_checksum={"before": before, "after": after})
@@ -140,11 +132,9 @@ def training_rows(
     rows = prompt_rows(split, card.task, fitter(card, load_tokenizer(base)))
     needed = params.generation_size // int(params.grpo["num_generations"])
     if len(rows) < needed:
-        raise ParameterError(
-            f"{len(rows)} prompts are fewer than the {needed} of one batch: nothing would be "
-            "trained; lower per_device_train_batch_size or gradient_accumulation_steps, or use "
-            "more queries or a wider prefilter"
-        )
+        problem = f"{len(rows)} prompts are fewer than the {needed} of one batch"
+        way = "lower grpo.per_device_train_batch_size, or use more queries or a wider prefilter"
+        raise ParameterError(f"{problem}: nothing would be trained; {way}")
     return rows
 
 
@@ -163,11 +153,8 @@ def make_trainer(
 
     from geo_utils.grpo.trainer import OverlappedTrainer, keep_base_exact
 
-    class Trainer(OverlappedTrainer):
-        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-            return keep_prompt_order(super()._get_train_sampler(*args, **kwargs), resumed)
-
-    trainer = Trainer(
+    trainer = OverlappedTrainer(
+        resumed=resumed,
         schedule=params.reward.schedule,
         begin=rewards.begin,
         saving=log.interrupts.hold,
@@ -193,15 +180,15 @@ def grpo_config(params: GrpoParams, folder: Path) -> Any:
     """
     from trl.trainer.grpo_config import GRPOConfig
 
-    on_cpu = bool(params.grpo.get("use_cpu"))
-    loading: dict[str, Any] = {"dtype": "float32" if on_cpu else "bfloat16"}
-    if not on_cpu:  # TRL's default spreads the policy over every GPU it sees, an engine's as well
-        loading["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
+    loading: dict[str, Any] = {"dtype": "float32"}
+    if not params.grpo.get("use_cpu"):
+        # TRL's default spreads the policy over every GPU it sees, an engine's as well.
+        own = {"": int(os.environ.get("LOCAL_RANK", "0"))}
+        loading = {"dtype": "bfloat16", "device_map": own}
     settings: dict[str, Any] = {
         "chat_template_kwargs": {"enable_thinking": False},
         "reward_weights": params.reward.weights,
         "disable_tqdm": True,
-        "log_completions": False,
         **params.machine_settings,
         **params.grpo,
         "model_init_kwargs": loading | (params.grpo.get("model_init_kwargs") or {}),
@@ -209,7 +196,7 @@ def grpo_config(params: GrpoParams, folder: Path) -> Any:
         "seed": params.seed,
     }
     block = params.steps_a_generation  # only after the last of them can a training go on
-    settings["save_steps"] = -(-settings["save_steps"] // block) * block
+    settings["save_steps"] = math.ceil(settings["save_steps"] / block) * block
     for name in ("resume_from_checkpoint", "torch_compile"):  # see `train` and `make_trainer`
         settings.pop(name, None)
     if params.generation == "colocate":  # TRL decodes the tokens itself

@@ -24,11 +24,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -209,7 +211,13 @@ class OverlappedTrainer(GRPOTrainer):
     pad_to_multiple_of: Any
 
     def __init__(
-        self, *args: Any, schedule: str, begin: Begin, saving: Callable[[], None], **kwargs: Any
+        self,
+        *args: Any,
+        schedule: str,
+        begin: Begin,
+        saving: Callable[[], None],
+        resumed: Path | None = None,
+        **kwargs: Any,
     ):
         """Make the trainer.
 
@@ -219,10 +227,11 @@ class OverlappedTrainer(GRPOTrainer):
             begin: Called with a row and a completion for it that is written; asks for its reward
                 without waiting for it, on TRL's event loop.
             saving: Called before a checkpoint is written.
+            resumed: The checkpoint that is gone on from.
             **kwargs: Of TRL's trainer.
         """
         super().__init__(*args, **kwargs)
-        self._begin, self._saving = begin, saving
+        self._begin, self._saving, self._resumed = begin, saving, resumed
         corrected = self.use_vllm and self.vllm_importance_sampling_correction
         self._uses = self.args.steps_per_generation * self.num_iterations
         aligned = self.args.gradient_accumulation_steps % self._uses == 0
@@ -244,15 +253,23 @@ class OverlappedTrainer(GRPOTrainer):
             else:
                 stream_engine(self.vllm_generation.llm, self._tell)
 
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """Go on in the epoch of a checkpoint: each epoch draws its own order of prompts."""
+        sampler: Any = super()._get_train_sampler(*args, **kwargs)
+        if self._resumed is not None:
+            state = json.loads((self._resumed / "trainer_state.json").read_text(encoding="utf-8"))
+            for _ in range(int(state["epoch"] + 1e-6)):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+        return sampler
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Look one batch ahead; at the end of an epoch there is none."""
         fetch = super().get_batch_samples
         if not self._ahead:
             return fetch(epoch_iterator, num_batches, device)
         found = self._fetched or fetch(epoch_iterator, num_batches, device)
-        self._fetched = fetch(epoch_iterator, num_batches, device)
-        if not self._fetched[0]:
-            self._fetched = None
+        following = fetch(epoch_iterator, num_batches, device)
+        self._fetched = following if following[0] else None
         return found
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
@@ -441,22 +458,21 @@ class OverlappedTrainer(GRPOTrainer):
 
     def _log_probabilities(self, prompts: Any, completions: Any) -> torch.Tensor:
         """Return the log-probabilities of a batch under the present weights, (B, T)."""
-        columns = []
-        for ids, side in ((prompts, "left"), (completions, "right")):
-            rows = [torch.tensor(row) for row in ids]
-            for values, filler in (
-                (rows, self._tokenizer.pad_token_id),
-                ([torch.ones_like(row) for row in rows], 0),
-            ):
-                columns.append(pad(values, filler, side, self.pad_to_multiple_of))
-        device = self.accelerator.device
-        tokens, mask = (torch.cat(columns[i::2], dim=1).to(device) for i in (0, 1))
-        size, kept = self.args.per_device_train_batch_size, columns[2].size(1)
+
+        def padded(rows: Sequence[Sequence[int]], side: str) -> torch.Tensor:
+            """Return tokens and mask, (2, B, columns)."""
+            ids = [torch.tensor(row) for row in rows]
+            masks, size = [torch.ones_like(row) for row in ids], self.pad_to_multiple_of
+            both = pad(ids, self._tokenizer.pad_token_id, side, size), pad(masks, 0, side, size)
+            return torch.stack(both).to(self.accelerator.device)
+
+        prompt, completion = padded(prompts, "left"), padded(completions, "right")
+        tokens, mask = torch.cat([prompt, completion], dim=2)
+        kept, size = completion.size(2), self.args.per_device_train_batch_size
+        score = self._get_per_token_logps_and_entropies
         quiet = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
         with torch.no_grad(), quiet:
-            found: torch.Tensor = self._get_per_token_logps_and_entropies(
-                self.model, tokens, mask, kept, batch_size=size
-            )[0]
+            found: torch.Tensor = score(self.model, tokens, mask, kept, batch_size=size)[0]
         return found
 
     def _tell(self, place: int, ids: Sequence[int]) -> None:

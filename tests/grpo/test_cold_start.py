@@ -13,7 +13,7 @@ from conftest import PROJECT, make_example, run
 
 from geo_utils.cli import app
 from geo_utils.corpus import KeyPoint
-from geo_utils.grpo.cold_start import Demonstration, demonstrations, export_llamafactory
+from geo_utils.grpo.cold_start import demonstrations, export
 from geo_utils.grpo.params import ColdStart
 from geo_utils.models.base import Completion, UnusableError
 from geo_utils.models.usage import Usage
@@ -65,22 +65,22 @@ class TestEdits:
         task, example = RewriteTask("arrange_key_point"), make_example()
         known = len(page_units(example.target)[:fits])
         found = shown_edits("arrange_key_point", fits)
-        assert len(found) == 60 and len({demo.reply for demo in found}) > 4
-        for demo in found:
-            assert demo.prompt == task.prompt(example, POINT, fits)
-            assert is_tidy(demo.reply, known)
-            page = task.page(demo.reply, example, POINT, fits)
+        assert len(found) == 60 and len({reply for _, reply in found}) > 4
+        for prompt, reply in found:
+            assert prompt == task.prompt(example, POINT, fits)
+            assert is_tidy(reply, known)
+            page = task.page(reply, example, POINT, fits)
             assert page.abstention is None and "every 12 hours" in page.text
 
     @pytest.mark.parametrize("fits", [None, 1])
     def test_pages_are_valid(self, fits):
         task, example = RewriteTask("key_point"), make_example()
         found = shown_edits("key_point", fits)
-        assert len(found) == 60 and len({demo.reply for demo in found}) == 4
-        for demo in found:
-            assert demo.prompt == task.prompt(example, POINT, fits)
-            assert ("every 12 hours" in demo.reply) == (fits is None)  # only what it was shown
-            page = task.page(demo.reply, example, POINT, fits)
+        assert len(found) == 60 and len({reply for _, reply in found}) == 4
+        for prompt, reply in found:
+            assert prompt == task.prompt(example, POINT, fits)
+            assert ("every 12 hours" in reply) == (fits is None)  # only what it was shown
+            page = task.page(reply, example, POINT, fits)
             assert page.abstention is None and page.text.count("every 12 hours") == 1
 
     @pytest.mark.parametrize("method", ["key_point", "arrange_key_point"])
@@ -96,7 +96,7 @@ class TestBestRewrite:
         replies.insert(best, LANDS)
         found, caller = shown_rewrites(*replies)
         prompt = RewriteTask("key_point").prompt(make_example(), POINT)
-        assert found == [Demonstration(prompt, LANDS)]
+        assert found == [(prompt, LANDS)]
         assert sorted(request.sample_index for request in caller.requests) == [0, 1, 2, 3]
 
     def test_none_is_better_than_a_bad_one(self):
@@ -168,9 +168,11 @@ class TestExport:
             Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja",
             base / "chat_template.jinja",
         )
-        shown, lora = [Demonstration("p", "r")], {"r": 4, "lora_alpha": 8, "use_dora": True}
-        lora["target_modules"] = ["q_proj", "v_proj"]
-        path = export_llamafactory(shown, tmp_path, str(base), ColdStart(steps=5), lora, {})
+        lora = {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 8, "use_dora": True}
+        changes = {"policy.base": base, "grpo.use_cpu": "false", "lora": json.dumps(lora)}
+        changes |= {"policy.cold_start.small_model": "null", "policy.cold_start.steps": 5}
+        given = [(name, str(value)) for name, value in changes.items()]
+        path, _ = export(read_parameters("04_grpo", "smoke", given)[2], tmp_path)
         recipe = yaml.safe_load(path.read_text())
         assert (recipe["template"], recipe["enable_thinking"]) == ("qwen3", False)
         assert (recipe["lora_target"], recipe["bf16"]) == ("q_proj,v_proj", True)

@@ -12,7 +12,7 @@ from headless import only_run, run_command, run_notebook
 from train_many import SMALL
 
 from geo_utils.files import read_jsonl
-from geo_utils.grpo.comparison import AFTER, BEFORE, gain, training_headline
+from geo_utils.grpo.comparison import AFTER, BEFORE, training_gains, training_headline
 from geo_utils.roles.methods import is_policy
 from geo_utils.summary import summarise
 
@@ -126,6 +126,6 @@ def test_a_gain_without_pairs_is_none_and_not_a_number(finished):
     _, run = finished
     samples = pd.read_parquet(run.folder / "samples.parquet")
     samples.loc[samples["method"] == BEFORE, "supported"] = float("nan")
-    found = training_headline(summarise(samples), gain(samples))
+    found = training_headline(summarise(samples), training_gains(samples))
     assert found["gain"]["mean"] is None and found["gain"]["n_queries"] == 0
     json.dumps(found, allow_nan=False)

@@ -172,12 +172,12 @@ class TestServer:
 
     @pytest.mark.parametrize("body", ["", "<html>", "[]", "{}", '{"data": [3]}'])
     def test_one_that_is_no_vllm(self, body):
-        with models_server(body) as url, refused(f"no vLLM server answers at {url}"):
+        with models_server(body) as url, refused(f"{url}: no vLLM server answers there"):
             check_server(recipe("gemini", vllm_server_base_url=url))
 
     def test_one_that_is_down(self):
         url = f"http://127.0.0.1:{free_port()}"
-        with refused(f"(?s)no vLLM server answers at {url} .*vllm serve {BASE} --port"):
+        with refused(f"(?s){url}: no vLLM server answers there .*vllm serve {BASE} --port"):
             check_server(recipe("gemini", vllm_server_base_url=url))
 
     def test_one_that_speaks_no_http(self):
@@ -192,13 +192,13 @@ class TestServer:
 
             thread = threading.Thread(target=greet)
             thread.start()
-            with refused(f"no vLLM server answers at {url}"):
+            with refused(f"{url}: no vLLM server answers there"):
                 check_server(recipe("gemini", vllm_server_base_url=url))
             thread.join()
 
     @pytest.mark.parametrize("url", ["127.0.0.1:8001", "http://127.0.0.1:eight"])
     def test_an_address_that_is_none(self, url):
-        with refused(f"no vLLM server answers at {url}"):
+        with refused(f"{url}: no vLLM server answers there"):
             check_server(recipe("gemini", vllm_server_base_url=url))
 
     def test_the_machine_check_asks_the_server(self, monkeypatch):
@@ -318,6 +318,12 @@ def test_a_torn_policy_is_refused_before_anything_is_asked(tmp_path, name):
         policy_rewriter(str(folder), lambda model: pytest.fail("it was loaded"))
 
 
+def whole_model(folder):
+    """As a cold start in full leaves it."""
+    (folder / "adapter_config.json").unlink()
+    (folder / "adapter_model.safetensors").rename(folder / "model.safetensors")
+
+
 class TestAdapter:
     def test_one_of_this_training(self, tmp_path):
         folder = make_checkpoint(tmp_path / "c", 5)
@@ -336,7 +342,8 @@ class TestAdapter:
             (lambda f: shutil.rmtree(f), "no such folder"),
             (lambda f: (f / "trainer_state.json").unlink(), "trainer_state.json is missing or to"),
             (lambda f: (f / "trainer_state.json").write_text("{"), "name an earlier checkpoint"),
-            (lambda f: (f / "adapter_config.json").unlink(), "without adapter_config.json; copy"),
+            (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json missing; copy"),
+            (whole_model, "adapter_config.json missing; copy it whole"),
             (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json is torn"),
             (lambda f: (f / "adapter_config.json").write_text("3"), "adapter_config.json is torn"),
         ],

@@ -76,6 +76,11 @@ def columns(replies, ids=None, points=None):
     }
 
 
+def scored(made, replies, **changes):
+    """Score a batch and return its rollouts."""
+    return run(made.score(**columns(replies, **changes)))
+
+
 def called(made, replies, **changes):
     """Call all functions as TRL does: at once, with the same list of completions."""
 
@@ -97,7 +102,7 @@ class TestOneScorer:
             example = next(e for e in corpus if e.query_id == query_id)
             point = next(p for p in example.key_points if p.number == number)
             page = EDITS[method](example, point)
-            found = made.by_hand(page, query_id, number)
+            (found,) = scored(made, [page], ids=[query_id], points=[number])
             assert found.rewards["key_point"] == part["supported"].mean()
 
     def test_the_text_being_scored_is_in_the_engines_prompt(self):
@@ -229,7 +234,7 @@ class TestFailures:
     def test_an_unparsable_verdict_is_an_abstention(self):
         made = rewards(["key_point"], judge=FakeJudge(Verdict(None, abstention="unparsable")))
         assert called(made, [PAGE]) == {"key_point": [None]}
-        assert made.by_hand(PAGE, "q1").abstention == "judge: unparsable"
+        assert scored(made, [PAGE])[0].abstention == "judge: unparsable"
 
     def test_a_completion_without_a_page_is_the_policys_own_failure(self):
         engine = FakeEngine()
@@ -286,12 +291,6 @@ class TestFailures:
         assert None not in called(made, pages)["visibility"]
         engine.instead = {EXAMPLE.target: Answer("", "503: down")}
         assert None not in called(made, pages)["visibility"]  # one that was had is kept
-
-    def test_an_original_that_fails_by_hand_is_asked_for_again_by_hand(self):
-        made = rewards(["visibility"], FakeEngine({EXAMPLE.target: Answer("", "503: down")}))
-        assert made.by_hand("Two bulges.", "q1").abstention
-        made.engine.instead = {}
-        assert made.by_hand("Two bulges.", "q1").rewards
 
     def test_batches_without_any_score_end_the_run(self):
         made = rewards(["key_point"], FakeEngine({"": Answer("", "503: down")}), most_lost=3)

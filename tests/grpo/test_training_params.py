@@ -48,7 +48,8 @@ class TestSections:
             ("learning_rate", "grpo.learning_rate"), ("lora_r", "lora.r"),
             ("lora_alpha", "lora.lora_alpha"), ("lora_target_modules", "lora.target_modules"),
             ("use_dora", "lora.use_dora"), ("reward_funcs", "reward.funcs"),
-            ("reward_weights", "reward.weights"), ("grpo_options", "grpo"), ("env", "at the top"),
+            ("reward_weights", "reward.weights"),
+            ("output_dir", "grpo.output_dir"),
             ("method", "policy.method"), ("model_name_or_path", "policy.base"),
             ("cold_start", "policy.cold_start"), ("models", "a role is one string"),
             ("output_root", "paths.output"), ("temperature", "sampling.temperature"),
@@ -94,13 +95,14 @@ class TestOverrides:
         (
             {"num_generations": 8, "per_device_train_batch_size": 12},
             {},
-            "per_device_train_batch_size=12 x 1 steps = 12 completions do not divide into groups "
-            "of num_generations=8; choose a multiple, such as 16",
+            "grpo: 12 completions do not divide by per_device_train_batch_size=12 and "
+            "num_generations=8; choose a multiple of 24",
         ),
         (
             {"num_generations": 8, "per_device_train_batch_size": 2, "steps_per_generation": 3},
             {},
-            "2 x 3 steps = 6 completions do not divide into groups of num_generations=8",
+            "grpo: 6 completions do not divide by per_device_train_batch_size=2 and "
+            "num_generations=8; choose a multiple of 8",
         ),
         ({"num_generations": 1}, {}, "num_generations=1: a group needs at least 2 completions"),
         ({"num_generations": "8"}, {}, "num_generations='8': a whole number of at least 1"),
@@ -113,7 +115,8 @@ class TestOverrides:
         (
             {"generation_batch_size": 12},
             {},
-            "generation_batch_size=12 must be a multiple of per_device_train_batch_size=8",
+            "grpo: 12 completions do not divide by per_device_train_batch_size=8 and "
+            "num_generations=8; choose a multiple of 8",
         ),
         (
             {"generation_batch_size": 16, "steps_per_generation": 2},
@@ -127,7 +130,16 @@ class TestOverrides:
             "grpo.learning_rte: no such field; did you mean 'learning_rate'?",
         ),
         ({"top_k": 20}, {}, "grpo.top_k=20: the comparison samples without it"),
-        ({"scale_rewards": "batch"}, {}, "scale_rewards='batch' compares completions of different"),
+        (
+            {"scale_rewards": "batch"},
+            {},
+            "scale_rewards='batch': rewards are normalised within the group of one prompt, or not",
+        ),
+        (
+            {"multi_objective_aggregation": "normalize_then_sum"},
+            {},
+            "multi_objective_aggregation='normalize_then_sum': rewards are normalised within",
+        ),
         (
             {},
             {"lora": {"lora_alfa": 1}},
@@ -160,17 +172,17 @@ class TestOverrides:
         (
             {},
             {"policy": {"method": "arrange_key_point", "cold_start": {"steps": 5}}},
-            "method='arrange_key_point' does not write; choose pairs: edits",
+            "policy.cold_start.pairs='rewrites' are no arrangements; choose pairs: edits",
         ),
         (
             {},
             {"policy": {"cold_start": {"small_model": {}}}},
-            "cold_start.steps=0: a small_model of random weights has to learn to write first",
+            "cold_start.steps=0: a small_model of random weights must learn to write",
         ),
         (
             {},
             {"policy": {"method": "original"}},
-            "policy.method: 'original' is no prompt that a policy can learn",
+            "policy.method='original': choose from key_point, unique_words, fluency,",
         ),
         ({}, {"policy": {"method": "arrange_keypoint"}}, "did you mean 'arrange_key_point'?"),
         (
@@ -215,12 +227,12 @@ class TestOverrides:
         (
             {"use_vllm": True, "vllm_importance_sampling_correction": False},
             {"reward": {"schedule": "ahead"}},
-            "'ahead' trains on completions of older weights; leave vllm_importance_sampling_corr",
+            "'ahead' trains on completions of older weights; set vllm_importance_sampling_corr",
         ),
         (
             {"torch_compile": True},
             {},
-            "torch_compile=True: Transformers would compile anew for each token that it generates",
+            "torch_compile=True needs use_vllm: true, else each token would be compiled",
         ),
         (
             {"save_only_model": True},
