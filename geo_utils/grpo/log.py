@@ -263,7 +263,7 @@ class TrainingLog(TrainerCallback):
     def on_scored(self, step: int, batch: Sequence[Rollout]) -> None:
         """Keep the step's first scored, worst, best and first abstained rollout."""
         scored = [r for r in batch if r.rewards]
-        ranked = sorted(scored, key=lambda r: next(iter(r.rewards.values())))
+        ranked = sorted(scored, key=lambda r: r.reward or 0.0)
         chosen = {"first": scored[:1], "worst": ranked[:1], "best": ranked[-1:]}
         chosen["abstained"] = [r for r in batch if not r.rewards][:1]
         rows = [{"step": step, "kind": k, **r.row()} for k, found in chosen.items() for r in found]
@@ -283,11 +283,7 @@ def reward_figure(metrics: Metrics, source: str) -> Figure:
     parts = list(names[names.str.fullmatch("rewards/.+/mean")])
     lines = ["reward", *(parts if len(parts) > 1 else [])]
     values, span = rows[lines].astype(float), max(len(rows) // 10, 1)
-    first, last = values["reward"].iloc[:span].mean(), values["reward"].iloc[-span:].mean()
-    verb = "rose" if last > first else "fell"
-    title = f"The training reward {verb} from {first:.2f} (first {span} steps) to {last:.2f} (last)"
-    if np.isnan(first) or np.isnan(last):
-        title = "The training reward is missing where no completion could be scored"
+    title = _told(values["reward"], span)
     figure, axes = canvas(8)
     axes.remove()
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -322,6 +318,26 @@ def live_figure(source: Callable[[], str]) -> Callable[[Metrics], None]:
     return lambda metrics: handle.update(reward_figure(metrics, source()))
 
 
+def _told(reward: pd.Series, span: int) -> str:
+    """Say where a reward began, ended and was highest, as far as its steps' spread bears it out."""
+    runs: Any = reward.rolling(span)
+    means, errors = runs.mean(), runs.std() / np.sqrt(span)
+    first, last = reward.index[span - 1], reward.index[-1]
+    if not means[[first, last]].notna().all():
+        return "The training reward is missing where no completion could be scored"
+    top = means.idxmax()
+
+    def clear(one: Any, other: Any, spreads: float = 2) -> bool:
+        spread = np.hypot(errors[one], errors[other])
+        return bool(abs(means[one] - means[other]) > spreads * spread)
+
+    verb = "did not clearly change" if not clear(first, last) else "fell"
+    verb = "rose" if clear(first, last) and means[last] > means[first] else verb
+    ends = f"{means[first]:.2f} (first {span} steps), {means[last]:.2f} (last)"
+    peak = f"; highest about step {top}, {means[top]:.2f}" if clear(top, last, 4) else ""  # of many
+    return f"The training reward {verb}: {ends}{peak}"
+
+
 def phase_figure(metrics: Metrics, source: str) -> Figure:
     """Draw where a step's time goes, as medians over the steps after the first two.
 
@@ -332,10 +348,9 @@ def phase_figure(metrics: Metrics, source: str) -> Figure:
     parts = steps[[name for name in (*PHASES.values(), *LOOP) if name in steps]]
     rest = (steps["step"] - parts.sum(axis=1)).clip(lower=0.0)
     seconds = parts.assign(rest=rest).median().loc[lambda median: median > 0]
-    title = (
-        f"A step takes {seconds.sum():.2f} s, most of it {seconds.idxmax()} "
-        f"({seconds.max() / seconds.sum():.0%})"
-    )
+    share = seconds.max() / seconds.sum()
+    part = "most of it" if share > 0.5 else "the largest part"
+    title = f"A step takes {seconds.sum():.2f} s, {part} {seconds.idxmax()} ({share:.0%})"
     figure, axes = canvas(len(seconds))
     axes.barh(range(len(seconds)), seconds, color=BLUE)
     for y, value in enumerate(seconds):
@@ -357,18 +372,15 @@ def rollout_page(rollouts: Metrics, examples: Iterable[Example], *kinds: str) ->
             fit a slide.
     """
     drawn, lost = ([r for r in rollouts if r["kind"] == kind] for kind in ("first", "abstained"))
-    worst = sorted((row for row in rollouts if row["rewards"]), key=_first_reward)
-    best = sorted(worst, key=_first_reward, reverse=True)  # the earliest of equals
+    scored = [row for row in rollouts if row["rewards"]]
+    worst = sorted(scored, key=lambda row: row["reward"])
+    best = sorted(scored, key=lambda row: -row["reward"])  # the earliest of equals
     found = {"early": drawn[:1], "late": drawn[-1:], "best": best[:1], "worst": worst[:1]}
     found["abstained"] = lost[-1:]
     by_id = {example.query_id: example for example in examples}
     parts = [_section(k.capitalize(), r, by_id[r["query_id"]]) for k in kinds for r in found[k]]
     shown = Markup().join(parts) or Markup("<p>None of these: {}.</p>").format(", ".join(kinds))
     return HTML(f'<style>{CSS}</style><div class="geo-view">{shown}</div>')
-
-
-def _first_reward(row: dict[str, Any]) -> float:
-    return float(next(iter(row["rewards"].values())))
 
 
 _BOX = Markup('<div><h4>{}</h4><div class="geo-box geo-low" dir="auto">{}</div></div>')

@@ -66,6 +66,7 @@ class Rollout:
         page: The page that it stands for; None if it holds none, and `problem` says why.
         problem: Reason for a missing page.
         rewards: Value by component; empty on an abstention.
+        reward: Their weighted sum.
         abstention: Reason why it could not be scored.
         answer: The first answer that was had.
         verdict: The judge's word on it.
@@ -79,6 +80,7 @@ class Rollout:
     page: str | None
     problem: str | None
     rewards: dict[str, float] = field(default_factory=dict)
+    reward: float | None = None
     abstention: str | None = None
     answer: str | None = None
     verdict: str | None = None
@@ -296,6 +298,8 @@ class Rewards:
         scores = {name: float(value) for name, value in values.items() if value is not None}
         if len(scores) == len(values):
             rollout.rewards = scores
+            weights = self.options.weights or [1.0] * len(scores)
+            rollout.reward = math.fsum(w * s for w, s in zip(weights, scores.values(), strict=True))
         else:
             reasons = [row["abstention"] for row in rows if row.get("abstention")]
             rollout.abstention = reasons[0] if reasons else "the original page has no answer"
