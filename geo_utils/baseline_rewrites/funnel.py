@@ -116,10 +116,8 @@ def funnel_figure(found: pd.DataFrame, source: str) -> Figure:
         marker=stages.map({"supported": "o", "credited": "s", "attributed": "D"}),
         hollow=stages == "credited",
     )
-    first = pd.DataFrame(found.xs("supported", level="stage"))
-    return interval_figure(
-        rows, title, "share of all answers", basis(first, source, f"{marks}."), limits=(-0.02, 1.0)
-    )
+    note = basis(pd.DataFrame(found.xs("supported", level="stage")), source, f"{marks}.")
+    return interval_figure(rows, title, "share of all answers", note, limits=(-0.02, 1.0))
 
 
 def funnel_table(found: pd.DataFrame, samples: pd.DataFrame, caption: str) -> Styler:
@@ -136,12 +134,10 @@ def funnel_table(found: pd.DataFrame, samples: pd.DataFrame, caption: str) -> St
             f"The judge finds {held.mean():.1%} of {len(held)} key points on their original pages. "
             f"{caption}"
         )
-    columns = {}
-    for stage in found.index.get_level_values("stage").unique():
-        part = pd.DataFrame(found.xs(stage, level="stage"))
-        kept = "" if stage == "supported" else part["of_previous"].map(" ({:.0%} kept)".format)
-        columns[STAGES[stage]] = intervals(part) + kept
-    last = found.groupby(level="method", sort=False)
-    columns["n queries"], columns["n samples"] = last["n_examples"].min(), last["n_samples"].min()
-    columns["abstentions"] = last["abstentions"].max()
-    return styled(pd.DataFrame(columns).rename(index=label).rename_axis(None), [], caption)
+    kept = found["of_previous"].map(" ({:.0%} kept)".format)
+    kept = kept.where(found.index.get_level_values("stage") != "supported", "")
+    table = (intervals(found) + kept).unstack("stage", sort=False).rename(columns=STAGES)
+    each = found.groupby(level="method", sort=False)
+    table["n queries"], table["n samples"] = each["n_examples"].min(), each["n_samples"].min()
+    table["abstentions"] = each["abstentions"].max()
+    return styled(table.rename(index=label).rename_axis(index=None, columns=None), [], caption)

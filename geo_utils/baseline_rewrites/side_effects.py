@@ -89,11 +89,10 @@ def collateral_table(found: pd.DataFrame, caption: str) -> Styler:
     stars = found["clear"].map({True: " *", False: ""})
     table = (intervals(found, "difference", signed=True) + stars).unstack("figure", sort=False)
     counts = found.groupby(level="method", sort=False)
-    table = table.rename(columns=FIGURES).assign(
-        **{"n pairs": counts["n_samples"].min(), "abstentions": counts["abstentions"].max()}
-    )
+    table = table.rename(columns=FIGURES).rename_axis(index=None, columns=None)
+    table["n pairs"], table["abstentions"] = counts["n_samples"].min(), counts["abstentions"].max()
     told = (
         "Differences to the original page, paired; * p below 0.05 after Holm over the table. The "
         "other sources' points are the sentences of their pages closest to the query"
     )
-    return styled(table.rename(index=label).rename_axis(None), [], f"{told}. {caption}")
+    return styled(table.rename(index=label), [], f"{told}. {caption}")

@@ -265,7 +265,7 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found:
     """Keep the samples of `ask` as `headroom.parquet`, and read off them what there is to gain."""
     params, options, kept = setting.params, setting.options, run.save_table(asked, "headroom")
     table, strata = headroom_table(kept, options.groups), headroom_strata(kept)
-    said, gains = intervals(table), intervals(table, signed=True)
+    said = intervals(table)
     made = f"the k rewrites are sampled at temperature {params.sampling.temperature:g}"
     if params.rewriter == "offline":
         made = "the k rewrites are seeded forms of one edit, no model's"
@@ -273,17 +273,11 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found:
     lost = f"{kept['supported'].isna().sum()} abstentions of {len(kept):,} samples"
     note = f"n = {queries} queries, {points} key points; {lost}; {made}"
     source = setting.roles[0].source()
-    lines = [
-        f"- **{verdict(table, strata)}**",
-        f"- **Within reach**: the best of {options.rewrites} rewrites x {options.answers} answers, "
-        f"re-scored with fresh answers, gains {gains[_FRESH]}. On the answers it was chosen by it "
-        f"looks like {gains[_SAME]}; {gains[_CURSE]} of that is luck.",
-        f"- **Rewrite or luck**: between rewrites {said['between rewrites']}, between answers to "
-        f"one page {said['between answers']} (variances); {said['share of rewrites']} of what "
-        "varies within a key point is the rewrite's.",
-        "",
-        f"{note}. A rollout is {CALLS_PER_ROLLOUT} calls (engine, judge). Source: {source}.",
-    ]
+    findings = (
+        f"- **{verdict(table, strata)}**\n- {said['share of rewrites']} of what varies within a "
+        "key point is the rewrite's; the rest is the luck of an answer.\n\n"
+        f"{note}. A rollout is {CALLS_PER_ROLLOUT} calls (engine, judge). Source: {source}."
+    )
     figures = {"headroom": gain_figure(table, strata, options.rewrites, f"{note}. {source}")}
     if table.filter(like=_WASTED.format(""), axis=0)["mean"].notna().any():
         figures["groups"] = groups_figure(table, f"{note}. {source}")
@@ -291,7 +285,7 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found:
     view = laid_out({"estimate": said}, table, ["n_queries", "n_units", "how"], told)
     numbers = plain_numbers(table[["mean", "low", "high", "n_queries"]])
     tables = {"samples": kept, "headroom": table, "strata": strata}
-    return Found("\n".join(lines), figures, [view], tables, {"headroom": numbers})
+    return Found(findings, figures, [view], tables, {"headroom": numbers})
 
 
 def gain_figure(table: pd.DataFrame, strata: pd.DataFrame, k: int, note: str) -> Figure:

@@ -14,7 +14,6 @@ Count = Annotated[int, Field(ge=1, le=100_000, strict=True)]
 Method = Annotated[str, AfterValidator(known_method)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 JudgeKind = Literal["lexical", "lexical strict", "verdict", "batch", "soft"]
-MODEL_JUDGES: tuple[JudgeKind, ...] = ("verdict", "batch", "soft")
 
 
 class HeadroomOptions(Options):
@@ -251,16 +250,11 @@ class KeyPointPromptParams(EvaluationParams):
         """Refuse judges that the run's judge cannot be."""
         asked = self.studies.judges and self.studies.judges.judges
         for kind in asked or ():
-            if kind in MODEL_JUDGES and self.judge.startswith("offline"):
-                raise ValueError(
-                    f"studies.judges.judges: {kind!r} needs a model; judge={self.judge!r} is one "
-                    "of lexical, lexical strict"
-                )
+            where, judge = f"studies.judges.judges: {kind!r} needs", f"judge={self.judge!r}"
+            if self.judge.startswith("offline") and not kind.startswith("lexical"):
+                raise ValueError(f"{where} a model; {judge} is one of lexical, lexical strict")
             if kind == "soft" and not has_logprobs(self.judge):
-                raise ValueError(
-                    f"studies.judges.judges: 'soft' needs log-probabilities, which "
-                    f"judge={self.judge!r} does not give"
-                )
+                raise ValueError(f"{where} log-probabilities, which {judge} does not give")
         return self
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 from scipy import stats
@@ -289,8 +288,8 @@ def power_figure(table: pd.DataFrame, note: str) -> Figure:
         draw_curve(axes, curve, shade, f"lift {lift:.2f}: {rows['queries'].iloc[-1]:,}")
     axes.set(yscale="log", xlabel="answers a page", ylabel="queries needed")
     axes.set_xticks(sorted(set(table["repeats"])))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_minor_formatter("")
     longest = float(table["repeats"].max())
     axes.set_xlim(float(table["repeats"].min()) - 0.03 * longest, longest * 1.28)
     return finished(figure, title, note)
