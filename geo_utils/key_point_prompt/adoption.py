@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,6 +51,9 @@ class SourcePoint:
     source: int
     point: KeyPoint
     origin: str
+
+
+Case = tuple[Example, KeyPoint, list[SourcePoint]]  # a query, the target's point, each source's
 
 
 async def source_points(
@@ -106,10 +108,9 @@ def page_claims(page: str) -> tuple[KeyPoint, ...]:
     return tuple(KeyPoint(i, sentence, (sentence,)) for i, sentence in enumerate(fit, 1))
 
 
-def adoption_order(
-    example: Example, chosen: KeyPoint, points: Sequence[SourcePoint], seed: int = 0
-) -> list[int]:
+def adoption_order(case: Case, seed: int = 0) -> list[int]:
     """Return the sources in the order in which they adopt; the first so many, at each number."""
+    example, chosen, points = case
     place = f"{seed}|adoption|{example.query_id}|{chosen.number}"
     return random.Random(place).sample([own.source for own in points], len(points))
 
@@ -133,10 +134,12 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
     Raises:
         ValueError: No query has two sources with a key point.
     """
-    params, roles = setting.params, setting.roles[0]
-    repeats, seed, caller = setting.options.repeats, params.seed, roles.extractor
+    params, roles, repeats = setting.params, setting.roles[0], setting.options.repeats
+    seed, caller = params.seed, roles.extractor
 
-    async def one(example: Example, chosen: KeyPoint, points: list[SourcePoint]) -> list[Row]:
+    async def one(case: Case) -> list[Row]:
+        example, _, points = case
+
         async def page(own: SourcePoint) -> Rewrite:
             """Return a source as it is when it adopts the method for its own key point."""
             claims = example.key_points if own.origin == "target" else (own.point,)
@@ -145,17 +148,16 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
 
         pages = await gather_all(map(page, points))
         by_source = {own.source: page for own, page in zip(points, pages, strict=True)}
-        order = adoption_order(example, chosen, points, seed)
+        order = adoption_order(case, seed)
+        adopted = [{i: by_source[i] for i in order[:n]} for n in range(len(order) + 1)]
         found = await gather_all(
-            _answer(example, chosen, points, {i: by_source[i] for i in order[:n]}, roles, seed, r)
-            for n in range(len(order) + 1)
-            for r in range(repeats)
+            _answer(case, pages, roles, repeat) for pages in adopted for repeat in range(repeats)
         )
         return [row for rows in found for row in rows]
 
     pairs = setting.pairs
     points = run_sync(gather_all(source_points(*p, caller, roles.prompts, seed) for p in pairs))
-    tasks = [one(*pair, own) for pair, own in zip(pairs, points, strict=True) if len(own) > 1]
+    tasks = [one((*pair, own)) for pair, own in zip(pairs, points, strict=True) if len(own) > 1]
     if not tasks:
         raise ValueError(
             "studies.adoption: no query has two sources with a key point; adoption by one source "
@@ -164,23 +166,16 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
     return samples_of(tasks, progress or roles.counter("queries of adoption"))
 
 
-async def _answer(
-    example: Example,
-    chosen: KeyPoint,
-    points: Sequence[SourcePoint],
-    adopted: dict[int, Rewrite],
-    roles: Roles,
-    seed: int,
-    repeat: int,
-) -> list[Row]:
+async def _answer(case: Case, adopted: dict[int, Rewrite], roles: Roles, repeat: int) -> list[Row]:
     """Return the rows of one answer, one a source with a key point."""
+    example, chosen, points = case
     failed = {source for source, rewrite in adopted.items() if rewrite.own_failure}
     written = {source: rewrite for source, rewrite in adopted.items() if source not in failed}
     lost = [rewrite.abstention for rewrite in written.values() if rewrite.abstention]
     text, reason = "", f"rewriter: {lost[0]}" if lost else None
     if not lost:
         pages = [written[i].text if i in written else p for i, p in enumerate(example.sources)]
-        sources = [pages[i] for i in draw_source_order(example, seed).order]
+        sources = [pages[i] for i in draw_source_order(example, roles.scorer.seed).order]
         answer = await roles.engine.answer(example.query, sources, sample_index=repeat)
         text, reason = answer.text, answer.abstention and f"engine: {answer.abstention}"
 

@@ -188,7 +188,7 @@ def _no_variance(
 ) -> tuple[Estimate, str]:
     """Estimate the chance that a GRPO group's rewards have no variance, and say how."""
     means = units["rewrite_means"]
-    if size <= means.str.len().max():
+    if size <= means.map(len, na_action="ignore").max():
         chances = means.map(partial(no_variance_chance, size=size), na_action="ignore")
         counted = np.asarray(chances, dtype=float)
         return cluster_mean(counted, clusters), "counted over sets of rewrites"

@@ -152,6 +152,8 @@ class TestHeadroom:
         assert table["mean"]["mean of rewrites"] == 1.0
         assert table["n_units"]["mean of rewrites"] == 1
         assert table["n_units"]["between rewrites"] == 0  # one rewrite of a has one answer
+        nothing = headroom_table(sample_rows(*(row for row in rows if row[0] == "b")), [2])
+        assert nothing["mean"].isna().all() and nothing["n_units"]["mean of rewrites"] == 0
 
     def test_the_best_is_the_largest_mean_and_ties_are_drawn(self):
         rows = [{"rewrite": i, "supported": x} for i, x in ((0, 0.0), (1, 1.0), (2, 1.0))]
@@ -259,7 +261,7 @@ class TestAdoption:
         options = AdoptionOptions(repeats=2)
         samples = ask(adoption, PAIRS[:1], "key_point", Spy(), *ROLES[1:], options)
         assert len(asked) == 6 * 2 and len(samples) == 6 * 2 * 5
-        order = adoption_order(*PAIRS[0], run_sync(source_points(*PAIRS[0], None)))
+        order = adoption_order((*PAIRS[0], run_sync(source_points(*PAIRS[0], None))))
         for adopters, part in samples.groupby("adopters"):
             assert set(part[part["adopted"]]["source"]) == set(order[:adopters])
         # pages change one by one, in their places
