@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from geo_utils.roles.methods import is_arm
 from geo_utils.summary import means, plain_numbers
 
 Tables = dict[str, pd.DataFrame]
+T = TypeVar("T")
 
 
 def add_analyses(
@@ -46,11 +47,12 @@ def add_analyses(
         `collateral.point_shares`; and the verdicts on other points, as `collateral.judge_points`
         returns them, empty if not asked for.
     """
-    p, names = roles.params, arms(options)
-    if names:
+    p = roles.params
+    if names := arms(options):
         added = evaluate_arms(examples, names, roles, progress)
-        both: list[pd.DataFrame] = [samples, added.astype(_kinds(samples))]
-        samples = pd.concat(both, ignore_index=True)
+        # An arm that has none of the figures would lose their types.
+        figures = samples.select_dtypes("float").dtypes
+        samples = pd.concat([samples, added.astype(figures.to_dict())], ignore_index=True)
     support: dict[tuple[str, int], float] = {}
     if options.original_support:
         support = original_support(examples, roles.judge, p.key_points, p.seed)
@@ -102,6 +104,11 @@ def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> T
     return {name: make() for name, (wanted, make) in makers.items() if wanted}
 
 
+def drawn(make: Callable[..., T], table: pd.DataFrame | None, *more: Any) -> T | None:
+    """Return the figure or the view that `make` makes of an analysis; None if it is off."""
+    return None if table is None else make(table, *more)
+
+
 def rewrites(samples: pd.DataFrame) -> pd.DataFrame:
     """Return the samples of the methods, without those of the arms."""
     return samples[~samples["method"].map(is_arm)]
@@ -120,8 +127,3 @@ def analysis_headline(tables: Tables) -> dict[str, dict[str, dict[str, float | i
     if "funnel" in tables:
         found["funnel"] = pd.DataFrame(tables["funnel"]["mean"].unstack())
     return {name: plain_numbers(table) for name, table in found.items()}
-
-
-def _kinds(samples: pd.DataFrame) -> dict[Any, Any]:
-    """Return the types of the figures, which an arm that has none of them would lose."""
-    return {c: kind for c, kind in samples.dtypes.items() if kind == np.float64}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import NO_SOURCES, REMOVED, label, placebo_of, shuffled_method
 from geo_utils.show.plots import basis, interval_figure, listed, method_rows, points
 from geo_utils.show.tables import DASH, intervals, p_values, styled
-from geo_utils.summary import contrasts
+from geo_utils.summary import PAIR, contrasts
 
 Pair = tuple[Example, KeyPoint]
 
@@ -64,42 +63,36 @@ def evaluate_arms(
     donor = _donors(pairs, seed) if any(map(shuffled_method, names)) else {}
 
     async def one(pair: Pair, arm: str) -> list[Row]:
-        score, known = await _scored(pair, arm, donor.get(_key(pair)), roles)
-        rows = [known | {"method": arm, "repeat": repeat} for repeat in numbers]
-        if score is None:
-            return rows
-        found = await gather_all(score(repeat) for repeat in numbers)
-        return [row | part for row, part in zip(rows, found, strict=True)]
+        example, point = pair
+        placement, place = draw_source_order(example, seed), None
+        order = [i for i in placement.order if i != example.target_id] if arm == REMOVED else []
+        sources = [example.sources[i] for i in order]
+        known: Row = {"source_order": order}
+        if method := shuffled_method(arm):
+            rewrite = await roles.rewriter.rewrite(method, *donor[example.query_id, point.number])
+            page, place = None if rewrite.abstention else rewrite.text, placement.place
+            sources = placement.sources(example, page or "")
+            lost = rewrite.abstention and f"rewriter: {rewrite.abstention}"
+            known = {"page": page, "abstention": lost}
+        row = empty_row(example, point, placement, sources) | known | {"method": arm}
+
+        async def scored(repeat: int) -> Row:
+            start = row | {"repeat": repeat}
+            if row["abstention"]:
+                return start
+            return start | await roles.scorer.sources(example.query, sources, place, point, repeat)
+
+        return await gather_all(map(scored, numbers))
 
     tasks = [one(pair, arm) for pair in pairs for arm in names]
     show = progress or roles.counter("counterfactual samples")
     return samples_of(tasks, show, len(numbers))
 
 
-async def _scored(
-    pair: Pair, arm: str, donor: Pair | None, roles: Roles
-) -> tuple[Callable[[int], Coroutine[Any, Any, Row]] | None, Row]:
-    """Return what scores one repeat of an arm, or None if it cannot be, and the row's start."""
-    example, point = pair
-    placement, scorer = draw_source_order(example, roles.params.seed), roles.scorer
-    if donor is not None and (method := shuffled_method(arm)):
-        rewrite = await roles.rewriter.rewrite(method, *donor)
-        page = None if rewrite.abstention else rewrite.text
-        row = empty_row(example, point, placement, placement.sources(example, page or ""))
-        if page is None:
-            return None, row | {"abstention": f"rewriter: {rewrite.abstention}"}
-        return partial(scorer.page, example, point, page), row | {"page": page}
-    order = [i for i in placement.order if i != example.target_id] if arm == REMOVED else []
-    sources = [example.sources[i] for i in order]
-    row = empty_row(example, point, placement, sources) | {"source_order": order}
-    return partial(scorer.sources, example.query, sources, None, point), row
-
-
 def _donors(pairs: Sequence[Pair], seed: int) -> dict[tuple[str, int], Pair]:
     """Give every pair one of another query: queries in a drawn order, each the next one's."""
-    by_query: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        by_query.setdefault(pair[0].query_id, []).append(pair)
+    groups = itertools.groupby(pairs, key=lambda pair: pair[0].query_id)
+    by_query = {query: list(group) for query, group in groups}
     order = sorted(by_query, key=lambda q: random.Random(f"{seed}|placebo|{q}").random())
     if len(order) < 2:
         raise ValueError(
@@ -107,15 +100,11 @@ def _donors(pairs: Sequence[Pair], seed: int) -> dict[tuple[str, int], Pair]:
             "larger corpus or limit, or leave analyses.placebo empty"
         )
     found = {}
-    for i, query in enumerate(order):
-        others = by_query[order[(i + 1) % len(order)]]
-        for j, pair in enumerate(by_query[query]):
-            found[_key(pair)] = others[j % len(others)]
+    for query, other in zip(order, [*order[1:], order[0]], strict=True):
+        donors = itertools.cycle(by_query[other])
+        for (example, point), donor in zip(by_query[query], donors, strict=False):
+            found[example.query_id, point.number] = donor
     return found
-
-
-def _key(pair: Pair) -> tuple[str, int]:
-    return pair[0].query_id, pair[1].number
 
 
 def lifts(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -171,24 +160,20 @@ def contribution(samples: pd.DataFrame) -> dict[str, float]:
         `anyway`: supported with the page and without it; `through the page`: only with it;
         `despite the page`: only without it; `neither`; all NaN where no pair was scored twice.
     """
-    wide = samples.pivot(
-        index=["query_id", "key_point_number", "repeat"], columns="method", values="supported"
-    )
-    both = wide[["original", REMOVED]].dropna()
-    kept, bare = both["original"] == 1, both[REMOVED] == 1
-    shares = {
-        "anyway": kept & bare,
-        "through the page": kept & ~bare,
-        "despite the page": ~kept & bare,
-        "neither": ~kept & ~bare,
+    wide = samples.pivot(index=PAIR, columns="method", values="supported")
+    shares = wide[["original", REMOVED]].dropna().value_counts(normalize=True)
+    kinds = {
+        "anyway": (1.0, 1.0),
+        "through the page": (1.0, 0.0),
+        "despite the page": (0.0, 1.0),
+        "neither": (0.0, 0.0),
     }
-    return {name: float(share.mean()) if len(both) else np.nan for name, share in shares.items()}
+    missing = 0.0 if len(shares) else np.nan
+    return {name: float(shares.get(kind, missing)) for name, kind in kinds.items()}
 
 
-def lift_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
+def lift_figure(found: pd.DataFrame, source: str) -> Figure:
     """Draw what each page adds to the answers of the other sources alone; see `lifts`."""
-    if found is None:
-        return None
     title = "Without the target page no answer could be scored"
     shown = found.drop(index="original").dropna(subset="difference")
     own = found.loc["original"]
@@ -204,34 +189,27 @@ def lift_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
     return interval_figure(rows, title, quantity, basis(found, source), signed=True)
 
 
-def placebo_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
+def placebo_figure(found: pd.DataFrame, source: str) -> Figure:
     """Draw each rewrite's lift on its own query and on another; see `placebos`."""
-    if found is None:
-        return None
     shuffled = pd.DataFrame(found.xs("shuffled", level="pages"))
-    names = (
-        f"{shuffled['lost'].sum()} of {len(shuffled)} methods"
-        if len(shuffled) > 1
-        else label(str(shuffled.index[0]))
+    unscored = shuffled.index[shuffled["difference"].isna()]
+    title = (
+        f"No score for the shuffled rewrites of {listed(unscored)}"
+        if len(unscored)
+        else f"Shuffled among the queries, the rewrites of {shuffled['lost'].sum()} of "
+        f"{len(shuffled)} methods lose their lift"
     )
-    title = f"Shuffled among the queries, the rewrites of {names} lose their lift"
-    if shuffled["difference"].isna().any():
-        unscored = shuffled.index[shuffled["difference"].isna()]
-        title = f"No score for the shuffled rewrites of {listed(unscored)}"
-    elif len(shuffled) == 1 and not shuffled["lost"].any():
-        title = f"Shuffled among the queries, the rewrites of {names} still change the answers"
     other = found.index.get_level_values("pages") == "shuffled"
-    rows = method_rows(found.droplevel("pages"), "difference").assign(
-        marker=np.where(other, "D", "o"), hollow=other
-    )
     texts = intervals(found, "difference", signed=True) + np.where(other, " shuffled", "")
+    rows = method_rows(found.droplevel("pages"), "difference").assign(
+        marker=np.where(other, "D", "o"), hollow=other, text=texts.tolist()
+    )
     marks = "Dots: each rewrite on its own query; diamonds: on another query."
     quantity = "difference to the original page in the same place, paired"
-    note = basis(found, source, marks)
-    return interval_figure(rows.assign(text=texts.tolist()), title, quantity, note, signed=True)
+    return interval_figure(rows, title, quantity, basis(found, source, marks), signed=True)
 
 
-def lift_table(found: pd.DataFrame | None, samples: pd.DataFrame, caption: str) -> Styler | None:
+def lift_table(found: pd.DataFrame, samples: pd.DataFrame, caption: str) -> Styler:
     """Lay out what each page adds to the answers without it.
 
     Args:
@@ -239,45 +217,33 @@ def lift_table(found: pd.DataFrame | None, samples: pd.DataFrame, caption: str) 
         samples: The samples it was made from.
         caption: What the figures rest on.
     """
-    if found is None:
-        return None
     shares = pd.Series(contribution(samples)).dropna()
     told = ", ".join(f"{share:.1%} {name}" for name, share in shares.items()) or "none was scored"
-    return _contrast_table(
-        found,
-        "with the page",
-        "without it",
-        "lift",
-        f"Key point in the answer, of pairs with and without the original page: {told}. {caption}",
-    )
+    told = f"Key point in the answer, of pairs with and without the original page: {told}. "
+    return _contrast_table(found, "without the target page", told + caption)
 
 
-def placebo_table(found: pd.DataFrame | None, caption: str) -> Styler | None:
+def placebo_table(found: pd.DataFrame, caption: str) -> Styler:
     """Lay out each rewrite's lift on its own query and on another.
 
     Args:
         found: As `counterfactual.placebos` returns it.
         caption: What the figures rest on.
     """
-    if found is None:
-        return None
     names = [f"{label(method)}, {kind}" for method, kind in found.index]
-    return _contrast_table(found.set_axis(names), "rewrite", "original", "difference", caption)
+    return _contrast_table(found.set_axis(names), "original in the same place", caption)
 
 
-def _contrast_table(
-    found: pd.DataFrame, mean: str, reference: str, change: str, caption: str
-) -> Styler:
+def _contrast_table(found: pd.DataFrame, reference: str, caption: str) -> Styler:
     table = pd.DataFrame(
         {
-            mean: found["mean"].map("{:.3f}".format),
+            "with the page": found["mean"].map("{:.3f}".format),
             reference: found["reference"].map("{:.3f}".format),
-            change: intervals(found, "difference", signed=True),
-            "effect (d)": found["effect"].map(lambda d: DASH if pd.isna(d) else f"{d:+.2f}"),
+            "difference": intervals(found, "difference", signed=True),
+            "effect (d)": found["effect"].map("{:+.2f}".format).replace("+nan", DASH),
             "p (Holm)": p_values(found["p_holm"]),
-            "n queries": found["n_examples"],
-            "n pairs": found["n_samples"],
-            "abstentions": found["abstentions"],
         }
-    ).rename(index=label)
-    return styled(table.rename_axis(None), [], caption)
+    )
+    counts = found[["n_examples", "n_samples", "abstentions"]]
+    table = table.join(counts.set_axis(["n queries", "n pairs", "abstentions"], axis=1))
+    return styled(table.rename(index=label).rename_axis(None), [], caption)

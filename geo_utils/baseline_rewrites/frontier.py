@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
-from typing import Any
-
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
+from geo_utils.baseline_rewrites.side_effects import panel_figure
 from geo_utils.roles.methods import is_arm, label
-from geo_utils.show.plots import (
-    basis,
-    canvas,
-    colour,
-    finished,
-    interval_figure,
-    listed,
-    method_rows,
-    points,
-    probability_figure,
-)
+from geo_utils.show.plots import basis, interval_figure, method_rows, points, probability_figure
 from geo_utils.show.tables import intervals, styled
 from geo_utils.summary import contrasts, estimates
 
@@ -83,16 +69,16 @@ def strict_figure(summary: pd.DataFrame, strict: pd.DataFrame | None, source: st
     return interval_figure(rows, title, "key-point probability", note, limits=(-0.02, 1.0))
 
 
-def frontier_figure(found: pd.DataFrame | None, source: str, gate: float) -> Figure | None:
-    """Draw lift against fidelity, length and instructions, all methods on it.
+def frontier_figure(found: pd.DataFrame, source: str, gate: float) -> Figure | None:
+    """Draw lift, fidelity, length and instructions of all methods, a panel each.
 
     Args:
         found: As `frontier.frontier` returns it.
         source: Where the figures come from.
         gate: Least fidelity of a rewrite that counts.
     """
-    found = None if found is None else found.dropna(subset=["difference", "fidelity"])
-    if found is None or found.empty:
+    found = found.dropna(subset=["difference", "fidelity"])
+    if found.empty:
         return None
     clean = found[found["flagged"] == 0]
     title = "Every method's pages carry instructions to the engine"
@@ -106,77 +92,35 @@ def frontier_figure(found: pd.DataFrame | None, source: str, gate: float) -> Fig
             else f"No method without instructions clearly gains; the most is {gain}, by {name}, "
             f"{price}"
         )
-    figure, axes = canvas(max(len(found), 5), extra=1.2)
-    low = min(float(found["fidelity_low"].fillna(found["fidelity"]).min()), gate)
-    axes.set(xlim=(low - 0.02, 1.01), ylabel="lift over the original page")
-    axes.set(xlabel="fidelity: the worse of kept and grounded")
-    for method, row in found.iterrows():
-        shade, x, y = colour(str(method)), row["fidelity"], row["difference"]
-        bars: dict[str, Any] = {"color": shade, "linewidth": 3, "alpha": 0.4}
-        axes.plot((x, x), (row["low"], row["high"]), **bars)
-        axes.plot((row["fidelity_low"], row["fidelity_high"]), (y, y), **bars)
-        edge, marker = ("#000000", "X") if row["flagged"] else (shade, "o")
-        face: dict[str, Any] = {
-            "color": shade,
-            "alpha": 0.85,
-            "edgecolor": edge,
-            "linewidth": 3,
-            "zorder": 3,
-        }
-        axes.scatter(x, y, s=120 + 1500 * max(row["words_added"], 0.0), marker=marker, **face)
-    axes.axhline(0, color="#555555", linewidth=1.5, zorder=0)
-    axes.axvline(gate, color="#999999", linestyle="--", linewidth=1.5, zorder=0)
-    texts = [
-        f"{label(str(m))}, {row['words_added']:+.0%} words"
-        + (f", {row['flagged']:.0%} flagged" if row["flagged"] else "")
-        for m, row in found.iterrows()
-    ]
-    _side_labels(axes, found["fidelity"], found["difference"], texts, found.index)
-    marks = (
-        f"Larger marks add more words; a cross: an instruction was flagged. Dashed: the gate, "
-        f"{gate:g}. No other method beats {listed(found.index[found['efficient']])} in all of "
-        "lift, fidelity, words and flags."
-    )
-    return finished(figure, title, basis(found, source, marks))
-
-
-def _side_labels(
-    axes: Axes, x: pd.Series, y: pd.Series, texts: Sequence[str], methods: Iterable[object]
-) -> None:
-    """Name points in a column to the right, in their order, with a line from each."""
-    low, high = axes.get_ylim()
-    gap = (high - low) / max(1.15 * len(texts), 12)
-    order = np.argsort(y.to_numpy(float), kind="stable")
-    places = y.to_numpy(float).copy()
-    for i, j in pairwise(order):
-        places[j] = max(places[j], places[i] + gap)
-    places -= np.mean(places - y.to_numpy(float))  # spread to both sides
-    places -= max(places.max() - high, 0.0)
-    for text, method, x_at, y_at, place in zip(texts, methods, x, y, places, strict=True):
-        axes.annotate(
-            text,
-            (x_at, y_at),
-            (1.03, place),
-            xycoords="data",
-            textcoords=("axes fraction", "data"),
-            va="center",
-            fontsize=14,
-            color=colour(str(method)),
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour(str(method)), "alpha": 0.5},
+    fidelity = "fidelity: the worse of kept and grounded"
+    shown = {
+        "lift over the original page": ("difference", None, "{:+.2f}"),
+        fidelity: ("fidelity", "fidelity", "{:.2f}"),
+        "words added": ("words_added", "words_added", "{:+.0%}"),
+        "pages with an instruction": ("flagged", "flagged", "{:.0%}"),
+    }
+    found = found.assign(flagged_low=np.nan, flagged_high=np.nan)
+    panels = {
+        name: method_rows(found, column, ends).assign(
+            hollow=~found["efficient"].to_numpy(), text=found[column].map(form.format).to_numpy()
         )
-    axes.set_ylim(min(low, places.min()), high)
+        for name, (column, ends, form) in shown.items()
+    }
+    marks = (
+        f"Filled: no other method beats it in all four. The line of fidelity: the gate, {gate:g}."
+    )
+    figure = panel_figure(panels, title, basis(found, source, marks), {fidelity: gate})
+    figure.axes[-1].set_xlim(-0.25, 1.25)
+    return figure
 
 
-def frontier_table(found: pd.DataFrame | None, caption: str) -> Styler | None:
+def frontier_table(found: pd.DataFrame, caption: str) -> Styler:
     """Lay out lift, fidelity, length, flags and strict probability, one row a method.
 
     Args:
         found: As `frontier.frontier` returns it.
         caption: What the figures rest on.
     """
-    if found is None:
-        return None
     table = pd.DataFrame(
         {
             "lift": intervals(found, "difference", signed=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -87,29 +88,19 @@ def funnel(samples: pd.DataFrame) -> pd.DataFrame:
         that have both. A stage that was not asked for is missing.
     """
     own = samples[~samples["method"].map(is_arm)]
-    parts = {
-        stage: means(own, stage, bounded=True).assign(of_previous=_kept(own, stage))
-        for stage in STAGES
-        if own[stage].notna().any()
-    }
-    found = pd.concat(parts, names=["stage"]).swaplevel().sort_index(sort_remaining=False)
-    return found.reindex([(m, s) for m in dict.fromkeys(own["method"]) for s in parts])
+    asked = [stage for stage in STAGES if own[stage].notna().any()]
+    parts = {stage: means(own, stage, bounded=True).assign(of_previous=1.0) for stage in asked}
+    for before, stage in pairwise(asked):
+        both = own.dropna(subset=[before, stage]).groupby("method")[[before, stage]].sum()
+        parts[stage]["of_previous"] = both[stage] / both[before]  # NaN where that one is empty
+    found = pd.concat(parts, names=["stage"]).swaplevel()
+    return found.loc[
+        [(method, stage) for method in dict.fromkeys(own["method"]) for stage in asked]
+    ]
 
 
-def _kept(samples: pd.DataFrame, stage: str) -> pd.Series | float:
-    """Return by method what a stage keeps of the one before; NaN where that one is empty."""
-    stages = list(STAGES)
-    if stage == stages[0]:
-        return 1.0
-    before = stages[stages.index(stage) - 1]
-    both = samples.dropna(subset=[before, stage]).groupby("method")[[before, stage]].sum()
-    return both[stage] / both[before].where(both[before] > 0)
-
-
-def funnel_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
+def funnel_figure(found: pd.DataFrame, source: str) -> Figure:
     """Draw how often the point is in the answer, credited, and the page's own; see `funnel`."""
-    if found is None:
-        return None
     wide = found["mean"].unstack()
     best = str(wide["supported"].idxmax())
     title = (
@@ -125,13 +116,11 @@ def funnel_figure(found: pd.DataFrame | None, source: str) -> Figure | None:
         marker=stages.map({"supported": "o", "credited": "s", "attributed": "D"}),
         hollow=stages == "credited",
     )
-    first = pd.DataFrame(found.xs("supported", level="stage"))
-    return interval_figure(
-        rows, title, "share of all answers", basis(first, source, f"{marks}."), limits=(-0.02, 1.0)
-    )
+    note = basis(pd.DataFrame(found.xs("supported", level="stage")), source, f"{marks}.")
+    return interval_figure(rows, title, "share of all answers", note, limits=(-0.02, 1.0))
 
 
-def funnel_table(found: pd.DataFrame | None, samples: pd.DataFrame, caption: str) -> Styler | None:
+def funnel_table(found: pd.DataFrame, samples: pd.DataFrame, caption: str) -> Styler:
     """Lay out the funnel from answer to original page, one row a method.
 
     Args:
@@ -139,20 +128,16 @@ def funnel_table(found: pd.DataFrame | None, samples: pd.DataFrame, caption: str
         samples: The samples it was made from.
         caption: What the figures rest on.
     """
-    if found is None:
-        return None
     held = samples.groupby(["query_id", "key_point_number"])["original_supports"].first().dropna()
     if len(held):
         caption = (
             f"The judge finds {held.mean():.1%} of {len(held)} key points on their original pages. "
             f"{caption}"
         )
-    columns = {}
-    for stage in found.index.get_level_values("stage").unique():
-        part = pd.DataFrame(found.xs(stage, level="stage"))
-        kept = "" if stage == "supported" else part["of_previous"].map(" ({:.0%} kept)".format)
-        columns[STAGES[stage]] = intervals(part) + kept
-    last = found.groupby(level="method", sort=False)
-    columns["n queries"], columns["n samples"] = last["n_examples"].min(), last["n_samples"].min()
-    columns["abstentions"] = last["abstentions"].max()
-    return styled(pd.DataFrame(columns).rename(index=label).rename_axis(None), [], caption)
+    kept = found["of_previous"].map(" ({:.0%} kept)".format)
+    kept = kept.where(found.index.get_level_values("stage") != "supported", "")
+    table = (intervals(found) + kept).unstack("stage", sort=False).rename(columns=STAGES)
+    each = found.groupby(level="method", sort=False)
+    table["n queries"], table["n samples"] = each["n_examples"].min(), each["n_samples"].min()
+    table["abstentions"] = each["abstentions"].max()
+    return styled(table.rename(index=label).rename_axis(index=None, columns=None), [], caption)

@@ -6,7 +6,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from geo_utils.roles.methods import label
-from geo_utils.show.tables import DASH, intervals, over_queries, styled, visibility_table
+from geo_utils.show.tables import DASH, intervals, styled, visibility_table
 from geo_utils.summary import means
 from geo_utils.visibility import Convention, upstream_sentences, visibility_from_sentences
 
@@ -49,8 +49,6 @@ def objective_table(samples: pd.DataFrame, summary: pd.DataFrame, caption: str) 
         for method, share in GEO_PAWC.items()
         if method in summary.index
     }
-    if not published:
-        return over_queries(own, [], caption)
     below = pd.DataFrame.from_dict(published, orient="index")
     table = pd.concat([own, below.reindex(columns=own.columns, fill_value=DASH)])
     told = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, StrictBool, field_validator, model_validator
+from pydantic import AfterValidator, Field, StrictBool, field_validator, model_validator
 
 from geo_utils.parameters import Options
 from geo_utils.roles.methods import known_method
@@ -62,13 +62,8 @@ class BaselineRewritesParams(EvaluationParams):
     """
 
     notebook: ClassVar[str] = "02_baseline_rewrites"
-    methods: list[str]
+    methods: list[Annotated[str, AfterValidator(known_method)]]
     analyses: Annotated[AnalysisOptions, Field(strict=False)]
-
-    @field_validator("methods")
-    @classmethod
-    def _known(cls, methods: list[str]) -> list[str]:
-        return [known_method(name) for name in methods]
 
     @model_validator(mode="after")
     def _check_analyses(self) -> Self:
@@ -79,12 +74,12 @@ class BaselineRewritesParams(EvaluationParams):
                 "analyses.no_sources=True: engine='offline' quotes its sources and can say nothing "
                 "without them; set it to false, or choose a model as engine"
             )
+        known = [method for method in self.methods if method != "original"]
         for name in placebo:
-            if name not in self.methods or name == "original":
-                known = ", ".join(m for m in self.methods if m != "original")
+            if name not in known:
                 raise ValueError(
                     f"analyses.placebo={placebo!r}: {name!r} is no rewriting method of this run; "
-                    f"choose from {known}"
+                    f"choose from {', '.join(known)}"
                 )
         if placebo and self.corpus.limit == 1:
             raise ValueError(

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
+from math import comb
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from pandas.io.formats.style import Styler
 from scipy.special import betaln
 
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import Progress, samples_of
 from geo_utils.key_point_prompt.params import HeadroomOptions
-from geo_utils.key_point_prompt.study import Setting
+from geo_utils.key_point_prompt.study import Found, Setting, laid_out
 from geo_utils.models.loops import gather_all
 from geo_utils.runs import Run
 from geo_utils.show.plots import BLUE, interval_figure
-from geo_utils.show.tables import intervals, over_queries
-from geo_utils.statistics import Estimate, cluster_mean, jackknife, with_interval
+from geo_utils.show.tables import intervals
+from geo_utils.statistics import Estimate, cluster_mean, jackknife
 from geo_utils.summary import estimates, plain_numbers
 
 UNIT = ["query_id", "key_point_number"]
@@ -32,7 +33,7 @@ CALLS_PER_ROLLOUT = 2
 # A gain of the best of k rewrites that is worth a training, in key-point probability.
 WORTH = 0.05
 _FRESH, _SAME = "best of k, fresh answers", "best of k, same answers"
-_CURSE, _IN_BAND = "winner's curse", "in the trainable band"
+_ROOM, _CURSE, _IN_BAND = "room above the mean", "winner's curse", "in the trainable band"
 _WASTED, _USEFUL = "no variance, G = {}", "useful groups in 1,000 calls, G = {}"
 _STRATA = {"below 20 %": (-0.1, 0.2), "20 to 80 %": BAND, "above 80 %": (0.8, 1.1)}
 
@@ -56,7 +57,6 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
     # theirs too, and the answers of two rewrites no independent draws. The first rewrite has the
     # comparison's.
     step = options.answers + options.fresh_answers
-    each = options.rewrites * options.answers + options.fresh_answers
 
     async def one(example: Example, point: KeyPoint) -> list[dict[str, Any]]:
         pages = await gather_all(
@@ -75,16 +75,15 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
         return rows
 
     tasks = [one(example, point) for example, point in setting.pairs]
+    each = options.rewrites * options.answers + options.fresh_answers
     return samples_of(tasks, progress or roles.counter("samples of headroom"), each)
 
 
 def best_rewrite(rows: Sequence[dict[str, Any]], seed: str) -> int | None:
     """Return the number of the rewrite with the largest mean; ties are drawn; None if none has."""
     means = pd.DataFrame(rows).groupby("rewrite")["supported"].mean().dropna()
-    if means.empty:
-        return None
     best = means.index[means == means.max()].tolist()
-    return int(random.Random(seed).choice(best))
+    return int(random.Random(seed).choice(best)) if best else None
 
 
 def unit_table(samples: pd.DataFrame) -> pd.DataFrame:
@@ -96,33 +95,26 @@ def unit_table(samples: pd.DataFrame) -> pd.DataFrame:
         `mean_variance` (of `mean`, unbiased), `rewrite_means` (an array), and `first` and
         `second`: the mean by halves of the answers.
     """
-    chosen = samples[samples["stage"] == "choose"].dropna(subset="supported")
-    fresh = samples[samples["stage"] == "fresh"].groupby(UNIT)["supported"].mean()
+    scored = samples.dropna(subset="supported")
+    chosen, fresh = (scored[scored["stage"] == stage] for stage in ("choose", "fresh"))
     rewrites = chosen.groupby([*UNIT, "rewrite"])["supported"].agg(["mean", "var", "count"])
-    rewrites["error"] = rewrites["var"] / rewrites["count"]
-    by_unit = rewrites.groupby(UNIT)
-    units = by_unit["mean"].agg(["mean", "max", "var", "count"])
-    whole = (by_unit["var"].count() == units["count"]) & (units["count"] > 1)
-    spread = units["var"].where(whole)
-    means = [part.to_numpy(float) for _, part in by_unit["mean"]]
+    by_unit = rewrites.assign(error=rewrites["var"] / rewrites["count"]).groupby(UNIT)
+    means, count = by_unit["mean"], by_unit.size()
+    spread = means.var().where((by_unit["var"].count() == count) & (count > 1))
+    half = (chosen["repeat"] % 2).map({0: "first", 1: "second"}).rename("half")
+    halves = chosen.groupby([*UNIT, "rewrite", half])["supported"].mean()
     units = pd.DataFrame(
         {
-            "mean": units["mean"],
-            "best": units["max"],
+            "mean": means.mean(),
+            "best": means.max(),
+            "fresh": fresh.groupby(UNIT)["supported"].mean(),
             "rewrite_variance": spread - by_unit["error"].mean(),
-            "answer_variance": by_unit["var"].mean().where(whole),
-            "mean_variance": spread / units["count"],
-            "rewrite_means": pd.Series(means, index=units.index, dtype=object),
+            "answer_variance": by_unit["var"].mean().where(spread.notna()),
+            "mean_variance": spread / count,
+            "rewrite_means": means.apply(np.array),
         }
-    )
-    every = pd.MultiIndex.from_frame(samples[UNIT].drop_duplicates())
-    units = units.reindex(every)
-    units["fresh"] = fresh.reindex(units.index)
-    even = chosen["repeat"] % 2 == 0
-    for name, half in (("first", chosen[even]), ("second", chosen[~even])):
-        by_rewrite = half.groupby([*UNIT, "rewrite"])["supported"].mean()
-        units[name] = by_rewrite.groupby(UNIT).mean().reindex(units.index)
-    return units
+    ).join(halves.groupby([*UNIT, "half"]).mean().unstack().reindex(columns=["first", "second"]))
+    return units.reindex(pd.MultiIndex.from_frame(samples[UNIT].drop_duplicates()))
 
 
 def headroom_table(samples: pd.DataFrame, groups: Sequence[int]) -> pd.DataFrame:
@@ -146,41 +138,101 @@ def headroom_table(samples: pd.DataFrame, groups: Sequence[int]) -> pd.DataFrame
     """
     units = unit_table(samples)
     clusters = units.index.get_level_values("query_id").tolist()
-    mean, between = units["mean"], units["rewrite_variance"]
-    rows: dict[str, tuple[Estimate, str]] = {}
-
-    def add(name: str, values: Any, how: str = "", bottom: float = -1.0) -> None:
-        found = cluster_mean(np.asarray(values, float), clusters, bounded=name == _IN_BAND)
-        rows[name] = (_within(found, bottom, 1.0), how)
+    mean, between, answers = units["mean"], units["rewrite_variance"], units["answer_variance"]
+    averaged = {
+        "mean of rewrites": mean,
+        _ROOM: 1 - mean,
+        _IN_BAND: mean.between(*BAND).astype(float).where(mean.notna()),
+        _FRESH: units["fresh"] - mean,
+        _SAME: units["best"] - mean,
+        _CURSE: units["best"] - units["fresh"],
+        "between key points": _between_units(units),
+        "between rewrites": between,
+        "between answers": answers,
+    }
+    found: dict[str, Estimate] = {}
+    for name, values in averaged.items():
+        estimate = cluster_mean(values.to_numpy(float), clusters, bounded=name == _IN_BAND)
+        found[name] = _within(estimate, 0.0 if name in ("mean of rewrites", _ROOM) else -1.0)
 
     def share(kept: NDArray[np.bool_]) -> float:
-        both = (between + units["answer_variance"])[kept].sum()
+        both = (between + answers)[kept].sum()
         return float(between[kept].sum() / both) if both else float("nan")
 
-    add("mean of rewrites", mean, bottom=0.0)
-    add("room above the mean", 1 - mean, bottom=0.0)
-    inside = mean.between(*BAND).astype(float).where(mean.notna())
-    add(_IN_BAND, inside, "share of key points at 20 to 80 %")
-    add(_FRESH, units["fresh"] - mean)
-    add(_SAME, units["best"] - mean, "holds the winner's curse")
-    add(_CURSE, units["best"] - units["fresh"])
-    add("between key points", _between_units(units))
-    add("between rewrites", between)
-    add("between answers", units["answer_variance"])
-    rows["share of rewrites"] = (jackknife(share, clusters), "jackknife")
+    found["share of rewrites"] = jackknife(share, clusters)
+    how = {_IN_BAND: "share of key points at 20 to 80 %", _SAME: "holds the winner's curse"}
+    how["share of rewrites"] = "jackknife"
     for size in groups:
-        wasted, how = _no_variance(units, clusters, size)
-        most = 1000 / (CALLS_PER_ROLLOUT * size)
-        share_used, low, high = (1 - end for end in (wasted.mean, wasted.high, wasted.low))
-        useful = replace(wasted, mean=most * share_used, low=most * low, high=most * high)
-        rows[_WASTED.format(size)] = (_within(wasted, 0.0, 1.0), how)
-        rows[_USEFUL.format(size)] = (_within(useful, 0.0, most), how)
-    columns = ["mean", "low", "high", "n_queries", "n_units", "how"]
-    values = [
-        (found.mean, found.low, found.high, found.n_clusters, found.n_samples, how)
-        for found, how in rows.values()
-    ]
-    return pd.DataFrame(values, columns=columns, index=pd.Index(list(rows), name="quantity"))
+        wasted, useful = _WASTED.format(size), _USEFUL.format(size)
+        chance, how[wasted] = _no_variance(units, clusters, size)
+        found[wasted], how[useful] = _within(chance, 0.0), how[wasted]
+        most, least = 1000 / (CALLS_PER_ROLLOUT * size), found[wasted]
+        share_used, low, high = (1 - end for end in (least.mean, least.high, least.low))
+        found[useful] = replace(least, mean=most * share_used, low=most * low, high=most * high)
+    table = pd.DataFrame(list(found.values()), index=pd.Index(found, name="quantity"))
+    table = table.rename(columns={"n_clusters": "n_queries", "n_samples": "n_units"})
+    return table.assign(how=pd.Series(how).reindex(table.index, fill_value=""))
+
+
+def _between_units(units: pd.DataFrame) -> pd.Series:
+    """Return a value a unit whose mean is the variance between units, without its noise."""
+    mean = units["mean"].where(units["mean_variance"].notna())
+    n = mean.count()
+    if n < 2:
+        return mean * np.nan
+    return n / (n - 1) * (mean - mean.mean()) ** 2 - units["mean_variance"]
+
+
+def _no_variance(
+    units: pd.DataFrame, clusters: Sequence[object], size: int
+) -> tuple[Estimate, str]:
+    """Estimate the chance that a GRPO group's rewards have no variance, and say how."""
+    means = units["rewrite_means"]
+    if size <= means.map(len, na_action="ignore").max():
+        chances = means.map(partial(no_variance_chance, size=size), na_action="ignore")
+        counted = np.asarray(chances, dtype=float)
+        return cluster_mean(counted, clusters), "counted over sets of rewrites"
+    between = _between_units(units)
+
+    def chance(kept: NDArray[np.bool_]) -> float:
+        known = between[kept].notna().any()
+        moments = units["mean"][kept].mean(), between[kept].mean()
+        return beta_no_variance_chance(*moments, size) if known else float("nan")
+
+    return jackknife(chance, clusters), "beta distribution of key points; fewer rewrites"
+
+
+def no_variance_chance(rewrite_means: NDArray[np.float64], size: int) -> float:
+    """Return the chance that `size` different rewrites, an answer each, all do or all do not.
+
+    Unbiased for independent rollouts: the mean, over all choices of `size` rewrites, of the
+    product of their means (and of their complements). NaN where there are fewer rewrites.
+    """
+    sets = comb(len(rewrite_means), size)
+    if not sets:
+        return float("nan")
+    # Of the polynomial with roots -x, this coefficient is the sum over sets of their products.
+    sums = (np.poly(-means)[size] for means in (rewrite_means, 1 - rewrite_means))
+    return float(sum(sums) / sets)
+
+
+def beta_no_variance_chance(mean: float, variance: float, size: int) -> float:
+    """Return E[p^G + (1 - p)^G] for G = size and a beta distribution of p with these moments."""
+    largest = mean * (1 - mean)
+    if variance <= 0 or not largest:
+        return mean**size + (1 - mean) ** size
+    if variance >= largest:
+        return 1.0
+    both = largest / variance - 1
+    a, b = mean * both, (1 - mean) * both
+    powers = np.exp(betaln([a + size, a], [b, b + size]) - betaln(a, b))
+    return float(powers.sum())
+
+
+def _within(found: Estimate, bottom: float) -> Estimate:
+    """Return an estimate whose interval keeps to what is possible."""
+    low, high = np.clip([found.low, found.high], bottom, 1.0).tolist()
+    return replace(found, low=low, high=high)
 
 
 def headroom_strata(samples: pd.DataFrame) -> pd.DataFrame:
@@ -209,248 +261,93 @@ def headroom_strata(samples: pd.DataFrame) -> pd.DataFrame:
     return found.rename_axis("probability so far")
 
 
-def _between_units(units: pd.DataFrame) -> NDArray[np.float64]:
-    """Return a value a unit whose mean is the variance between units, without its noise."""
-    known = units["mean_variance"].notna()
-    mean, n = units["mean"].where(known), int(known.sum())
-    if n < 2:
-        return np.full(len(units), np.nan)
-    squared = n / (n - 1) * (mean - mean.mean()) ** 2
-    return (squared - units["mean_variance"]).to_numpy(float)
-
-
-def no_variance_chance(rewrite_means: NDArray[np.float64], size: int) -> float:
-    """Return the chance that `size` different rewrites, an answer each, all do or all do not.
-
-    Unbiased for independent rollouts: the mean, over all choices of `size` rewrites, of the
-    product of their means (and of their complements).
-    """
-    return _mean_product(rewrite_means, size) + _mean_product(1 - rewrite_means, size)
-
-
-def beta_no_variance_chance(mean: float, variance: float, size: int) -> float:
-    """Return E[p^G + (1 - p)^G] for G = size and a beta distribution of p with these moments."""
-    largest = mean * (1 - mean)
-    if variance <= 0 or not largest:
-        return mean**size + (1 - mean) ** size
-    if variance >= largest:
-        return 1.0
-    both = largest / variance - 1
-    a, b = mean * both, (1 - mean) * both
-    powers = np.exp([betaln(a + size, b) - betaln(a, b), betaln(a, b + size) - betaln(a, b)])
-    return float(powers.sum())
-
-
-def _mean_product(values: NDArray[np.float64], size: int) -> float:
-    """Return the mean product over all choices of `size` values."""
-    sums = np.zeros(size + 1)  # after j values: the mean product of i of them
-    sums[0] = 1.0
-    for j, value in enumerate(values, 1):
-        for i in range(min(j, size), 0, -1):
-            kept = sums[i] * (j - i) / j if i < j else 0.0
-            sums[i] = kept + value * sums[i - 1] * i / j
-    return float(sums[size])
-
-
-def _no_variance(
-    units: pd.DataFrame, clusters: Sequence[object], size: int
-) -> tuple[Estimate, str]:
-    """Estimate the chance that a GRPO group's rewards have no variance, and say how."""
-    means = units["rewrite_means"]
-    held = means.map(lambda found: len(found) if isinstance(found, np.ndarray) else 0)
-    if size <= held.max():
-        values = [
-            no_variance_chance(found, size) if n >= size else np.nan
-            for found, n in zip(means, held, strict=True)
-        ]
-        return cluster_mean(np.array(values), clusters), "counted over sets of rewrites"
-    between = pd.Series(_between_units(units))
-    mean = units["mean"].reset_index(drop=True)
-
-    def chance(kept: NDArray[np.bool_]) -> float:
-        if between[kept].isna().all():
-            return float("nan")
-        return beta_no_variance_chance(mean[kept].mean(), between[kept].mean(), size)
-
-    return jackknife(chance, clusters), "beta distribution of key points; fewer rewrites"
-
-
-def _within(found: Estimate, bottom: float, top: float) -> Estimate:
-    """Return an estimate whose interval keeps to what is possible."""
-    low, high = np.clip([found.low, found.high], bottom, top).tolist()
-    return replace(found, low=low, high=high)
-
-
-def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Headroom:
+def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found:
     """Keep the samples of `ask` as `headroom.parquet`, and read off them what there is to gain."""
-    params, kept = setting.params, run.save_table(asked, "headroom")
-    note = f"the k rewrites are sampled at temperature {params.sampling.temperature:g}"
+    params, options, kept = setting.params, setting.options, run.save_table(asked, "headroom")
+    table, strata = headroom_table(kept, options.groups), headroom_strata(kept)
+    said = intervals(table)
+    made = f"the k rewrites are sampled at temperature {params.sampling.temperature:g}"
     if params.rewriter == "offline":
-        note = "the k rewrites are seeded forms of one edit, no model's"
-    table = headroom_table(kept, setting.options.groups)
-    return Headroom(kept, table, headroom_strata(kept), note)
+        made = "the k rewrites are seeded forms of one edit, no model's"
+    queries, points = table[["n_queries", "n_units"]].max()
+    lost = f"{kept['supported'].isna().sum()} abstentions of {len(kept):,} samples"
+    note = f"n = {queries} queries, {points} key points; {lost}; {made}"
+    source = setting.roles[0].source()
+    findings = (
+        f"- **{verdict(table, strata)}**\n- {said['share of rewrites']} of what varies within a "
+        "key point is the rewrite's; the rest is the luck of an answer.\n\n"
+        f"{note}. A rollout is {CALLS_PER_ROLLOUT} calls (engine, judge). Source: {source}."
+    )
+    figures = {"headroom": gain_figure(table, strata, options.rewrites, f"{note}. {source}")}
+    if table.filter(like=_WASTED.format(""), axis=0)["mean"].notna().any():
+        figures["groups"] = groups_figure(table, f"{note}. {source}")
+    told = f"{options.rewrites} rewrites x {options.answers} answers; {note}. Source: {source}."
+    view = laid_out({"estimate": said}, table, ["n_queries", "n_units", "how"], told)
+    numbers = plain_numbers(table[["mean", "low", "high", "n_queries"]])
+    tables = {"samples": kept, "headroom": table, "strata": strata}
+    return Found(findings, figures, [view], tables, {"headroom": numbers})
 
 
-@dataclass(frozen=True)
-class Headroom:
-    """What training could gain at most, where, and at what cost in calls.
+def gain_figure(table: pd.DataFrame, strata: pd.DataFrame, k: int, note: str) -> Figure:
+    """Draw what the best of k rewrites gains, in all and by how likely the key point is."""
+    ends, grey = ["mean", "low", "high"], "#777777"
+    whole = table.loc[[_ROOM, _SAME, _FRESH], ends].assign(shade=[grey, grey, BLUE])
+    names = ["all there is: every answer carries it", "best of k, on the answers it was chosen by"]
+    names.append("best of k, on fresh answers")
+    strata = strata[strata["n_units"] > 0]
+    parts = strata[["gain", "gain_low", "gain_high"]].set_axis(ends, axis=1).assign(shade="#c1272d")
+    for name, row in strata.iterrows():
+        names.append(f"    at {name} so far ({row['share']:.0%}, n = {row['n_units']:.0f})")
+    gain = table["mean"][_FRESH]
+    title = (
+        f"The best of {k} rewrites is worth {gain:+.2f} over their mean; all there is would be "
+        f"{table['mean'][_ROOM]:+.2f}"
+    )
+    if pd.isna(gain):
+        title = "No key point was scored often enough to say what training could gain"
+    note = f"In brackets: share and number of key points. {note}"
+    quantity = "gain in key-point probability over the mean rewrite"
+    rows = pd.concat([whole, parts]).set_axis(names)
+    return interval_figure(rows, title, quantity, note, signed=True)
 
-    Attributes:
-        samples: As `ask`.
-        table: As `headroom_table`.
-        strata: As `headroom_strata`.
-        note: How the k rewrites of a page come about.
-    """
 
-    samples: pd.DataFrame
-    table: pd.DataFrame
-    strata: pd.DataFrame
-    note: str
+def by_size(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """Return the rows of a quantity that there is for each group size, indexed by the size."""
+    start = quantity.format("")
+    return table.filter(like=start, axis=0).rename(index=lambda name: name.removeprefix(start))
 
-    @property
-    def _sizes(self) -> list[str]:
-        """The group sizes."""
-        start = _WASTED.format("")
-        return [n.removeprefix(start) for n in self.table.index if n.startswith(start)]
 
-    @property
-    def _design(self) -> tuple[int, int]:
-        """The numbers of rewrites and of answers a rewrite."""
-        chosen = self.samples[self.samples["stage"] == "choose"]
-        return chosen["rewrite"].nunique(), chosen["repeat"].nunique()
+def groups_figure(table: pd.DataFrame, note: str) -> Figure:
+    """Draw the share of GRPO groups that teach nothing."""
+    rows, useful = by_size(table, _WASTED), by_size(table, _USEFUL)["mean"]
+    most = str(useful.idxmax())
+    title = (
+        f"Groups of {most} give most for a call: {rows['mean'][most]:.0%} of them teach nothing, "
+        f"{useful[most]:.0f} in 1,000 calls do"
+    )
+    note = f"{'; '.join(rows['how'].unique()).capitalize()}. A rollout is 2 calls. {note}"
+    rows.index = pd.Index([f"G = {g}: {n:.0f} useful in 1,000 calls" for g, n in useful.items()])
+    quantity = "share of groups whose rewards are all the same"
+    return interval_figure(rows[["mean", "low", "high"]], title, quantity, note, limits=(0, 1))
 
-    @property
-    def _n(self) -> str:
-        """What the figures rest on."""
-        queries, points = self.table[["n_queries", "n_units"]].max()
-        return f"n = {queries} queries, {points} key points"
 
-    @property
-    def _abstentions(self) -> str:
-        lost = int(self.samples["supported"].isna().sum())
-        return f"{lost} abstentions of {len(self.samples):,} samples"
-
-    def figure(self, source: str) -> Figure:
-        """Draw what the best of k rewrites gains, in all and by how likely the key point is."""
-        names = {
-            "room above the mean": ("all there is: every answer carries it", "#777777"),
-            _SAME: ("best of k, on the answers it was chosen by", "#777777"),
-            _FRESH: ("best of k, on fresh answers", BLUE),
-        }
-        rows = self.table.loc[list(names), ["mean", "low", "high"]]
-        rows = rows.assign(shade=[shade for _, shade in names.values()])
-        rows.index = pd.Index([text for text, _ in names.values()])
-        strata = self.strata[self.strata["n_units"] > 0]
-        gains = strata[["gain", "gain_low", "gain_high"]].set_axis(["mean", "low", "high"], axis=1)
-        gains.index = pd.Index(
-            [f"    at {name} so far ({n})" for name, n in strata["n_units"].items()]
-        )
-        title = (
-            f"The best of {self._design[0]} rewrites is worth {self.table['mean'][_FRESH]:+.2f} "
-            f"over their mean; all there is would be {rows['mean'].iloc[0]:+.2f}"
-        )
-        if pd.isna(self.table["mean"][_FRESH]):
-            title = "No key point was scored often enough to say what training could gain"
-        note = f"{self._n} (in brackets: of the row), {self._abstentions}; {self.note}. {source}"
-        quantity = "gain in key-point probability over the mean rewrite"
-        rows = pd.concat([rows, gains.assign(shade="#c1272d")])
-        return interval_figure(rows, title, quantity, note, signed=True)
-
-    def groups_figure(self, source: str) -> Figure | None:
-        """Draw the share of GRPO groups that teach nothing; None where none could be scored."""
-        rows = self.table.loc[[_WASTED.format(size) for size in self._sizes]]
-        if rows["mean"].isna().all():
-            return None
-        useful = self.table["mean"][[_USEFUL.format(size) for size in self._sizes]].tolist()
-        most = int(np.nanargmax(useful))
-        title = (
-            f"Groups of {self._sizes[most]} give most for a call: {rows['mean'].iloc[most]:.0%} of "
-            f"them teach nothing, {useful[most]:.0f} in 1,000 calls do"
-        )
-        names = [
-            f"G = {size}: {n:.0f} useful in 1,000 calls"
-            for size, n in zip(self._sizes, useful, strict=True)
-        ]
-        note = (
-            f"{self._n}, {self._abstentions}. {'; '.join(rows['how'].unique()).capitalize()}. A "
-            f"rollout is one rewrite and one answer: 2 calls. {source}"
-        )
-        quantity = "share of groups whose rewards are all the same"
-        rows = rows[["mean", "low", "high"]].set_axis(names)
-        return interval_figure(rows, title, quantity, note, limits=(0, 1))
-
-    def verdict(self) -> str:
-        """Say in one sentence whether there is something to gain, where most, at what cost."""
-        gain = self.table.loc[_FRESH]
-        room = (self.strata["share"] * (1 - self.strata["mean"])).dropna()
-        useful = self.table["mean"][[_USEFUL.format(size) for size in self._sizes]].dropna()
-        if pd.isna(gain["low"]) or room.empty or useful.empty:
-            return "Too few key points to say what training could gain."
-        if gain["low"] > WORTH:
-            answer = f"There is headroom: at least {gain['low']:+.3f} is within reach"
-        elif gain["high"] < WORTH:
-            answer = f"Little headroom: the best of k gains less than {WORTH:.2f}"
-        elif gain["low"] > 0:
-            answer = f"Some headroom, perhaps not worth a training ({gain['mean']:+.3f})"
-        else:
-            answer = f"Open: the best of k gains {gain['mean']:+.3f}, and may gain nothing"
-        size = str(useful.idxmax()).rpartition(" = ")[2]
-        price = 1_000 * 1_000 / useful.max() if useful.max() > 0 else float("inf")
-        return (
-            f"{answer}; most room is at key points of probability {room.idxmax()} "
-            f"(n = {self.strata['n_queries'][room.idxmax()]:.0f} queries); 1,000 useful "
-            f"groups of {size} cost about {price:,.0f} calls."
-        )
-
-    def findings(self, source: str) -> str:
-        """Say in Markdown what training could gain at most, where, and at what cost in calls."""
-        said, gains = intervals(self.table), intervals(self.table, signed=True)
-        k, m = self._design
-        where = [
-            f"{name} ({row['share']:.0%} of key points): "
-            f"{with_interval(row['gain'], row['gain_low'], row['gain_high'], signed=True)}"
-            f", n = {int(row['n_units'])}"
-            for name, row in self.strata.iterrows()
-            if row["n_units"]
-        ]
-        groups = []
-        for size in self._sizes:
-            wasted = _WASTED.format(size)
-            useful: Any = self.table.loc[_USEFUL.format(size)]
-            bought = with_interval(useful["mean"], useful["low"], useful["high"], digits=1)
-            groups.append(
-                f"- **G = {size}**: {said[wasted]} of groups have no variance; {bought} useful "
-                f"groups in 1,000 calls ({useful['how']})."
-            )
-        lines = [
-            f"- **{self.verdict()}**",
-            f"- **At most**: the mean of {k} rewrites x {m} answers carries the key point with "
-            f"probability {said['mean of rewrites']}; the room above it is "
-            f"{said['room above the mean']}.",
-            f"- **Within reach**: the best of {k} rewrites, re-scored with fresh answers, gains "
-            f"{gains[_FRESH]}. On the answers it was chosen by it looks like {gains[_SAME]}; "
-            f"{gains[_CURSE]} of that is luck.",
-            f"- **Where**, by the probability so far: {'; '.join(where)}.",
-            f"- **Rewrite or luck**: between rewrites {said['between rewrites']}, between "
-            f"answers to one page {said['between answers']} (variances); "
-            f"{said['share of rewrites']} of what varies within a key point is the rewrite's.",
-            f"- **Trainable band** ({BAND[0]:.0%} to {BAND[1]:.0%}): "
-            f"{said[_IN_BAND]} of key points.",
-            *groups,
-            "",
-            f"{self._n}, {self._abstentions}; {self.note}. A rollout is {CALLS_PER_ROLLOUT} calls "
-            f"(engine, judge). Source: {source}.",
-        ]
-        return "\n".join(lines)
-
-    def views(self, caption: str) -> list[Styler]:
-        """Lay out the headroom."""
-        table = pd.DataFrame({"estimate": intervals(self.table)})
-        table["n queries"], table["n key points"] = self.table["n_queries"], self.table["n_units"]
-        table["how"], (k, m) = self.table["how"], self._design
-        told = f"{k} rewrites x {m} answers; {self._abstentions}; {self.note}. {caption}"
-        return [over_queries(table.rename_axis(None), [], told)]
-
-    def headline(self) -> dict[str, Any]:
-        """Return the numbers that the manifest records."""
-        return {"headroom": plain_numbers(self.table[["mean", "low", "high", "n_queries"]])}
+def verdict(table: pd.DataFrame, strata: pd.DataFrame) -> str:
+    """Say in one sentence whether there is something to gain, where most, at what cost."""
+    gain, useful = table.loc[_FRESH], by_size(table, _USEFUL)["mean"].dropna()
+    room = (strata["share"] * (1 - strata["mean"])).dropna()
+    if pd.isna(gain["low"]) or room.empty or useful.empty:
+        return "Too few key points to say what training could gain."
+    if gain["low"] > WORTH:
+        answer = f"There is headroom: at least {gain['low']:+.3f} is within reach"
+    elif gain["high"] < WORTH:
+        answer = f"Little headroom: the best of k gains less than {WORTH:.2f}"
+    elif gain["low"] > 0:
+        answer = f"Some headroom, perhaps not worth a training ({gain['mean']:+.3f})"
+    else:
+        answer = f"Open: the best of k gains {gain['mean']:+.3f}, and may gain nothing"
+    price = 1_000 * 1_000 / useful.max() if useful.max() > 0 else float("inf")
+    return (
+        f"{answer}; most room is at key points of probability {room.idxmax()} "
+        f"(n = {strata['n_queries'][room.idxmax()]:.0f} queries); 1,000 useful "
+        f"groups of {useful.idxmax()} cost about {price:,.0f} calls."
+    )

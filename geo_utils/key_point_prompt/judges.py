@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from pandas.io.formats.style import Styler
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import Progress
 from geo_utils.files import resolve_path, write_atomic
 from geo_utils.key_point_prompt.params import JudgeCheckOptions, has_logprobs
-from geo_utils.key_point_prompt.study import Setting
+from geo_utils.key_point_prompt.study import Found, Setting, laid_out
 from geo_utils.models.loops import gather_all, run_sync
 from geo_utils.roles.by_model import ModelJudge
 from geo_utils.roles.judges import Judge, LexicalJudge, Verdict
 from geo_utils.runs import Run
 from geo_utils.show.plots import interval_figure
-from geo_utils.show.tables import count_range, intervals, over_queries
-from geo_utils.statistics import (
-    Estimate,
-    PairedDifference,
-    interval_reach,
-    jackknife,
-    paired_difference,
-    with_interval,
-)
+from geo_utils.show.tables import count_range, intervals
+from geo_utils.statistics import Estimate, cluster_mean, interval_reach, jackknife, with_interval
 from geo_utils.summary import PAIR, estimates, plain_numbers
 
 LABELS = ("supported", "omitted", "contradicted")
@@ -44,12 +35,8 @@ _SHEET = ["answer_id", "query", "key_point", "answer", "label"]
 _FIGURES = ["precision", "recall", "specificity"]
 
 
-class JudgesOne(Protocol):
-    """A judge as this module asks it: with the example, for those that judge a page's points."""
-
-    async def __call__(self, example: Example, point: KeyPoint, answer: str) -> Verdict:
-        """Return the verdict on one key point in one answer."""
-        ...
+# A judge as this module asks it: with the example, for those that judge all of a page's points.
+JudgesOne = Callable[[Example, KeyPoint, str], Awaitable[Verdict]]
 
 
 def judges_of(judge: Judge, options: JudgeCheckOptions, gives_soft: bool) -> dict[str, JudgesOne]:
@@ -97,13 +84,10 @@ def judge_again(
     had = samples.dropna(subset="answer").copy()
     named = zip(had["query_id"], had["key_point"], had["answer"], strict=True)
     had["answer_id"] = [answer_id(*texts) for texts in named]
-    had = had.drop_duplicates("answer_id")
-    if answers is not None and answers < len(had):
-        rank = [hashlib.sha256(f"{seed}|{name}".encode()).digest() for name in had["answer_id"]]
-        had = had.iloc[np.sort(pd.Series(rank).argsort()[:answers])]
-    by_id = {example.query_id: example for example in examples}
-
-    rows = list(had.itertuples())
+    had = had.drop_duplicates("answer_id").reset_index(drop=True)
+    draw = had["answer_id"].map(lambda name: hashlib.sha256(f"{seed}|{name}".encode()).hexdigest())
+    had = had.loc[draw.sort_values().index[:answers]].sort_index()
+    by_id, rows = {example.query_id: example for example in examples}, list(had.itertuples())
 
     async def one(judge: JudgesOne, row: Any) -> str | None:
         example = by_id[row.query_id]
@@ -128,11 +112,8 @@ def answer_id(query_id: str, key_point: str, answer: str) -> str:
 
 def judges_in(table: pd.DataFrame) -> list[str]:
     """Return the judges of which a table has a verdict: no verdict at all is no judge."""
-    return [
-        str(name).removeprefix("verdict: ")
-        for name in table
-        if str(name).startswith("verdict: ") and table[name].notna().any()
-    ]
+    given = table.filter(regex="^verdict: ").dropna(axis=1, how="all")
+    return [str(name).removeprefix("verdict: ") for name in given]
 
 
 async def _by_one(judge: Judge, example: Example, point: KeyPoint, answer: str) -> Verdict:
@@ -256,41 +237,25 @@ def accuracy_table(table: pd.DataFrame) -> pd.DataFrame:
     names = [name for name in judges_in(table) if name != HUMAN]
     if f"verdict: {HUMAN}" not in table or not names:
         return pd.DataFrame()
-    labelled = table.dropna(subset=f"verdict: {HUMAN}")
-    true = labelled[f"verdict: {HUMAN}"] == "supported"
-    parts = []
-    for name in names:
-        given = labelled[f"verdict: {name}"]
-        kept, said = given.notna(), given == "supported"
-        part = labelled[["query_id"]].assign(judge=name, kept=kept.astype(int))
-        part["precision"] = true.astype(float).where(kept & said)
-        part["recall"] = said.astype(float).where(kept & true)
-        part["specificity"] = (~said).astype(float).where(kept & ~true)
-        parts.append(part)
-    every = pd.concat(parts)
-    answers = every.groupby("judge")["kept"]
+    person = f"verdict: {HUMAN}"
+    every = table.dropna(subset=person).melt(
+        ["query_id", person], [f"verdict: {name}" for name in names], "judge", "given"
+    )
+    every["judge"] = every["judge"].str.removeprefix("verdict: ")
+    true, said = every[person] == "supported", every["given"] == "supported"
+    kept = every["given"].notna()
+    every["precision"] = true.astype(float).where(kept & said)
+    every["recall"] = said.astype(float).where(kept & true)
+    every["specificity"] = (~said).astype(float).where(kept & ~true)
+    answers = kept.groupby(every["judge"])
     return estimates(every, "judge", _FIGURES, _FIGURES).assign(
         n_answers=answers.sum(), abstentions=answers.size() - answers.sum()
     )
 
 
-@dataclass(frozen=True)
-class Correction:
-    """A lift as an unerring judge would have seen it.
-
-    Attributes:
-        observed: The lift in the judge's verdicts.
-        shrinkage: Recall + specificity - 1: a true lift d is seen as d times this. For a judge
-            that errs both ways at rate e, it is 1 - 2e.
-        corrected: Observed over shrinkage; its interval holds the uncertainty of both.
-    """
-
-    observed: Estimate
-    shrinkage: Estimate
-    corrected: Estimate
-
-
-def corrected_lift(found: PairedDifference, table: pd.DataFrame, judge: str) -> Correction | str:
+def corrected_lift(
+    observed: Estimate, table: pd.DataFrame, judge: str
+) -> tuple[Estimate, Estimate] | str:
     """Correct a lift for a judge's errors, as hand labels show them (Rogan and Gladen, 1978).
 
     What is taken for granted: the judge errs at the same rates on answers to the original and to
@@ -300,12 +265,14 @@ def corrected_lift(found: PairedDifference, table: pd.DataFrame, judge: str) -> 
     are taken as they are.
 
     Args:
-        found: The lift in the judge's verdicts.
+        observed: The lift in the judge's verdicts.
         table: With a person's labels, as `with_labels` returns it.
         judge: The judge's name in the table.
 
     Returns:
-        The correction, or why there is none.
+        The shrinkage and the corrected lift, or why there is no correction. The shrinkage is
+        recall + specificity - 1: a true lift d is seen as d times this. For a judge that errs both
+        ways at rate e, it is 1 - 2e.
     """
     person, given = table.get(f"verdict: {HUMAN}"), table.get(f"verdict: {judge}")
     if person is None:
@@ -315,71 +282,58 @@ def corrected_lift(found: PairedDifference, table: pd.DataFrame, judge: str) -> 
         )
     if given is None:
         return f"the run's own judge, `{judge}`, is not among `studies.judges.judges`"
-    kept = (person.notna() & given.notna()).to_numpy()
-    true = (person == "supported").to_numpy()[kept]
-    said = (given == "supported").to_numpy()[kept]
-    queries = table["query_id"].to_numpy()[kept]
-    shrinkage = _youden(true, said, queries)
-    if why := _no_correction(shrinkage, true, queries, judge):
-        return why
-    observed, n = found.estimate, found.estimate.n_clusters
-    mean = observed.mean / shrinkage.mean
-    error_lift = (observed.high - observed.low) / 2 / interval_reach(n)
-    error_judge = 0.0
-    if not np.isnan(shrinkage.low):
-        error_judge = (shrinkage.high - shrinkage.low) / 2 / interval_reach(shrinkage.n_clusters)
-    error = float(np.hypot(error_lift, mean * error_judge)) / shrinkage.mean
-    half = interval_reach(min(n, shrinkage.n_clusters)) * error
-    return Correction(
-        observed, shrinkage, Estimate(mean, mean - half, mean + half, n, observed.n_samples)
-    )
-
-
-def _no_correction(
-    shrinkage: Estimate, true: NDArray[np.bool_], queries: NDArray[Any], judge: str
-) -> str | None:
-    """Say why a judge's errors on these labels cannot correct a lift; None if they can."""
+    judged = table[person.notna() & given.notna()]
+    true = (judged[f"verdict: {HUMAN}"] == "supported").to_numpy()
+    said = (judged[f"verdict: {judge}"] == "supported").to_numpy()
+    shrinkage = jackknife(partial(_youden, true, said), judged["query_id"].tolist())
+    known = not np.isnan(shrinkage.low)
     if np.isnan(shrinkage.mean):
         return (
             f"of the {true.size} labelled answers that `{judge}` judged, "
             f"{int(true.sum())} are supported; it takes some that are and some that are not"
         )
     if shrinkage.mean <= 0 or shrinkage.low <= 0:
-        known = not np.isnan(shrinkage.low)
-        ends = f" [{shrinkage.low:.3f}, {shrinkage.high:.3f}]" if known else ""
         return (
             f"`{judge}` is not clearly better than chance on these labels (recall + specificity "
-            f"- 1 is {shrinkage.mean:.3f}{ends}, {true.size} labels)"
+            f"- 1 is {_written(shrinkage)}, {true.size} labels)"
         )
-    fewest = min(len(set(queries[kind])) for kind in (true, ~true))
-    if np.isnan(shrinkage.low) and shrinkage.mean < 1 and fewest < 2:
+    if not known and shrinkage.mean < 1 and judged.groupby(true)["query_id"].nunique().min() < 2:
         return (
             f"the labels that are supported, or those that are not, are of one query alone, which "
             f"does not tell how sure the errors of `{judge}` are"
         )
-    return None
+    mean, n = observed.mean / shrinkage.mean, observed.n_clusters
+    error_lift = _standard_error(observed)
+    error_judge = _standard_error(shrinkage) if known else 0.0
+    error = float(np.hypot(error_lift, mean * error_judge)) / shrinkage.mean
+    half = interval_reach(min(n, shrinkage.n_clusters)) * error
+    return shrinkage, Estimate(mean, mean - half, mean + half, n, observed.n_samples)
 
 
-def _youden(true: NDArray[np.bool_], said: NDArray[np.bool_], queries: NDArray[Any]) -> Estimate:
-    """Estimate recall + specificity - 1 with a jackknife over queries."""
+def _youden(true: NDArray[np.bool_], said: NDArray[np.bool_], kept: NDArray[np.bool_]) -> float:
+    """Return recall + specificity - 1 of a judge; NaN where a person says one thing only."""
+    yes, no = kept & true, kept & ~true
+    if not yes.any() or not no.any():
+        return float("nan")
+    return float(said[yes].mean() - said[no].mean())
 
-    def statistic(kept: NDArray[np.bool_]) -> float:
-        yes, no = kept & true, kept & ~true
-        if not yes.any() or not no.any():
-            return float("nan")
-        return float(said[yes].mean() - said[no].mean())
 
-    return jackknife(statistic, queries.tolist())
+def _standard_error(found: Estimate) -> float:
+    return (found.high - found.low) / 2 / interval_reach(found.n_clusters)
+
+
+def _written(found: Estimate, signed: bool = False) -> str:
+    return with_interval(found.mean, found.low, found.high, signed)
 
 
 def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
-    """Let every judge that can be had judge answers of the comparison; see `study.Study`."""
+    """Let every judge that can be had judge answers of the comparison; see `judge_again`."""
     params, options = setting.params, setting.options
     judges = judges_of(setting.roles[0].judge, options, has_logprobs(params.judge))
     return judge_again(setting.samples, setting.examples, judges, options.answers, params.seed)
 
 
-def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Judges | None:
+def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found | None:
     """Write the sheet to label, add the labels there are, and read off how far judges agree.
 
     `label_sheet.csv` and `judges.parquet` are written to the run folder. The lift of the method
@@ -390,109 +344,59 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Judges | None:
     write_atomic(sheet, label_sheet(asked, sheet))
     if labels is not None:
         asked = with_labels(asked, resolve_path(labels))
-    kept = run.save_table(asked, "judges")
-    own = "soft" if params.sampling.judge_mode == "soft" else "verdict"
+    kept, source = run.save_table(asked, "judges"), setting.roles[0].source()
+    kappa, accuracy = kappa_table(kept), accuracy_table(kept)
+    if kappa.empty:
+        return None
     wide = setting.samples.pivot(index=PAIR, columns="method", values="supported")
-    lift = paired_difference(
-        wide[params.method].to_numpy(float),
-        wide["original"].to_numpy(float),
-        wide.index.get_level_values("query_id").tolist(),
-        params.seed,
+    lift = wide[params.method] - wide["original"]
+    queries = lift.index.get_level_values("query_id").tolist()
+    own = "soft" if params.sampling.judge_mode == "soft" else "verdict"
+    own = "lexical" if params.judge.startswith("offline") else own
+    said = correction_text(cluster_mean(lift.to_numpy(float), queries), kept, own)
+    counts = ["n_answers", "n_queries", "abstentions"]
+    shown = {
+        "Cohen's kappa": intervals(kappa, "kappa", signed=True),
+        "equal verdicts": intervals(kappa, "agreement"),
+    }
+    views = [laid_out(shown, kappa, counts, f"Source: {source}.")]
+    if not accuracy.empty:
+        shown = {name: intervals(accuracy, name) for name in _FIGURES}
+        counts = [*(f"n_{name}" for name in _FIGURES), "abstentions"]
+        views.append(laid_out(shown, accuracy, counts, f"Against hand labels. Source: {source}."))
+    figures = {} if kappa["kappa"].isna().all() else {"agreement": kappa_figure(kappa, source)}
+    numbers = kappa.rename(columns={"kappa": "mean"})[["mean", "low", "high", "n_queries"]]
+    tables = {"samples": kept, "kappa": kappa, "accuracy": accuracy}
+    findings = f"{said}\n\nSource: {source}."
+    return Found(findings, figures, views, tables, {"kappa": plain_numbers(numbers)})
+
+
+def correction_text(observed: Estimate, table: pd.DataFrame, judge: str) -> str:
+    """Say what a lift is once the judge's errors are corrected, or why that cannot be said."""
+    found = corrected_lift(observed, table, judge)
+    if isinstance(found, str):
+        return f"- No corrected lift: {found}."
+    shrinkage, corrected = found
+    return (
+        f"- The judge sees {_written(shrinkage)} of a lift (recall + specificity - 1, "
+        f"{shrinkage.n_samples} labels): {_written(observed, True)} observed, "
+        f"{_written(corrected, True)} corrected for that."
     )
-    correction = corrected_lift(
-        lift, kept, "lexical" if params.judge.startswith("offline") else own
+
+
+def kappa_figure(kappa: pd.DataFrame, source: str) -> Figure:
+    """Draw Cohen's kappa of each two judges."""
+    table = kappa.dropna(subset="kappa")
+    worst = str(table["kappa"].idxmin())
+    least, equal = table["kappa"][worst], f"{table['agreement'][worst]:.0%} equal verdicts"
+    title = f"{worst.capitalize()}: kappa {least:.2f}, {equal}"
+    if len(table) > 1:
+        title = f"Judges agree least at kappa {least:.2f} ({worst}: {equal})"
+    note = (
+        f"n = {count_range(table['n_answers'])} answers of {count_range(table['n_queries'])} "
+        f"queries, {table['abstentions'].sum()} abstentions in all; 95 % intervals by "
+        f"jackknife over queries. {source}"
     )
-    kappa = kappa_table(kept)
-    return None if kappa.empty else Judges(kept, kappa, accuracy_table(kept), correction)
-
-
-@dataclass(frozen=True)
-class Judges:
-    """How far judges agree, and what that does to the lift.
-
-    Attributes:
-        samples: As `judge_again`, with a person's labels where there are any.
-        kappa: As `kappa_table`.
-        accuracy: As `accuracy_table`.
-        correction: As `corrected_lift`, of the method under study: or why there is none.
-    """
-
-    samples: pd.DataFrame
-    kappa: pd.DataFrame
-    accuracy: pd.DataFrame
-    correction: Correction | str
-
-    def figure(self, source: str) -> Figure | None:
-        """Draw Cohen's kappa of each two judges; None where none can be had."""
-        if self.kappa["kappa"].isna().all():
-            return None
-        table = self.kappa.dropna(subset="kappa")
-        worst = str(table["kappa"].idxmin())
-        least, equal = table["kappa"][worst], f"{table['agreement'][worst]:.0%} equal verdicts"
-        title = f"{worst.capitalize()}: kappa {least:.2f}, {equal}"
-        if len(table) > 1:
-            title = f"Judges agree least at kappa {least:.2f} ({worst}: {equal})"
-        note = (
-            f"n = {count_range(table['n_answers'])} answers of {count_range(table['n_queries'])} "
-            f"queries, {table['abstentions'].sum()} abstentions in all; 95 % intervals by "
-            f"jackknife over queries. {source}"
-        )
-        rows = table[["kappa", "low", "high"]].rename(columns={"kappa": "mean"})
-        limits = (min(0.0, float(table["low"].min())), 1.0)
-        quantity = "Cohen's kappa on supported or not"
-        return interval_figure(rows, title, quantity, note, limits=limits)
-
-    def findings(self, source: str) -> str:
-        """Say in Markdown how far judges agree, and what that does to the lift."""
-        rows = self.kappa[["n_answers", "abstentions"]].assign(
-            kappa=intervals(self.kappa, "kappa"), equal=intervals(self.kappa, "agreement")
-        )
-        lines = [
-            f"- {name}: kappa {row['kappa']}, equal verdicts {row['equal']}, "
-            f"n = {row['n_answers']} answers, {row['abstentions']} abstentions."
-            for name, row in rows.iterrows()
-        ]
-        if isinstance(self.correction, str):
-            lines.append(f"- No corrected lift: {self.correction}.")
-        else:
-            seen, true, shrink = (
-                with_interval(e.mean, e.low, e.high, signed)
-                for e, signed in (
-                    (self.correction.observed, True),
-                    (self.correction.corrected, True),
-                    (self.correction.shrinkage, False),
-                )
-            )
-            lines.append(
-                f"- The judge sees {shrink} of a lift (recall + specificity - 1, "
-                f"{self.correction.shrinkage.n_samples} labels): {seen} observed, {true} "
-                "corrected for that."
-            )
-        return "\n".join([*lines, "", f"Source: {source}."])
-
-    def views(self, caption: str) -> list[Styler]:
-        """Lay out how far judges agree, and precision and recall against a person."""
-        rows = self.kappa
-        table = pd.DataFrame(
-            {
-                "Cohen's kappa": intervals(rows, "kappa", signed=True),
-                "equal verdicts": intervals(rows, "agreement"),
-                "n answers": rows["n_answers"],
-                "n queries": rows["n_queries"],
-                "abstentions": rows["abstentions"],
-            }
-        )
-        views = [over_queries(table.rename_axis(None), [], caption)]
-        if not self.accuracy.empty:
-            table = pd.DataFrame({name: intervals(self.accuracy, name) for name in _FIGURES})
-            for name in _FIGURES:
-                table[f"n {name}"] = self.accuracy[f"n_{name}"]
-            table["abstentions"] = self.accuracy["abstentions"]
-            told = f"Against hand labels. {caption}"
-            views.append(over_queries(table.rename_axis(None), [], told))
-        return views
-
-    def headline(self) -> dict[str, Any]:
-        """Return the numbers that the manifest records."""
-        table = self.kappa.rename(columns={"kappa": "mean"})
-        return {"kappa": plain_numbers(table[["mean", "low", "high", "n_queries"]])}
+    rows = table[["kappa", "low", "high"]].rename(columns={"kappa": "mean"})
+    limits = (min(0.0, float(table["low"].min())), 1.0)
+    return interval_figure(rows, title, "Cohen's kappa on supported or not", note, limits=limits)

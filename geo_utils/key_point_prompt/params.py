@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from geo_utils.parameters import Options
 from geo_utils.roles.methods import MODEL_FREE_METHODS, check_methods, known_method
 from geo_utils.roles.params import WITHOUT_LOGPROBS, EvaluationParams, Model, ModelName
 
 Count = Annotated[int, Field(ge=1, le=100_000, strict=True)]
+Method = Annotated[str, AfterValidator(known_method)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 JudgeKind = Literal["lexical", "lexical strict", "verdict", "batch", "soft"]
-MODEL_JUDGES: tuple[JudgeKind, ...] = ("verdict", "batch", "soft")
 
 
 class HeadroomOptions(Options):
@@ -37,11 +37,10 @@ class HeadroomOptions(Options):
     def _enough(self) -> Self:
         if self.rewrites < 2:
             need = "a best of them and a variance between them need at least 2"
-            raise ValueError(f"rewrites={self.rewrites!r}: {need}")
+            raise ValueError(f"rewrites={self.rewrites}: {need}")
         if self.answers < 2:
-            raise ValueError(
-                f"answers={self.answers!r}: the answer noise within a rewrite needs at least 2"
-            )
+            need = "the answer noise within a rewrite needs at least 2"
+            raise ValueError(f"answers={self.answers}: {need}")
         if not self.groups:
             raise ValueError("groups=[]: name at least one group size, such as 8")
         return self
@@ -81,11 +80,10 @@ class EngineOptions(Options):
 
     @model_validator(mode="after")
     def _offline_only(self) -> Self:
-        if self.model != "offline" and (settings := self.model_fields_set - {"model"}):
-            raise ValueError(
-                f"{', '.join(sorted(settings))}: only the offline engine has such settings, not "
-                f"{self.model!r}"
-            )
+        settings = ", ".join(sorted(self.model_fields_set - {"model"}))
+        if settings and self.model != "offline":
+            only = "only the offline engine has such settings"
+            raise ValueError(f"{settings}: {only}, not {self.model!r}")
         return self
 
 
@@ -104,7 +102,7 @@ class TransferOptions(Options):
     engines: dict[str, EngineOptions] = {}
     rewriters: dict[str, Model] = {}
     judge: Model | None = None
-    methods: list[str] = []
+    methods: list[Method] = []
     repeats: Count = 3
     queries: Count | None = None
 
@@ -207,24 +205,14 @@ class KeyPointPromptParams(EvaluationParams):
     """
 
     notebook: ClassVar[str] = "03_key_point_prompt"
-    baseline_methods: list[str]
-    method: str
+    baseline_methods: list[Method]
+    method: Method
     studies: Annotated[StudyOptions, Field(strict=False)]
 
     @property
     def methods(self) -> list[str]:
         """All methods, the one under study last."""
         return [*self.baseline_methods, self.method]
-
-    @field_validator("baseline_methods")
-    @classmethod
-    def _known(cls, methods: list[str]) -> list[str]:
-        return [known_method(name) for name in methods]
-
-    @field_validator("method")
-    @classmethod
-    def _known_one(cls, method: str) -> str:
-        return known_method(method)
 
     @model_validator(mode="after")
     def _check_headroom(self) -> Self:
@@ -246,15 +234,10 @@ class KeyPointPromptParams(EvaluationParams):
         transfer = self.studies.transfer
         if transfer is None:
             return self
-        own = EngineOptions(model=self.engine)
+        own = "the run's own engine; a transfer needs another one"
         for name, engine in transfer.engines.items():
-            if engine.model_dump() == own.model_dump():
-                raise ValueError(
-                    f"studies.transfer.engines.{name}: the run's own engine; a transfer needs "
-                    "another one"
-                )
-        for name in transfer.methods:
-            known_method(name)
+            if engine == EngineOptions(model=self.engine):
+                raise ValueError(f"studies.transfer.engines.{name}: {own}")
         rows = transfer.methods or [self.method]
         if "original" in rows:
             raise ValueError("studies.transfer.methods: 'original' is what every row is held to")
@@ -267,16 +250,11 @@ class KeyPointPromptParams(EvaluationParams):
         """Refuse judges that the run's judge cannot be."""
         asked = self.studies.judges and self.studies.judges.judges
         for kind in asked or ():
-            if kind in MODEL_JUDGES and self.judge.startswith("offline"):
-                raise ValueError(
-                    f"studies.judges.judges: {kind!r} needs a model; judge={self.judge!r} is one "
-                    "of lexical, lexical strict"
-                )
+            where, judge = f"studies.judges.judges: {kind!r} needs", f"judge={self.judge!r}"
+            if self.judge.startswith("offline") and not kind.startswith("lexical"):
+                raise ValueError(f"{where} a model; {judge} is one of lexical, lexical strict")
             if kind == "soft" and not has_logprobs(self.judge):
-                raise ValueError(
-                    f"studies.judges.judges: 'soft' needs log-probabilities, which "
-                    f"judge={self.judge!r} does not give"
-                )
+                raise ValueError(f"{where} log-probabilities, which {judge} does not give")
         return self
 
 

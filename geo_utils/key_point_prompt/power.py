@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from geo_utils.corpus import Example, choose_key_points
+from geo_utils.evaluate import Progress
 from geo_utils.files import resolve_path
 from geo_utils.key_point_prompt.params import KeyPointPromptParams, PowerOptions
+from geo_utils.key_point_prompt.study import Found, Setting, draw_curve
 from geo_utils.parameters import ParameterError
 from geo_utils.roles.methods import label
+from geo_utils.runs import Run
 from geo_utils.show.plots import canvas, finished
 from geo_utils.show.tables import over_queries
 from geo_utils.statistics import CONFIDENCE
@@ -35,42 +37,23 @@ class PilotVariance:
     """Variance of a paired difference (method minus original).
 
     Attributes:
-        method: Whose difference.
         between: Between queries, without the noise of their answers and key points; at least 0.
         between_points: Between the key points of a query, without the noise of their answers; at
             least 0. Where each query has one key point, `between` holds it, and this is 0.
         within: Between the repeats of a key point.
-        mean: The difference itself.
         n_queries: Queries behind it.
         n_pairs: Pairs behind it.
         points_a_query: Key points of a query, on average.
         draws: (between, points, within) of bootstrap samples of queries, shape (n, 3).
     """
 
-    method: str
     between: float
     between_points: float
     within: float
-    mean: float
     n_queries: int
     n_pairs: int
     points_a_query: float
     draws: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What a plan was counted for.
-
-    Attributes:
-        queries: Those with a key point.
-        points_a_query: Key points of a query, on average.
-        repeats: Sampled answers a page.
-    """
-
-    queries: int
-    points_a_query: float
-    repeats: int
 
 
 def pilot_variance(samples: pd.DataFrame, method: str, seed: int = 0) -> PilotVariance | None:
@@ -111,8 +94,7 @@ def pilot_variance(samples: pd.DataFrame, method: str, seed: int = 0) -> PilotVa
     between, points, repeats = components(np.arange(n)).tolist()
     draws = components(np.random.default_rng(seed).integers(0, n, (_RESAMPLES, n)))
     pairs, average = int(each["count"].sum()), float(counts.mean())
-    lift = float(difference.mean())
-    return PilotVariance(method, between, points, repeats, lift, n, pairs, average, draws)
+    return PilotVariance(between, points, repeats, n, pairs, average, draws)
 
 
 def load_pilot(path: str) -> pd.DataFrame:
@@ -122,26 +104,19 @@ def load_pilot(path: str) -> pd.DataFrame:
         ParameterError: The folder holds none, or one that is torn.
     """
     file = Path(resolve_path(path)) / "samples.parquet"
-    if not file.is_file():
-        raise ParameterError(
-            f"studies.power.pilot={path!r}: no samples.parquet there; name the folder of a "
-            "finished run"
-        )
     try:
         return pd.read_parquet(file)
     except (OSError, ValueError) as error:
         raise ParameterError(
-            f"studies.power.pilot={path!r}: {file.name} is torn ({error}); run that run again"
+            f"studies.power.pilot={path!r}: cannot read {file.name} ({error}); name the folder of "
+            "a finished run, or run that one again"
         ) from None
 
 
 def power_table(
-    pilot: PilotVariance | None,
-    options: PowerOptions,
-    plan: pd.DataFrame | None = None,
-    planned: Planned | None = None,
+    pilot: PilotVariance | None, options: PowerOptions, points: float | None = None
 ) -> pd.DataFrame:
-    """Say how many queries each lift needs, by repeats, and what they cost.
+    """Say how many queries each lift needs, by repeats.
 
     A paired t-test over queries, two-sided at 5 %. The variance of a query's difference is that
     between queries, plus that between its key points over their number, plus that within over
@@ -152,69 +127,68 @@ def power_table(
     Args:
         pilot: As `pilot_variance` returns it, or None.
         options: Lifts, power and repeats.
-        plan: As `plan.plan_calls` returns it, for calls and cost; only rows of the comparison
-            itself, `engine`, `judge` and `rewriter`, count.
-        planned: What the plan was counted for; without it, queries have as many key points as the
-            pilot's.
+        points: Key points of a query, on average; by default the pilot's, or 1.
 
     Returns:
         One row per lift x repeats: `queries`, with `low` and `high` over bootstrap samples of the
-        pilot's queries (NaN without one), `answers` a method (queries x key points x repeats),
-        `calls`, `cost_usd` (NaN where unknown) and `variance`: what it rests on.
+        pilot's queries (NaN without one), `answers` a method (queries x key points x repeats) and
+        `variance`: what it rests on.
     """
-    points = planned.points_a_query if planned else pilot.points_a_query if pilot else 1.0
+    points = points or (pilot.points_a_query if pilot else 1.0)
+    tails = [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]
     rows = []
-    for lift in options.lifts:
-        for repeats in options.repeats:
-            needed, low, high = _queries(1 - lift**2, lift, options.power), np.nan, np.nan
-            if pilot is not None:
-                share = np.array([1.0, 1 / points, 1 / (points * repeats)])
-                parts = np.array([pilot.between, pilot.between_points, pilot.within])
-                ends = [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]
-                variances = [parts @ share, *np.quantile(pilot.draws @ share, ends)]
-                needed, low, high = (_queries(float(v), lift, options.power) for v in variances)
-            row = {"lift": lift, "repeats": repeats, "queries": needed, "low": low, "high": high}
-            row["answers"] = int(np.ceil(needed * points * repeats))
-            row["calls"], row["cost_usd"] = _price(plan, planned, needed, repeats)
-            rows.append(row)
-    rests = "upper bound, no pilot"
-    if pilot is not None:
-        rests = f"pilot: {pilot.n_queries} queries, {pilot.n_pairs} pairs"
-    return pd.DataFrame(rows).assign(variance=rests)
+    for lift, repeats in itertools.product(options.lifts, options.repeats):
+        variances = [1 - lift**2]
+        if pilot is not None:
+            share = np.array([1.0, 1 / points, 1 / (points * repeats)])
+            parts = np.array([pilot.between, pilot.between_points, pilot.within])
+            variances = [parts @ share, *np.quantile(pilot.draws @ share, tails)]
+        needed = [_queries(float(variance), lift, options.power) for variance in variances]
+        answers = int(np.ceil(needed[0] * points * repeats))
+        rows.append([lift, repeats, answers, *needed])
+    names = ["lift", "repeats", "answers", "queries", "low", "high"]
+    table = pd.DataFrame(rows, columns=names[: len(rows[0])]).reindex(columns=names)
+    rests = f"pilot: {pilot.n_queries} queries, {pilot.n_pairs} pairs" if pilot else None
+    return table.assign(variance=rests or "upper bound, no pilot")
 
 
 def _queries(variance: float, lift: float, power: float) -> int:
     """Return the smallest number of queries for a paired t-test with this power."""
     effect = lift / np.sqrt(max(variance, 1e-12))
-
-    def reached(n: int) -> bool:
-        return bool(TTestPower().power(effect, n, 1 - CONFIDENCE) >= power)
-
     z = stats.norm.ppf(0.5 + CONFIDENCE / 2) + stats.norm.ppf(power)
     n = max(2, int(np.floor((z / effect) ** 2)) - 1)  # the t-test needs a few more than this
-    while not reached(n):
+    while TTestPower().power(effect, n, 1 - CONFIDENCE) < power:
         n += 1
     return n
 
 
-def _price(
-    plan: pd.DataFrame | None, planned: Planned | None, queries: int, repeats: int
-) -> tuple[float, float]:
-    """Scale a plan's calls and cost to another number of queries and repeats.
+def priced(table: pd.DataFrame, plan: pd.DataFrame, queries: int, repeats: int) -> pd.DataFrame:
+    """Add what the queries cost: a plan's calls and cost, scaled to them and to their repeats.
 
     The plan's queries come with all their key points, so that these are in the price. Answers and
     verdicts grow with the repeats, rewrites do not. What the cache held when the plan was made is
     counted at the same price as the rest.
+
+    Args:
+        table: As `power_table` returns it.
+        plan: As `plan.plan_calls` returns it; only rows of the comparison itself, `engine`,
+            `judge` and `rewriter`, count.
+        queries: How many queries with a key point it was counted for.
+        repeats: How many sampled answers a page.
+
+    Returns:
+        The table with `calls` and `cost_usd` (NaN where unknown).
     """
-    if plan is None or planned is None or plan.empty:
-        return float("nan"), float("nan")
     own = plan[plan.index.isin(("engine", "judge", "rewriter"))]
-    whole = own["calls"] + own["held"]
-    again = np.where(own.index == "rewriter", 1.0, repeats / planned.repeats)
-    scaled = whole * again * queries / planned.queries
-    each = own["cost_usd"] / own["calls"].where(own["calls"] > 0)
-    cost = (each * scaled).where(whole > 0, 0.0)
-    return float(np.ceil(scaled.sum())), float(cost.sum(skipna=False))
+    whole, each = own["calls"] + own["held"], own["cost_usd"] / own["calls"].replace(0, np.nan)
+
+    def price(row: pd.Series) -> pd.Series:
+        again = np.where(own.index == "rewriter", 1.0, row["repeats"] / repeats)
+        scaled = whole * again * row["queries"] / queries
+        cost = (each * scaled).where(whole > 0, 0.0).sum(skipna=False)
+        return pd.Series({"calls": np.ceil(scaled.sum()), "cost_usd": cost})
+
+    return table.join(table.apply(price, axis=1))
 
 
 def power_before(
@@ -228,7 +202,7 @@ def power_before(
         examples: The corpus.
 
     Returns:
-        As `power_table`; None where the study is off.
+        As `power_table`, and `priced` where there is a plan; None where the study is off.
     """
     options = params.studies.power
     if options is None:
@@ -239,22 +213,22 @@ def power_before(
         if params.method not in set(earlier["method"]):
             raise ParameterError(
                 f"studies.power.pilot={options.pilot!r}: has no samples of "
-                f"method={params.method!r}; it has {', '.join(set(earlier['method']))}"
+                f"method={params.method!r}; it has {', '.join(earlier['method'].unique())}"
             )
         pilot = pilot_variance(earlier, params.method, params.seed)
     if pilot is None:  # the bound is the same for any number of answers
         options = options.model_copy(update={"repeats": [params.repeats]})
     pairs = choose_key_points(examples, params.key_points, params.seed)
     queries = max(len({example.query_id for example, _ in pairs}), 1)
-    planned = Planned(queries, max(len(pairs), 1) / queries, params.repeats)
-    return power_table(pilot, options, plan, planned)
+    table = power_table(pilot, options, max(len(pairs), 1) / queries)
+    return table if plan.empty else priced(table, plan, queries, params.repeats)
 
 
 def power_views(table: pd.DataFrame | None, caption: str = "") -> list[Styler]:
     """Lay out how many queries each lift needs; nothing where it was not asked for."""
     if table is None:
         return []
-    whole = table[["queries", "low", "high", "answers", "calls"]].map("{:,.0f}".format)
+    whole = table.filter(["queries", "low", "high", "answers", "calls"]).map("{:,.0f}".format)
     ends = (" [" + whole["low"] + ", " + whole["high"] + "]").where(table["low"].notna(), "")
     shown = pd.DataFrame(
         {
@@ -264,91 +238,58 @@ def power_views(table: pd.DataFrame | None, caption: str = "") -> list[Styler]:
             "answers a method": whole["answers"],
         }
     )
-    if table["calls"].notna().any():
+    if "calls" in table:
         dollars = table["cost_usd"].map("{:,.2f}".format)
-        shown["calls"] = whole["calls"]
-        shown["US dollars"] = dollars.where(table["cost_usd"].notna(), "unknown")
+        shown["calls"], shown["US dollars"] = whole["calls"], dollars.replace("nan", "unknown")
     note = f"Paired t-test over queries, two-sided 5 %. Variance: {table['variance'].iloc[0]}."
     return [over_queries(shown, [], f"{note} {caption}".strip()).hide(axis="index")]
 
 
-def read(params: KeyPointPromptParams, samples: pd.DataFrame) -> Power | None:
+def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
+    """Ask nothing: the comparison is the pilot."""
+    return setting.samples
+
+
+def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found | None:
     """Plan with the comparison as the pilot; None where it tells nothing of the variance."""
-    options = params.studies.power
-    assert options is not None
-    pilot = pilot_variance(samples, params.method, params.seed)
+    params, options, source = setting.params, setting.options, setting.roles[0].source()
+    pilot = pilot_variance(asked, params.method, params.seed)
     if pilot is None:
         return None
-    return Power(power_table(pilot, options), pilot, options.power)
+    table = power_table(pilot, options)
+    note = (
+        f"Pilot: {pilot.n_queries} queries, {pilot.n_pairs} pairs of {label(params.method)}; "
+        "intervals by bootstrap over its queries"
+    )
+    points = ""
+    if pilot.points_a_query > 1:
+        points = f", {pilot.between_points:.3f} between the key points of a query"
+    findings = (
+        f"- Of the variance of a pair, {pilot.between:.3f} lies between queries{points} and "
+        f"{pilot.within:.3f} between repeats: more repeats only help with the last.\n\n"
+        f"{note}. Source: {source}."
+    )
+    told = f"Paired t-test over queries, power {options.power:.0%}. {note}. {source}"
+    figures, views = {"power": power_figure(table, told)}, power_views(table, f"Source: {source}.")
+    return Found(findings, figures, views, {"power": table})
 
 
-@dataclass(frozen=True)
-class Power:
-    """How many queries each lift needs.
-
-    Attributes:
-        table: As `power_table`, with this run as the pilot.
-        pilot: What that rests on.
-        power: Chance of finding a lift.
-    """
-
-    table: pd.DataFrame
-    pilot: PilotVariance
-    power: float
-
-    def figure(self, source: str) -> Figure:
-        """Draw the queries that each lift needs against the repeats."""
-        table, pilot = self.table, self.pilot
-        small = table[table["lift"] == table["lift"].min()].iloc[-1]
-        title = (
-            f"To find a lift of {small['lift']:.2f} takes {small['queries']:,} queries even with "
-            f"{small['repeats']} answers each"
-        )
-        figure, axes = canvas(7)
-        shades = sns.color_palette("flare", table["lift"].nunique())
-        for shade, (lift, rows) in zip(shades, table.groupby("lift"), strict=True):
-            x, last = rows["repeats"], rows.iloc[-1]
-            axes.fill_between(x, rows["low"], rows["high"], color=shade, alpha=0.2)
-            axes.plot(x, rows["queries"], "o-", color=shade, linewidth=3, markersize=9)
-            text, place = f"  lift {lift:.2f}: {last['queries']:,}", (x.iloc[-1], last["queries"])
-            axes.annotate(text, place, color=shade, fontsize=16, va="center", annotation_clip=False)
-        axes.set(yscale="log", xlabel="answers a page", ylabel="queries needed")
-        axes.set_xticks(sorted(set(table["repeats"])))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        longest = float(table["repeats"].max())
-        axes.set_xlim(float(table["repeats"].min()) - 0.03 * longest, longest * 1.28)
-        note = (
-            f"Paired t-test over queries, power {self.power:.0%}. Pilot: {pilot.n_queries} "
-            f"queries, {pilot.n_pairs} pairs of {label(pilot.method)}; bands: 95 % of bootstrap "
-            f"samples of its queries. {source}"
-        )
-        return finished(figure, title, note)
-
-    def findings(self, source: str) -> str:
-        """Say in Markdown how many queries the smallest lift needs."""
-        small, pilot = self.table[self.table["lift"] == self.table["lift"].min()], self.pilot
-        few, many = small.iloc[0], small.iloc[-1]
-        points = ""
-        if pilot.points_a_query > 1:
-            points = f", {pilot.between_points:.3f} between the key points of a query"
-        lines = [
-            f"- A lift of {few['lift']:.2f} is found with {self.power:.0%} power by "
-            f"{few['queries']:,} queries [{few['low']:,}, {few['high']:,}] at {few['repeats']} "
-            f"a page, by {many['queries']:,} [{many['low']:,}, {many['high']:,}] at "
-            f"{many['repeats']} answers a page.",
-            f"- Of the variance of a pair, {pilot.between:.3f} lies between queries{points} and "
-            f"{pilot.within:.3f} between repeats: more repeats only help with the last.",
-            "",
-            f"Pilot: {pilot.n_queries} queries, {pilot.n_pairs} pairs of "
-            f"{label(pilot.method)}; intervals by bootstrap over its queries. Source: {source}.",
-        ]
-        return "\n".join(lines)
-
-    def views(self, caption: str) -> list[Styler]:
-        """Lay out how many queries each lift needs."""
-        return power_views(self.table, caption)
-
-    def headline(self) -> dict[str, Any]:
-        """Return the numbers that the manifest records: none."""
-        return {}
+def power_figure(table: pd.DataFrame, note: str) -> Figure:
+    """Draw the queries that each lift needs against the repeats."""
+    small = table[table["lift"] == table["lift"].min()].iloc[-1]
+    title = (
+        f"To find a lift of {small['lift']:.2f} takes {small['queries']:,} queries even with "
+        f"{small['repeats']} answers each"
+    )
+    figure, axes = canvas(7)
+    shades = sns.color_palette("flare", table["lift"].nunique())
+    for shade, (lift, rows) in zip(shades, table.groupby("lift"), strict=True):
+        curve = rows.set_index("repeats")[["queries", "low", "high"]]
+        draw_curve(axes, curve, shade, f"lift {lift:.2f}: {rows['queries'].iloc[-1]:,}")
+    axes.set(yscale="log", xlabel="answers a page", ylabel="queries needed")
+    axes.set_xticks(sorted(set(table["repeats"])))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_minor_formatter("")
+    longest = float(table["repeats"].max())
+    axes.set_xlim(float(table["repeats"].min()) - 0.03 * longest, longest * 1.28)
+    return finished(figure, title, note)

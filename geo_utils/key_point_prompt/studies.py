@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
-from pandas.io.formats.style import Styler
 
 from geo_utils.corpus import Example
 from geo_utils.files import resolve_path
 from geo_utils.key_point_prompt import adoption, headroom, judges, power, transfer
 from geo_utils.key_point_prompt.params import KeyPointPromptParams
-from geo_utils.key_point_prompt.study import Found, Off, Setting, Study
+from geo_utils.key_point_prompt.study import Found, Setting
 from geo_utils.parameters import ParameterError
 from geo_utils.plan import Rehearsal, quiet
 from geo_utils.roles.make import Roles
 from geo_utils.runs import Run
 
-STUDIES: dict[str, Study] = {
+# Each has `ask(setting, progress)`, which makes every call of the study and, with planned roles,
+# only counts them, and `read(setting, asked, run)`, which keeps what was asked in the run folder
+# and returns what was found; None for nothing.
+STUDIES: dict[str, ModuleType] = {
     "headroom": headroom,
     "adoption": adoption,
     "transfer": transfer,
     "judges": judges,
+    "power": power,
 }
 
 
@@ -42,30 +46,20 @@ class Studies:
 
     def rehearsals(self) -> dict[str, Rehearsal]:
         """Return what `plan.plan_calls` runs to count the calls of the studies."""
-        return {
-            name: partial(self._rehearse, name)
-            for name, made in self.made.items()
-            if any(roles.callers for roles in made)
-        }
 
-    def _rehearse(
-        self, name: str, planned: Roles, examples: list[Example], samples: pd.DataFrame
-    ) -> Sequence[Roles]:
-        others = [roles.planned() for roles in self.made[name][1:]]
-        STUDIES[name].ask(self._setting(name, [planned, *others], examples, samples), quiet)
-        return others
+        def rehearse(
+            name: str, planned: Roles, examples: list[Example], samples: pd.DataFrame
+        ) -> Sequence[Roles]:
+            others = [roles.planned() for roles in self.made[name][1:]]
+            options = getattr(self.params.studies, name)
+            setting = Setting(self.params, options, [planned, *others], examples, samples)
+            STUDIES[name].ask(setting, quiet)
+            return others
 
-    def _setting(
-        self,
-        name: str,
-        made: Sequence[Roles],
-        examples: Sequence[Example],
-        samples: pd.DataFrame,
-    ) -> Setting:
-        options = getattr(self.params.studies, name)
-        return Setting(self.params, options, made, examples, samples)
+        calling = [name for name, made in self.made.items() if any(r.callers for r in made)]
+        return {name: partial(rehearse, name) for name in calling}
 
-    def run(self, examples: Sequence[Example], samples: pd.DataFrame, run: Run) -> dict[str, Any]:
+    def run(self, examples: Sequence[Example], samples: pd.DataFrame, run: Run) -> dict[str, Found]:
         """Run the studies, keep their samples in the run folder, and compute their tables.
 
         Args:
@@ -75,15 +69,17 @@ class Studies:
                 `label_sheet.csv` are written to its folder.
 
         Returns:
-            What each study found, by its name; `Off` for one that is off, or found nothing.
+            What each study found, by its name, or that it is off, or found nothing.
         """
-        found: dict[str, Found | None] = dict.fromkeys([*STUDIES, "power"])
-        for name, made in self.made.items():
-            setting = self._setting(name, made, examples, samples)
-            found[name] = STUDIES[name].read(setting, STUDIES[name].ask(setting), run)
-        if self.params.studies.power:
-            found["power"] = power.read(self.params, samples)
-        return {name: one or Off(name) for name, one in found.items()}
+        settings = {
+            name: Setting(self.params, getattr(self.params.studies, name), made, examples, samples)
+            for name, made in self.made.items()
+        }
+        # All are asked before any is read: which models have served is part of every caption.
+        asked = {name: STUDIES[name].ask(setting) for name, setting in settings.items()}
+        read = {name: STUDIES[name].read(settings[name], asked[name], run) for name in asked}
+        off = "*Not run here: `studies.{}` is null, or found nothing to work on.*"
+        return {name: read.get(name) or Found(off.format(name)) for name in STUDIES}
 
 
 def make_studies(params: KeyPointPromptParams, roles: Roles) -> Studies:
@@ -117,19 +113,7 @@ def check_studies(params: KeyPointPromptParams, examples: Sequence[Example]) -> 
         power.load_pilot(options.power.pilot)
 
 
-def more_findings(found: Mapping[str, Found], source: str) -> str:
-    """Say in Markdown whether the lift would hold: transfer, judges and power."""
-    about = {"transfer": "engines", "judges": "judges", "power": "queries"}
-    parts = (f"**Other {what}.**\n\n{found[name].findings(source)}" for name, what in about.items())
-    return "\n\n".join(parts)
-
-
-def study_views(found: Mapping[str, Found], source: str) -> list[Styler]:
-    """Return the tables of all studies that were run."""
-    return [view for study in found.values() for view in study.views(f"Source: {source}.")]
-
-
 def study_headline(found: Mapping[str, Found]) -> dict[str, Any]:
     """Return the numbers of the studies that the manifest records."""
-    numbers = {name: value for study in found.values() for name, value in study.headline().items()}
+    numbers = {name: value for study in found.values() for name, value in study.headline.items()}
     return {"studies": numbers} if numbers else {}

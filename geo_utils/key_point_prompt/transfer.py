@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
-from pandas.io.formats.style import Styler
 
 from geo_utils.evaluate import Progress
 from geo_utils.key_point_prompt.params import EngineOptions, TransferOptions, has_logprobs
-from geo_utils.key_point_prompt.study import Setting
+from geo_utils.key_point_prompt.study import Found, Setting, change_text, laid_out
 from geo_utils.roles.engines import Emphasis, Engine, ExtractiveEngine
 from geo_utils.roles.make import Roles, make_roles
 from geo_utils.roles.methods import label
 from geo_utils.runs import Run
-from geo_utils.show.plots import canvas, finished
-from geo_utils.show.tables import DASH, count_range, intervals, over_queries, p_values
-from geo_utils.statistics import with_interval
+from geo_utils.show.plots import basis, interval_figure, method_rows
+from geo_utils.show.tables import DASH, intervals, p_values
 from geo_utils.summary import PAIR, adjusted, paired
 
 OWN = "this run's"
@@ -70,10 +66,8 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
     others = iter(made[1:])
     engines: dict[str, Engine] = {OWN: made[0].engine}
     for name, option in options.engines.items():
-        engine = next(others).engine
-        engines[name] = (
-            _offline_engine(option, params.seed) if option.model == "offline" else engine
-        )
+        own, offline = next(others).engine, option.model == "offline"
+        engines[name] = _offline_engine(option, params.seed) if offline else own
     rewriters = {OWN: made[0].rewriter} | {n: next(others).rewriter for n in options.rewriters}
     judge, parts = next(others, made[0]).judge, []
     for engine_name, engine in engines.items():
@@ -98,10 +92,8 @@ def _label(option: EngineOptions) -> str:
     """Say what an engine is: its model, or that it is an offline stand-in with which settings."""
     if option.model != "offline":
         return option.model
-    return (
-        f"offline, {option.word_budget} words, emphasis x {option.emphasis:g}, "
-        f"noise {option.noise:g}"
-    )
+    settings = f"emphasis x {option.emphasis:g}, noise {option.noise:g}"
+    return f"offline, {option.word_budget} words, {settings}"
 
 
 def _pages(samples: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.Series, pd.Series]]:
@@ -122,25 +114,21 @@ def transfer_table(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         seed: Seed of the permutation test.
 
     Returns:
-        One row per rewriter x method x engine: `probability` of the rewritten and of the
-        `original` page, paired `lift` with `low` and `high`, `p_holm` over all rows, `clear`,
-        `n_queries`, `n_pairs`, `pairs_dropped`.
+        One row per rewriter x method x engine: `rewritten` and `original`, the probabilities of
+        the two pages, and as `summary.paired` their difference; `p_holm` over all rows, `clear`.
     """
     rows = [
-        names | {"probability": own.mean(), "original": base.mean()} | paired(own, base, seed)
+        names | {"original": base.mean(), "rewritten": own.mean()} | paired(own, base, seed)
         for names, own, base in _pages(samples)
     ]
-    columns = {"difference": "lift", "n_examples": "n_queries", "n_samples": "n_pairs"}
-    columns["abstentions"] = "pairs_dropped"
-    return adjusted(pd.DataFrame(rows).rename(columns=columns))
+    return adjusted(pd.DataFrame(rows))
 
 
 def transfer_loss(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Compare each lift under another engine with the lift under the first, on the same pairs.
 
     Returns:
-        One row per rewriter x method x other engine: `difference` of the lifts with `low` and
-        `high`, and `n_queries`.
+        One row per rewriter x method x other engine: as `summary.paired`, of the two lifts.
     """
     first: dict[tuple[str, str], pd.Series] = {}
     rows = []
@@ -149,124 +137,60 @@ def transfer_loss(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         if key in first:
             rows.append(names | paired(lift, first[key], seed))
         first.setdefault(key, lift)
-    return pd.DataFrame(rows).rename(columns={"n_examples": "n_queries"})
+    return pd.DataFrame(rows)
 
 
-def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Transfer:
+def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found:
     """Keep the samples of `ask` as `transfer.parquet`, and read off them what is left of a lift."""
-    params, options = setting.params, setting.options
+    params, options, source = setting.params, setting.options, setting.roles[0].source()
     kept = run.save_table(asked, "transfer")
+    table, loss = transfer_table(kept, params.seed), transfer_loss(kept, params.seed)
     engines = {name: _label(option) for name, option in options.engines.items()}
     named = {OWN: params.engine} | engines | options.rewriters
     note = "; ".join(f"{name}: {what}" for name, what in named.items())
-    return Transfer(kept, transfer_table(kept, params.seed), transfer_loss(kept, params.seed), note)
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """What is left of each lift under another engine.
-
-    Attributes:
-        samples: As `ask`.
-        table: As `transfer_table`.
-        loss: As `transfer_loss`.
-        note: What each role is, by name.
-    """
-
-    samples: pd.DataFrame
-    table: pd.DataFrame
-    loss: pd.DataFrame
-    note: str
-
-    def figure(self, source: str) -> Figure:
-        """Draw each method's lift under each engine as a matrix."""
-        rows = self.table
-        several = rows["rewriter"].nunique() > 1
-        names = rows["method"].map(label) + (", " + rows["rewriter"] if several else "")
-        texts = [
-            DASH
-            if pd.isna(lift)
-            else f"{lift:+.2f}"
-            if pd.isna(low)
-            else f"{lift:+.2f}\n[{low:+.2f}, {high:+.2f}]"
-            for lift, low, high in zip(rows["lift"], rows["low"], rows["high"], strict=True)
-        ]
-        rows = rows.assign(row=names, text=texts)
-        order, engines = rows["row"].unique(), rows["engine"].unique()
-        cells = rows.pivot(index="row", columns="engine", values=["lift", "text"]).loc[order]
-        lifts, annotations = cells["lift"][engines].astype(float), cells["text"][engines]
-        others = rows[rows["engine"] != engines[0]]
-        raised = int((others["clear"] & (others["lift"] > 0)).sum())
-        title = f"Under another engine {raised} of {len(others)} lifts are clearly there"
-        if self.loss["difference"].notna().any():
-            lost = self.loss.sort_values("difference").iloc[0]
-            title += (
-                f"; {label(lost['method'])} under '{lost['engine']}' moves most: "
-                f"{lost['difference']:+.2f}"
-            )
-        figure, axes = canvas(1.6 * len(order) + 1)
-        reach = float(np.nanmax(np.abs(lifts.to_numpy(float)))) if lifts.notna().any().any() else 1
-        sns.heatmap(
-            lifts,
-            annot=annotations.to_numpy(),
-            fmt="",
-            cmap="RdBu_r",
-            center=0,
-            vmin=-reach,
-            vmax=reach,
-            cbar=False,
-            ax=axes,
-            annot_kws={"fontsize": 15},
-            linewidths=2,
+    lines = []
+    for row in loss.to_dict("records"):
+        moved = change_text(row, "smaller", "larger", "not clearly another")
+        lines.append(
+            f"- {label(row['method']).capitalize()} ({row['rewriter']}) under *{row['engine']}*: "
+            f"the lift is {moved} ({row['n_examples']} queries)."
         )
-        axes.set(xlabel="engine", ylabel="")
-        axes.tick_params(axis="y", rotation=0)
-        note = (
-            f"Paired lift over the original page with 95 % intervals. n = "
-            f"{count_range(rows['n_queries'])} queries, {count_range(rows['n_pairs'])} pairs a "
-            f"cell, {rows['pairs_dropped'].sum()} dropped for abstentions. {self.note}. {source}"
-        )
-        return finished(figure, title, note)
+    lost = f"{table['abstentions'].sum()} pairs dropped for abstentions"
+    lines += ["", f"{lost}. {note}. Source: {source}."]
+    shares = table[["original", "rewritten"]].map("{:.3f}".format).replace("nan", DASH)
+    shown = {
+        "rewriter": table["rewriter"],
+        "method": table["method"].map(label),
+        "engine": table["engine"],
+        "original": shares["original"],
+        "rewritten": shares["rewritten"],
+        "lift": intervals(table, "difference", signed=True),
+        "p (Holm)": p_values(table["p_holm"]),
+    }
+    counts = ["n_examples", "n_samples", "abstentions"]
+    told = f"{options.repeats} answers a page. {note}. Source: {source}."
+    view = laid_out(shown, table, counts, told).hide(axis="index")
+    figures = {"transfer": transfer_figure(table, loss, f"{note}. {source}")}
+    tables = {"samples": kept, "transfer": table, "loss": loss}
+    return Found("\n".join(lines), figures, [view], tables)
 
-    def findings(self, source: str) -> str:
-        """Say in Markdown what is left of each lift under another engine."""
-        lines = []
-        for _, row in self.loss.iterrows():
-            clear = row["high"] < 0 or row["low"] > 0
-            verb = "smaller" if row["difference"] < 0 else "larger"
-            moved = f"clearly {verb}" if clear else "not clearly another"
-            change = with_interval(row["difference"], row["low"], row["high"], signed=True)
-            lines.append(
-                f"- {label(row['method']).capitalize()} ({row['rewriter']}) under "
-                f"*{row['engine']}*: the lift is **{moved}**, {change}, {row['n_queries']} queries."
-            )
-        lost = self.table["pairs_dropped"].sum()
-        noted = f"{lost} pairs dropped for abstentions. {self.note}. Source: {source}."
-        return "\n".join([*lines, "", noted])
 
-    def views(self, caption: str) -> list[Styler]:
-        """Lay out the lift under each engine."""
-        rows = self.table
-        shares = rows[["original", "probability"]].map(
-            lambda share: DASH if pd.isna(share) else f"{share:.3f}"
+def transfer_figure(table: pd.DataFrame, loss: pd.DataFrame, note: str) -> Figure:
+    """Draw each method's lift under each engine."""
+    others = table[table["engine"] != table["engine"].iloc[0]]
+    raised = (others["clear"] & (others["difference"] > 0)).sum()
+    title = f"Under another engine {raised} of {len(others)} lifts are clearly there"
+    if loss["difference"].notna().any():
+        most = loss.sort_values("difference").iloc[0]
+        title += (
+            f"; {label(most['method'])} under '{most['engine']}' moves most: "
+            f"{most['difference']:+.2f}"
         )
-        table = pd.DataFrame(
-            {
-                "rewriter": rows["rewriter"],
-                "method": rows["method"].map(label),
-                "engine": rows["engine"],
-                "original": shares["original"],
-                "rewritten": shares["probability"],
-                "lift": intervals(rows, "lift", signed=True),
-                "p (Holm)": p_values(rows["p_holm"]),
-                "n queries": rows["n_queries"],
-                "n pairs": rows["n_pairs"],
-                "pairs dropped": rows["pairs_dropped"],
-            }
-        )
-        told = f"{self.samples['repeat'].nunique()} answers a page. {self.note}. {caption}"
-        return [over_queries(table, [], told).hide(axis="index")]
-
-    def headline(self) -> dict[str, Any]:
-        """Return the numbers that the manifest records: none."""
-        return {}
+    table = table.sort_values(["rewriter", "method"], kind="stable")
+    rows = method_rows(table.set_index("method"), "difference")
+    several = table["rewriter"].nunique() > 1
+    by = ", " + table["rewriter"] if several else ""
+    rows.index = pd.Index(table["method"].map(label) + by + " under " + table["engine"])
+    note = basis(table, note, each="row")
+    quantity = "lift over the original page, paired"
+    return interval_figure(rows, title, quantity, note, signed=True)

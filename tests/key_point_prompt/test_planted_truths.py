@@ -10,16 +10,11 @@ from conftest import make_example
 from geo_utils.corpus import load_corpus
 from geo_utils.evaluate import evaluate
 from geo_utils.key_point_prompt.headroom import headroom_strata, headroom_table, unit_table
-from geo_utils.key_point_prompt.judges import Judges, corrected_lift, kappa_table
+from geo_utils.key_point_prompt.judges import corrected_lift, correction_text
 from geo_utils.roles.engines import ExtractiveEngine
 from geo_utils.roles.judges import LexicalJudge
 from geo_utils.roles.rewriters import Rewrite
-from geo_utils.statistics import (
-    PairedDifference,
-    cluster_mean,
-    jackknife,
-    paired_difference,
-)
+from geo_utils.statistics import cluster_mean, jackknife, paired_difference
 
 SEEDS = range(100)
 ENOUGH = 93
@@ -146,18 +141,15 @@ class TestErringJudge:
                 "verdict: lexical": words[given[drawn].astype(int)],
             }
         )
-        lift = PairedDifference(cluster_mean(said[0] - said[1], queries), np.nan, 0)
-        return lift, table
+        return cluster_mean(said[0] - said[1], queries), table
 
     def test_observed_and_corrected_lift_are_found(self):
-        observed, corrected, shrinkage = 0, 0, 0
+        hits = np.zeros(3)
         for seed in SEEDS:
-            lift, table = self.judged(seed)
-            found = corrected_lift(lift, table, "lexical")
-            observed += held(0.8 * 0.2, found.observed)
-            corrected += held(0.2, found.corrected)
-            shrinkage += held(0.8, found.shrinkage)
-        assert min(observed, corrected, shrinkage) >= ENOUGH
+            observed, table = self.judged(seed)
+            shrinkage, corrected = corrected_lift(observed, table, "lexical")
+            hits += held(0.8 * 0.2, observed), held(0.8, shrinkage), held(0.2, corrected)
+        assert min(hits) >= ENOUGH
 
     def test_by_hand(self):
         """8 of 10 true ones seen, 9 of 10 false ones refused: 0.7 of a lift is seen."""
@@ -166,11 +158,10 @@ class TestErringJudge:
         labels += [("omitted", "omitted")] * 9 + [("contradicted", "supported")]
         table = pd.DataFrame(labels, columns=["verdict: person", "verdict: lexical"])
         table["query_id"] = [str(i % 5) for i in range(20)]
-        found = corrected_lift(lift, table, "lexical")
-        assert found.shrinkage.mean == pytest.approx(0.8 - 0.1)
-        assert found.corrected.mean == pytest.approx(lift.estimate.mean / 0.7)
-        wider = found.corrected.high - found.corrected.low
-        assert wider > (lift.estimate.high - lift.estimate.low) / 0.7
+        shrinkage, corrected = corrected_lift(lift, table, "lexical")
+        assert shrinkage.mean == pytest.approx(0.8 - 0.1)
+        assert corrected.mean == pytest.approx(lift.mean / 0.7)
+        assert corrected.high - corrected.low > (lift.high - lift.low) / 0.7
 
     def test_without_labels_or_skill_it_is_said_why_there_is_no_correction(self):
         lift, table = self.judged(0)
@@ -188,8 +179,7 @@ class TestErringJudge:
         for given, judge, why in cases:
             reason = corrected_lift(lift, given, judge)
             assert why in reason
-            found = Judges(table, kappa_table(table), pd.DataFrame(), reason)
-            assert f"- No corrected lift: {reason}." in found.findings("a test")
+            assert correction_text(lift, given, judge) == f"- No corrected lift: {reason}."
 
     def swapped(self, table):
         wrong = {"supported": "omitted", "omitted": "supported"}
@@ -197,10 +187,10 @@ class TestErringJudge:
 
     def test_a_judge_that_never_errs_changes_nothing(self):
         lift, table = self.judged(0)
-        found = corrected_lift(lift, table.assign(**{"verdict: lexical": table["verdict: person"]}),
-                               "lexical")  # fmt: skip
-        assert found.shrinkage.mean == 1 and np.isnan(found.shrinkage.low)
-        ends = [(e.mean, e.low, e.high) for e in (found.corrected, found.observed)]
+        table = table.assign(**{"verdict: lexical": table["verdict: person"]})
+        shrinkage, corrected = corrected_lift(lift, table, "lexical")
+        assert shrinkage.mean == 1 and np.isnan(shrinkage.low)
+        ends = [(e.mean, e.low, e.high) for e in (corrected, lift)]
         assert ends[0] == pytest.approx(ends[1])
 
 
@@ -243,7 +233,7 @@ class TestHeadroom:
 
     def test_the_raw_variance_of_rewrite_means_holds_answer_noise(self):
         units = unit_table(rollouts(0, 0.0, n=300))
-        raw = np.mean([means.var(ddof=1) for means in units["rewrite_means"]])
+        raw = np.mean([np.var(means, ddof=1) for means in units["rewrite_means"]])
         assert raw > 0.04 and abs(units["rewrite_variance"].mean()) < 0.01
 
     def test_fresh_answers_have_no_winners_curse(self):

@@ -15,7 +15,6 @@ from geo_utils.corpus import KeyPoint, choose_key_points, draw_queries, load_cor
 from geo_utils.evaluate import Scorer, evaluate
 from geo_utils.key_point_prompt import adoption, headroom
 from geo_utils.key_point_prompt.adoption import (
-    AdoptionCase,
     adoption_change,
     adoption_order,
     adoption_table,
@@ -45,10 +44,10 @@ from geo_utils.key_point_prompt.params import (
 )
 from geo_utils.key_point_prompt.power import (
     PilotVariance,
-    Planned,
     load_pilot,
     pilot_variance,
     power_table,
+    priced,
 )
 from geo_utils.key_point_prompt.transfer import transfer_loss, transfer_table
 from geo_utils.models.loops import run_sync
@@ -153,6 +152,8 @@ class TestHeadroom:
         assert table["mean"]["mean of rewrites"] == 1.0
         assert table["n_units"]["mean of rewrites"] == 1
         assert table["n_units"]["between rewrites"] == 0  # one rewrite of a has one answer
+        nothing = headroom_table(sample_rows(*(row for row in rows if row[0] == "b")), [2])
+        assert nothing["mean"].isna().all() and nothing["n_units"]["mean of rewrites"] == 0
 
     def test_the_best_is_the_largest_mean_and_ties_are_drawn(self):
         rows = [{"rewrite": i, "supported": x} for i, x in ((0, 0.0), (1, 1.0), (2, 1.0))]
@@ -224,18 +225,15 @@ class TestHeadroom:
 
 
 class TestAdoption:
-    def case(self, i=0):
-        example, chosen = PAIRS[i]
-        return AdoptionCase(example, chosen, tuple(run_sync(source_points(example, chosen, None))))
-
     def test_every_source_has_a_point_and_its_origin(self):
-        case = self.case()
-        assert [own.source for own in case.points] == list(range(5))
-        target = case.points[case.example.target_id]
-        assert target.origin == "target" and target.point == case.chosen
-        for own in case.points:
+        example, chosen = PAIRS[0]
+        points = run_sync(source_points(example, chosen, None))
+        assert [own.source for own in points] == list(range(5))
+        target = points[example.target_id]
+        assert target.origin == "target" and target.point == chosen
+        for own in points:
             if own.origin == "sentence":
-                assert own.point.content in case.example.sources[own.source]
+                assert own.point.content in example.sources[own.source]
 
     def test_the_corpus_brings_points_of_all_sources_where_it_has_them(self, rows_file):
         mine = [[{"point_content": f"Claim of page {i}."}] for i in range(3)]
@@ -260,11 +258,10 @@ class TestAdoption:
                 asked.append((sample_index, tuple(sources)))
                 return await ExtractiveEngine().answer(query, sources, sample_index)
 
-        case = self.case()
         options = AdoptionOptions(repeats=2)
         samples = ask(adoption, PAIRS[:1], "key_point", Spy(), *ROLES[1:], options)
         assert len(asked) == 6 * 2 and len(samples) == 6 * 2 * 5
-        order = adoption_order(case)
+        order = adoption_order((*PAIRS[0], run_sync(source_points(*PAIRS[0], None))))
         for adopters, part in samples.groupby("adopters"):
             assert set(part[part["adopted"]]["source"]) == set(order[:adopters])
         # pages change one by one, in their places
@@ -323,8 +320,8 @@ class TestTransfer:
         other = self.rows("two", {"original": [0, 1, 0, 1], "key_point": [0, 1, 1, np.nan]})
         samples = pd.concat([first, other], ignore_index=True)
         table = transfer_table(samples).set_index("engine")
-        assert table["lift"].tolist() == [0.75, pytest.approx(1 / 3)]
-        assert table["pairs_dropped"].tolist() == [0, 1]
+        assert table["difference"].tolist() == [0.75, pytest.approx(1 / 3)]
+        assert table["abstentions"].tolist() == [0, 1]
         (loss,) = transfer_loss(samples).to_dict("records")
         assert loss["engine"] == "two" and loss["difference"] == pytest.approx(1 / 3 - 1)
 
@@ -421,7 +418,7 @@ class TestAgreement:
 
 def pilot_of(between, points, within, points_a_query=1.0):
     draws = np.tile([between, points, within], (50, 1))
-    return PilotVariance("key_point", between, points, within, 0.0, 9, 18, points_a_query, draws)
+    return PilotVariance(between, points, within, 9, 18, points_a_query, draws)
 
 
 class TestPower:
@@ -440,7 +437,7 @@ class TestPower:
         found = pilot_variance(self.pilot(), "key_point")
         assert found.within == pytest.approx(0.5 / 3)
         assert found.between == pytest.approx(0.25 - 0.5 / 3 / 2)
-        assert (found.mean, found.n_queries, found.n_pairs) == (0.5, 3, 6)
+        assert (found.n_queries, found.n_pairs) == (3, 6)
         assert (found.between_points, found.points_a_query) == (0.0, 1.0)
         flat = self.pilot().assign(supported=0.0)
         assert pilot_variance(flat, "key_point") is None
@@ -452,7 +449,6 @@ class TestPower:
         unit = pilot_of(0.6, 0.0, 0.4)
         (row,) = power_table(unit, options).to_dict("records")
         assert (row["queries"], row["low"], row["high"]) == (34, 34, 34)
-        assert np.isnan(row["calls"]) and np.isnan(row["cost_usd"])
 
     def test_that_many_queries_have_that_power(self):
         rng = np.random.default_rng(0)
@@ -476,12 +472,13 @@ class TestPower:
             index=["engine", "judge", "rewriter"],
         )
         options = PowerOptions(lifts=[0.2], repeats=[6])
-        table = power_table(None, options, plan.drop(index="rewriter"), Planned(10, 1.0, 3))
+        needed = power_table(None, options)
+        table = priced(needed, plan.drop(index="rewriter"), 10, 3)
         queries = table["queries"].iloc[0]
         # 60 answers for 10 queries x 3: 12 a query at 6 repeats, verdicts as many
         assert table["calls"].iloc[0] == np.ceil(24 * queries)
         assert table["cost_usd"].iloc[0] == pytest.approx(queries * (1.2 + 1.2))
-        unknown = power_table(None, options, plan, Planned(10, 1.0, 3)).iloc[0]
+        unknown = priced(needed, plan, 10, 3).iloc[0]
         assert np.isnan(unknown["cost_usd"]) and unknown["calls"] == np.ceil(26 * queries)
 
     def several(self, rng, n, points, repeats, spread=(0.3, 0.2, 0.25)):
@@ -532,7 +529,7 @@ class TestPower:
             {"calls": [180], "held": [0], "cost_usd": [18.0]}, index=["engine"]
         )  # 10 queries x 6 points x 3 repeats
         options, several = PowerOptions(lifts=[0.2], repeats=[6]), pilot_of(0.09, 0.06, 0.36, 2.0)
-        row = power_table(several, options, plan, Planned(10, 6.0, 3)).iloc[0]
+        row = priced(power_table(several, options, 6.0), plan, 10, 3).iloc[0]
         same = power_table(pilot_of(0.09 + 0.06 / 6 + 0.36 / 36, 0, 0), options).iloc[0]
         assert row["queries"] == same["queries"] and row["answers"] == 36 * row["queries"]
         assert row["calls"] == 36 * row["queries"]
@@ -566,5 +563,7 @@ def test_points_belong_to_the_page_that_their_quotes_stand_in(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"PAR1 torn", b"a,b\n1,2\n"])
 def test_a_torn_pilot_is_named(tmp_path, content):
     (tmp_path / "samples.parquet").write_bytes(content)
-    with pytest.raises(ParameterError, match=r"pilot='.*': samples.parquet is torn .*; run that"):
+    with pytest.raises(
+        ParameterError, match=r"pilot='.*': cannot read samples.parquet .*, or run that one"
+    ):
         load_pilot(str(tmp_path))
