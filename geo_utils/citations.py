@@ -12,10 +12,8 @@ from dataclasses import dataclass, replace
 
 from geo_utils.text import sentences
 
-_LABEL = (
-    r"(?:sources?|citations?|cites?|refs?\.?|references?|docs?\.?|documents?|pages?|web|results?)"
-)
-_NUMBER = rf"(?:{_LABEL}\s*:?\s*|\^|#)?\d+"
+_LABEL = r"(?:sources?|citations?|cites?|refs?\.?|references?|docs?\.?|documents?|web|results?)"
+_NUMBER = rf"(?:{_LABEL}\s*:?\s*)?[#^]?\d+"
 _SEPARATOR = r"\s*(?:-|–|—|to|through|,\s*and|and|&|[,;，、])\s*|\s+"
 BRACKET = re.compile(r"\[([^\[\]\n]{1,80})\]")
 _INSIDE = re.compile(rf"{_NUMBER}(?:(?:{_SEPARATOR}){_NUMBER})*\s*[,;]?", re.IGNORECASE)
@@ -25,16 +23,24 @@ _LONGEST_RANGE = 100
 # space follows the first or comes before the last, as for Pandoc: prices are none.
 _CODE = re.compile(
     r"""(
-      ```.*?(?:```|\Z)
+      ```.*?(?:```|\Z) | ~~~.*?(?:~~~|\Z)
     | `[^`\n]+`
+    | <(?:code|pre)>.{0,4000}?</(?:code|pre)>
+    | \\begin\{[a-z*]{1,20}\}.{0,2000}?\\end\{
     | \$\$.{1,2000}?\$\$
     | (?<![\\$\w])\$(?=[^\s$])[^$\n]{1,300}?(?<=[^\s\\])\$(?!\w)
     | \\\((?:(?!\\\().){1,500}?\\\)
     | \\\[(?!\s*\^?\d[\d,;\s–-]{0,40}\\\])(?:(?!\\\[).){1,2000}?\\\]
-    | (?:∈|\b(?:interval|range)(?:\ of)?)\s{0,3}\[[^\[\]\n]{1,40}\]
-    | (?<!\w)(?=\w{0,60}_)\w{1,80}\[[^\[\]\n]{1,40}\]
+    | (?:[∈=]|\b(?:CI|interval|range|scale|scores?|ratings?|values?|regex|[a-z])
+        (?:\ (?:in|of|from|to|between))?:?|"\w{1,40}":|\b[a-z]\ in)\s{0,3}
+        \[-?\d[\d.]{0,12}\s*[,–-]\s*-?\d[^\[\]\n]{0,40}\]
+    | \[\[[^\[\]\n]{1,60}\](?:\s*,\s*\[[^\[\]\n]{1,60}\])+\]
+    | (?<!\w)(?=\w{0,60}_)(?=\w{0,60}[A-Za-z])\w{1,80}(?:\[[^\[\]\n]{1,40}\])+
+    | (?<![\w.])(?:arr|argv|args|df|matrix|vec|nums?|buf)(?:\[[^\[\]\n]{1,40}\])+
+    | (?<![\w.])\w{1,40}\.argv\[\d+\]
+    | \w\([^()\n]{0,40}\)\[\d+\]
     | \b\w+\[\d+\](?=\s?={1,2}\s)
-    | (?<![\w.])[b-z]\[\d+\]
+    | (?<![\w.])(?:[b-z]\[\d+\]|[a-z]\[\d+\](?=\s?[-+*/=<>])|[A-Z]\[\d+,\s?\d+\])
     )""",
     re.VERBOSE | re.DOTALL,
 )
@@ -46,23 +52,32 @@ _LOWER = str.maketrans(_RAISED_DIGITS + "⁻˒", "0123456789-,")
 _RAISED = re.compile(
     rf"<sup>\s*(?:<a\b[^<>]{{0,300}}>)?\s*\[?(\d{{1,3}}(?:\s*[,;–-]\s*\d{{1,3}}){{0,20}})\]?\s*"
     rf"(?:</a>)?\s*</sup>"
-    rf"|([{_RAISED_DIGITS}]{{1,3}}(?:[⁻˒,–-][{_RAISED_DIGITS}]{{1,3}}){{0,20}})(?![⁺⁻])",
+    rf"|(?<![⁻⁺{_RAISED_DIGITS}])"
+    rf"([{_RAISED_DIGITS}]{{1,3}}(?:[⁻˒,–-][{_RAISED_DIGITS}]{{1,3}}){{0,20}})(?![⁺⁻])",
     re.IGNORECASE,
 )
-# After these a raised number is a power: units, small numbers and powers of ten.
-_POWER = re.compile(
-    r"(?:(?<![^\W\d_])(?:[a-z]|[kcmdnµ]m|ft|in|yd|mi|sec|px)|(?<![\d.,])\d{1,2}|(?<!\d)10+|[)=\s]|^)$",
-    re.IGNORECASE,
+_YEAR = re.compile(r"(?<!\d)(?:1[5-9]|20)\d\d$")
+_WORD = re.compile(r"[^\W\d_]+$")
+# Words of three letters and more that are raised to a power.
+_POWERS = frozenset(
+    """sec min mol rad sin cos tan log exp metres meters kilometres kilometers centimetres
+    centimeters millimetres millimeters miles feet inches yards hectares pixels""".split()  # noqa: SIM905
 )
-_SOURCE = r"(?:sources?|citations?|cites?|refs?\.?|references?|docs?\.?|documents?)\s*:?\s*#?\d+"
+_SOURCE = (
+    r"(?:sources?|citations?|cites?|refs?\.?|references?|docs?\.?|documents?|quellen?|fuentes?|"
+    r"fontes?|fonti|bronn?en?|来源|來源|出典)\s*:?\s*#?\d+"
+)
 # Other ways to write a bracket, brought to one form before anything is read.
 _FORMS = (
     (re.compile(r"\\([\[\]])"), r"\1"),
+    (re.compile(r"&#91;(\d[\d, -]{0,40})&#93;"), r"[\1]"),
     (re.compile(r"</?sup>", re.IGNORECASE), ""),
-    (re.compile(r"[【［]\s*([^【】［］\n]{1,80}?)(?:†[^【】［］\n]*)?\s*[】］]"), r"[\1]"),
+    (
+        re.compile(r"[【［〔〖]\s*([^【】［］〔〕〖〗\n]{1,80}?)(?:†[^【】［］\n]*)?\s*[】］〕〗]"),
+        r"[\1]",
+    ),
     (re.compile(r"\[(\[\d[^\[\]\n]{0,40}\])\]"), r"\1"),
     (re.compile(r"\[(\d+)\]\s*[-–—]\s*\[(\d+)\]"), r"[\1-\2]"),
-    (re.compile(r"\*\*((?:\[\d[\d, -]*\])+)\*\*"), r"\1"),
     # The address of a linked citation, [1](https://...), with brackets of its own at most once.
     (
         re.compile(
@@ -70,48 +85,63 @@ _FORMS = (
         ),
         "",
     ),
-    # (Source 2), (sources 1 and 3)
+    # (Source 2), (see sources 1 and 3)
     (
-        re.compile(rf"\(\s*({_SOURCE}(?:(?:{_SEPARATOR})(?:{_SOURCE}|#?\d+)){{0,20}})\s*\)", re.I),
-        r"[\1]",
+        re.compile(
+            rf"[(（](?:see )?\s*({_SOURCE}(?:(?:{_SEPARATOR})(?:{_SOURCE}|#?\d+)){{0,20}})\s*[)）]",
+            re.IGNORECASE,
+        ),
+        lambda found: f"[{', '.join(re.findall(r'[0-9]+(?:[ ]?[-–][ ]?[0-9]+)?', found[1]))}]",
     ),
+    # ([1], [2], and [3]), **[1]**
+    (re.compile(r"(?<=\d\])\s{0,3}[,;]\s{0,3}(?:and\s)?(?=\[\^?\d+\])"), ""),
+    (re.compile(r"\(((?:\[\^?\d[\d, -]{0,40}\]\s?){1,20})\)"), r"\1"),
+    (re.compile(r"(\*{1,3}|_{1,3}|\^)((?:\[\^?\d[\d, -]{0,40}\]){1,20})\1"), r"\2"),
 )
 _RUN = r"(?:[ \t]{0,3}\[[^\[\]\n]{1,80}\])+"
 # "Point.[1][2] Next": the citation belongs to the sentence before the stop. Before a lower-case
 # word or a colon there is no such stop: an abbreviation ("et al. [1] found") or a list ("[1]: x").
 _AFTER_STOP = re.compile(
-    rf"([.!?。！？؟۔।][\"'”’»」_)*]*)({_RUN})(?![ \t]{{0,3}}[a-z:\[])(?=\s|$|[^\s\d.!?,;:])"
+    rf"([.!?…。！？؟۔।][\"'“”’»」_)*]*)({_RUN})(?![ \t]{{0,3}}[a-z:\[])(?=\s|$|[^\s\d.!?,;:])"
 )
-# A bare number in parentheses at a sentence's end may be a citation or an equation's number.
-_IN_PARENTHESES = re.compile(
-    r"(?<=\w)\s?(\(\d{1,2}(?:\s*[,;–-]\s*\d{1,2}){0,20}\))(?=\s*[.!?。(]|\s*$)"
+# What may be a citation and is not read: a number in parentheses at a sentence's end, which may be
+# an equation's as well, and rarer marks.
+_UNREAD = re.compile(
+    r"(?<=\w)\s?(\(\d{1,2}(?:\s*[,;–-]\s*\d{1,2}){0,20}\))(?=\s*[.!?。(,]|\s*$)"
+    r"|([①-⑳]|（\d{1,2}）|\{\d{1,2}\}|\^\d{1,2}\^|<cite>\d{1,2}</cite>|\\cite\{\w{1,20}\}"
+    r"|`\[\d{1,2}\]`)"
 )
 # A list of sources at the end is no part of what the answer says.
 _TITLE = (
-    r"(?:list of )?(?:sources|references|(?:reference|source) list|citations|works cited|"
-    r"bibliography|footnotes|further reading|quellen(?:angaben|verzeichnis)?|nachweise|"
-    r"einzelnachweise|literatur(?:verzeichnis|angaben)?|références|bibliographie|fuentes|referencias|"
-    r"bibliograf[ií]a|fonti|riferimenti|fontes|referências|bronnen|verwijzingen|källor|kilder|"
-    r"lähteet|źródła|zdroje|források|surse|источники|ссылки|джерела|kaynaklar|kaynakça|"
-    r"πηγές|المصادر|المراجع|מקורות|स्रोत|संदर्भ|参考文献|参考资料|參考資料|参考来源|资料来源|來源|来源|"
-    r"引用|出典|情報源|출처|참고 ?문헌|참고 ?자료|nguồn|tài liệu tham khảo|sumber|referensi|"
-    r"daftar pustaka|แหล่งที่มา|อ้างอิง)"
+    r"(?:(?:list of|cited|here are the|\d{1,2}\.) )?(?:sources?|references?|(?:reference|source) "
+    r"list|citations|(?:works|literature) cited|bibliography|(?:foot|end)notes|further reading|"
+    r"resources|quellen?(?:angaben|verzeichnis)?|referenzen|nachweise|einzelnachweise|"
+    r"literatur(?:verzeichnis|angaben)?|références(?: bibliographiques)?|bibliographie|"
+    r"fuentes(?: consultadas)?|referencias|bibliograf[ií]a|fonti|riferimenti(?: bibliografici)?|"
+    r"fontes|referências|bronnen|literatuur|verwijzingen|källor|referenser|kilder|lähteet|viitteet|"
+    r"źródła|zdroje|források|irodalom|surse|источники|ссылки|список литературы|джерела|"
+    r"використані джерела|kaynaklar|kaynakça|πηγές|المصادر(?: والمراجع)?|المراجع|منابع|מקורות|"
+    r"स्रोत|संदर्भ|参考文献|参考资料|參考資料|参考来源|资料来源|信息来源|參考|参考|文献|來源|来源|引用|参照|出典|情報源|"
+    r"출처|참고 ?문헌|참고 ?자료|nguồn|tài liệu tham khảo|sumber|referensi|daftar pustaka|"
+    r"แหล่งที่มา|อ้างอิง)(?: (?:used|cited|consulted))?(?: \(\d{1,3}\))?"
 )
+_TAGGED = re.compile(r"</?[a-z][^<>\n]{0,40}>", re.IGNORECASE)
 _HEADING = re.compile(rf"[\W_]*{_TITLE}[\W_]*", re.IGNORECASE)
+_BULLET = r"[ \t]*(?:[-*•·–>+][ \t]*)?"
+_MARK = r"(?:\[\^?\d+\]|【\d+】)"
 _HEADING_AND_LIST = re.compile(
-    rf"[\W_]*{_TITLE}[*_ \t]*[:：][*_ \t]*(?:\W?\^?\d|.{{0,200}}?(?:\[\^?\d|https?://))",
+    rf"[\W_]*{_TITLE}[*_ \t]*[:：][*_ \t]*(?:{_MARK}|\(?\d{{1,3}}[.):\]]|<?https?://|www\.)",
     re.IGNORECASE,
 )
-_BULLET = r"[ \t]*(?:[-*•·–>][ \t]*)?"
-_MARK = r"(?:\[\^?\d+\]|【\d+】)"
-# Under such a heading, and without one.
+# Under such a heading, and without one. A point of the answer ends in its citation.
 _LISTED = re.compile(
     rf"{_BULLET}(?:{_MARK}|\(?\^?\d{{1,3}}[.):\]]|\[[^\]\n]{{1,200}}\]\(|<?https?://|www\.|{_SOURCE})"
-    r"|[ \t]*[-*•·–>][ \t]|[ \t]{2,}\S",
+    rf"|[ \t]*\||[ \t]*[-*•·–>+][ \t](?![^\n]*\s{_MARK}\W*$)|[ \t]{{2,}}\S",
     re.IGNORECASE,
 )
 _LISTED_ALONE = re.compile(
-    rf"{_BULLET}(?:\[\^?\d+\][ \t]*:|{_MARK}[^\n]{{0,300}}?(?:https?://|www\.)"
+    rf"{_BULLET}(?:\[\^?\d+\][ \t]*:|{_MARK}[ \t]*(?:<?https?://|www\.|doi:|\[[^\]\n]{{1,200}}\]\(http)"
+    rf"|{_MARK}[^\n]{{0,300}}?(?:https?://|www\.)\S{{0,300}}[^\s).]\s*$"
     r"|\^?\d{1,3}[.)][ \t]*<?https?://)",
     re.IGNORECASE,
 )
@@ -194,7 +224,7 @@ def parse_answer(answer: str, n_sources: int) -> CitedAnswer:
                     cited[number - 1] = None
                 else:
                     out_of_range.append(number)
-        unparsed += _IN_PARENTHESES.findall(sentence)
+        unparsed += [one or other for one, other in _UNREAD.findall(sentence.translate(_SHOWN))]
         text = _bare(sentence)
         if parsed and cited and not re.search(r"\w", text):
             # Nothing but a mark, cut off by a quotation mark or a line break: it belongs to
@@ -219,7 +249,7 @@ def _bare(text: str) -> str:
 
 
 def _sentences(answer: str) -> Iterator[tuple[int, str]]:
-    text = _without_references(_one_form(answer))
+    text = _one_form(_without_references(answer))
     for paragraph, block in enumerate(re.split(r"\n\s*\n", text)):
         for sentence in sentences(_AFTER_STOP.sub(_before_stop, block)):
             yield paragraph, sentence
@@ -230,12 +260,12 @@ def _without_references(text: str) -> str:
     lines = text.split("\n")
     alone = len(lines)  # where a list without a heading begins
     for place in range(len(lines) - 1, -1, -1):
-        line = lines[place]
+        line = _TAGGED.sub("", lines[place])
         if _HEADING.fullmatch(line) or _HEADING_AND_LIST.match(line):
             while place and not lines[place - 1].strip("-*_= \t"):
                 place -= 1
             return "\n".join(lines[:place])
-        if line.strip() and not _LISTED.match(line):
+        if line.strip("-=_* \t") and not _LISTED.match(line):
             break
         if alone == place + 1 and (not line.strip() or _LISTED_ALONE.match(line)):
             alone = place
@@ -256,10 +286,24 @@ def _one_form(text: str) -> str:
 
 
 def _raised(found: re.Match[str]) -> str:
-    """Return a raised number as a citation, or as the power that it is."""
+    """Return a raised number as a citation, or as the power that it is.
+
+    It is a citation after a word, a year or a mark; a power after one or two letters, capitals, a
+    unit, another number and a closing parenthesis; and before a letter it is an isotope's.
+    """
     number = found[1] or found[2].translate(_LOWER)
-    before = found.string[max(found.start() - 12, 0) : found.start()]
-    return number.translate(_RAISE) if _POWER.search(before) else f"[{number}]"
+    text, start = found.string, found.start()
+    head = text[max(start - 24, 0) : start]
+    before = head.rstrip()
+    cited = before[-1:] in ".,;:!?…\"'“”’»›%]" and bool(before)
+    if word := _WORD.search(before):
+        capitals = word[0].isupper() and len(word[0]) <= 3
+        cited = len(word[0]) >= 3 and not capitals and word[0].lower() not in _POWERS
+    elif before[-1:].isdigit():
+        cited = _YEAR.search(before) is not None
+    if head != before and text[found.end() : found.end() + 1].isalnum():
+        cited = False
+    return f"[{number}]" if cited else number.translate(_RAISE)
 
 
 def _before_stop(found: re.Match[str]) -> str:

@@ -33,15 +33,20 @@ _LINE_BREAK = regex.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 # marks by which a model's tokenizer or server knows turns, thoughts and tools.
 DELIMITER = regex.compile(
     r"""(?ix)
-    [<\uff1c\ufe64] (?: \s{0,3}/?\s{0,3} (?:query|sources?|page|key_points?|answer|rules)\b
+    [<\uff1c\ufe64] (?:
+        [\s\u200b-\u200d\u2060]{0,8} [/\uff0f]? [\s\u200b-\u200d\u2060]{0,8}
+          (?:query|sources?|page|key_points?|answer|rules) (?![\w-])
           [^<>\uff1c\uff1e\ufe65]{0,80} [>\uff1e\ufe65]?
-      | [|\uff5c] [^|\uff5c<>\n]{1,60} [|\uff5c]>
-      | (?:/?s|bos|eos|pad|unk|(?:start|end)_of_turn|/?(?:think|tool_call|tool_response|tools))>
+      | [|\uff5c] [^|\uff5c<>\n]{2,60} [|\uff5c]> | \|\w{2,30}> | \w{2,30}\|>
+      | (?:/?s|bos|eos|pad|unk|(?:bos|eos|pad|eop)_token|/?(?:think|tool_call|tool_response|tools)
+          |(?:start|end)_of_(?:turn|image)|(?:start|end)_function_call)>
       | <?/?SYS>> )
-    | \[/?(?:INST|THINK|inst|think)\]
+    | (?-i:\[/?(?:INST|THINK|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS|SYSTEM_PROMPT|ARGS|CALL_ID
+        |IMG)\])
     """
 )
-_OPENINGS = ("<", "\uff1c", "\ufe64", "INST]", "inst]", "THINK]", "think]")
+_OPENED = str.maketrans(dict.fromkeys("<\uff1c\ufe64[", "\u2039"))
+_OPENINGS = ("<", "\uff1c", "\ufe64", "S]", "T]", "K]", "D]", "G]")
 
 STOPWORDS = frozenset(
     """a about above after again against all also am an and any are as at be because been before
@@ -73,7 +78,7 @@ def inert(text: str) -> str:
     """Return the text with another first character in what would end it in a prompt or a chat."""
     if not any(mark in text for mark in _OPENINGS):  # as nearly always, and a tenth of the time
         return text
-    return DELIMITER.sub(lambda found: "\u2039" + found[0][1:], text)
+    return DELIMITER.sub(lambda found: found[0].translate(_OPENED), text)
 
 
 def sentences(text: str) -> list[str]:

@@ -57,7 +57,7 @@ _OURS = [
 _MANY_NODES = re.compile(r"(-N|--nodes)")
 _NAME = re.compile(r"\w[\w.-]*")
 _LISTED = re.compile(r"[\w.,@+-]+")  # of partitions and accounts
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 MULTI_NODE = "a task runs on one node: training over several is out of this project's scope"
 
 
@@ -226,7 +226,7 @@ def make_tasks(
     points = list(itertools.product(files, *grid.values()))
     for number, (file, *values) in enumerate(points):
         changes = dict(zip(grid, values, strict=True))
-        text = [(key, yaml.safe_dump(value, allow_unicode=True)) for key, value in changes.items()]
+        text = [(key, json.dumps(value, default=str)) for key, value in changes.items()]
         if len(files) > 1:
             changes = {"params": Path(file).stem} | changes
         try:

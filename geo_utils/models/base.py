@@ -185,7 +185,7 @@ class UnusableError(ModelError):
         self.kind, self.again, self.counts = kind, again, counts
 
 
-_SECRET_NAMES = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_CREDENTIALS")
+_SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASS", "CREDENTIALS", "_PAT")
 _LOGIN = re.compile(r"(?<=://)[^/\s]{1,200}@")
 
 
@@ -200,7 +200,9 @@ def redacted(text: str, longest: int = 300) -> str:
 
 def without_secrets(text: str) -> str:
     """Return the text without the environment's keys and passwords, and those in addresses."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and name.upper().endswith(_SECRET_NAMES):
+    named = [(value.strip(), name) for name, value in os.environ.items()
+             if name.upper().endswith(_SECRET_NAMES)]  # fmt: skip
+    for value, name in sorted(named, key=lambda pair: -len(pair[0])):
+        if len(value) >= 16 or (len(value) >= 8 and re.search(r"\d", value)):  # and no plain word
             text = text.replace(value, f"[{name}]")
     return _LOGIN.sub("", text)

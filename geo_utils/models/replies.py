@@ -94,7 +94,7 @@ def received(
 def unreadable(read: object, why: object) -> TransientError:
     """Return the error for a reply of an unexpected shape, with what was read of it."""
     told = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else str(why)
-    said = redacted(writable(f"{told}; read {str(read)[:120]!r}"))
+    said = redacted(writable(f"{told}; read {without_secrets(str(read))[:120]!r}"))
     return TransientError(f"unreadable answer: {said}", "unreadable")
 
 

@@ -25,7 +25,7 @@ from geo_utils.roles.rewriters import (
     numbered,
     page_units,
 )
-from geo_utils.text import words
+from geo_utils.text import plain_line_breaks, words
 
 _CLOSED_LATE = re.compile(r"^.*?</(?:think|thinking|thought|reasoning)>", re.DOTALL | re.IGNORECASE)
 _TAIL = re.compile(r"\n[ \t]*<(?:think|thinking|thought|reasoning)>.*", re.DOTALL | re.IGNORECASE)
@@ -33,11 +33,13 @@ _TAG = re.compile(r"</?(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 # What a page is wrapped in: its opening, and what closes it.
 _WRAPPING = (
     (re.compile(r"(`{3,}|~{3,})[\w-]*[ \t]*\n"), r"\n\1"),
-    (re.compile(r"<(page|text|rewritten_text|rewritten_page|rewrite|source)>\s*", re.I), r"</\1>"),
+    (re.compile(r"<(page|text|rewritten_text|rewritten_page|rewrite)>\s*", re.I), r"</\1>"),
 )
 _PREAMBLE = re.compile(
     r"^(?:(?:sure|certainly|of course|absolutely|okay|ok)\b[^\n]{0,120}|"
-    r"(?:here(?:'s|\u2019s| is| are)|below is|this is|the following is)\b[^\n]{0,160}|"
+    r"(?:here(?:'s|\u2019s| is| are)|below is|this is|the following is|i(?:'ve|\u2019ve| have))\b"
+    r"[^\n]{0,80}\b(?:rewrit\w*|rewrote|revised|updated|optimi[sz]ed|edited|version|text|page|"
+    r"article)\b[^\n]{0,80}|"
     r"\**(?:rewritten|revised|updated|optimi[sz]ed) (?:text|page|version|article)\**)"
     r"[^\n]{0,40}:\**[ \t]*\n+",
     re.IGNORECASE,
@@ -47,23 +49,33 @@ _REFUSAL = re.compile(
     r"i(?:'m| am) (?:not able|unable)|as an ai)\b",
     re.IGNORECASE,
 )
-# A paragraph that speaks of the rewriting, or to whom it was done for.
+# A closing paragraph that speaks of the rewriting, or to whom it was done for: by its first words
+# alone, or by these and what it speaks of.
 _EDITS = r"(?:changes?|edits|modifications|improvements|revisions)"
 _REMARK = re.compile(
-    r"\W*(?:(?:note|explanation|disclaimer|editor'?s note)\b[^\n]{0,40}:[^\n]{0,200}\b(?:rewrit|"
-    r"rewrote|revis|edited|original (?:text|page|meaning)|changes|preserv|key point)|"
-    r"(?:please )?(?:let me know|feel free)\b|(?:i )?hope (?:this|that) helps\b|would you like\b|"
-    rf"(?:the |my |key |main |notable )?{_EDITS}(?: (?:i |that were )?(?:made|applied))\b|"
-    rf"(?:the |my |key |main |notable )?{_EDITS}\W*:\W*(?:\n|$)|"
-    rf"(?:summary|list|overview|explanation) of (?:the |my |all )?{_EDITS}\b|"
-    r"what (?:i |was |has been )?changed\b|"
-    r"(?:this|the(?: above)?) (?:(?:rewritten|revised|updated) (?:version|text|page|article)|"
-    r"rewrite)\b|this version (?:keeps|maintains|preserves|retains|emphasi|highlights|improves)|"
-    r"if you(?:'d like|\u2019d like| would like| want| need| have)\b[^\n]{0,200}"
-    r"\b(?:let me know|i can|i could|happy to|feel free)\b|"
-    r"(?:end of (?:the )?(?:page|text|rewrite)|word count\b[^\n]{0,40}\d)\W*$|"
+    r"\W*(?:(?:i )?hope (?:this|that) helps\b|"
+    rf"(?:summary|list|overview) of (?:the |my |all )?{_EDITS}\b|"
+    r"(?:end of (?:the )?(?:rewritten )?(?:page|text|rewrite)|"
+    r"word count\b[^\n]{0,40}\d\D{0,9})\W*$|"
+    r"(?:this|the(?: above)?) (?:(?:rewritten |revised |updated )(?:version|text|page|article)|"
+    r"rewrite|version) (?:above |now )*(?:keeps|maintains|preserves|retains|emphasi|highlights|"
+    r"improves|includes|places|puts|leads)"
+    r"|(?P<unsure>(?:please )?note\b|explanation\b|rationale\b|disclaimer\b|editor'?s note\b|"
+    r"(?:please )?(?:let me know|feel free)\b|(?:would|do) you (?:like|want)\b|"
+    rf"(?:the |my |key |main |notable )?{_EDITS}(?: (?:i |that were )?(?:made|applied))?"
+    r"\W*(?::|\n|$)|"
+    r"what(?:'s| is| i|\u2019s)? (?:was |has been )?(?:changed|different)\W*(?::|\n|$)|"
+    r"if you(?:'d like|\u2019d like| would like| want| need| have)\b|"
+    r"(?:these|the) changes\b|in this (?:version|rewrite)\b|the key point (?:has been|is now)\b|"
     r"i(?:'ve|\u2019ve| have)? (?:also |only )?(?:kept|made|changed|rewrote|rewritten|added|"
-    r"removed|preserved|emphasi[sz]ed|restructured|simplified|adjusted|ensured)\b)",
+    r"removed|preserved|placed|focused|used|emphasi[sz]ed|restructured|simplified|adjusted|"
+    r"ensured)\b))",
+    re.IGNORECASE,
+)
+_OF_THE_REWRITING = re.compile(
+    r"key ?point|rewrit|rewrote|rephras|reword|restructur|original (?:text|page|meaning|content)|"
+    r"the (?:text|page|article|meaning|wording|tone|flow|facts)\b|in bold|emphasi[sz]|readab|"
+    r"\b(?:version|shorter|longer|tone|simpler words|anything else)\b",
     re.IGNORECASE,
 )
 _RULE = re.compile(r"[-*_=\s]*")
@@ -246,7 +258,7 @@ def clean_rewrite(reply: str, page: str) -> tuple[str, str | None]:
         The page and None, or an empty text and the reason why the reply holds none: `empty`,
         `refused`, or `short` (under a fifth of the page's words).
     """
-    text = reply.strip()
+    text = plain_line_breaks(reply).strip()
     if not _TAG.search(page):  # a page about such tags keeps them
         text = strip_thoughts(_TAIL.sub("", text))
         text = _CLOSED_LATE.sub("", text).strip()
@@ -258,7 +270,8 @@ def clean_rewrite(reply: str, page: str) -> tuple[str, str | None]:
         if found and not opening.match(page.lstrip()):
             inner, closed, rest = text[found.end() :].rpartition(found.expand(closing))
             # Of a page that holds fences itself, the last one may be its own.
-            if closed and "\n```" not in f"\n{inner}" and len(rest) <= len(inner):
+            fenced = re.search(r"^(?:```|~~~)", inner, re.MULTILINE)
+            if closed and not fenced and len(rest) <= len(inner):
                 text = inner.strip()
     text = _without_remarks(text, page)
     if not text:
@@ -275,11 +288,13 @@ def _without_remarks(text: str, page: str) -> str:
     """Cut off closing paragraphs that speak of the rewriting, from the first of them on."""
     blocks, known = re.split(r"\n[ \t]*\n", text), " ".join(page.lower().split())
     for place in range(max(len(blocks) - _MOST_REMARKS, 1), len(blocks)):
-        said = _REMARK.match(blocks[place])
-        opening = " ".join(said[0].lower().split()).strip("*#_-> ") if said else ""
-        # A page of the first person may end in the first person.
-        own = not said or opening in known or (opening[:2] in ("i ", "i'") and " i " in known)
-        if not own and 2 * sum(map(len, blocks[place:])) <= len(text):
+        said, rest = _REMARK.match(blocks[place]), "\n".join(blocks[place:])
+        if not said or (said["unsure"] and not _OF_THE_REWRITING.search(rest)):
+            continue
+        # What the page says itself stays; one of the first person may end in the first person.
+        opening = " ".join(said[0].lower().split()).strip("*#_-> ")
+        own = opening in known or (opening[:2] in ("i ", "i'") and " i " in known)
+        if not own and 2 * len(rest) <= len(text):
             while place > 1 and _RULE.fullmatch(blocks[place - 1]):
                 place -= 1
             return "\n\n".join(blocks[:place]).rstrip()

@@ -88,7 +88,7 @@ def read_addresses(given: Any) -> Any:
         ValueError: It is none, or holds a password or key, which the message does not show.
     """
     found = [given] if isinstance(given, str) else given
-    if re.search(r"://[^/\s]*@|://\S*[?#]", str(given)):
+    if re.search(r"[@?#\uff20]", str(given)):
         raise ValueError(
             "an address holds no name, password or key, since it is kept with the results; write "
             "http://HOST:PORT/v1 and set the key in the environment (OPENAI_API_KEY)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
@@ -191,7 +191,12 @@ def styled(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Style
     def bold(row: pd.Series) -> list[str]:
         return ["font-weight: bold" if row.name in marked else ""] * len(row)
 
-    shown = table.style.apply(bold, axis=1).format(escape="html")
+    def escaped(name: Any) -> Any:
+        return html.escape(name) if isinstance(name, str) else name
+
+    named = table.rename_axis(index=escaped, columns=escaped)  # pandas escapes no axis's name
+    plain = named.map(lambda value: str(value) if isinstance(value, Collection) else value)
+    shown = plain.style.apply(bold, axis=1).format(escape="html")
     for axis in (0, 1):
         shown = shown.format_index(escape="html", axis=axis)
     return shown.set_caption(html.escape(caption)).set_table_styles(_STYLE)

@@ -96,7 +96,7 @@ class TestGrid:
         assert (
             "seed=-1" in said and "tasks 1 (grpo.num_generations=16, seed=-1); 3 (grpo.num" in said
         )
-        assert "64 completions do not divide into groups of num_generations=3" in said
+        assert "num_generations=3; choose a multiple of 192" in said
 
     def test_a_misspelt_name_is_said_once(self):
         with pytest.raises(ParameterError, match="did you mean 'learning_rate'") as error:

@@ -23,7 +23,14 @@ from geo_utils.models.caller import Caller, Retries
 from geo_utils.models.gemini import Gemini
 from geo_utils.models.loops import run_sync
 from geo_utils.models.openai_server import OpenAIServer
-from geo_utils.models.replies import parse_json, refusal, seconds, strip_thoughts, writable
+from geo_utils.models.replies import (
+    parse_json,
+    refusal,
+    seconds,
+    strip_thoughts,
+    unreadable,
+    writable,
+)
 from geo_utils.roles.by_model import _VERDICT, _VERDICTS, ModelEngine, ModelJudge, RewriteTask
 from geo_utils.roles.rewriters import arrange
 
@@ -536,6 +543,16 @@ class TestSecrets:
 
         with pytest.raises(FatalError, match="sent on to another address, which gets no key"):
             run_sync(scene())
+
+    def test_a_key_is_taken_out_before_the_text_is_cut(self, monkeypatch):
+        monkeypatch.setenv("OPENAI_API_KEY", SECRET + "\n")  # as of a file
+        for text in ("x" * 100 + SECRET, {"e": "x" * 85 + SECRET}):
+            assert SECRET[:12] not in str(unreadable(text, "why"))
+        assert SECRET not in redacted(f"echo {SECRET}")
+
+    def test_a_plain_word_is_no_secret(self, monkeypatch):
+        monkeypatch.setenv("SORT_KEY", "relevance")
+        assert redacted("by relevance") == "by relevance"
 
     def test_a_login_in_an_address_is_not_shown(self):
         assert redacted("http://me:pa@ss@host/v1: down") == "http://host/v1: down"
