@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
-from types import TracebackType
 from typing import Any, Self
 
 from geo_utils.cluster.servers import (
@@ -58,26 +56,23 @@ def visible_gpus() -> dict[int, str]:
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")
     if asked is None:
         return names
-    known = {index: int(index) for index, _, _ in found}
     given = [entry.strip() for entry in asked.split(",") if entry.strip()]
-    of = [known.get(entry, _by_uuid(entry, found)) for entry in given]
-    return {index: names[index] for index in of if index is not None}
-
-
-def _by_uuid(entry: str, found: list[list[str]]) -> int | None:
-    """Return the index of the GPU whose UUID begins so, as CUDA takes it."""
-    return next((int(index) for index, uuid, _ in found if uuid.startswith(entry)), None)
+    of = [
+        int(index)
+        for entry in given
+        for index, uuid, _ in found
+        if entry == index or uuid.startswith(entry)  # as CUDA takes it
+    ]
+    return {index: names[index] for index in of}
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One reading of one GPU: index, moment (as time.time), %, MiB and W (None if not given)."""
+    """One reading of one GPU: index, moment (as time.time) and MiB that are held."""
 
     gpu: int
     at: float
-    utilisation: float
     memory_mib: float
-    power_w: float | None
 
 
 @dataclass
@@ -95,21 +90,18 @@ class GpuWatch:
     def __enter__(self) -> Self:
         """Start reading."""
         if visible_gpus():
-            query = "--query-gpu=index,utilization.gpu,memory.used,power.draw"
+            query = ["--query-gpu=index,memory.used", "--format=csv,noheader,nounits"]
             self._program = subprocess.Popen(
-                ["nvidia-smi", query, "--format=csv,noheader,nounits", "-lms", "200"],
-                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            )  # fmt: skip
+                ["nvidia-smi", *query, "-lms", "200"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
             self._reader = threading.Thread(target=self._read, daemon=True)
             self._reader.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop reading."""
         if self._program and self._reader:
             self._program.kill()
@@ -121,36 +113,24 @@ class GpuWatch:
         for line in self._program.stdout:
             self.readings += parse(line, time.time())
 
-    def between(self, began: float, ended: float, gpus: list[int]) -> dict[str, list[float] | None]:
-        """Return what the GPUs did in a stretch of time.
+    def peak_gib(self, began: float, ended: float, gpus: list[int]) -> list[float] | None:
+        """Return the most memory of each GPU in a stretch of time; None where it was not read.
 
         Args:
             began: As time.time.
             ended: Likewise.
             gpus: Indices.
-
-        Returns:
-            `utilisation` in percent, `peak_memory_gib` and `energy_j` of each GPU; None where it
-            could not be read.
         """
-        rows = [[r for r in self.readings if r.gpu == g and began <= r.at <= ended] for g in gpus]
-        if not rows or not all(rows):
-            return dict.fromkeys(("utilisation", "peak_memory_gib", "energy_j"))
-        powers = [[r.power_w for r in row if r.power_w is not None] for row in rows]
-        return {
-            "utilisation": [round(fmean(r.utilisation for r in row), 1) for row in rows],
-            "peak_memory_gib": [round(max(r.memory_mib for r in row) / 1024, 1) for row in rows],
-            "energy_j": [round(fmean(p) * (ended - began), 1) for p in powers]
-            if all(powers) else None,
-        }  # fmt: skip
+        seen = [r for r in self.readings if began <= r.at <= ended]
+        held = [[r.memory_mib for r in seen if r.gpu == gpu] for gpu in gpus]
+        return [round(max(row) / 1024, 1) for row in held] if held and all(held) else None
 
 
 def parse(line: str, at: float) -> list[Reading]:
     """Return the reading in a line of nvidia-smi; none if the GPU gives no figures."""
     try:
-        index, utilisation, memory, power = (cell.strip() for cell in line.split(","))
-        watts = float(power) if power.replace(".", "", 1).isdecimal() else None
-        return [Reading(int(index), at, float(utilisation), float(memory), watts)]
+        index, memory = line.split(",")
+        return [Reading(int(index), at, float(memory))]
     except ValueError:
         return []
 
@@ -238,12 +218,7 @@ class Bench:
         self._stack.enter_context(self._watch)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Take everything down."""
         with self._stack:
             if self._next:
@@ -374,15 +349,10 @@ class Bench:
             self._up.pop(server)[0].stop()
 
     def _rates(self, result: dict[str, Any], turn: Turn, window: Sequence[float]) -> dict[str, Any]:
-        """Return throughput, and what the GPUs did while the counted steps ran."""
-        step, size, held = result["step_s"], turn.setting.completions or 1, turn.placement.gpus
+        """Return what a sample costs of the GPUs, and their memory while the counted steps ran."""
+        step, size = result["step_s"], turn.setting.completions or 1
         gpus = sorted(set(turn.placement.of.values()))
-        seen = {} if turn.placement.on_cpu else self._watch.between(window[0], window[1], gpus)
-        energy = seen.get("energy_j")
         return {
-            "samples_per_s": size / step, "tokens_per_s": size * result["new_tokens"] / step,
-            "gpu_seconds_per_sample": held * step / size if held else None,
-            "peak_memory_gib": seen.get("peak_memory_gib"),
-            "gpu_utilisation": seen.get("utilisation"),
-            "energy_j_per_sample": sum(energy) / (result["steps"] * size) if energy else None,
-        }  # fmt: skip
+            "gpu_seconds_per_sample": len(gpus) * step / size if gpus else None,
+            "peak_memory_gib": self._watch.peak_gib(window[0], window[1], gpus),
+        }

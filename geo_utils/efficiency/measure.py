@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean, median, quantiles
+from statistics import fmean, quantiles
 from typing import Any
+
+import pandas as pd
 
 from geo_utils.corpus import Example, KeyPoint, load_corpus
 from geo_utils.files import read_jsonl, write_atomic
@@ -217,14 +219,11 @@ def _result(steps: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
     counted = steps[warmup:]
     seconds = [row["phases"]["step"] for row in counted]
     low, middle, high = quantiles(seconds, n=4, method="inclusive")
-
-    def by_step(part: str) -> dict[str, list[float]]:
-        names = dict.fromkeys(name for row in counted for name in row.get(part, ()))
-        names.pop("step", None)
-        return {name: [row.get(part, {}).get(name, 0.0) for row in counted] for name in names}
-
-    def medians(part: str) -> dict[str, float]:
-        return {name: round(median(values), 4) for name, values in by_step(part).items()}
+    phases, background = (
+        pd.DataFrame([row.get(part, {}) for row in counted]).fillna(0.0)
+        for part in ("phases", "background")
+    )
+    phases = phases.drop(columns="step")
 
     def mean(name: str) -> float | None:
         found = [row[name] for row in counted if row.get(name) is not None]
@@ -232,11 +231,10 @@ def _result(steps: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
 
     return {
         "steps": len(counted), "step_s": middle, "step_s_spread": [low, high],
-        "step_s_all": seconds, "phases": medians("phases"), "background": medians("background"),
-        "phases_all": by_step("phases"),
-        "reward_s": mean("reward/seconds"), "engine_s": mean("reward/engine_wall"),
-        "judge_s": mean("reward/judge_wall"), "abstained": mean("reward/abstained"),
-        "new_tokens": mean("completions/mean_length"),
+        "step_s_all": seconds, "phases": phases.median().round(4).to_dict(),
+        "phases_all": phases.to_dict("list"), "background": background.median().round(4).to_dict(),
+        "engine_s": mean("reward/engine_wall"), "judge_s": mean("reward/judge_wall"),
+        "abstained": mean("reward/abstained"), "new_tokens": mean("completions/mean_length"),
         "logp_difference": mean("sampling/sampling_logp_difference/mean"),
         "window": [steps[warmup - 1]["at"] if warmup else counted[0]["at"] - seconds[0],
                    counted[-1]["at"]],
@@ -244,13 +242,10 @@ def _result(steps: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
 
 
 def _spent(roles: Roles, params: GrpoParams, steps: int) -> dict[str, Any]:
-    """Return what was sent for 1,000 rollouts, and the trainer's own peak memory."""
-    import torch
-
+    """Return what was sent for 1,000 rollouts."""
     spent, rollouts = roles.usage.report(), steps * params.generation_size
     costs = [row["cost_usd"] for row in spent.values()]
     cost = None if not costs or None in costs else sum(costs)
-    on_gpu = torch.cuda.is_available()
 
     def per_1000(*counts: str) -> float:
         total = sum(int(row[count]) for row in spent.values() for count in counts)
@@ -265,7 +260,6 @@ def _spent(roles: Roles, params: GrpoParams, steps: int) -> dict[str, Any]:
                    for count in ("tokens_in", "tokens_out")]
             for role, row in spent.items()
         },
-        "trainer_peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1) if on_gpu else None,
         "served_by": sorted(roles.usage.served_by),
     }  # fmt: skip
 

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from geo_utils.parameters import Name, NotebookParams, Options, nearest
 
 Place = Literal["trainer", "policy", "engine"]
-RANDOM_SHAPES = ("small", "Qwen3-1.7B", "Qwen2.5-7B")
+Shape = Literal["small", "Qwen3-1.7B", "Qwen2.5-7B"]
 
 
 class Setting(Options):
@@ -50,11 +50,6 @@ class Setting(Options):
         """How many GPUs the setting holds."""
         return len(set(self.gpus.values()))
 
-    @property
-    def on_policy(self) -> bool:
-        """Whether a batch is trained on with the very weights that generated it."""
-        return self.schedule != "ahead"
-
     @model_validator(mode="after")
     def _check_places(self) -> Self:
         needed: list[Place] = ["trainer"]
@@ -76,8 +71,6 @@ class CapacityOptions(Options):
         gpu_memory_gib: Of one GPU; a setting whose measured peak is above it is not recommended.
         requests_per_minute: The API's limit, for all experiments together; None for none.
         tokens_per_minute: Likewise.
-        price_per_1000_rollouts: US dollars; None where it is not known.
-        budget: US dollars; None for no limit.
         steps: Steps of one experiment.
         experiments: Of the sweep.
     """
@@ -86,8 +79,6 @@ class CapacityOptions(Options):
     gpu_memory_gib: Annotated[float, Field(gt=0)] = 80.0
     requests_per_minute: Annotated[float, Field(gt=0)] | None = 4_000.0
     tokens_per_minute: Annotated[float, Field(gt=0)] | None = 4_000_000.0
-    price_per_1000_rollouts: Annotated[float, Field(ge=0)] | None = None
-    budget: Annotated[float, Field(gt=0)] | None = None
     steps: Annotated[int, Field(ge=1)] = 500
     experiments: Annotated[int, Field(ge=1)] = 24
 
@@ -153,7 +144,7 @@ class ModelOptions(Options):
 
     policy: Annotated[str, Field(min_length=1)] = "Qwen/Qwen3-1.7B"
     engine: Annotated[str, Field(min_length=1)] = "Qwen/Qwen2.5-7B-Instruct"
-    random_weights: list[str] = []
+    random_weights: list[Shape] = []
 
 
 _GROUPS: dict[str, type[Options]] = {"work": WorkOptions, "timing": TimingOptions}
@@ -172,7 +163,6 @@ class EfficiencyParams(NotebookParams):
         timing: How often, and for how long at most.
         gemini: What stands for Gemini.
         models: Which models.
-        share_gpus: Let roles share a GPU where there are fewer than a setting wants.
         recipe: Fields of GRPOConfig for all settings.
         capacity: What the planner counts with.
     """
@@ -198,26 +188,18 @@ class EfficiencyParams(NotebookParams):
     timing: Annotated[TimingOptions, Field(strict=False)]
     gemini: Annotated[GeminiOptions, Field(strict=False)]
     models: Annotated[ModelOptions, Field(strict=False)]
-    share_gpus: bool
     recipe: dict[str, Any]
     capacity: Annotated[CapacityOptions, Field(strict=False)]
 
     @property
     def chosen(self) -> dict[str, Setting]:
         """The settings to measure now, with the run's sizes where they name none of their own."""
-        sizes = {
-            "completions": self.work.completions,
-            "new_tokens": self.work.new_tokens,
-            "reward_latency_s": self.gemini.latency_s,
-            "warmup_steps": self.timing.warmup_steps,
-            "steps": self.timing.steps,
+        sizes = dict(self.work) | dict(self.timing) | {"reward_latency_s": self.gemini.latency_s}
+        return {
+            name: setting.model_copy(update={k: sizes[k] for k, own in setting if own is None})
+            for name, setting in self.settings.items()
+            if not self.only or name in (*self.only, self.reference)
         }
-        found = {}
-        for name, setting in self.settings.items():
-            if not self.only or name in (*self.only, self.reference):
-                missing = {size: n for size, n in sizes.items() if getattr(setting, size) is None}
-                found[name] = setting.model_copy(update=missing)
-        return found
 
     @property
     def gpus_needed(self) -> int:
@@ -232,18 +214,13 @@ class EfficiencyParams(NotebookParams):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        """Refuse names of settings and shapes that there are not."""
-        reference = [self.reference] * bool(self.reference)
-        for name, given, known in (
-            ("only", self.only, list(self.settings)),
-            ("reference", reference, list(self.settings)),
-            ("models.random_weights", self.models.random_weights, list(RANDOM_SHAPES)),
-        ):
+        """Refuse names of settings that there are not."""
+        for name, given in (("only", self.only), ("reference", [self.reference])):
             for value in given:
-                if value not in known:
+                if value and value not in self.settings:
                     raise ValueError(
-                        f"{name}: {value!r} is unknown{nearest(value, known)} Choose from "
-                        f"{', '.join(known)}"
+                        f"{name}: {value!r} is unknown{nearest(value, self.settings)} Choose from "
+                        f"{', '.join(self.settings)}"
                     )
         return self
 

@@ -32,39 +32,26 @@ _DONE = "random_weights.json"
 _TRAINED = 12_000  # tokens that the tokenizer learns; the rest of the vocabulary are made-up words
 
 
-def make_random_model(shape: str, folder: Path, texts: Iterable[str], seed: int = 0) -> Path:
-    """Make a model of a true shape, on the GPU where there is one; one made before is used again.
+def make_random_model(shape: str, folder: Path, seed: int = 0) -> None:
+    """Make a model of a true shape, on the GPU where there is one.
 
     Args:
         shape: One of `SHAPES`, or `small` for one that a CPU can train.
-        folder: Where model and tokenizer are written.
-        texts: What the tokenizer learns.
+        folder: Where model and tokenizer, which learns the sample corpus, are written.
         seed: Seed of the weights.
-
-    Returns:
-        The folder.
     """
-    if is_made(shape, folder, seed):
-        return folder
+    texts = [page for example in load_corpus("sample") for page in example.sources]
     if shape == "small":
         make_small_policy(folder, texts, SmallModel(), seed)
     else:
         _make(SHAPES[shape], folder, texts, seed)
     write_atomic(folder / _DONE, json.dumps([shape, seed]))  # last
-    return folder
 
 
 def is_made(shape: str, folder: Path, seed: int = 0) -> bool:
     """Tell whether a folder holds the whole model already."""
     done = folder / _DONE
     return done.is_file() and json.loads(done.read_text(encoding="utf-8")) == [shape, seed]
-
-
-def main(shape: str, folder: str) -> int:
-    """Make a model; the tokenizer learns the sample corpus."""
-    texts = [page for example in load_corpus("sample") for page in example.sources]
-    make_random_model(shape, Path(folder), texts)
-    return 0
 
 
 def _make(shape: dict[str, Any], folder: Path, texts: Iterable[str], seed: int) -> None:
@@ -95,4 +82,4 @@ def _make(shape: dict[str, Any], folder: Path, texts: Iterable[str], seed: int) 
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    make_random_model(sys.argv[1], Path(sys.argv[2]))

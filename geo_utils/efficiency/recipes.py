@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from geo_utils.cluster.servers import free_port
-from geo_utils.efficiency.params import RANDOM_SHAPES, EfficiencyParams, Place, Setting
+from geo_utils.efficiency.params import EfficiencyParams, Place, Setting, Shape
 from geo_utils.files import project_root
 from geo_utils.models.usage import DEFAULT_MODEL
 from geo_utils.parameters import ParameterError, default_parameters
@@ -24,28 +24,17 @@ class Placement:
     """Where the roles of a setting run on this machine.
 
     Attributes:
-        of: GPU by role.
-        gpus: How many are held.
-        shared: Whether roles share one that the setting would keep apart.
+        of: GPU by role; none on a CPU, and where the setting is refused.
+        visible: What the trainer's process may see: its own GPU first, then that of an engine in
+            the same process.
         on_cpu: Whether no GPU is used.
         refused: Why the setting cannot be measured here.
-        lent: Whether the engine runs in the trainer's process.
     """
 
     of: dict[Place, int]
-    gpus: int
-    shared: bool = False
+    visible: str = ""
     on_cpu: bool = False
     refused: str | None = None
-    lent: bool = False
-
-    @property
-    def visible(self) -> str:
-        """What the trainer's process may see: its own GPU first, then one that it is lent."""
-        if self.on_cpu:
-            return ""
-        gpus = [self.of["trainer"], *([self.of["engine"]] if self.lent else [])]
-        return ",".join(map(str, dict.fromkeys(gpus)))
 
 
 def place(setting: Setting, params: EfficiencyParams, present: Sequence[int]) -> Placement:
@@ -53,29 +42,22 @@ def place(setting: Setting, params: EfficiencyParams, present: Sequence[int]) ->
 
     Args:
         setting: Names a GPU for each role.
-        params: Say whether roles may share one.
+        params: Say whether a GPU is used at all.
         present: Indices of the GPUs that may be used.
     """
     wanted = setting.gpus_wanted
-    lent = setting.reward in ("qwen_vllm", "qwen_transformers")
     if (params.recipe | setting.recipe).get("use_cpu"):
         if setting.policy != "transformers" or setting.reward.startswith("qwen"):
-            return Placement({}, 0, on_cpu=True, refused="not run: needs a GPU")
-        return Placement({}, 0, on_cpu=True)
-    order = {gpu: index for index, gpu in enumerate(sorted(set(setting.gpus.values())))}
-    last = len(present) - 1  # which the engine shares with the role before it
-    of: dict[Place, int] = {
-        role: present[min(order[gpu], last)] for role, gpu in setting.gpus.items() if present
-    }
-    if len(present) >= wanted:
-        return Placement(of, wanted, lent=lent)
-    needs = f"not run: needs {wanted} GPU{'s' if wanted > 1 else ''}, {len(present)} here"
-    if not present or not params.share_gpus:
-        return Placement({}, wanted, refused=needs)
-    if of.get("policy") == of["trainer"]:
-        why = "weights cannot be sent to a policy server on the trainer's own GPU"
-        return Placement({}, wanted, refused=f"{needs}: {why}")
-    return Placement(of, len(set(of.values())), shared=True, lent=lent)
+            return Placement({}, on_cpu=True, refused="not run: needs a GPU")
+        return Placement({}, on_cpu=True)
+    if len(present) < wanted:
+        needs = f"not run: needs {wanted} GPU{'s' if wanted > 1 else ''}, {len(present)} here"
+        return Placement({}, refused=needs)
+    given = dict(zip(sorted(set(setting.gpus.values())), present, strict=False))
+    of = {role: given[gpu] for role, gpu in setting.gpus.items()}
+    one_process = setting.reward in ("qwen_vllm", "qwen_transformers")
+    seen = [of[role] for role in ("trainer", "engine") if role == "trainer" or one_process]
+    return Placement(of, ",".join(map(str, dict.fromkeys(seen))))
 
 
 def recipe(
@@ -123,20 +105,6 @@ def recipe(
     }
 
 
-def training_fields(setting: Setting, params: EfficiencyParams) -> dict[str, Any]:
-    """Return what has to be equal among rows that are compared, for the row to record.
-
-    Returns:
-        `micro_batch`, in completions; `checkpointing`; `compiled`.
-    """
-    given, size = params.recipe | setting.recipe, setting.completions or 1
-    return {
-        "micro_batch": given.get("per_device_train_batch_size", min(_GROUP, size)),
-        "checkpointing": bool(given.get("gradient_checkpointing", True)),
-        "compiled": bool(given.get("torch_compile", False)),
-    }
-
-
 def simulated(setting: Setting, params: EfficiencyParams) -> list[str]:
     """Say what in a setting is not the real thing."""
     made = map(made_shape, asked_models(setting, params).values(), repeat(params))
@@ -146,11 +114,10 @@ def simulated(setting: Setting, params: EfficiencyParams) -> list[str]:
     return found
 
 
-def made_shape(model: str, params: EfficiencyParams) -> str | None:
+def made_shape(model: str, params: EfficiencyParams) -> Shape | None:
     """Return the shape that a model is made in with random weights; None for one that is there."""
-    names = (shape for shape in RANDOM_SHAPES if Path(model).name.startswith(shape))
-    shape = next(names, None)
-    return shape if shape in params.models.random_weights else None
+    made = params.models.random_weights
+    return next((shape for shape in made if Path(model).name.startswith(shape)), None)
 
 
 def asked_models(setting: Setting, params: EfficiencyParams) -> dict[str, str]:
@@ -204,7 +171,7 @@ def _grpo(setting: Setting, params: EfficiencyParams, urls: dict[str, str]) -> d
     """Return the fields of GRPOConfig: a fixed amount of work, nothing saved."""
     given = params.recipe | setting.recipe
     size, tokens, steps = setting.completions or 1, setting.new_tokens or 1, setting.steps or 1
-    micro = training_fields(setting, params)["micro_batch"]
+    micro = given.get("per_device_train_batch_size", min(_GROUP, size))
     if size % micro:
         raise ParameterError(
             f"completions={size} are no multiple of per_device_train_batch_size={micro}"

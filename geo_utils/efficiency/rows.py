@@ -19,6 +19,7 @@ from geo_utils.files import project_root, resolve_path
 from geo_utils.parameters import ParameterError, read_yaml
 from geo_utils.show.plots import canvas, finished
 from geo_utils.show.tables import DASH, styled
+from geo_utils.statistics import with_interval
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +33,22 @@ TRAIN_PHASES = (
     "between steps",
 )
 PHASES = ("weight sync", "generation", "reward", *TRAIN_PHASES)
-ABLATION = "ablation"  # group of settings that change one thing at a time
 SAME = 1.05  # two measurements of one setting may differ by so much
 SLIDE_ROWS = 12
-# Columns of tables that are texts.
-_WORDS = {"setting", "against", "group", "work", "policy", "schedule", "status", "limited by"}
-_WORDS |= {"rows", "note", "reason", "sitting", "device", "reference", "shown with", "what differs"}
+# What columns of tables are called, where not by their name; which are texts; and how they are
+# written, where not as they are or with two digits.
+_TITLES: dict[Any, str] = {
+    "amount": "work",
+    "took": "s per step",
+    "took_against": "s per step against",
+    "longer": "ratio",
+    "ahead": "one step ahead",
+    "ratio": "measured / bound",
+    "bench": "sitting",
+    "cost": "US dollars",
+}
+_WORDS = ["setting", "setting_against", "change", "group", "amount", "schedule", "sitting", "bench"]
+_WORDS += ["status", "reason", "note", "device", "reference", "shown_with", "limited_by", "rows"]
 SPREAD = "Median seconds per step [quartiles over steps]; n = steps x repeats."
 
 
@@ -56,22 +67,17 @@ class Row(BaseModel):
         reward: What rewards it.
         schedule: When rewards are worked out.
         parallel: Whether an API is asked for a whole batch at once.
-        micro_batch: Completions of one pass of the training.
-        checkpointing: Whether layers were computed again for the backward pass.
-        compiled: Whether layers were compiled.
         sitting: What was measured in one go: one machine, one process tree.
         reference: `first` or `last`, where it is its sitting's reference.
         repeat: Number of the repeat.
         hardware: Such as `NVIDIA H200 x 1`.
         gpus: GPUs that the setting held.
         gpus_wanted: GPUs that it asks for.
-        shared: Whether roles shared a GPU.
         completions: Completions per step.
         new_tokens: Tokens of a completion, mean.
         prompt_tokens: Tokens of a prompt.
         natural_lengths: Whether completions ended where they end.
         reward_latency_s: Seconds of engine and judge together, where they were simulated.
-        on_policy: Whether the weights that generated are those that are trained.
         steps: Steps that count.
         step_s: Seconds per step: median; one step ahead the mean, as long and short steps take
             turns there: two batches wait for the same engine, and are done at once.
@@ -85,12 +91,10 @@ class Row(BaseModel):
         judge_s: Seconds in which only the judge was.
         abstained: Share of completions without a score.
         gpu_seconds_per_sample: Over all GPUs held.
-        samples_per_s: Completions per second.
         peak_memory_gib: By GPU.
         calls_per_1000: Calls for 1,000 rollouts.
         tokens_per_1000: Tokens of these calls, in and out.
         cost_per_1000: Their US dollars.
-        startup_s: Seconds of the measurement beside its steps.
         simulated: What was no real service and no trained model.
         recipe: Fields of GRPOConfig that the setting named.
         models: Policy, engine, and the tokens of an answer and of a page.
@@ -107,22 +111,17 @@ class Row(BaseModel):
     reward: str = ""
     schedule: str = "stock"
     parallel: bool = True
-    micro_batch: float | None = None
-    checkpointing: bool | None = None
-    compiled: bool | None = None
     sitting: str = ""
     reference: Literal["first", "last"] | None = None
     repeat: int = 0
     hardware: str = "unknown hardware"
     gpus: int = 1
     gpus_wanted: int = 1
-    shared: bool = False
     completions: float | None = None
     new_tokens: float | None = None
     prompt_tokens: float | None = None
     natural_lengths: bool = False
     reward_latency_s: float | None = None
-    on_policy: bool = True
     steps: int = 0
     step_s: float | None = None
     step_s_all: tuple[float, ...] | None = None
@@ -134,12 +133,10 @@ class Row(BaseModel):
     judge_s: float | None = None
     abstained: float | None = None
     gpu_seconds_per_sample: float | None = None
-    samples_per_s: float | None = None
     peak_memory_gib: tuple[float, ...] | None = None
     calls_per_1000: float | None = None
     tokens_per_1000: float | None = None
     cost_per_1000: float | None = None
-    startup_s: float | None = None
     simulated: tuple[str, ...] = ()
     recipe: dict[str, Any] = {}
     models: dict[str, Any] = {}
@@ -148,17 +145,9 @@ class Row(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_missing(cls, values: Any) -> Any:
-        """Drop what is null; rows of an earlier harness say of their training what was default."""
         if not isinstance(values, dict):
             return values
-        known = {name: value for name, value in values.items() if value is not None}
-        recipe = known.get("recipe")
-        earlier: dict[str, Any] = {}
-        if recipe:
-            earlier["micro_batch"] = recipe.get("per_device_train_batch_size")
-            earlier["checkpointing"] = recipe.get("gradient_checkpointing", True)
-            earlier["compiled"] = recipe.get("torch_compile", False)
-        return earlier | known
+        return {name: value for name, value in values.items() if value is not None}
 
 
 _FIGURES = [name for name, field in Row.model_fields.items() if field.annotation == float | None]
@@ -213,7 +202,9 @@ def table_of(rows: Sequence[Mapping[Any, Any]]) -> pd.DataFrame:
 
         - `bench`: sittings that are shown together, as `sittings` finds them;
         - `repeats`: how many stand behind the figures, and `lost`: how many more did not end well;
+        - `on_policy`: whether the weights that generated are those that are trained;
         - `low`, `high`: quartiles of the seconds per step;
+        - `mean_s`: their mean;
         - `typical_s`: seconds per step as the phases are given: `step_s`, or the mean with an
           earlier harness;
         - `measured`: whether there is a step time;
@@ -225,67 +216,64 @@ def table_of(rows: Sequence[Mapping[Any, Any]]) -> pd.DataFrame:
           GPU to itself takes the share of it that it is told to, whatever the GPU's size, and does
           not count;
         - `device`: the kind of hardware, without how many of it there were;
+        - `compiled`: whether layers were compiled, as the recipe says;
         - `work`: bench, device, completions, tokens, natural lengths and prompt: what compares.
           Lengths that end where they end differ from repeat to repeat and are no part of it;
+        - `asked`: what was to be measured, which a row that did not end well knows as well;
         - `condition`: what repeats of one measurement have in common beside the bench;
         - as it is written: `label` (setting), `amount` (work), `took` (seconds), `latency` and `n`.
     """
-    columns = [
-        *Row.model_fields,
-        "bench",
-        "repeats",
-        "lost",
-        *(name for row in rows for name in row),
-    ]
-    every = pd.DataFrame(list(rows), columns=list(dict.fromkeys(columns)))
+    every = pd.DataFrame(list(rows))
+    names = [*Row.model_fields, "bench", "repeats", "lost", *every]
+    every = every.reindex(columns=list(dict.fromkeys(names)))
     every = every.astype(dict.fromkeys(_FIGURES, float))
     every["bench"] = every["bench"].astype(object).fillna(every["sitting"])
     every["repeats"] = every["repeats"].fillna(1).astype(int)
     every["lost"] = every["lost"].fillna(0).astype(int)
+    every["on_policy"] = every["schedule"].ne("ahead")
     spread = [row.step_s_spread or (row.step_s,) * 2 for row in each(every)]
     every[["low", "high"]] = np.array(spread, dtype=float).reshape(len(every), 2)
     means = every["step_s_all"].map(lambda steps: np.mean(steps) if steps else np.nan)
     every["mean_s"] = means.astype(float)
-    turns = every["schedule"].eq("ahead") & every["mean_s"].notna()
+    turns = ~every["on_policy"] & every["mean_s"].notna()
     every["step_s"] = every["step_s"].mask(turns, every["mean_s"])
     every["typical_s"] = every["mean_s"].where(every["phases_all"].isna()).fillna(every["step_s"])
     phased = every["phases"].map(bool).astype(bool)
     every["measured"] = every["status"].eq("measured") & every["step_s"].gt(0) & phased
-    gemini, latency = every["reward"].eq("gemini"), every["reward_latency_s"]
+    every["asked_s"] = every["reward_latency_s"].where(every["reward"].eq("gemini"))
     asked = every["engine_s"] + every["judge_s"].fillna(0)
-    every["unasked"] = every["measured"] & gemini & asked.lt(0.5 * latency.fillna(0))
-    every["asked_s"] = latency.where(gemini)
+    every["unasked"] = every["measured"] & asked.lt(0.5 * every["asked_s"].fillna(0))
     every["device"] = every["hardware"].map(lambda name: name.rpartition(" x ")[0] or name)
+    every["compiled"] = every["recipe"].map(lambda recipe: bool(recipe.get("torch_compile")))
     every["page_tokens"] = every["models"].map(lambda models: models.get("page_tokens"))
-    derived = [_derived(row) for row in each(every)]
-    names = ["needed_gib", "work", "condition", "label", "amount", "took", "latency", "n"]
-    known = every.drop(columns=names, errors="ignore").copy()
-    return known.join(pd.DataFrame(derived, columns=names, index=every.index))
+    every["label"] = every["setting"].map(named)
+    every["took"] = written(every["step_s"], every["low"], every["high"])
+    derived = pd.DataFrame(map(_derived, each(every)), columns=_DERIVED, index=every.index)
+    return every.assign(**derived).copy()  # in one piece
+
+
+_DERIVED = ["needed_gib", "work", "asked", "condition", "amount", "latency", "n"]
 
 
 def _derived(row: Any) -> dict[str, Any]:
-    """Return what is worked out row by row, and how figures, tables and sentences write it."""
+    """Return what is worked out row by row: what compares, and how it is written."""
     peaks = row.peak_memory_gib or (np.nan,)
     fixed = 0 if row.natural_lengths or np.isnan(row.new_tokens) else round(row.new_tokens)
     prompt = 0 if np.isnan(row.prompt_tokens) else round(row.prompt_tokens, -1)  # within a word
-    work = (row.bench, row.device, row.completions, fixed, row.natural_lengths, prompt)
-    same = [row.recipe, row.models, row.simulated]
-    size = "?" if np.isnan(row.completions) else f"{row.completions:.0f}"
-    tokens = f"{row.new_tokens:.0f}" if row.new_tokens > 0 else "?"
-    natural = ", natural lengths" if row.natural_lengths else ""
+    work = row.device, np.nan_to_num(row.completions), fixed, row.natural_lengths
+    asked = str((row.setting, *work, row.asked_s)) + json.dumps(row.recipe, sort_keys=True)
+    more = json.dumps([row.models, row.simulated], sort_keys=True)
+    size, tokens = (f"{n:.0f}" if n > 0 else "?" for n in (row.completions, row.new_tokens))
+    latency = f"{row.asked_s:g} s{'' if row.parallel else ' each'}"
     return {
         "needed_gib": max(peaks) if row.reward == "qwen_transformers" else peaks[0],
-        "work": tuple(0 if value != value else value for value in work),
-        "condition": str((row.setting, *work[1:], row.asked_s, row.shared, row.gpus))
-        + json.dumps(same, sort_keys=True),
-        "label": named(row.setting),
-        "amount": f"{size} × {tokens} tokens{natural}",  # noqa: RUF001
-        "took": f"{row.step_s:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.measured else DASH,
-        "latency": DASH
-        if np.isnan(row.asked_s)
-        else f"{row.asked_s:g} s{'' if row.parallel else ' each'}",
+        "work": (row.bench, *work, prompt),
+        "asked": asked,
+        "condition": asked + str((prompt, row.gpus)) + more,
+        "amount": f"{size} × {tokens} tokens{', natural lengths' * row.natural_lengths}",  # noqa: RUF001
+        "latency": DASH if np.isnan(row.asked_s) else latency,
         "n": f"{row.steps // max(row.repeats, 1)} x {row.repeats}"
-        + (f", {row.lost} lost" if row.lost else ""),
+        + f", {row.lost} lost" * (row.lost > 0),
     }
 
 
@@ -299,18 +287,19 @@ def named(setting: str) -> str:
     return setting.replace("_", " ")
 
 
-def recorded_settings(*variants: str) -> dict[str, Setting]:
-    """Return the settings of parameter files of notebook 01, in their order.
+def written(means: pd.Series, lows: pd.Series, highs: pd.Series) -> list[str]:
+    """Write numbers with their intervals."""
+    return [with_interval(*ends, digits=2) for ends in zip(means, lows, highs, strict=True)]
+
+
+def recorded_settings(variant: str) -> dict[str, Setting]:
+    """Return the settings of a parameter file of notebook 01, in their order.
 
     Args:
-        variants: Names of files in `params/01_efficiency/`.
+        variant: Name of a file in `params/01_efficiency/`.
     """
-    settings: dict[str, Setting] = {}
-    for variant in variants:
-        values = read_yaml(project_root() / "params" / "01_efficiency" / f"{variant}.yaml")
-        named: Mapping[str, Any] = values.get("settings", {})
-        settings |= {name: Setting(**fields) for name, fields in named.items()}
-    return settings
+    values = read_yaml(project_root() / "params" / "01_efficiency" / f"{variant}.yaml")
+    return {name: Setting(**fields) for name, fields in values["settings"].items()}
 
 
 def pooled(rows: pd.DataFrame) -> pd.DataFrame:
@@ -318,38 +307,16 @@ def pooled(rows: pd.DataFrame) -> pd.DataFrame:
 
     The step time is the median over the steps of all repeats, with their quartiles, and so are
     the phases; other figures are means over repeats. Repeats that did not end well are counted
-    in `lost`, and shown only where a condition has no other. Rows of sittings that `placed` puts
-    on one bench are put together; for contrasts, which hold within a sitting, pass rows that
-    were not placed.
+    in `lost`, and shown only where a condition has no other; what was not run in one sitting and
+    measured in another is no loss. Rows of sittings that `placed` puts on one bench are put
+    together; for contrasts, which hold within a sitting, pass rows that were not placed.
     """
-    conditions = rows["bench"] + rows["condition"]
-    good = list(each(rows[rows["measured"]]))
-    for lost in each(rows[~rows["measured"]]):
-        same = next((row for row in good if _measured_as(lost, row)), None)
-        if same is not None:
-            told = lost.status != "not run"
-            conditions[lost.Index] = same.bench + same.condition if told else None
-    together = [_together(group) for _, group in rows.groupby(conditions, sort=False)]
-    found = table_of(together)
-    known = set(found.loc[found["measured"], "setting"])
-    elsewhere = found["status"].eq("not run") & found["setting"].isin(known)
-    return found[~elsewhere].reset_index(drop=True)
-
-
-def _measured_as(lost: Any, row: Any) -> bool:
-    """Return whether a row is what a lost one would have been; that one may lack figures."""
-    return (
-        (row.setting, row.device, row.natural_lengths)
-        == (lost.setting, lost.device, lost.natural_lengths)
-        and (np.isnan(lost.completions) or lost.completions == row.completions)
-        and (
-            lost.natural_lengths
-            or np.isnan(lost.new_tokens)
-            or lost.new_tokens == round(row.new_tokens)
-        )
-        and lost.recipe in ({}, row.recipe)
-        and (np.isnan(lost.asked_s) or lost.asked_s == row.reward_latency_s)
-    )
+    elsewhere = rows["setting"].isin(rows.loc[rows["measured"], "setting"])
+    rows = rows[~(elsewhere & rows["status"].eq("not run"))]
+    own = rows["bench"] + rows["condition"]
+    good = own[rows["measured"]].groupby(rows["asked"]).first()
+    conditions = own.where(rows["measured"], rows["asked"].map(good).astype(object).fillna(own))
+    return table_of([_together(group) for _, group in rows.groupby(conditions, sort=False)])
 
 
 def _together(group: pd.DataFrame) -> dict[Any, Any]:
@@ -358,32 +325,24 @@ def _together(group: pd.DataFrame) -> dict[Any, Any]:
     if good.empty:
         return group.iloc[-1].to_dict() | {"repeats": 0, "lost": len(group)}
     steps = np.hstack([row.step_s_all or (row.step_s,) for row in each(good)])
-    background = pd.DataFrame(list(good["background"])).fillna(0.0).mean()
-    peaks = list(good["peak_memory_gib"].dropna())
-    if peaks and len(set(map(len, peaks))) == 1:
-        peaks = [tuple(np.max(peaks, axis=0))]
-    phases: dict[str, Any] = {"phases_all": None}
-    if good["phases_all"].isna().any():
-        phases["phases"] = pd.DataFrame(list(good["phases"])).fillna(0.0).mean().to_dict()
-    else:
-        timed = [
-            pd.DataFrame(row.phases_all, index=range(len(row.step_s_all))) for row in each(good)
-        ]
-        every = pd.concat(timed, ignore_index=True).fillna(0.0)
-        phases["phases"] = every.median().to_dict()
-        phases["phases_all"] = {name: tuple(every[name]) for name in every}
+    peaks = zip(*good["peak_memory_gib"].dropna(), strict=False)
+    phases, phases_all = pd.DataFrame(list(good["phases"])).fillna(0.0).mean(), None
+    if good["phases_all"].notna().all():
+        every = pd.concat(map(pd.DataFrame, good["phases_all"]), ignore_index=True).fillna(0.0)
+        phases, phases_all = every.median(), {name: tuple(every[name]) for name in every}
     return {
         **good.iloc[-1].to_dict(),
         **good[_MEANS].mean().to_dict(),
-        **phases,
-        "background": background.to_dict(),
+        "phases": phases.to_dict(),
+        "phases_all": phases_all,
+        "background": pd.DataFrame(list(good["background"])).fillna(0.0).mean().to_dict(),
         "repeats": len(good),
         "lost": len(group) - len(good),
         "steps": len(steps),
         "step_s": np.median(steps),
         "step_s_all": tuple(steps.tolist()),
         "step_s_spread": tuple(np.percentile(steps, (25, 75)).tolist()),
-        "peak_memory_gib": peaks[-1] if peaks else None,
+        "peak_memory_gib": tuple(map(max, peaks)) or None,
     }
 
 
@@ -398,23 +357,15 @@ def unmeasured(results: pd.DataFrame, planned: Mapping[str, Setting]) -> pd.Data
         `setting`, `group`, `gpus_wanted`, `status` and `reason`.
     """
     columns = ["setting", "group", "gpus_wanted", "status", "reason"]
+    lost = results.loc[~results["measured"], columns].values.tolist()
     absent = [
         (name, setting.group, setting.gpus_wanted, "not run", "no row was recorded")
         for name, setting in planned.items()
         if name not in set(results["setting"])
     ]
-    lost = results.loc[~results["measured"], columns].values.tolist()
     every = pd.DataFrame([*lost, *absent], columns=columns)
-    order = {name: place for place, name in enumerate(planned)}
-    return every.sort_values(
-        "setting", key=lambda names: names.map(order).fillna(len(order)), kind="stable"
-    )
-
-
-def works(results: pd.DataFrame) -> list[Any]:
-    """Return what can be compared, that with most measured settings first."""
-    counts = results[results["measured"]].groupby("work", sort=False).size()
-    return list(counts.sort_values(ascending=False, kind="stable").index)
+    order = [*planned, *every["setting"]]
+    return every.sort_values("setting", key=lambda names: names.map(order.index), kind="stable")
 
 
 def of_work(results: pd.DataFrame, place: int = 0) -> pd.DataFrame:
@@ -424,18 +375,15 @@ def of_work(results: pd.DataFrame, place: int = 0) -> pd.DataFrame:
         results: Put together by `pooled`.
         place: 0 for the work that most settings were measured at, 1 for the next.
     """
-    chosen = works(results)[place : place + 1]
-    return results[results["measured"] & results["work"].isin(chosen)]
+    measured = results[results["measured"]]
+    counts = measured.groupby("work", sort=False).size()
+    works = counts.sort_values(ascending=False, kind="stable").index
+    return measured[measured["work"].isin(works[place : place + 1])]
 
 
 def compared(rows: pd.DataFrame, most: int = SLIDE_ROWS) -> pd.DataFrame:
-    """Return the fastest rows, and the slowest, in order of their step time.
-
-    Of an ablation, whose rows differ little, only the fastest on and off policy are among them.
-    """
-    ordered = rows[rows["measured"]].sort_values("step_s", kind="stable")
-    alike = ordered["group"].eq(ABLATION) & ordered.duplicated(["group", "on_policy"])
-    kept = ordered[~alike]
+    """Return the fastest rows, and the slowest, in order of their step time."""
+    kept = rows.sort_values("step_s", kind="stable")
     return kept if len(kept) <= most else pd.concat([kept.iloc[: most - 1], kept.iloc[-1:]])
 
 
@@ -447,43 +395,35 @@ def sittings(rows: pd.DataFrame) -> pd.DataFrame:
     it differ by no more than `SAME`. One without a reference agrees with no other.
 
     Returns:
-        `sitting`; `bench`, the first sitting that it agrees with, its own name if there is none;
-        `device`; `date` of its first row; `settings`, how many were measured; `reference`, the
-        setting that was measured first and last; `first_s` and `last_s`, its seconds per step;
-        `drift`, the last over the first, less 1. NaN where there is none.
+        `sitting`; `device`; `date` of its first row; `settings`, how many were measured;
+        `first_s` and `last_s`, seconds per step of `reference`, the setting that was measured
+        first and last; `drift`, the last over the first, less 1; `bench`, the first sitting that
+        it agrees with, its own name if there is none. NaN where there is none.
     """
-    found = []
-    known: list[tuple[Any, float, str]] = []
-    timed = rows.assign(at=rows["measured_at"].fillna("")).sort_values("at", kind="stable")
-    for name, group in timed.groupby("sitting", sort=False):
-        measured = group[group["measured"]]
-        marked = measured[measured["reference"].notna()]
-        ends = {row.reference: row for row in each(marked)}
-        first, last, bench = ends.get("first"), ends.get("last"), str(name)
-        if first is not None:
-            seconds = float(np.median([s for row in ends.values() for s in row.step_s_all or ()]))
-            near = [
-                b
-                for other, s, b in known
-                if other == first.condition and max(seconds, s) <= SAME * min(seconds, s)
-            ]
-            bench = near[0] if near else bench
-            known.append((first.condition, seconds, bench))
-        found.append(
-            {
-                "sitting": name,
-                "bench": bench,
-                "device": (measured if len(measured) else group)["device"].iloc[0],
-                "date": group["at"].iloc[0][:10],
-                "settings": measured["setting"].nunique(),
-                "reference": first.setting if first is not None else None,
-                "first_s": first.step_s if first is not None else np.nan,
-                "last_s": last.step_s if last is not None else np.nan,
-            }
-        )
-    names = ["sitting", "bench", "device", "date", "settings", "reference", "first_s", "last_s"]
-    table = pd.DataFrame(found, columns=names)
-    return table.assign(drift=table["last_s"] / table["first_s"] - 1)
+    done = rows["setting"].where(rows["measured"])
+    timed = rows.assign(date=rows["measured_at"].fillna("").astype(str), settings=done)
+    timed = timed.sort_values("date", kind="stable")
+    how = {"device": "first", "date": "first", "settings": "nunique"}
+    found = timed.groupby("sitting", sort=False).agg(how)
+    ends = timed[timed["measured"] & timed["reference"].notna()]
+    first = ends[ends["reference"] == "first"].drop_duplicates("sitting").set_index("sitting")
+    last = ends[ends["reference"] == "last"].drop_duplicates("sitting").set_index("sitting")
+    found["reference"] = first["setting"]
+    found["first_s"], found["last_s"] = first["step_s"], last["step_s"]
+    steps = ends.explode("step_s_all").astype({"step_s_all": float})
+    seconds = steps.groupby("sitting")["step_s_all"].median()
+    bench = {name: name for name in found.index}
+    known = found.index[found.index.isin(first.index)]
+    for place, name in enumerate(known):
+        for other in known[:place]:
+            pair = seconds[[name, other]]
+            same = first["condition"][name] == first["condition"][other]
+            if same and pair.max() <= SAME * pair.min():
+                bench[name] = bench[other]
+                break
+    found["bench"] = pd.Series(bench)
+    found["drift"] = found["last_s"] / found["first_s"] - 1
+    return found.assign(date=found["date"].str[:10]).reset_index()
 
 
 def placed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -499,25 +439,14 @@ def sitting_table(rows: pd.DataFrame) -> Styler:
         rows: Not yet put together.
     """
     found = sittings(rows)
-    table = pd.DataFrame(
-        {
-            "sitting": found["sitting"],
-            "date": found["date"],
-            "device": found["device"],
-            "settings": found["settings"],
-            "reference": found["reference"].map(named, na_action="ignore").fillna(DASH),
-            "first, s": numbers(found["first_s"]),
-            "last, s": numbers(found["last_s"]),
-            "last over first": numbers(found["drift"], "{:+.1%}"),
-            "shown with": found["bench"].where(found["bench"] != found["sitting"], DASH),
-        }
-    )
+    found["shown_with"] = found["bench"].where(found["bench"] != found["sitting"])
+    columns = "sitting date device settings reference first_s last_s drift shown_with"
     caption = (
         "A sitting is one machine and one process tree; the reference is its first and last "
         f"measurement. Sittings whose reference differs by more than {SAME - 1:.0%}, or that have "
         "none, are shown apart; ratios are always of one sitting."
     )
-    return laid_out(table, caption)
+    return laid_out(found, columns, caption)
 
 
 def source(rows: pd.DataFrame) -> str:
@@ -542,37 +471,31 @@ def basis(rows: pd.DataFrame, results: pd.DataFrame) -> str:
     return f"n = {counts} (steps x repeats); * one step off policy{missing}; {source(rows)}."
 
 
-def sentence(text: str) -> str:
-    """Return a text as a sentence begins."""
-    return text[:1].upper() + text[1:]
-
-
-def numbers(values: pd.Series, form: str = "{:.2f}") -> pd.Series:
-    """Write a column of numbers; a dash where there is none."""
-    return values.map(lambda value: DASH if pd.isna(value) else form.format(value))
-
-
-def laid_out(table: pd.DataFrame, caption: str, marked: Sequence[object] = ()) -> Styler:
+def laid_out(
+    rows: pd.DataFrame, columns: str, caption: str, marked: Sequence[object] = ()
+) -> Styler:
     """Lay out a table of measured steps, texts to the left.
 
     Args:
-        table: Numbers are written already.
+        rows: What to show.
+        columns: Names of its columns, in a line.
         caption: What it rests on.
         marked: Labels of the rows in bold.
     """
-    if table.empty:
-        table, caption, marked = pd.DataFrame({"rows": ["none was measured"]}), "", ()
-    left: list[Any] = [
-        {"selector": f"td.col{place}", "props": "text-align: left"}
-        for place, column in enumerate(table)
-        if column in _WORDS
-    ]
+    if rows.empty:
+        rows, columns, caption = pd.DataFrame({"rows": ["none was measured"]}), "rows", ""
+    table = rows[columns.split()]
+    forms: dict[str, Any] = {"needed_gib": "{:.0f}", "abstained": "{:.0%}", "drift": "{:+.1%}"}
+    forms |= dict.fromkeys(("hours", "per_day", "sweep_hours", "gpu_hours"), "{:.1f}")
+    forms |= dict.fromkeys(("setting", "setting_against", "reference"), named)
     tight = {"white-space": "nowrap", "padding": ".25em .45em"}
     return (
         styled(table, marked, caption)
+        .format(forms, precision=2, na_rep=DASH, escape="html")
+        .format_index(lambda name: _TITLES.get(name, named(str(name))), axis=1)
         .hide(axis="index")
-        .set_properties(subset=[column for column in table if column != "reason"], **tight)
-        .set_table_styles(left, overwrite=False)
+        .set_properties([name for name in table if name != "reason"], **tight)
+        .set_properties([name for name in table if name in _WORDS], **{"text-align": "left"})
     )
 
 

@@ -6,12 +6,13 @@ import logging
 import os
 import secrets
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from geo_utils.efficiency.bench import Bench, Server, Turn, servers_of, visible_gpus
 from geo_utils.efficiency.params import EfficiencyParams
-from geo_utils.efficiency.recipes import asked_models, latency_s, place, simulated, training_fields
+from geo_utils.efficiency.recipes import asked_models, latency_s, place, simulated
 from geo_utils.evaluate import Counter
 from geo_utils.files import append_jsonl, read_jsonl
 from geo_utils.runs import Run, package_versions
@@ -69,29 +70,27 @@ def turns(
         made: Settings and repeats that have a row.
         present: Indices of the GPUs that may be used.
     """
-    refused: list[Turn] = []
-    todo: list[Turn] = []
-    for name, setting in params.chosen.items():
-        placement = place(setting, params, present)
-        repeats = 1 if placement.refused or name == params.reference else params.timing.repeats
-        for repeat in range(repeats):
-            if (name, repeat) not in made:
-                turn = Turn(name, setting, placement, repeat)
-                (refused if placement.refused else todo).append(turn)
-    reference = [turn for turn in todo if turn.name == params.reference]
-    todo = [turn for turn in todo if turn.name != params.reference]
+    every = [
+        Turn(name, setting, place(setting, params, present), repeat)
+        for name, setting in params.chosen.items()
+        for repeat in range(params.timing.repeats)
+    ]
+    left = [turn for turn in every if (turn.name, turn.repeat) not in made]
+    refused = [turn for turn in left if turn.placement.refused and turn.repeat == 0]
+    good = [turn for turn in left if not turn.placement.refused]
+    todo = [turn for turn in good if turn.name != params.reference]
     vllm = list(dict.fromkeys(_vllm_servers(turn, params) for turn in todo))
     other = list(dict.fromkeys(servers_of(turn, params) for turn in todo))
     todo.sort(key=lambda turn: (vllm.index(_vllm_servers(turn, params)),
                                 other.index(servers_of(turn, params)), turn.repeat))  # fmt: skip
-    if params.reference and (todo or reference):
-        setting = params.chosen[params.reference]
-        placement = place(setting, params, present)
-        if not placement.refused:
-            ends = [Turn(params.reference, setting, placement, repeat, end)
-                    for repeat, end in enumerate(("first", "last"))]  # fmt: skip
-            todo = [ends[0], *todo, ends[1]]
-    return [*refused, *todo]
+    ends = [
+        replace(turn, repeat=repeat, reference=end)
+        for turn in every
+        if turn.name == params.reference and turn.repeat == 0 and not turn.placement.refused
+        for repeat, end in enumerate(("first", "last"))
+        if todo or turn in left
+    ]
+    return [*refused, *ends[:1], *todo, *ends[1:]]
 
 
 def _vllm_servers(turn: Turn, params: EfficiencyParams) -> tuple[Server, ...]:
@@ -105,18 +104,14 @@ def _labels(turn: Turn, params: EfficiencyParams, present: list[str]) -> dict[st
     gpus = f"{' and '.join(kinds)} x {len(present)}" if present else ""
     on_cpu = placement.on_cpu or not present
     return {
+        **setting.model_dump(),
         "setting": turn.name, "repeat": turn.repeat, "reference": turn.reference,
-        "group": setting.group, "policy": setting.policy,
-        "reward": setting.reward, "schedule": setting.schedule, "parallel": setting.parallel,
         "hardware": f"CPU, {os.cpu_count()} cores" if on_cpu else gpus,
-        "gpus": placement.gpus, "gpus_wanted": 0 if placement.on_cpu else setting.gpus_wanted,
-        "shared": placement.shared, "completions": setting.completions,
-        "new_tokens": setting.new_tokens, "prompt_tokens": params.work.prompt_tokens,
-        "natural_lengths": params.work.natural_lengths,
-        "reward_latency_s": latency_s(setting, params), "on_policy": setting.on_policy,
-        "warmup_steps": setting.warmup_steps, "steps": setting.steps, "reason": None,
-        "recipe": params.recipe | setting.recipe, **training_fields(setting, params),
-        "simulated": simulated(setting, params),
+        "gpus": len(set(placement.of.values())),
+        "gpus_wanted": 0 if placement.on_cpu else setting.gpus_wanted,
+        "prompt_tokens": params.work.prompt_tokens, "natural_lengths": params.work.natural_lengths,
+        "reward_latency_s": latency_s(setting, params),
+        "recipe": params.recipe | setting.recipe, "simulated": simulated(setting, params),
         "models": asked_models(setting, params)
         | {"answer_tokens": params.work.answer_tokens, "page_tokens": params.work.prompt_tokens},
         "versions": package_versions(),

@@ -112,7 +112,7 @@ class TestServers:
         given = setting("colocate", "qwen_server", gpus=APART)
         (engine,) = servers_of(Turn("s", given, place(given, params, [0, 1]), 0), params)
         assert engine.options[:2] == ("--gpu-memory-utilization", "0.85")
-        shared = Placement({"trainer": 0, "engine": 0}, 1, shared=True)
+        shared = Placement({"trainer": 0, "engine": 0}, "0")
         (engine,) = servers_of(Turn("s", given, shared, 0), params)
         assert engine.options[:2] == ("--gpu-memory-utilization", "0.3")
 

@@ -15,7 +15,7 @@ from geo_utils.efficiency.bench import GpuWatch, Reading, parse, visible_gpus
 from geo_utils.efficiency.measure import measure
 from geo_utils.efficiency.params import EfficiencyParams, Setting
 from geo_utils.efficiency.random_weights import SHAPES
-from geo_utils.efficiency.recipes import Placement, made_shape, place, recipe, training_fields
+from geo_utils.efficiency.recipes import Placement, made_shape, place, recipe
 from geo_utils.efficiency.sweep import sweep
 from geo_utils.files import read_jsonl
 from geo_utils.grpo.params import GrpoParams
@@ -76,43 +76,42 @@ def measuring(name="", among=None):
 TWO = {"trainer": 0, "policy": 1}
 THREE = {"trainer": 0, "policy": 1, "engine": 2}
 APART = {"trainer": 0, "engine": 1}
+SHARED = {"trainer": 0, "engine": 0}
 
 
 class TestPlaces:
     @pytest.mark.parametrize(
-        ("given", "present", "share", "of", "gpus", "shared"),
+        ("given", "present", "of"),
         [
-            (setting("colocate"), 1, False, {"trainer": 0}, 1, False),
-            (setting("server", gpus=TWO), 2, False, TWO, 2, False),
-            (setting("server", "qwen_server", gpus=THREE), 4, False, THREE, 3, False),
-            (setting("colocate", "qwen_server", gpus=APART), 1, True,
-             {"trainer": 0, "engine": 0}, 1, True),
-            (setting("server", "qwen_server", gpus=THREE), 2, True,
-             {"trainer": 0, "policy": 1, "engine": 1}, 2, True),
+            (setting("colocate"), 1, {"trainer": 0}),
+            (setting("server", gpus=TWO), 2, TWO),
+            (setting("server", "qwen_server", gpus=THREE), 4, THREE),
+            (setting("colocate", "qwen_server", gpus=SHARED), 1, SHARED),
         ],
-    )  # fmt: skip
-    def test_roles_get_their_gpus(self, tmp_path, given, present, share, of, gpus, shared):
-        found = place(given, parameters(tmp_path, recipe={}, share_gpus=share), range(present))
-        assert (found.of, found.gpus, found.shared, found.refused) == (of, gpus, shared, None)
-        assert not found.lent
+    )
+    def test_roles_get_their_gpus(self, tmp_path, given, present, of):
+        found = place(given, parameters(tmp_path, recipe={}), range(present))
+        assert (found.of, found.refused, found.visible) == (of, None, "0")
 
     @pytest.mark.parametrize("reward", ["qwen_vllm", "qwen_transformers"])
     def test_an_engine_in_the_trainer_s_process_lends_it_its_gpu(self, tmp_path, reward):
         params = parameters(tmp_path, recipe={})
         assert place(setting("colocate", reward, gpus=APART), params, [3, 5]).visible == "3,5"
+        back = {"trainer": 1, "engine": 0}  # the trainer sees its own as the first
+        assert place(setting("colocate", reward, gpus=back), params, [0, 2]).visible == "2,0"
+        assert place(setting("colocate", reward, gpus=SHARED), params, [4]).visible == "4"
 
     @pytest.mark.parametrize(
-        ("given", "present", "share", "reason"),
+        ("given", "present", "reason"),
         [
-            (setting("colocate"), 0, True, "not run: needs 1 GPU, 0 here"),
-            (setting("server", gpus=TWO), 1, False, "not run: needs 2 GPUs, 1 here"),
-            (setting("server", gpus=TWO), 1, True, "weights cannot be sent to a policy server"),
-            (setting("server", "qwen_server", gpus=THREE), 2, False, "needs 3 GPUs, 2 here"),
+            (setting("colocate"), 0, "not run: needs 1 GPU, 0 here"),
+            (setting("server", gpus=TWO), 1, "not run: needs 2 GPUs, 1 here"),
+            (setting("server", "qwen_server", gpus=THREE), 2, "needs 3 GPUs, 2 here"),
         ],
     )
-    def test_or_a_reason_why_not(self, tmp_path, given, present, share, reason):
-        found = place(given, parameters(tmp_path, recipe={}, share_gpus=share), range(present))
-        assert reason in found.refused
+    def test_or_a_reason_why_not(self, tmp_path, given, present, reason):
+        found = place(given, parameters(tmp_path, recipe={}), range(present))
+        assert reason in found.refused and found.of == {}
 
     def test_they_are_those_that_may_be_used(self, tmp_path):
         found = place(setting("server", gpus=TWO), parameters(tmp_path, recipe={}), [5, 3])
@@ -120,15 +119,8 @@ class TestPlaces:
 
     def test_a_cpu_takes_what_needs_no_gpu(self, tmp_path):
         params = parameters(tmp_path)
-        assert place(setting(), params, []) == Placement({}, 0, on_cpu=True)
+        assert place(setting(), params, []) == Placement({}, on_cpu=True)
         assert place(setting("colocate"), params, range(8)).refused == "not run: needs a GPU"
-
-    def test_a_second_model_in_the_trainer_s_process_sees_its_own_gpu_as_the_second(self):
-        far = Placement({"trainer": 2, "engine": 0}, 2, lent=True)
-        assert far.visible == "2,0"
-        assert Placement({"trainer": 2, "engine": 0}, 2).visible == "2"  # the engine is a server
-        assert Placement({"trainer": 0, "policy": 1}, 2).visible == "0"
-        assert Placement({}, 0, on_cpu=True).visible == ""
 
     def test_a_setting_names_a_gpu_for_each_of_its_roles(self):
         with pytest.raises(ValueError, match="places trainer, policy, engine; give each a GPU"):
@@ -139,7 +131,8 @@ class TestPlaces:
         [
             ({"only": ["stok"], "settings": {"stock": {"group": "g", "policy": "colocate",
               "reward": "negative_length"}}}, "only: 'stok' is unknown; did you mean 'stock'?"),
-            ({"random_weights": ["Qwen3-17B"]}, "'Qwen3-17B' is unknown; did you mean"),
+            ({"random_weights": ["Qwen3-17B"]}, "'Qwen3-17B': choose from small, Qwen3-1.7B"),
+            ({"reference": "odd"}, "reference: 'odd' is unknown"),
             ({"settings": {"a": {"group": "g", "policy": "colocated", "reward": "gemini"}}},
              "choose from transformers, colocate, server"),
             ({"steps": 1}, "timing.steps=1: input should be greater than or equal to 2"),
@@ -178,10 +171,8 @@ class TestRecipes:
 
     @pytest.mark.parametrize("schedule", ["stock", "fused", "early", "ahead"])
     def test_every_schedule_is_trained_alike(self, tmp_path, schedule):
-        given = setting(reward="gemini", schedule=schedule)
-        same = {"micro_batch": 4, "checkpointing": False, "compiled": False}
-        params = parameters(tmp_path)
-        assert training_fields(filled(given, params), params) == same
+        grpo = self.recipe(tmp_path, setting(reward="gemini", schedule=schedule))["grpo"]
+        assert (grpo["per_device_train_batch_size"], grpo["gradient_checkpointing"]) == (4, False)
 
     def test_an_engine_in_the_trainer_s_process_names_its_gpu(self, tmp_path):
         given = setting(reward="qwen_transformers", gpus=APART)
@@ -233,17 +224,15 @@ def test_only_this_process_s_gpus_are_used(tmp_path, monkeypatch, asked, found):
 
 class TestGpuReadings:
     def test_a_line_of_nvidia_smi(self):
-        assert parse("0, 97, 44123, 512.25\n", 1.0) == [Reading(0, 1.0, 97.0, 44123.0, 512.25)]
-        assert parse("0, 97, 44123, [N/A]\n", 1.0) == [Reading(0, 1.0, 97.0, 44123.0, None)]
+        assert parse("0, 44123\n", 1.0) == [Reading(0, 1.0, 44123.0)]
+        assert parse("0, [N/A]\n", 1.0) == []
         assert parse("NVIDIA-SMI has failed\n", 1.0) == []
 
     def test_only_the_window_counts(self):
-        watch = GpuWatch([Reading(0, at, 10.0 * at, 1024.0 * at, 100.0) for at in range(10)])
-        seen = watch.between(2.0, 4.0, [0])
-        assert seen["utilisation"] == [30.0] and seen["peak_memory_gib"] == [4.0]
-        assert seen["energy_j"] == [200.0]
-        assert watch.between(20.0, 30.0, [0]) == dict.fromkeys(seen)
-        assert watch.between(2.0, 4.0, [0, 1]) == dict.fromkeys(seen)
+        watch = GpuWatch([Reading(0, at, 1024.0 * at) for at in range(10)])
+        assert watch.peak_gib(2.0, 4.0, [0]) == [4.0]
+        assert watch.peak_gib(20.0, 30.0, [0]) is watch.peak_gib(2.0, 4.0, [0, 1]) is None
+        assert watch.peak_gib(2.0, 4.0, []) is None
 
 
 SETTINGS = {
@@ -278,7 +267,7 @@ class TestSweep:
         row = next(row for row in swept[2] if row["setting"] == "gemini")
         low, high = row["step_s_spread"]
         assert low <= row["step_s"] <= high and len(row["step_s_all"]) == row["steps"] == 2
-        assert row["new_tokens"] == 8 and row["completions"] == 4 and row["on_policy"]
+        assert row["new_tokens"] == 8 and row["completions"] == 4
         assert row["simulated"] == [
             "random weights of small's shape",
             "Gemini: constant:0.1 s a call",
@@ -286,7 +275,6 @@ class TestSweep:
         assert row["calls_per_1000"] == 1000 * 2  # an engine and a judge call a completion
         sent = [sum(row["tokens_a_call"][role]) for role in ("engine", "judge")]
         assert row["tokens_per_1000"] == pytest.approx(1000 * sum(sent), rel=0.01)
-        assert (row["micro_batch"], row["compiled"]) == (4, False)
         each = row["phases_all"].values()
         assert all(len(seconds) == 2 for seconds in each) and row["startup_s"] > 0
         assert row["gpus"] == 0 and row["gpu_seconds_per_sample"] is None
@@ -358,7 +346,7 @@ def test_a_model_whose_answers_are_all_cut_off_is_asked_once(swept, tmp_path):
     small = str(Path(params.paths.output) / "random_weights/small")
     given = setting(reward="qwen_server", gpus=APART)
     models, urls = {"policy": small, "engine": small}, {"engine": "http://unused"}
-    placement = Placement({}, 0, on_cpu=True)
+    placement = Placement({}, on_cpu=True)
     values = recipe(filled(given, params), params, placement, models, urls, tmp_path)
     values |= {"engine": f"transformers/{small}", "judge": f"transformers/{small}", "servers": {}}
     values["grpo"]["max_steps"] = 6  # a training ends after 5 batches without a score
