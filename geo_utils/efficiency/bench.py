@@ -263,6 +263,7 @@ class Bench:
             models = self._models(setting)
             phase = "starting its servers"
             urls = self._serve(servers_of(turn, params), models, until)
+            phase = "making its recipe"
             values = recipe(setting, params, turn.placement, models, urls, folder)
             spec = {"recipe": values, "warmup_steps": setting.warmup_steps,
                     "answer_tokens": params.work.answer_tokens,
@@ -279,6 +280,8 @@ class Bench:
             memory = any(sign in str(error).lower() for sign in NO_MEMORY)
             status = "out of memory" if memory else "failed"
             return self._lost(status, str(error)[-600:], folder, phase) | {"log_tail": error.log}
+        except (ValueError, subprocess.CalledProcessError) as error:  # of this setting alone
+            return self._lost("failed", str(error)[-600:], folder, phase)
         path = folder / "result.json"
         if not path.is_file():
             return self._lost("failed", f"ended with status {program.poll()}", folder, phase)
@@ -311,9 +314,10 @@ class Bench:
         for role, model in asked_models(setting, self.params).items():
             if shape := made_shape(model, self.params):
                 folder = resolve_path(self.params.paths.output) / "random_weights" / shape
-                if not is_made(shape, folder):  # in a process of its own: its GPU is free again
-                    command = [sys.executable, "-m", _RANDOM_WEIGHTS, shape, str(folder)]
-                    subprocess.run(command, check=True)
+                seed = self.params.seed
+                if not is_made(shape, folder, seed):  # in a process whose GPU is then free again
+                    command = [_RANDOM_WEIGHTS, shape, str(folder), str(seed)]
+                    subprocess.run([sys.executable, "-m", *command], check=True)
                 model = str(folder)
             found[role] = model
         return found

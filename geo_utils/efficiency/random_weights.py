@@ -82,4 +82,4 @@ def _make(shape: dict[str, Any], folder: Path, texts: Iterable[str], seed: int) 
 
 
 if __name__ == "__main__":
-    make_random_model(sys.argv[1], Path(sys.argv[2]))
+    make_random_model(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

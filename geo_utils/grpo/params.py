@@ -445,6 +445,8 @@ def check_machine(params: GrpoParams) -> None:
         ParameterError: vLLM or a GPU is missing, the policy's folder or server is not there or
             serves another model, or a checkpoint is of another training.
     """
+    if params.dry_run:  # which counts calls, on whatever machine
+        return
     grpo, name, small = params.grpo, params.policy.base, params.policy.cold_start.small_model
     if grpo.get("use_vllm") and find_spec("vllm") is None:
         way = "pip install -e '.[gpu]', or set use_vllm: false"

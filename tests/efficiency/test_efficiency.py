@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
-from geo_utils.efficiency.bench import GpuWatch, Reading, parse, visible_gpus
+from geo_utils.cluster.supervisor import Supervised
+from geo_utils.efficiency.bench import Bench, GpuWatch, Reading, parse, visible_gpus
 from geo_utils.efficiency.measure import measure
 from geo_utils.efficiency.params import EfficiencyParams, Setting
 from geo_utils.efficiency.random_weights import SHAPES
@@ -358,6 +359,38 @@ def test_a_model_whose_answers_are_all_cut_off_is_asked_once(swept, tmp_path):
     assert (tmp_path / "phase").read_text() == "step 6 of 6"
     assert result["calls_per_1000"] == 1000 * 2 and result["abstained"] == 0
     assert result["engine_s"] > 0 and result["judge_s"] > 0
+
+
+def test_a_setting_that_cannot_be_made_is_a_row_and_the_sweep_goes_on(tmp_path, monkeypatch):
+    """One whose batch does not divide, and one whose model cannot be made."""
+    settings = {"odd": SETTINGS["negative"] | {"completions": 20, "recipe": {"num_generations": 8}},
+                "gone": SETTINGS["negative"], "colocate": SETTINGS["colocate"]}  # fmt: skip
+    params = parameters(tmp_path, settings=settings, random_weights=[], policy="no/such-model")
+    monkeypatch.setattr(Bench, "_process", lambda self, turn: Supervised(
+        ["sleep", "60"], self._folder(turn) / "log.txt"))  # fmt: skip
+    asked = []
+
+    def models(self, setting):
+        asked.append(setting)
+        if len(asked) == 2:
+            raise subprocess.CalledProcessError(1, ["random_weights"])
+        return {"policy": "p", "engine": "e"}
+
+    monkeypatch.setattr(Bench, "_models", models)
+    (tmp_path / "run").mkdir()
+    rows = {row["setting"]: row for row in sweep(params, Run(tmp_path / "run"))}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "colocate": "not run", "odd": "failed", "gone": "failed",
+    }  # fmt: skip
+    assert "completions=20" in rows["odd"]["reason"] and "random_weights" in rows["gone"]["reason"]
+
+
+def test_the_seed_reaches_the_random_weights(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: made.append(command))
+    params = parameters(tmp_path, settings={"s": SETTINGS["negative"]}, seed=7)
+    Bench(params, tmp_path)._models(params.chosen["s"])
+    assert made and all(command[-1] == "7" for command in made)
 
 
 def test_smoke_and_study_are_parameters_of_this_notebook():

@@ -288,10 +288,10 @@ class TestCleaning:
             "The harbour has a long story.\n\nImprovements made in 1990 doubled the quay.",
             "Bills of the harbour, all of them.\n\nThe revised version of it is in force.",
             "Release 2.0 of the tide table is out.\n\n**Key changes:**\n\n- all hours are new",
-            "On tides and what they do to us.\n\nExplanation: the Moon, as Newton held, raises them.",
+            "On tides and what they do to us.\n\nExplanation: the Moon, says Newton, raises them.",
             "Tide tables for all who sail here.\n\nWould you like one? Call the harbour today.",
-            "Here is why tides matter to you:\n\n- they float your boat, and they float all others",
-            "~~~\ntide --now\n~~~\n\nThat shows the tide of now, in words\n\n~~~\nlast\n~~~",
+            "Here is why tides matter to you:\n\n- they float your boat and all others",
+            "~~~\ntide --now\n~~~\n\nThat shows the tide, in words\n\n~~~\nlast\n~~~",
             "How to ask us for a table of tides.\n\nLet me know what you think of it, sailors.",
         ],
     )
