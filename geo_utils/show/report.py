@@ -31,6 +31,8 @@ BROWSERS = (
 _LIMIT_S = 120
 _PAGE = re.compile(rb"/Type\s*/Page\b(?!s)")
 _REVEAL = files("pyreveal") / "revealjs" / "dist"
+# nbconvert's own way to print, by a style sheet that is not there.
+_PRINT = re.compile(r"<script>\s*if\( window\.location\.search\.match\(.*?</script>", re.DOTALL)
 _REVEAL_LINK = re.compile(r'<link[^>]*href="reveal-inline/dist/([\w/.-]+)"[^>]*>')
 
 
@@ -89,7 +91,8 @@ def render_report(
     script = (_REVEAL / "reveal.js").read_text(encoding="utf-8")
     own = {"geo_reveal_js": script, "geo_slides_js": fit}
     slides, _ = slider.from_notebook_node(_a_slide_an_output(node), own)
-    slides = secured(_REVEAL_LINK.sub(_inline_style, slides), [runs, script, fit])
+    slides = _REVEAL_LINK.sub(_inline_style, _PRINT.sub("", slides))
+    slides = secured(slides, [runs, script, fit])
     write_atomic(folder / "slides.html", slides)
     if pdf or ((run.get("parameters") or {}).get("resolved") or {}).get("pdf"):
         try:
