@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,55 +75,45 @@ class Reading:
     memory_mib: float
 
 
-@dataclass
-class GpuWatch:
-    """Reads all GPUs five times a second, for a `with` block; nothing where there are none.
+@contextmanager
+def gpu_readings() -> Iterator[list[Reading]]:
+    """Read all GPUs five times a second into a list; nothing where there are none."""
+    readings: list[Reading] = []
+    if not visible_gpus():
+        yield readings
+        return
+    query = ["nvidia-smi", "--query-gpu=index,memory.used", "--format=csv,noheader,nounits"]
+    with subprocess.Popen(
+        [*query, "-lms", "200"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as program:
 
-    Attributes:
-        readings: So far.
+        def read() -> None:
+            for line in program.stdout or ():
+                readings.extend(parse(line, time.time()))
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        try:
+            yield readings
+        finally:
+            program.kill()
+            reader.join(5)
+
+
+def peak_gib(
+    readings: Sequence[Reading], began: float, ended: float, gpus: Sequence[int]
+) -> list[float] | None:
+    """Return the most memory of each GPU in a stretch of time; None where it was not read.
+
+    Args:
+        readings: Of all GPUs.
+        began: As time.time.
+        ended: Likewise.
+        gpus: Indices.
     """
-
-    readings: list[Reading] = field(default_factory=list)
-    _program: subprocess.Popen[str] | None = None
-    _reader: threading.Thread | None = None
-
-    def __enter__(self) -> Self:
-        """Start reading."""
-        if visible_gpus():
-            query = ["--query-gpu=index,memory.used", "--format=csv,noheader,nounits"]
-            self._program = subprocess.Popen(
-                ["nvidia-smi", *query, "-lms", "200"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            self._reader = threading.Thread(target=self._read, daemon=True)
-            self._reader.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop reading."""
-        if self._program and self._reader:
-            self._program.kill()
-            self._program.wait()
-            self._reader.join(5)
-
-    def _read(self) -> None:
-        assert self._program is not None and self._program.stdout is not None
-        for line in self._program.stdout:
-            self.readings += parse(line, time.time())
-
-    def peak_gib(self, began: float, ended: float, gpus: list[int]) -> list[float] | None:
-        """Return the most memory of each GPU in a stretch of time; None where it was not read.
-
-        Args:
-            began: As time.time.
-            ended: Likewise.
-            gpus: Indices.
-        """
-        seen = [r for r in self.readings if began <= r.at <= ended]
-        held = [[r.memory_mib for r in seen if r.gpu == gpu] for gpu in gpus]
-        return [round(max(row) / 1024, 1) for row in held] if held and all(held) else None
+    seen = [r for r in readings if began <= r.at <= ended]
+    held = [[r.memory_mib for r in seen if r.gpu == gpu] for gpu in gpus]
+    return [round(max(row) / 1024, 1) for row in held] if held and all(held) else None
 
 
 def parse(line: str, at: float) -> list[Reading]:
@@ -211,11 +201,10 @@ class Bench:
         self._up: dict[Server, tuple[Supervised, str]] = {}
         self._started = 0
         self._next: tuple[Turn, Supervised] | None = None
-        self._watch = GpuWatch()
 
     def __enter__(self) -> Self:
         """Begin to read the GPUs."""
-        self._stack.enter_context(self._watch)
+        self._readings = self._stack.enter_context(gpu_readings())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -251,7 +240,12 @@ class Bench:
         window = result.pop("window", None)
         if window:
             startup = time.monotonic() - began - result.pop("all_steps_s")
-            result |= {"startup_s": round(startup, 1)} | self._rates(result, turn, window)
+            gpus, size = sorted(set(turn.placement.of.values())), turn.setting.completions or 1
+            result |= {
+                "startup_s": round(startup, 1),
+                "gpu_seconds_per_sample": len(gpus) * result["step_s"] / size if gpus else None,
+                "peak_memory_gib": peak_gib(self._readings, window[0], window[1], gpus),
+            }
         return result
 
     def _result(
@@ -351,12 +345,3 @@ class Bench:
         """Take down every server that is not wanted."""
         for server in [server for server in self._up if server not in wanted]:
             self._up.pop(server)[0].stop()
-
-    def _rates(self, result: dict[str, Any], turn: Turn, window: Sequence[float]) -> dict[str, Any]:
-        """Return what a sample costs of the GPUs, and their memory while the counted steps ran."""
-        step, size = result["step_s"], turn.setting.completions or 1
-        gpus = sorted(set(turn.placement.of.values()))
-        return {
-            "gpu_seconds_per_sample": len(gpus) * step / size if gpus else None,
-            "peak_memory_gib": self._watch.peak_gib(window[0], window[1], gpus),
-        }

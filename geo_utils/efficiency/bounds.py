@@ -52,12 +52,7 @@ import pandas as pd
 from geo_utils.efficiency.rows import TRAIN_PHASES, each
 
 # The bound of each schedule; `fused` leaves a pass out and overlaps nothing.
-REGIME = {
-    "stock": "synchronous",
-    "fused": "synchronous",
-    "early": "streaming",
-    "ahead": "ahead",
-}
+REGIME = {"stock": "synchronous", "fused": "synchronous", "early": "streaming", "ahead": "ahead"}
 
 
 def least_step(row: Any, latency_s: Any = None, parallel: bool | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pandas.io.formats.style import Styler
 
 from geo_utils.efficiency.bounds import bounds
 from geo_utils.efficiency.params import CapacityOptions, Setting
-from geo_utils.efficiency.rows import SAME, SLIDE_ROWS, each, laid_out, of_work, source
+from geo_utils.efficiency.rows import SAME, SLIDE_ROWS, each, laid_out, named, of_work, source
 
 
 def rewarded(rows: pd.DataFrame) -> pd.DataFrame:
@@ -43,8 +43,7 @@ def asked_per_minute(rows: pd.DataFrame) -> pd.DataFrame:
     """
     sent = rows[["calls_per_1000", "tokens_per_1000"]].set_axis(["requests", "tokens"], axis=1)
     asked = sent.mul(rows["completions"] * 60 / rows["step_s"], axis=0) / 1000
-    gemini = rows["reward"] == "gemini"
-    return asked.where(asked > 0).where(gemini, 0.0, axis=0)
+    return asked.where(asked > 0).where(rows["reward"] == "gemini", 0.0, axis=0)
 
 
 def _known(rows: pd.DataFrame, options: CapacityOptions) -> pd.Series:
@@ -65,7 +64,7 @@ def plan(rows: pd.DataFrame, options: CapacityOptions) -> pd.DataFrame:
     Returns:
         A row for each setting:
 
-        - `setting`, and `label`, its name as it is written;
+        - `setting`;
         - `gpus`: of one experiment;
         - `step_gpu_s`: GPU-seconds per step that no limit slows down;
         - `at_once`: experiments at a time that do not slow each other down; 0 where one does not
@@ -100,7 +99,6 @@ def plan(rows: pd.DataFrame, options: CapacityOptions) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "setting": found["setting"],
-            "label": found["label"],
             "gpus": gpus,
             "step_gpu_s": found["step_s"] * gpus,
             "at_once": np.minimum(held, np.floor(api + 1e-9).clip(lower=1)).astype(int),
@@ -136,10 +134,15 @@ def plan_table(plans: pd.DataFrame, results: pd.DataFrame, options: CapacityOpti
     order = plans.assign(other=~plans.index.isin(marked), near=plans["sweep_hours"].round(1))
     shown = order.sort_values(["other", "near", "step_gpu_s"], kind="stable")[:SLIDE_ROWS]
     shown["limited_by"] += np.where(shown["slowed"], " (slows even one)", "")
+    work = next(iter(results.loc[results["measured"], "amount"]), "no measured work")
+    limits = [f"{limit:,.0f} {name} a minute" for name, limit in _limits(options).items()]
     caption = (
         "At once: without slowing each other down. A day, and for the sweep of "
         f"{options.experiments}: with as many side by side as finish soonest. The best "
-        f"{len(shown)} of {len(plans)} settings. Computed for {_basis(results, options)}."
+        f"{len(shown)} of {len(plans)} settings. Computed for {options.gpus} GPUs of "
+        f"{options.gpu_memory_gib:g} GiB, {' and '.join(limits) or 'no API limit'} for all "
+        f"experiments together, {options.steps} steps an experiment of {work}; no preemption and "
+        f"no start-up counted; steps {source(results)}."
     )
     columns = "setting gpus at_once limited_by hours per_day sweep_hours gpu_hours cost"
     return laid_out(shown, columns, caption, marked)
@@ -164,10 +167,10 @@ def plan_findings(
             else f"US$ {many.cost:.2f} of API calls each"
         )
         lines = [
-            f"- **One urgent experiment**: {one.label}, {one.hours:.1f} h on {one.gpus} "
+            f"- **One urgent experiment**: {named(one.setting)}, {one.hours:.1f} h on {one.gpus} "
             f"GPU{'s' * (one.gpus != 1)}.",
-            f"- **A sweep of {options.experiments}**: {many.label}, {many.at_once} at once "
-            f"(limited by {many.limited_by}), {many.sweep_hours:.1f} h, "
+            f"- **A sweep of {options.experiments}**: {named(many.setting)}, {many.at_once} at "
+            f"once (limited by {many.limited_by}), {many.sweep_hours:.1f} h, "
             f"{many.per_day:.1f} experiments a day, {cost}.",
         ]
     sizes = sorted({setting.gpus_wanted for setting in planned.values()})
@@ -188,19 +191,7 @@ def plan_findings(
         lines.append(
             f"- Not planned, as their rows do not say what they sent: {', '.join(unknown)}."
         )
-    return "\n".join([*lines, "", f"For {_basis(results, options)}."])
-
-
-def _basis(results: pd.DataFrame, options: CapacityOptions) -> str:
-    """Say what a plan rests on."""
-    work = next(iter(results.loc[results["measured"], "amount"]), "no measured work")
-    limits = [f"{limit:,.0f} {name} a minute" for name, limit in _limits(options).items()]
-    return (
-        f"{options.gpus} GPUs of {options.gpu_memory_gib:g} GiB, "
-        f"{' and '.join(limits) or 'no API limit'} for all experiments together, {options.steps} "
-        f"steps an experiment of {work}; no preemption and no start-up counted; steps "
-        f"{source(results)}"
-    )
+    return "\n".join([*lines, "", f"Source: {source(results)}."])
 
 
 def efficiency_headline(

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, quantiles
@@ -61,7 +61,7 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     roles = make_roles(params)
     engine, judge = _asked_once(roles, spec["answer_tokens"])
     base = base_model(params)
-    resize = Resize(load_tokenizer(base), spec["page_tokens"])
+    resize = partial(resized, load_tokenizer(base), spec["page_tokens"])
     examples = work_examples(load_corpus(**params.corpus_options), resize)
     rows, prompt_tokens = prompts(params, examples, base, spec["same_length"])
     _note(folder, "making the trainer")
@@ -100,29 +100,17 @@ def _note(folder: Path, phase: str) -> None:
     write_atomic(folder / "phase", phase)
 
 
-@dataclass(frozen=True)
-class Resize:
-    """Gives a page a number of tokens: cuts it, or fills it up with one word.
-
-    Attributes:
-        tokenizer: Counts.
-        tokens: How many.
-    """
-
-    tokenizer: Any
-    tokens: int
-
-    def __call__(self, page: str) -> str:
-        """Return the page with as many tokens, within one or two at the cut."""
-        found = self.tokenizer(page, add_special_tokens=False, return_offsets_mapping=True)
-        ends = [end for _, end in found["offset_mapping"]]
-        if len(ends) >= self.tokens:
-            return page[: ends[self.tokens - 1]]
-        one = len(self.tokenizer(_FILLER, add_special_tokens=False)["input_ids"])
-        return page + _FILLER * ((self.tokens - len(ends)) // one)
+def resized(tokenizer: Any, tokens: int, page: str) -> str:
+    """Return a page cut, or filled up with one word, to so many tokens, within one or two."""
+    found = tokenizer(page, add_special_tokens=False, return_offsets_mapping=True)
+    ends = [end for _, end in found["offset_mapping"]]
+    if len(ends) >= tokens:
+        return page[: ends[tokens - 1]]
+    one = len(tokenizer(_FILLER, add_special_tokens=False)["input_ids"])
+    return page + _FILLER * ((tokens - len(ends)) // one)
 
 
-def work_examples(corpus: Iterable[Example], resize: Resize) -> list[Example]:
+def work_examples(corpus: Iterable[Example], resize: Callable[[str], str]) -> list[Example]:
     """Return an example a key point, whose pages all have the size of the study's.
 
     A page of the sample is short: the query's others follow it. Each page begins with a line that

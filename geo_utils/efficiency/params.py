@@ -125,12 +125,10 @@ class GeminiOptions(Options):
     Attributes:
         service: `auto` asks the real service where a key is set; `simulated` never.
         latency_s: Seconds of engine and judge together, of the simulated one.
-        sigma: Their spread: 0 for constant, else the sigma of a lognormal distribution.
     """
 
     service: Literal["auto", "simulated"] = "auto"
     latency_s: Annotated[float, Field(ge=0)] = 2.0
-    sigma: Annotated[float, Field(ge=0)] = 0.0
 
 
 class ModelOptions(Options):
@@ -173,7 +171,6 @@ class EfficiencyParams(NotebookParams):
         | {name: f"{group}.{name}" for group, own in _GROUPS.items() for name in own.model_fields}
         | {
             "reward_latency_s": "gemini.latency_s",
-            "latency_sigma": "gemini.sigma",
             "policy_model": "models.policy",
             "engine_model": "models.engine",
             "random_weights": "models.random_weights",

@@ -141,9 +141,7 @@ def latency_s(setting: Setting, params: EfficiencyParams) -> float | None:
 
 def call_latency(setting: Setting, params: EfficiencyParams) -> str:
     """Return the look-alike's latency of one call."""
-    half = (latency_s(setting, params) or 0.0) / 2
-    sigma = params.gemini.sigma
-    return f"lognormal:{half:g},{sigma:g}" if sigma else f"constant:{half:g}"
+    return f"constant:{(latency_s(setting, params) or 0.0) / 2:g}"
 
 
 def _roles(

@@ -226,10 +226,9 @@ def table_of(rows: Sequence[Mapping[Any, Any]]) -> pd.DataFrame:
     every = pd.DataFrame(list(rows))
     names = [*Row.model_fields, "bench", "repeats", "lost", *every]
     every = every.reindex(columns=list(dict.fromkeys(names)))
-    every = every.astype(dict.fromkeys(_FIGURES, float))
+    every = every.fillna({"repeats": 1, "lost": 0})
+    every = every.astype({**dict.fromkeys(_FIGURES, float), "repeats": int, "lost": int})
     every["bench"] = every["bench"].astype(object).fillna(every["sitting"])
-    every["repeats"] = every["repeats"].fillna(1).astype(int)
-    every["lost"] = every["lost"].fillna(0).astype(int)
     every["on_policy"] = every["schedule"].ne("ahead")
     spread = [row.step_s_spread or (row.step_s,) * 2 for row in each(every)]
     every[["low", "high"]] = np.array(spread, dtype=float).reshape(len(every), 2)
@@ -400,9 +399,10 @@ def sittings(rows: pd.DataFrame) -> pd.DataFrame:
         first and last; `drift`, the last over the first, less 1; `bench`, the first sitting that
         it agrees with, its own name if there is none. NaN where there is none.
     """
-    done = rows["setting"].where(rows["measured"])
-    timed = rows.assign(date=rows["measured_at"].fillna("").astype(str), settings=done)
-    timed = timed.sort_values("date", kind="stable")
+    timed = rows.assign(
+        date=rows["measured_at"].fillna("").astype(str),
+        settings=rows["setting"].where(rows["measured"]),
+    ).sort_values("date", kind="stable")
     how = {"device": "first", "date": "first", "settings": "nunique"}
     found = timed.groupby("sitting", sort=False).agg(how)
     ends = timed[timed["measured"] & timed["reference"].notna()]
@@ -442,9 +442,8 @@ def sitting_table(rows: pd.DataFrame) -> Styler:
     found["shown_with"] = found["bench"].where(found["bench"] != found["sitting"])
     columns = "sitting date device settings reference first_s last_s drift shown_with"
     caption = (
-        "A sitting is one machine and one process tree; the reference is its first and last "
-        f"measurement. Sittings whose reference differs by more than {SAME - 1:.0%}, or that have "
-        "none, are shown apart; ratios are always of one sitting."
+        f"Sittings whose reference differs by more than {SAME - 1:.0%}, or that have none, are "
+        "shown apart; ratios are always of one sitting."
     )
     return laid_out(found, columns, caption)
 

@@ -100,9 +100,8 @@ def _vllm_servers(turn: Turn, params: EfficiencyParams) -> tuple[Server, ...]:
 def _labels(turn: Turn, params: EfficiencyParams, present: list[str]) -> dict[str, Any]:
     """Return what a row says of its setting, whatever becomes of it."""
     setting, placement = turn.setting, turn.placement
-    kinds = sorted(set(present))
-    gpus = f"{' and '.join(kinds)} x {len(present)}" if present else ""
     on_cpu = placement.on_cpu or not present
+    gpus = f"{' and '.join(sorted(set(present)))} x {len(present)}"
     return {
         **setting.model_dump(),
         "setting": turn.name, "repeat": turn.repeat, "reference": turn.reference,

@@ -12,7 +12,14 @@ import pytest
 from conftest import PROJECT
 
 from geo_utils.cluster.supervisor import Supervised
-from geo_utils.efficiency.bench import Bench, GpuWatch, Reading, parse, visible_gpus
+from geo_utils.efficiency.bench import (
+    Bench,
+    Reading,
+    gpu_readings,
+    parse,
+    peak_gib,
+    visible_gpus,
+)
 from geo_utils.efficiency.measure import measure
 from geo_utils.efficiency.params import EfficiencyParams, Setting
 from geo_utils.efficiency.random_weights import SHAPES
@@ -230,10 +237,28 @@ class TestGpuReadings:
         assert parse("NVIDIA-SMI has failed\n", 1.0) == []
 
     def test_only_the_window_counts(self):
-        watch = GpuWatch([Reading(0, at, 1024.0 * at) for at in range(10)])
-        assert watch.peak_gib(2.0, 4.0, [0]) == [4.0]
-        assert watch.peak_gib(20.0, 30.0, [0]) is watch.peak_gib(2.0, 4.0, [0, 1]) is None
-        assert watch.peak_gib(2.0, 4.0, []) is None
+        read = [Reading(0, at, 1024.0 * at) for at in range(10)]
+        assert peak_gib(read, 2.0, 4.0, [0]) == [4.0]
+        assert peak_gib(read, 20.0, 30.0, [0]) is peak_gib(read, 2.0, 4.0, [0, 1]) is None
+        assert peak_gib(read, 2.0, 4.0, []) is None
+
+    def test_they_are_read_until_the_block_ends(self, tmp_path, monkeypatch):
+        fake = tmp_path / "nvidia-smi"
+        fake.write_text(
+            "#!/bin/sh\ncase $1 in\n*uuid*) echo '0, GPU-aa, H200';;\n"
+            "*) while sleep 0.02; do echo 0, 2048; done;;\nesac\n"
+        )
+        fake.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        until = time.monotonic() + 60
+        with gpu_readings() as read:
+            while len(read) < 3 and time.monotonic() < until:
+                time.sleep(0.01)
+        count = len(read)
+        assert count >= 3 and peak_gib(read, 0, time.time(), [0]) == [2.0]
+        time.sleep(0.1)
+        assert len(read) == count
 
 
 SETTINGS = {

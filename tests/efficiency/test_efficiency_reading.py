@@ -638,9 +638,10 @@ class TestShown:
         for text in (step_findings(self.results), free):
             assert re.search("n =? ", text) and "NVIDIA H200" in text and "SIMULATED" in text
         assert "Fastest on policy: **none**, 4.25 [" in step_findings(self.results)
-        text = told_of(planned_work(self.results), self.options)
-        assert "**One urgent experiment**: ahead" in text
-        assert "4,000,000 tokens a minute" in text
+        rows = planned_work(self.results)
+        assert "**One urgent experiment**: ahead" in told_of(rows, self.options)
+        shown = plan_table(plan(rows, self.options), rows, self.options)
+        assert "4,000,000 tokens a minute" in text_of(shown)
 
     def test_tables_of_nothing_say_so(self):
         nothing = pooled(table(broken("a"), broken("b", "failed")))

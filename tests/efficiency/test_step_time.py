@@ -5,6 +5,7 @@ import gc
 import json
 import random
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from geo_utils.corpus import load_corpus
 from geo_utils.efficiency import random_weights
-from geo_utils.efficiency.measure import Resize, _AnyReply, _unequal, prompts, work_examples
+from geo_utils.efficiency.measure import _AnyReply, _unequal, prompts, resized, work_examples
 from geo_utils.efficiency.random_weights import SHAPES
 from geo_utils.grpo.data import free_memory
 from geo_utils.grpo.log import SettledHeap
@@ -92,7 +93,7 @@ def test_fixed_work_pads_nothing(folder, same):
     data = params.data.model_copy(update={"max_prompt_tokens": 1500})
     params = params.model_copy(update={"data": data})
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    examples = work_examples(load_corpus("sample", limit=6), Resize(tokenizer, 1600))
+    examples = work_examples(load_corpus("sample", limit=6), partial(resized, tokenizer, 1600))
     rows, mean = prompts(params, examples, str(folder), same)
     lengths = {
         len(tokenizer.apply_chat_template(
@@ -110,13 +111,13 @@ class TestWork:
     def test_pages_have_the_size_that_is_asked_for(self, folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
         for tokens in (50, 2_000, 40_000):  # cut, and filled up
-            resize = Resize(tokenizer, tokens)
+            resize = partial(resized, tokenizer, tokens)
             for page in ("# Tides\n\nTwo a day, in most places. ", "é" * 9000, " and" * 8000):
                 count = len(tokenizer(resize(page), add_special_tokens=False)["input_ids"])
                 assert count == pytest.approx(tokens, abs=4)
 
     def test_each_key_point_has_pages_of_its_own(self, folder):
-        resize = Resize(AutoTokenizer.from_pretrained(folder), 700)
+        resize = partial(resized, AutoTokenizer.from_pretrained(folder), 700)
         corpus = load_corpus("sample", limit=3)
         examples = work_examples(corpus, resize)
         assert len(examples) == sum(len(e.key_points) for e in corpus)
@@ -126,7 +127,7 @@ class TestWork:
 
     def test_a_reply_becomes_a_page_of_that_size(self, folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        resize = Resize(tokenizer, 300)
+        resize = partial(resized, tokenizer, 300)
         (example, *_) = work_examples(load_corpus("sample", limit=1), resize)
         task = _AnyReply("key_point", resize=resize)
         for reply in ("A short page.", "tide " * 900, ""):

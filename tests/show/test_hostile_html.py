@@ -12,7 +12,6 @@ from conftest import PROJECT
 from IPython.core.formatters import DisplayFormatter
 from run_folders import make_run
 
-from geo_utils.efficiency.rows import laid_out
 from geo_utils.files import write_atomic
 from geo_utils.parameters import default_parameters
 from geo_utils.records import find_records
@@ -94,7 +93,7 @@ def test_no_page_runs_or_fetches_what_is_named_by_others(canary, tmp_path):
                    git={"commit": evil})  # fmt: skip
     node = nbformat.v4.new_notebook(cells=[
         nbformat.v4.new_markdown_cell("# Title"),
-        shown(styled(table, [evil], evil), table, in_words(evil), laid_out(table, evil)),
+        shown(styled(table, [evil], evil), table, in_words(evil)),
     ])  # fmt: skip
     nbformat.write(node, run / "notebook.ipynb")
     (record,) = find_records(tmp_path)
