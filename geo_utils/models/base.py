@@ -200,8 +200,8 @@ def redacted(text: str, longest: int = 300) -> str:
 
 def without_secrets(text: str) -> str:
     """Return the text without the environment's keys and passwords, and those in addresses."""
-    named = [(value.strip(), name) for name, value in os.environ.items()
-             if name.upper().endswith(_SECRET_NAMES)]  # fmt: skip
+    secret = [name for name in os.environ if name.upper().endswith(_SECRET_NAMES)]
+    named = [(os.environ.get(name, "").strip(), name) for name in secret]
     for value, name in sorted(named, key=lambda pair: -len(pair[0])):
         if len(value) >= 16 or (len(value) >= 8 and re.search(r"\d", value)):  # and no plain word
             text = text.replace(value, f"[{name}]")

@@ -24,7 +24,8 @@ from geo_utils.models.replies import writable
 
 _POLL_S = (0.02, 0.25)  # the first pause and the longest
 _ENDING = ".answers.jsonl"
-_CHANGES = ".changes"  # a byte for each answer that was put, so that one look tells of new ones
+# Locks by key; a byte is added for each answer that is put, so that its length tells of new ones.
+_FLIGHTS = ".in-flight"
 _MOST_SEGMENTS = 16  # that nobody writes to
 # One descriptor a lock file for the life of the process: closing any descriptor of a file drops
 # all of the process's POSIX locks on it.
@@ -72,8 +73,8 @@ class AnswerCache:
         self._lock = threading.RLock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _lock_file(folder / ".in-flight")
-            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 16**15)  # beyond every key's
+            # Beyond every key's own place.
+            fcntl.lockf(_lock_file(folder / _FLIGHTS), fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 16**15)
         except OSError as error:
             raise OSError(
                 f"cache folder {folder} cannot be written ({error.strerror}); answers that cost "
@@ -169,7 +170,7 @@ class AnswerCache:
 
         The operating system frees the key when its process dies, however it dies.
         """
-        descriptor = _lock_file(self.folder / ".in-flight")
+        descriptor = _lock_file(self.folder / _FLIGHTS)
         offset, pause = int(key[:15], 16), _POLL_S[0]
         while True:
             try:
@@ -214,16 +215,15 @@ class AnswerCache:
         return deleted, busy
 
     def _changes(self) -> int:
-        try:
-            return (self.folder / _CHANGES).stat().st_size
-        except OSError:  # nothing was put yet
-            return 0
+        status = os.fstat(_lock_file(self.folder / _FLIGHTS))
+        if not status.st_nlink:  # somebody deleted it
+            status = os.fstat(_lock_file(self.folder / _FLIGHTS, anew=True))
+        return status.st_size
 
     def _note_change(self) -> None:
-        with (self.folder / _CHANGES).open("ab", buffering=0) as file:
-            file.write(b".")
-            # Where another process has put one as well, what it put is still to be read.
-            self._known += os.fstat(file.fileno()).st_size == self._known + 1
+        os.write(_lock_file(self.folder / _FLIGHTS), b".")
+        # Where another process has put one as well, what it put is still to be read.
+        self._known += self._changes() == self._known + 1
 
     def _merge(self) -> None:
         """Put the segments that nobody writes to into one, where there are many.
@@ -315,10 +315,11 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _lock_file(path: Path) -> int:
+def _lock_file(path: Path, anew: bool = False) -> int:
     with _LOCK_FILES_GUARD:
-        if path not in _LOCK_FILES:
-            _LOCK_FILES[path] = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if anew or path not in _LOCK_FILES:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _LOCK_FILES[path] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         return _LOCK_FILES[path]
 
 

@@ -118,6 +118,7 @@ class Gemini:
 
 def _completion(response: types.GenerateContentResponse, latency_s: float) -> Completion:
     """Read a response; see `replies`."""
+    blocked = response.prompt_feedback and response.prompt_feedback.block_reason
     used = response.usage_metadata or types.GenerateContentResponseUsageMetadata()
     reason = response.candidates[0].finish_reason if response.candidates else None
     # Whether what was blocked is billed is not known; the budget counts it, to be kept either way.
@@ -128,10 +129,10 @@ def _completion(response: types.GenerateContentResponse, latency_s: float) -> Co
         "tokens_cached": used.cached_content_token_count,
         "served_by": response.model_version,
     }
+    if response.candidates and not blocked:
+        told = response.usage_metadata is not None
+        return received(text=response.text, finish_reason=reason, counted=told, **what)
     counts = received(text="", finish_reason="stop", **what) if response.usage_metadata else None
-    blocked = response.prompt_feedback and response.prompt_feedback.block_reason
     if blocked:
         raise UnusableError(f"prompt blocked: {blocked.value}", "blocked", counts=counts)
-    if not response.candidates:
-        raise UnusableError("no candidate in the answer", "empty", again=True, counts=counts)
-    return received(text=response.text, finish_reason=reason, counted=counts is not None, **what)
+    raise UnusableError("no candidate in the answer", "empty", again=True, counts=counts)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_AT_ONCE = 16
+_AT_ONCE, _MOST = 16, 1024
 _LOOP: asyncio.AbstractEventLoop | None = None
 _LOCK = threading.Lock()
 
@@ -28,6 +29,9 @@ def _the_loop() -> asyncio.AbstractEventLoop:
     global _LOOP
     with _LOCK:
         if _LOOP is None:
+            # What is imported by now stays: garbage collection, which stops the loop, looks at a
+            # third of a second's worth of objects less.
+            gc.freeze()
             _LOOP = asyncio.new_event_loop()
             threading.Thread(target=_LOOP.run_forever, name="geo-utils loop", daemon=True).start()
         return _LOOP
@@ -67,23 +71,34 @@ async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     When a budget or a failing service stops a run, calls that are under way still come to their
     end, and their answers, which are paid for, into the cache. An interrupt cancels them.
 
-    They begin a few at a time: thousands at once would leave the loop no time for anything else.
+    They begin a few at a time, and so many are under way at most as a caller may have in flight:
+    tens of thousands at once would leave the loop no time for anything else.
     """
-    each = list(coroutines)
-    begun: list[asyncio.Task[T]] = []
+    results: dict[int, T] = {}
+    errors: dict[int, BaseException] = {}
+    each, workers, over = enumerate(coroutines), list[asyncio.Task[None]](), list[bool]()
+
+    async def work() -> None:
+        for place, coroutine in each:
+            try:
+                results[place] = await coroutine
+            except Exception as error:
+                errors[place] = error
+        over.append(True)
+
     try:
-        for place, coroutine in enumerate(each):
-            begun.append(asyncio.create_task(coroutine))
-            if place % _AT_ONCE == _AT_ONCE - 1:
+        while not over and len(workers) < _MOST:
+            workers.append(asyncio.create_task(work()))
+            if len(workers) % _AT_ONCE == 0:
                 await asyncio.sleep(0)
-        results = await asyncio.gather(*begun, return_exceptions=True)
+        ended = await asyncio.gather(*workers, return_exceptions=True)
     except asyncio.CancelledError:
-        for task in begun:
-            task.cancel()
-        for coroutine in each[len(begun) :]:
+        for worker in workers:
+            worker.cancel()
+        for _, coroutine in each:
             coroutine.close()
         raise
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results  # type: ignore[return-value]
+    errors |= {len(errors) + len(results): e for e in ended if isinstance(e, BaseException)}
+    if errors:
+        raise errors[min(errors)]
+    return [results[place] for place in range(len(results))]

@@ -70,14 +70,17 @@ def received(
         TransientError: The text has an unexpected shape.
         UnusableError: The answer was blocked, or ended for a reason that leaves it torn.
     """
+    # Both at once: the environment is read for each look. No NUL is left in what can be written.
+    named = writable(served_by) if isinstance(served_by, str) else ""
+    clean, _, named = without_secrets(f"{writable(_joined(text))}\0{named}").rpartition("\0")
     found = Completion(
-        text=without_secrets(writable(_joined(text))),
+        text=clean,
         tokens_in=_count(tokens_in),
         tokens_out=_count(tokens_out),
         tokens_cached=_count(tokens_cached),
         latency_s=latency_s,
         logprobs=dict(logprobs) if logprobs else None,
-        served_by=redacted(writable(served_by)) if isinstance(served_by, str) else "",
+        served_by=named[:300],
     )
     word = str(getattr(finish_reason, "value", finish_reason)).lower()
     if word in _LENGTH:

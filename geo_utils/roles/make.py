@@ -187,7 +187,7 @@ def make_caller(
     options, folder, limit = params.calls, resolve_path(params.paths.cache), None
     tries = {"max_tries": options.max_tries, "max_retries": options.max_retries}
     if backend in (None, "transformers", "vllm"):
-        retries = Retries(4096, _PATIENCE_S, _PATIENCE_S, **tries)
+        retries = Retries(1024, _PATIENCE_S, _PATIENCE_S, **tries)
     else:
         retries = Retries(options.max_concurrency, options.timeout_s, options.deadline_s, **tries)
         path = folder / "limits" / f"{backend}-{model.model.replace('/', '--')}"

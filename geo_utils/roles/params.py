@@ -119,7 +119,7 @@ class CallOptions(Options):
         prices: Prices by model id, over the shipped table.
     """
 
-    max_concurrency: Annotated[int, Field(ge=1, le=4096)] = 32
+    max_concurrency: Annotated[int, Field(ge=1, le=1024)] = 32
     timeout_s: Annotated[float, Field(gt=0)] = 90.0
     deadline_s: Annotated[float, Field(gt=0)] = 300.0
     max_tries: Annotated[int, Field(ge=1)] = 8
