@@ -210,13 +210,14 @@ def check(file: Path) -> None:
 
 @models.command("check")
 def check_model(
-    model: Annotated[str, typer.Argument(help="such as gemini/gemini-2.5-flash-lite")],
+    model: Annotated[str, typer.Argument(help="such as gemini/gemini-3.1-flash-lite")],
     server: Annotated[list[str] | None, typer.Option(help="an address of it")] = None,
 ) -> None:
     """Ask a model one word: does it answer, as whom, and what does it cost?"""
     from geo_utils.models.base import FatalError, ModelError, Request, Sampling
+    from geo_utils.models.known import AS_OF, retirement
     from geo_utils.models.loops import run_sync
-    from geo_utils.models.usage import PRICES_AS_OF, price_of
+    from geo_utils.models.usage import price_of
     from geo_utils.roles.make import make_model
     from geo_utils.roles.params import ModelName, read_addresses
 
@@ -227,7 +228,9 @@ def check_model(
         made = make_model(name, tuple(read_addresses(server)) if server else ())
 
         async def ask() -> Any:
-            request = Request("engine", "Answer with the one word: ready", sampling=Sampling(0, 64))
+            request = Request(
+                "engine", "Answer with the one word: ready", sampling=Sampling(None, 64)
+            )
             try:
                 await made.probe()
                 return await made.complete(request)
@@ -238,7 +241,9 @@ def check_model(
     cost = f"{price.cost(found.tokens_in, found.tokens_out):.7f} US dollars" if price else "unknown"
     _say(f"{model} answers as {found.served_by or 'it does not say whom'}: {found.text.strip()!r}")
     _say(f"{found.tokens_in} tokens in, {found.tokens_out} out, {found.latency_s:.2f} s")
-    _say(f"cost: {cost} (prices as of {PRICES_AS_OF})")
+    _say(f"cost: {cost} (prices as of {AS_OF})")
+    if note := retirement(name.id):
+        _say(note)
 
 
 @cold_start.command("export")
@@ -300,6 +305,8 @@ def simulate_gemini(
     ] = None,
     log: Annotated[Path | None, typer.Option(help="gets one JSON line a request")] = None,
     seed: int = 0,
+    thoughts: Annotated[int, typer.Option(help="tokens of thought before an answer")] = 0,
+    served_as: Annotated[str | None, typer.Option(help="the model that it says answers")] = None,
 ) -> None:
     """Serve a Gemini look-alike with the offline roles' answers, until interrupted."""
     from geo_utils.roles.simulated_gemini import Settings, serve
@@ -308,7 +315,8 @@ def simulate_gemini(
         given = pairs(faults.replace(":", "=").split(",") if faults else ())
         chances = {name: float(share) for name, share in given}
         wait = None if retry_after < 0 else retry_after
-        serve(Settings(latency, rpm, chances, wait, key, revoke_after, log, seed), host, port)
+        limits = (latency, rpm, chances, wait, key, revoke_after)
+        serve(Settings(*limits, log, seed, thoughts, served_as), host, port)
 
 
 @cache.command("show")

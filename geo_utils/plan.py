@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.models.caller import Planner
+from geo_utils.models.known import AS_OF
 from geo_utils.models.loops import gather_all, run_sync
-from geo_utils.models.usage import PRICES_AS_OF, price_of
+from geo_utils.models.usage import price_of
 from geo_utils.roles.by_model import NamedRewriters, extract_key_points
 from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import is_policy
@@ -134,7 +135,7 @@ def plan_text(plan: pd.DataFrame) -> str:
     total = f"in all {plan['calls'].sum():,} calls, about {known:.4f} US dollars"
     if len(unknown):
         total += f" and what {', '.join(unknown)} costs, which is unknown"
-    return "\n".join([*lines, "", f"{total}; retries come on top (prices as of {PRICES_AS_OF})."])
+    return "\n".join([*lines, "", f"{total}; retries come on top (prices as of {AS_OF})."])
 
 
 def stop_if_dry_run(params: RunParams, plan: pd.DataFrame) -> None:

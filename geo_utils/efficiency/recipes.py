@@ -12,7 +12,7 @@ from typing import Any
 from geo_utils.cluster.servers import free_port
 from geo_utils.efficiency.params import EfficiencyParams, Place, Setting, Shape
 from geo_utils.files import project_root
-from geo_utils.models.usage import DEFAULT_MODEL
+from geo_utils.models.known import DEFAULT_MODEL
 from geo_utils.parameters import ParameterError, default_parameters
 
 _GROUP = 8  # completions of one prompt, and of one micro-batch, where the recipe names none

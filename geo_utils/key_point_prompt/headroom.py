@@ -266,7 +266,9 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found:
     params, options, kept = setting.params, setting.options, run.save_table(asked, "headroom")
     table, strata = headroom_table(kept, options.groups), headroom_strata(kept)
     said = intervals(table)
-    made = f"the k rewrites are sampled at temperature {params.sampling.temperature:g}"
+    heat = params.sampling.temperature
+    at = "the service's own temperature" if heat is None else f"temperature {heat:g}"
+    made = f"the k rewrites are sampled at {at}"
     if params.rewriter == "offline":
         made = "the k rewrites are seeded forms of one edit, no model's"
     queries, points = table[["n_queries", "n_units"]].max()

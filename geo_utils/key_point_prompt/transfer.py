@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from geo_utils.evaluate import Progress
 from geo_utils.key_point_prompt.params import EngineOptions, TransferOptions, has_logprobs
 from geo_utils.key_point_prompt.study import Found, Setting, change_text, laid_out
+from geo_utils.models.known import gemini_takes
 from geo_utils.roles.engines import Emphasis, Engine, ExtractiveEngine
 from geo_utils.roles.make import Roles, make_roles
 from geo_utils.roles.methods import label
+from geo_utils.roles.params import ModelName
 from geo_utils.runs import Run
 from geo_utils.show.plots import basis, interval_figure, method_rows
 from geo_utils.show.tables import DASH, intervals, p_values
@@ -44,8 +46,12 @@ def transfer_roles(own: Roles, options: TransferOptions) -> list[Roles]:
     for role, model in wanted:
         # Which loads no policy again; a judge without log-probabilities gives verdicts.
         changes: dict[str, Any] = {"baseline_methods": ["original"], "method": "key_point"}
+        sampling: dict[str, Any] = {}
         if role == "judge" and not has_logprobs(model):
-            changes["sampling"] = own.params.sampling.model_copy(update={"judge_mode": "verdict"})
+            sampling["judge_mode"] = "verdict"
+        if "temperature" not in gemini_takes(ModelName.read(model).id).fields:
+            sampling["temperature"] = None
+        changes["sampling"] = own.params.sampling.model_copy(update=sampling)
         params = own.params.model_copy(update=changes | {role: model})
         made.append(make_roles(params, like=own))
     return made

@@ -12,17 +12,71 @@ from pydantic import BaseModel, ConfigDict, Field
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a completion is drawn.
+    """How a completion is drawn; None for what nobody asked for.
 
     Attributes:
         temperature: 0 for the likeliest tokens.
-        max_tokens: Longest completion in tokens.
+        max_tokens: Longest completion in tokens, beside the thoughts that were asked for.
         top_p: Probability mass that tokens are drawn from.
+        top_k: How many of the likeliest tokens are drawn from; 0 for all.
+        repetition_penalty: Divides the scores of tokens that are there already; 1 for none.
+        thinking: `off`, a level's name, or the most tokens of thought.
     """
 
-    temperature: float = 0.7
+    temperature: float | None = 0.7
     max_tokens: int = 2048
-    top_p: float = 1.0
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    thinking: str | int | None = None
+
+    @property
+    def thoughts(self) -> int:
+        """Most tokens of thought, where a number was asked for."""
+        return self.thinking if isinstance(self.thinking, int) else 0
+
+
+TOKENS = "a number of tokens"
+# What leaves the model's own distribution as it is.
+_NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+SERVICE_DEFAULT = "the service's default"
+
+
+@dataclass(frozen=True)
+class Takes:
+    """Which sampling parameters a model takes; what it does not is the service's own default.
+
+    Attributes:
+        fields: Names of `Sampling`'s, but for `max_tokens` and `thinking`.
+        thinking: What `thinking` may be, the least first; empty if nothing can be said of it.
+    """
+
+    fields: frozenset[str] = frozenset(_NEUTRAL)
+    thinking: tuple[str, ...] = ("off", TOKENS)
+
+    def sent(self, sampling: Sampling) -> dict[str, Any]:
+        """Return every parameter that is sent: as asked for, else the neutral or least value."""
+        asked = {name: getattr(sampling, name) for name in _NEUTRAL if name in self.fields}
+        found = {name: _NEUTRAL[name] if v is None else v for name, v in asked.items()}
+        if self.thinking and (sampling.thinking is not None or self.thinking[0] != TOKENS):
+            found["thinking"] = self.thinking[0] if sampling.thinking is None else sampling.thinking
+        return found
+
+    def told(self, sampling: Sampling) -> dict[str, Any]:
+        """Return what a model's completions are drawn by, for the manifest."""
+        unsaid = dict.fromkeys((*_NEUTRAL, "thinking"), SERVICE_DEFAULT)
+        return unsaid | self.sent(sampling) | {"max_tokens": sampling.max_tokens}
+
+    def problem(self, sampling: Sampling) -> str | None:
+        """Say which parameter that was asked for the model does not take, or None."""
+        for name in _NEUTRAL:
+            if getattr(sampling, name) is not None and name not in self.fields:
+                return f"{name}={getattr(sampling, name)!r}: it takes none; set it to null"
+        asked = sampling.thinking
+        if asked is None or (TOKENS if isinstance(asked, int) else asked) in self.thinking:
+            return None
+        instead = f"choose {', '.join(self.thinking)}, or" if self.thinking else "it takes none;"
+        return f"thinking={asked!r}: {instead} set it to null for the least it can do"
 
 
 @dataclass(frozen=True)
@@ -71,6 +125,7 @@ class Completion:
         tokens_in: Tokens of the prompt.
         tokens_out: Tokens of the answer, thoughts included.
         tokens_cached: Tokens of the prompt that the service had cached.
+        tokens_thought: Tokens of the answer that are thoughts, where the service tells.
         finish_reason: `stop`, `length`, the service's own word, or `GUESSED`.
         latency_s: Seconds from sending to receiving.
         logprobs: Log-probability of each allowed choice, where asked for and given.
@@ -82,6 +137,7 @@ class Completion:
     tokens_in: int = 0
     tokens_out: int = 0
     tokens_cached: int = 0
+    tokens_thought: int = 0
     finish_reason: str = "stop"
     latency_s: float = 0.0
     logprobs: dict[str, float] | None = None
@@ -114,10 +170,12 @@ class LanguageModel(Protocol):
     Attributes:
         model: Its id, by which it is priced.
         cache_id: Its id in cache keys: as `model`, but another one for a stand-in's address.
+        takes: The sampling parameters that it takes; of a server, known from `probe` on.
     """
 
     model: str
     cache_id: str
+    takes: Takes
 
     async def complete(self, request: Request) -> Completion:
         """Answer one request.

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import random
+import re
 import struct
 import time
 from collections import defaultdict
@@ -30,6 +31,7 @@ from geo_utils.models.base import (
     UnusableError,
 )
 from geo_utils.models.cache import AnswerCache, request_key
+from geo_utils.models.known import MODELS
 from geo_utils.models.loops import on_the_loop
 from geo_utils.models.replies import unreadable, usable
 from geo_utils.models.usage import (
@@ -113,6 +115,7 @@ class Caller:
         self._not_before = 0.0
         # Failures in a row, when they began, and retries of the run.
         self._failures, self._failing_since, self._retried = 0, 0.0, 0
+        self._version = ""  # which the first answer was of
 
     async def complete(self, request: Request) -> Completion:
         """Answer a request from the cache, from an equal call in flight, or by a call.
@@ -153,9 +156,23 @@ class Caller:
             flight.cancel()
 
     def peek(self, request: Request) -> tuple[str, Completion | None]:
-        """Return a request's cache key and the answer that is held for it, if one is."""
+        """Return a request's cache key and the answer that is held for it, if one is.
+
+        One of another version of the model is none.
+        """
         key = request_key(self.model.cache_id, request)
-        return key, self._cache.get(key) if self._cache else None
+        held = self._cache.get(key) if self._cache else None
+        return key, held if held is None or self._is_asked_one(held) else None
+
+    def _is_asked_one(self, completion: Completion) -> bool:
+        """Tell whether the model that answered is the one that was asked, as it was before."""
+        served = completion.served_by.removeprefix("simulated-")
+        if not served:
+            return True
+        if not is_version(self.model.model, served):
+            return False
+        self._version = self._version or served
+        return served == self._version
 
     async def _ask_once(self, key: str, request: Request, role: RoleUsage) -> Completion:
         """Ask unless another process of this cache has, or is about to have, the answer.
@@ -173,7 +190,7 @@ class Caller:
         async with cache.in_flight(key):
             cache.refresh()
             held = cache.get(key)
-            if held is not None:
+            if held is not None and self._is_asked_one(held):
                 self.usage.count_cached(role, held)
                 return held
             completion = await self._try(request, role)
@@ -186,6 +203,19 @@ class Caller:
                     f"({error.strerror}); stopped before more answers are paid for and lost"
                 )
             return completion
+
+    def _another(self, served: str) -> FatalError:
+        asked, before = self.model.model, self._version
+        if is_version(asked, served.removeprefix("simulated-")):
+            return FatalError(
+                f"{asked!r} answers as {served!r}, and earlier answers are of {before!r}; set "
+                "paths.cache to another folder, so that all answers are of one version"
+            )
+        known = MODELS.get(asked)
+        became = f" ({known.then})" if known and known.then else ""
+        return FatalError(
+            f"{asked!r} was asked and {served!r} answered{became}; name the model that is meant"
+        )
 
     def _stop(self, why: str) -> None:
         self._stopped = FatalError(why)
@@ -212,6 +242,9 @@ class Caller:
                 raise
             except UnusableError as error:
                 unusable += 1
+                if error.kind == "thoughts" and not role.answered:  # it will be so every time
+                    self._stopped = FatalError(f"{request.role} {self.model.model}: {error}")
+                    raise self._stopped from None
                 if not error.again or unusable >= self.retries.max_unusable:
                     raise
                 pause, last = 0.0, error
@@ -260,6 +293,8 @@ class Caller:
             timeout = min(self.retries.timeout_s, left_s)
             async with asyncio.timeout(timeout):
                 completion = await self.model.complete(request)
+            if not self._is_asked_one(completion):
+                raise self._another(completion.served_by)
             failure = None
             return usable(completion, request)
         except TimeoutError:
@@ -323,9 +358,22 @@ class Caller:
             )
 
 
+def is_version(asked: str, served: str) -> bool:
+    """Tell whether a service's name for a model is a version of the one that was asked.
+
+    That is the name itself, also without the organisation; with a date or number behind it; or
+    with what its weights are (`@`).
+    """
+    name = served.removeprefix("models/").lower()
+    return any(
+        re.fullmatch(re.escape(one) + r"(?:[-:]\d[\w.-]*|:latest)?(?:@.*)?", name, re.DOTALL)
+        for one in (asked.lower(), asked.lower().rpartition("/")[2])
+    )
+
+
 def _most_tokens(request: Request) -> int:
     """Return about how many tokens a call takes at most, prompt and answer together."""
-    return estimated_tokens(request) + request.sampling.max_tokens
+    return estimated_tokens(request) + request.sampling.max_tokens + request.sampling.thoughts
 
 
 _BURST_S = 3.0  # seconds' worth of the limit that may go out at once

@@ -19,6 +19,7 @@ from geo_utils.models.base import (
     UnusableError,
     redacted,
 )
+from geo_utils.models.known import MODELS, gemini_takes
 from geo_utils.models.replies import received, refusal, seconds, unreadable
 
 KEY_NAMES = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
@@ -30,11 +31,12 @@ class Gemini:
     Attributes:
         model: Its id.
         cache_id: The id in cache keys; a service at another address is another model.
+        takes: The sampling parameters that it takes.
     """
 
     def __init__(self, model: str, base_url: str | None = None) -> None:
         """Make a client; the key is read from the environment and kept nowhere else."""
-        self.model = model
+        self.model, self.takes = model, gemini_takes(model)
         self._address = base_url or os.environ.get("GOOGLE_GEMINI_BASE_URL")
         self.cache_id = f"{model} at another address" if self._address else model
         keys = (os.environ.get(name, "").strip() for name in KEY_NAMES)  # of a file: a line break
@@ -49,10 +51,13 @@ class Gemini:
 
     async def complete(self, request: Request) -> Completion:
         """Answer one request; see `LanguageModel`."""
+        sent = self.takes.sent(request.sampling)
         config = types.GenerateContentConfig(
-            temperature=request.sampling.temperature,
-            top_p=request.sampling.top_p,
-            max_output_tokens=request.sampling.max_tokens,
+            temperature=sent.get("temperature"),
+            top_p=sent.get("top_p"),
+            thinking_config=_thinking(sent.get("thinking")),
+            # Thoughts count.
+            max_output_tokens=request.sampling.max_tokens + request.sampling.thoughts,
             seed=request.seed,
             response_mime_type="application/json" if request.schema else None,
             response_json_schema=request.schema,
@@ -111,9 +116,17 @@ class Gemini:
         except (errors.APIError, aiohttp.ClientError, OSError, ValueError):
             names = []
         seen = ", ".join(sorted(n for n in names if "gemini" in n)) or "no list to be had"
-        return FatalError(
-            f"model {self.model!r} is not served (retired?); this key can see: {seen}"
-        )
+        known = MODELS.get(self.model)
+        became = f": {known.then}" if known and known.then else " (retired?)"
+        return FatalError(f"model {self.model!r} is not served{became}; this key can see: {seen}")
+
+
+def _thinking(asked: str | int | None) -> types.ThinkingConfig | None:
+    if asked is None:
+        return None
+    if isinstance(asked, int) or asked == "off":
+        return types.ThinkingConfig(thinking_budget=0 if asked == "off" else asked)
+    return types.ThinkingConfig(thinking_level=types.ThinkingLevel(asked.upper()))
 
 
 def _completion(response: types.GenerateContentResponse, latency_s: float) -> Completion:
@@ -127,6 +140,7 @@ def _completion(response: types.GenerateContentResponse, latency_s: float) -> Co
         "tokens_in": used.prompt_token_count,
         "tokens_out": (used.candidates_token_count or 0) + (used.thoughts_token_count or 0),
         "tokens_cached": used.cached_content_token_count,
+        "tokens_thought": used.thoughts_token_count,
         "served_by": response.model_version,
     }
     if response.candidates and not blocked:

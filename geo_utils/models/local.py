@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from geo_utils.models.base import Completion, FatalError, ModelError, Request
+from geo_utils.models.base import Completion, FatalError, ModelError, Request, Takes
 from geo_utils.models.replies import received
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,10 @@ class InProcess:
     Attributes:
         model: Folder or Hub id.
         cache_id: Its id in cache keys.
+        takes: All sampling parameters.
     """
+
+    takes = Takes()
 
     def __init__(
         self,
@@ -213,10 +216,12 @@ def _transformers_answers(
 
     tokenizer, model = loaded
     started = time.monotonic()
-    prompts = [chat_text(tokenizer, request.prompt) for request in requests]
+    first = requests[0]
+    sent = InProcess.takes.sent(first.sampling)
+    thinks = sent["thinking"] != "off"
+    prompts = [chat_text(tokenizer, request.prompt, thinks) for request in requests]
     batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
     batch = batch.to(model.device)
-    first = requests[0]
     answers: list[dict[str, Any]] = []
     with torch.inference_mode():
         if first.choices:
@@ -229,14 +234,14 @@ def _transformers_answers(
                 likeliest = max(found, key=lambda word: found[word])
                 answers.append({"text": likeliest, "tokens_out": 1, "logprobs": found})
         else:
-            hot = first.sampling.temperature > 0
+            hot = sent["temperature"] > 0
             # do_sample stays off: a model's own generation_config, such as Qwen3's top_k of
             # 20, must not leak in.
             tokens = model.generate(
                 **batch,
-                max_new_tokens=first.sampling.max_tokens,
+                max_new_tokens=first.sampling.max_tokens + first.sampling.thoughts,
                 do_sample=False,
-                repetition_penalty=1.0,
+                repetition_penalty=sent["repetition_penalty"],
                 pad_token_id=tokenizer.pad_token_id,
                 logits_processor=_own_draws(requests, model.device) if hot else None,
             )
@@ -256,13 +261,13 @@ def _transformers_answers(
     ]
 
 
-def chat_text(tokenizer: Any, prompt: str) -> str:
-    """Return a prompt as the model reads it: in its chat template, without thinking."""
+def chat_text(tokenizer: Any, prompt: str, thinks: bool = False) -> str:
+    """Return a prompt as the model reads it: in its chat template, without thinking or with."""
     text: str = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}],
         tokenize=False,
         add_generation_prompt=True,
-        enable_thinking=False,
+        enable_thinking=thinks,
     )
     return text
 
@@ -273,12 +278,19 @@ def _own_draws(requests: Sequence[Request], device: Any) -> Any:
     Adding Gumbel noise to log-probabilities makes their maximum a sample of them.
     """
     import torch
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+    from transformers import (
+        LogitsProcessorList,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
-    sampling = requests[0].sampling
-    warpers: Any = [TemperatureLogitsWarper(sampling.temperature)]
-    if sampling.top_p < 1:
-        warpers.append(TopPLogitsWarper(sampling.top_p))
+    sent = InProcess.takes.sent(requests[0].sampling)
+    warpers: Any = [TemperatureLogitsWarper(float(sent["temperature"]))]
+    if sent["top_k"]:
+        warpers.append(TopKLogitsWarper(sent["top_k"]))
+    if sent["top_p"] < 1:
+        warpers.append(TopPLogitsWarper(sent["top_p"]))
     generators = [torch.Generator(device).manual_seed(_seed(request)) for request in requests]
 
     def draw(input_ids: Any, scores: Any) -> Any:
@@ -317,7 +329,7 @@ def vllm_local(model: str, device: str | None = None) -> InProcess:
         with mock.patch.dict(os.environ, seen):
             return LLM(model=model, enable_prefix_caching=True)
 
-    return InProcess(model, model, load, partial(_vllm_answers, model), max_batch=256)
+    return InProcess(model, weights_id(model), load, partial(_vllm_answers, model), max_batch=256)
 
 
 def _vllm_answers(model: str, llm: Any, requests: Sequence[Request]) -> list[Completion]:
@@ -325,21 +337,22 @@ def _vllm_answers(model: str, llm: Any, requests: Sequence[Request]) -> list[Com
     from vllm.sampling_params import StructuredOutputsParams
 
     started = time.monotonic()
-    settings = []
+    sent = InProcess.takes.sent(requests[0].sampling)
+    thinks, settings = sent.pop("thinking") != "off", []
     for request in requests:
-        wanted: dict[str, Any] = {"max_tokens": request.sampling.max_tokens}
+        longest = request.sampling.max_tokens + request.sampling.thoughts
+        wanted: dict[str, Any] = {"max_tokens": longest}
         if request.choices:
             structured = StructuredOutputsParams(choice=list(request.choices))
             wanted = {"max_tokens": 1, "logprobs": 20, "structured_outputs": structured}
         elif request.schema:
             wanted["structured_outputs"] = StructuredOutputsParams(json=request.schema)
-        temperature, top_p = request.sampling.temperature, request.sampling.top_p
-        settings.append(SamplingParams(temperature=temperature, top_p=top_p, **wanted))
+        settings.append(SamplingParams(**(sent | wanted)))
     outputs = llm.chat(
         [[{"role": "user", "content": request.prompt}] for request in requests],
         settings,
         use_tqdm=False,
-        chat_template_kwargs={"enable_thinking": False},
+        chat_template_kwargs={"enable_thinking": thinks},
     )
     latency_s, completions = time.monotonic() - started, []
     for output, request in zip(outputs, requests, strict=True):

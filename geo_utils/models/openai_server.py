@@ -19,6 +19,8 @@ from geo_utils.models.base import (
     Completion,
     FatalError,
     Request,
+    Sampling,
+    Takes,
     TransientError,
     UnusableError,
     redacted,
@@ -27,6 +29,7 @@ from geo_utils.models.replies import received, refusal, seconds, unreadable
 
 log = logging.getLogger(__name__)
 
+_TAKE_ALL = ("vllm", "sglang")
 _REST_S = 20.0  # how long a replica that failed is left out
 
 
@@ -36,6 +39,8 @@ class OpenAIServer:
     Attributes:
         model: Its id on the servers.
         base_urls: Addresses, each ending in `/v1`.
+        takes: The sampling parameters that the server takes: those of OpenAI's own, and after
+            `probe` all of them where vLLM or SGLang says that it serves the model.
     """
 
     def __init__(self, model: str, base_urls: Sequence[str]) -> None:
@@ -49,6 +54,8 @@ class OpenAIServer:
                 f"openai/{model} needs its server's address, such as http://127.0.0.1:8000/v1"
             )
         self.model = self.cache_id = model
+        self.takes = Takes(frozenset({"temperature", "top_p"}), ())
+        self._weights: dict[str, str] = {}  # by address, where they have another name
         self.base_urls = [url.rstrip("/") for url in base_urls]
         self._in_flight = dict.fromkeys(self.base_urls, 0)
         self._used = dict.fromkeys(self.base_urls, 0.0)
@@ -58,17 +65,19 @@ class OpenAIServer:
 
     async def complete(self, request: Request) -> Completion:
         """Answer one request; see `LanguageModel`."""
-        url, limit = self._replica(), self._limit
-        longest = {limit: 1 if request.choices else request.sampling.max_tokens}
+        url, limit, sampling = self._replica(), self._limit, request.sampling
+        longest = {limit: 1 if request.choices else sampling.max_tokens + sampling.thoughts}
+        fields, extra = self._sampled(sampling)
+        structure = _structure(request)
+        extra |= structure.pop("extra_body", {})
         self._in_flight[url] += 1
         started = time.monotonic()
         try:
             response = await self._client(url).chat.completions.with_raw_response.create(
                 model=self.model,
                 messages=[{"role": "user", "content": request.prompt}],
-                temperature=request.sampling.temperature,
-                top_p=request.sampling.top_p,
-                **(longest | _structure(request)),
+                **(longest | fields | structure),
+                extra_body=extra or None,
             )
             body = response.http_response.text
         except asyncio.CancelledError:  # also the caller's timeout: it may be hanging
@@ -88,14 +97,30 @@ class OpenAIServer:
         finally:
             self._in_flight[url] -= 1
         self._rests_until[url] = 0.0
-        return _completion(body, request, time.monotonic() - started)
+        return _completion(body, request, time.monotonic() - started, self._weights.get(url, ""))
+
+    def _sampled(self, sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the fields that shape the distribution: OpenAI's, and those of vLLM and SGLang.
+
+        Each is sent, also if nobody asked for it: a server would take it from the model's own
+        `generation_config.json`, and a model in this process does not.
+        """
+        sent = self.takes.sent(sampling)
+        own = {"temperature", "top_p"} & sent.keys()
+        fields = {name: sent.pop(name) for name in sorted(own)}
+        if "thinking" in sent:
+            sent["chat_template_kwargs"] = {"enable_thinking": sent.pop("thinking") != "off"}
+        if "top_k" in sent:
+            sent["top_k"] = sent["top_k"] or -1
+        return fields, sent
 
     async def probe(self) -> None:
         """Ask every server for its models; one that answers with ours is enough."""
         wrong = []
         for url in self.base_urls:
             try:
-                names = [str(m.id) async for m in self._client(url).models.list()]
+                served = [card async for card in self._client(url).models.list()]
+                names = [str(card.id) for card in served]
             except (openai.APIStatusError, openai.APIConnectionError) as error:
                 self._rest(url)
                 wrong.append(_probed(error, url))
@@ -105,6 +130,12 @@ class OpenAIServer:
                 continue
             if names and self.model not in names:
                 raise FatalError(f"{url} does not serve {self.model!r} but {', '.join(names[:20])}")
+            card = next((card for card in served if card.id == self.model), None)
+            if getattr(card, "owned_by", None) in _TAKE_ALL:
+                self.takes = Takes()
+            root = getattr(card, "root", None)
+            if isinstance(root, str) and root != self.model:
+                self._weights[url] = root
         if len(wrong) == len(self.base_urls):
             raise FatalError(f"no server can be asked: {'; '.join(wrong)}")
 
@@ -173,8 +204,15 @@ def _probed(error: openai.APIStatusError | openai.APIConnectionError, url: str) 
     return redacted(f"{url}: {code} {error.message}") + _PROBED.get(code, "")
 
 
-def _completion(body: str, request: Request, latency_s: float) -> Completion:
-    """Read a body; see `replies`."""
+def _completion(body: str, request: Request, latency_s: float, weights: str) -> Completion:
+    """Read a body; see `replies`.
+
+    Args:
+        body: What the server sent.
+        request: What was asked.
+        latency_s: Seconds from sending to receiving.
+        weights: The folder that the server names beside the model's name, which may be any.
+    """
     try:
         reply = json.loads(body)
         if isinstance(reply, dict) and reply.get("error"):
@@ -186,15 +224,23 @@ def _completion(body: str, request: Request, latency_s: float) -> Completion:
             raise _error_inside(choice["error"])
         used = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
         details = used.get("prompt_tokens_details")
+        spent = used.get("completion_tokens_details")
+        message, served_by = choice["message"], reply.get("model")
+        thought = spent.get("reasoning_tokens") if isinstance(spent, dict) else 0
+        if not message.get("content") and message.get(
+            "reasoning_content", message.get("reasoning")
+        ):
+            thought = used.get("completion_tokens")
         return received(
-            text=choice["message"].get("content"),
+            text=message.get("content"),
             finish_reason=choice.get("finish_reason"),
             latency_s=latency_s,
             tokens_in=used.get("prompt_tokens"),
             tokens_out=used.get("completion_tokens"),
             tokens_cached=details.get("cached_tokens") if isinstance(details, dict) else 0,
             logprobs=_chances(choice, request) if request.choices else None,
-            served_by=reply.get("model"),
+            tokens_thought=thought,
+            served_by=f"{served_by}@{weights}" if served_by and weights else served_by,
             counted=bool(used),
         )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:

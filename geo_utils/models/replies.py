@@ -50,8 +50,8 @@ _CHANNEL_END = re.compile(r"<\|(?:end|return|start|channel)\|>")
 
 def received(
     *, text: Any, finish_reason: Any, latency_s: float, tokens_in: Any = 0, tokens_out: Any = 0,
-    tokens_cached: Any = 0, logprobs: Mapping[str, float] | None = None, served_by: Any = "",
-    counted: bool = True,
+    tokens_cached: Any = 0, tokens_thought: Any = 0, logprobs: Mapping[str, float] | None = None,
+    served_by: Any = "", counted: bool = True,
 ) -> Completion:  # fmt: skip
     """Return what a service sent as a completion that can be scored, kept and written to a file.
 
@@ -62,6 +62,7 @@ def received(
         tokens_in: Of the prompt; what is no number counts as 0.
         tokens_out: Of the answer, thoughts included.
         tokens_cached: Of the prompt, that the service had cached.
+        tokens_thought: Of the answer, that are thoughts.
         logprobs: Log-probability of each allowed choice.
         served_by: The model as the service names it.
         counted: Whether the service reported tokens at all.
@@ -78,6 +79,7 @@ def received(
         tokens_in=_count(tokens_in),
         tokens_out=_count(tokens_out),
         tokens_cached=_count(tokens_cached),
+        tokens_thought=_count(tokens_thought),
         latency_s=latency_s,
         logprobs=dict(logprobs) if logprobs else None,
         served_by=named[:300],
@@ -167,6 +169,14 @@ def usable(completion: Completion, request: Request) -> Completion:
     if request.as_is:
         return completion
     if completion.finish_reason == "length" and not request.choices:
+        thought, most = completion.tokens_thought, request.sampling.max_tokens
+        if thought or (completion.text and not strip_thoughts(completion.text)):
+            raise UnusableError(
+                f"cut off at {completion.tokens_out} tokens, {thought or 'all'} of them thoughts: "
+                + (f"raise sampling.judge_tokens={most}, or " if request.role == "judge" else "")
+                + "set sampling.thinking to less",
+                "thoughts",
+            )
         raise UnusableError(f"cut off: {request.sampling}", "truncated", again=True)
     if request.choices and not completion.logprobs:
         raise UnusableError("the server gave no log-probabilities", "no_logprobs", again=True)

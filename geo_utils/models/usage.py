@@ -1,7 +1,4 @@
-"""What a run's calls use and cost, and the budget that ends them.
-
-Prices change: the table is dated, and a run can override it.
-"""
+"""What a run's calls use and cost, and the budget that ends them."""
 
 from __future__ import annotations
 
@@ -15,23 +12,14 @@ import numpy as np
 
 from geo_utils.files import append_jsonl, read_jsonl
 from geo_utils.models.base import Completion, Price, Request
+from geo_utils.models.known import MODELS
 from geo_utils.runs import RunInterrupted
-
-DEFAULT_MODEL = "gemini-2.5-flash-lite"  # of what needs a Gemini and names none
-# As public price lists quoted https://ai.google.dev/gemini-api/docs/pricing (paid tier, text).
-PRICES_AS_OF = "2026-05"
-
-
-PRICES = {
-    "gemini-2.5-flash-lite": Price(tokens_in=0.10, tokens_out=0.40),
-    "gemini-2.5-flash": Price(tokens_in=0.30, tokens_out=2.50),
-    "gemini-2.5-pro": Price(tokens_in=1.25, tokens_out=10.0),
-}
 
 
 def price_of(model: str, overrides: Mapping[str, Price] | None = None) -> Price | None:
     """Return a model's price, or None if it is unknown; unknown is never free."""
-    return {**PRICES, **(overrides or {})}.get(model)
+    known = MODELS.get(model)
+    return (overrides or {}).get(model) or (known.price if known else None)
 
 
 CHARS_PER_TOKEN = 4  # of English prose, for estimates before an answer is there
@@ -135,7 +123,7 @@ class Usage:
         """
         price = price_of(model, self._prices)
         # The longest answer allowed; what it does not use is given back when it is there.
-        longest = request.sampling.max_tokens
+        longest = request.sampling.max_tokens + request.sampling.thoughts
         cost = price.cost(estimated_tokens(request), longest) if price else 0.0
         if self.max_calls is not None and self._calls >= self.max_calls:
             raise BudgetReached(

@@ -83,6 +83,7 @@ _MOST_REMARKS = 12  # paragraphs
 _SHORTEST = 0.2
 ANSWER = Sampling(temperature=0.7, max_tokens=2048)
 PAGE = Sampling(temperature=0.7, max_tokens=8192)
+VERDICT = Sampling(temperature=0.0, max_tokens=512)
 _TEXT = {"type": "string"}
 
 
@@ -148,20 +149,23 @@ class ModelJudge:
         soft: Ask for one word and take P(yes) / (P(yes) + P(no)) as the score; the label is
             `supported` from 0.5 on. Needs a server that gives log-probabilities.
         prompts: Folder of the user's own templates.
+        sampling: Thinking and longest verdict.
     """
 
     caller: Completes
     soft: bool = False
     prompts: Path | None = None
+    sampling: Sampling = VERDICT
 
     async def judge(self, key_point: str, answer: str) -> Verdict:
         """Return the verdict on one key point, or an abstention with its reason."""
         values = {"key_point": key_point, "answer": answer}
         if self.soft:
-            request = _request("judge", "judge_soft", self.prompts, values, Sampling(0.0, 1))
+            one = replace(self.sampling, max_tokens=1)
+            request = _request("judge", "judge_soft", self.prompts, values, one)
             request = replace(request, choices=("yes", "no"))
         else:
-            request = _request("judge", "judge_verdict", self.prompts, values, Sampling(0.0, 512))
+            request = _request("judge", "judge_verdict", self.prompts, values, self.sampling)
             request = replace(request, schema=_VERDICT)
         try:
             found = await self.caller.complete(request)
@@ -179,7 +183,8 @@ class ModelJudge:
         contents = (" ".join(point.content.split()) for point in key_points)  # a line each
         listed = "\n".join(f"{i}. {content}" for i, content in enumerate(contents, 1))
         values = {"key_points": listed, "answer": answer}
-        sampling = Sampling(0.0, 256 + 96 * len(key_points))
+        longest = max(256 + 96 * len(key_points), self.sampling.max_tokens)
+        sampling = replace(self.sampling, max_tokens=longest)
         request = _request("judge", "judge_all_points", self.prompts, values, sampling)
         try:
             found = await self.caller.complete(replace(request, schema=_VERDICTS))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from geo_utils.corpus import Corpus, Example
 from geo_utils.evaluate import Counter, Progress, Scorer, evaluate
 from geo_utils.files import resolve_path
-from geo_utils.models.base import LanguageModel, ModelError
+from geo_utils.models.base import FatalError, LanguageModel, ModelError, Sampling
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller, Planner, RateLimit, Retries
+from geo_utils.models.known import retirement
 from geo_utils.models.local import transformers_local, vllm_local
 from geo_utils.models.loops import gather_all, run_sync
 from geo_utils.models.usage import Usage
@@ -23,11 +26,12 @@ from geo_utils.roles.by_model import Completes, ModelEngine, ModelJudge, ModelRe
 from geo_utils.roles.engines import Engine, ExtractiveEngine
 from geo_utils.roles.judges import Judge, LexicalJudge
 from geo_utils.roles.methods import MODEL_FREE_METHODS, is_policy
-from geo_utils.roles.params import ModelName, RunParams
+from geo_utils.roles.params import ModelName, Role, RunParams
 from geo_utils.roles.policies import policy_rewriter
 from geo_utils.roles.rewriters import EditRewriter, Rewriter
 from geo_utils.runs import Run, provenance
 
+log = logging.getLogger(__name__)
 _PATIENCE_S = 30 * 86_400.0  # with a model in this process
 Models = dict[tuple[str, tuple[str, ...]], Caller]  # by name and addresses
 
@@ -150,7 +154,7 @@ def make_roles(params: RunParams, like: Roles | None = None, run: Run | None = N
     ledger = run.folder / "usage.jsonl" if run and not params.dry_run else None
     calls = params.calls
     usage = like.usage if like else Usage(calls.max_calls, calls.max_cost, calls.prices, ledger)
-    callers: dict[str, Caller] = {}
+    callers: dict[Role, Caller] = {}
     models = like.models if like else {}
     for role, text in params.roles.items():
         key = text, params.addresses(role)
@@ -158,16 +162,25 @@ def make_roles(params: RunParams, like: Roles | None = None, run: Run | None = N
         if name.backend == "offline":
             continue
         if key not in models:  # roles on one model share its limits and its breaker
+            if name.backend == "gemini" and (note := retirement(name.id)):
+                log.warning("%s", note)
             model = make_model(name, key[1])
             models[key] = make_caller(model, params, usage, name.backend)
             if not params.dry_run:
                 run_sync(model.probe())
         callers[role] = models[key]
+        asked = {"temperature": None} | params.sampling.asked(role)  # of a judge, nobody's wish
+        problem = models[key].model.takes.problem(Sampling(**asked))
+        if problem and not params.dry_run:
+            raise FatalError(f"{role}={text!r}, sampling.{problem}")
     policies = {
         method: policy_rewriter(str(resolve_path(method)), lambda m: make_caller(m, params, usage))
         for method in params.methods
         if is_policy(method)
     }
+    if run:
+        told = {r: c.model.takes.told(_sampling(params, r)) for r, c in callers.items()}
+        run.update(sampling=told)
     return _roles(params, callers, usage, policies, models)
 
 
@@ -246,23 +259,28 @@ def make_model(name: ModelName, servers: tuple[str, ...] = ()) -> LanguageModel:
 
 def _roles(
     params: RunParams,
-    callers: Mapping[str, Completes],
+    callers: Mapping[Any, Completes],
     usage: Usage,
     policies: Mapping[str, Rewriter] | None = None,
     models: Models | None = None,
 ) -> Roles:
-    prompts, heat = params.paths.templates, params.sampling.temperature
+    prompts = params.paths.templates
     engine: Engine = ExtractiveEngine(seed=params.seed)
     judge: Judge = LexicalJudge(0.7, 1) if params.judge == "offline/strict" else LexicalJudge()
     rewriter: Rewriter = EditRewriter()
     if "engine" in callers:
-        engine = ModelEngine(callers["engine"], replace(by_model.ANSWER, temperature=heat), prompts)
+        engine = ModelEngine(callers["engine"], _sampling(params, "engine"), prompts)
     if "judge" in callers:
-        judge = ModelJudge(callers["judge"], params.sampling.judge_mode == "soft", prompts)
+        soft = params.sampling.judge_mode == "soft"
+        judge = ModelJudge(callers["judge"], soft, prompts, _sampling(params, "judge"))
     if "rewriter" in callers:
-        rewriter = ModelRewriter(
-            callers["rewriter"], replace(by_model.PAGE, temperature=heat), prompts
-        )
+        rewriter = ModelRewriter(callers["rewriter"], _sampling(params, "rewriter"), prompts)
     if policies:
         rewriter = by_model.NamedRewriters(rewriter, policies)
     return Roles(engine, judge, rewriter, callers, usage, params, models or {})
+
+
+def _sampling(params: RunParams, role: Role) -> Sampling:
+    """Return how a role's completions are drawn, as far as the parameters say."""
+    own = {"engine": by_model.ANSWER, "judge": by_model.VERDICT, "rewriter": by_model.PAGE}
+    return replace(own[role], **params.sampling.asked(role))

@@ -17,7 +17,8 @@ from pydantic import (
 )
 
 from geo_utils.files import resolve_path
-from geo_utils.models.base import Price
+from geo_utils.models.base import Price, Sampling, Takes
+from geo_utils.models.known import DEFAULT_MODEL, gemini_takes
 from geo_utils.parameters import (
     LocalServer,
     Name,
@@ -34,7 +35,7 @@ ROLES: tuple[Role, ...] = ("engine", "judge", "rewriter")
 BACKENDS = ("offline", "gemini", "openai", "vllm", "transformers")
 WITHOUT_LOGPROBS = ("offline", "gemini")
 _FORMS = (
-    "offline; gemini/ID, such as gemini/gemini-2.5-flash-lite; openai/ID, a model of any "
+    f"offline; gemini/ID, such as gemini/{DEFAULT_MODEL}; openai/ID, a model of any "
     "OpenAI-compatible server, with its address under servers; vllm/ID or transformers/ID, a Hub "
     "id or folder in this process, on another GPU as vllm/ID@cuda:1"
 )
@@ -67,6 +68,11 @@ class ModelName(NamedTuple):
             if name not in ("", "strict"):
                 raise ValueError(f"{text!r}: offline roles take no id; write {_FORMS}")
             return cls(backend, name)
+        if backend == "gemini" and name.endswith("-latest"):
+            raise ValueError(
+                f"{text!r} is whichever model is newest, and no result could be repeated; name "
+                f"one, such as gemini/{DEFAULT_MODEL}"
+            )
         name, at, gpu = name.partition("@cuda:")
         if not name.strip("/ ") or (at and not (gpu.isdecimal() and backend[0] in "vt")):
             raise ValueError(f"{text!r} lacks the model's id, or its GPU is none; write {_FORMS}")
@@ -160,18 +166,49 @@ class CorpusOptions(Options):
         return self
 
 
+def _off(given: Any) -> Any:
+    """Undo YAML, in which an unquoted off is false."""
+    if isinstance(given, dict):
+        return {role: _off(value) for role, value in given.items()}
+    return "off" if given is False else given
+
+
+Thinking = Annotated[int, Field(ge=1)] | Literal["off", "minimal", "low", "medium", "high"]
+
+
 class SamplingOptions(Options):
-    """How answers are drawn.
+    """How answers are drawn; a value that the model does not take is refused.
+
+    What is none stays out of the way where the model lets it (all tokens are drawn from, nothing
+    is penalised, least thinking), and is the service's default where not; the manifest says which.
 
     Attributes:
-        temperature: Of whatever answers or rewrites.
+        temperature: Of engine and rewriter, as the next three; judges answer at 0.
+        top_p: Probability mass that tokens are drawn from.
+        top_k: How many of the likeliest tokens are drawn from.
+        repetition_penalty: Divides the scores of tokens that are there already.
+        thinking: `off`, a level's name, or the most tokens of thought; by role, or for all.
         judge_mode: `verdict` with a reason, or `soft`: P(supported) by log-probabilities.
+        judge_tokens: Longest verdict in tokens.
     """
 
     model_config = ConfigDict(strict=True)
 
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    thinking: Annotated[Thinking | dict[Role, Thinking] | None, BeforeValidator(_off)] = None
     judge_mode: Literal["verdict", "soft"] = "verdict"
+    judge_tokens: Annotated[int, Field(ge=16)] = 512
+
+    def asked(self, role: Role) -> dict[str, Any]:
+        """Return what was asked for of a role's `models.base.Sampling`."""
+        shared = self.thinking.get(role) if isinstance(self.thinking, dict) else self.thinking
+        if role == "judge":
+            return {"thinking": shared, "max_tokens": self.judge_tokens}
+        fields = ("temperature", "top_p", "top_k", "repetition_penalty")
+        return {name: getattr(self, name) for name in fields} | {"thinking": shared}
 
 
 class RunPaths(Paths):
@@ -219,7 +256,7 @@ class RunParams(NotebookParams):
         "key_points": "corpus.key_points",
         "temperature": "sampling.temperature",
         "judge_mode": "sampling.judge_mode",
-        "models": "a role is one string, such as engine: gemini/gemini-2.5-flash-lite",
+        "models": f"a role is one string, such as engine: gemini/{DEFAULT_MODEL}",
     }
 
     corpus: Annotated[CorpusOptions, Field(strict=False)]
@@ -319,7 +356,17 @@ class RunParams(NotebookParams):
                     f"servers={self.servers!r}: {role}={text!r} needs an address, such as "
                     f"servers={{{role!r}: 'http://127.0.0.1:8000/v1'}}"
                 )
+            if backend not in ("offline", "openai"):  # a server's are known when it was asked
+                takes = gemini_takes(name) if backend == "gemini" else Takes()
+                asked = Sampling(**({"temperature": None} | self.sampling.asked(role)))
+                if problem := takes.problem(asked):
+                    raise ValueError(f"{role}={text!r}, sampling.{problem}")
         soft = self.sampling.judge_mode == "soft"
+        if soft and self.sampling.asked("judge")["thinking"] not in (None, "off"):
+            raise ValueError(
+                f"sampling.thinking={self.sampling.thinking!r}: a soft judge answers with one "
+                "token; set judge_mode='verdict', or thinking to 'off' for the judge"
+            )
         if soft and ModelName.read(self.judge).backend in WITHOUT_LOGPROBS:
             raise ValueError(
                 f"sampling.judge_mode='soft': judge={self.judge!r} gives no log-probabilities; "

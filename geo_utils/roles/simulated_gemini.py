@@ -87,6 +87,8 @@ class Settings:
         revoke_after: Refuse every key after so many requests; None for never.
         log: File that gets one JSON line a request.
         seed: Seed of latencies and faults.
+        thoughts: Tokens that an answer is thought about, where thinking is not off or minimal.
+        served_as: The version that it says answers; None for the one that was asked.
         models: Ids that it serves.
     """
 
@@ -98,7 +100,14 @@ class Settings:
     revoke_after: int | None = None
     log: Path | None = None
     seed: int = 0
-    models: tuple[str, ...] = ("gemini-2.5-flash-lite", "gemini-2.5-flash")
+    thoughts: int = 0
+    served_as: str | None = None
+    models: tuple[str, ...] = (
+        "gemini-3.1-flash-lite",
+        "gemini-3.5-flash-lite",
+        "gemini-2.5-flash-lite",
+        "gemini-2.5-flash",
+    )
 
 
 class SimulatedGemini:
@@ -157,7 +166,10 @@ class SimulatedGemini:
         draw = hashlib.sha256(f"{self.settings.seed}|{config.get('seed')}|{prompt}".encode())
         seed = int.from_bytes(draw.digest()[:4], "big")  # same prompt and seed, same answer
         text = await reply(prompt, config.get("responseJsonSchema"), seed)
-        response = _response(model, prompt, text, fault)
+        thoughts = _thoughts(config, self.settings.thoughts)
+        if thoughts and thoughts + len(text) // 4 >= config.get("maxOutputTokens", 2**16):
+            text, fault = "", "truncated"
+        response = _response(self.settings.served_as or model, prompt, text, fault, thoughts)
         await asyncio.sleep(max(until - time.monotonic(), 0.0))  # thinking is part of the latency
         gone = request.transport is None or request.transport.is_closing()
         self._note(prompt, config, "undelivered" if gone else fault or "answered", None)
@@ -236,7 +248,17 @@ def _error(
     return web.json_response(body, status=code, headers=headers)
 
 
-def _response(model: str, prompt: str, text: str, fault: str | None) -> dict[str, Any]:
+def _thoughts(config: dict[str, Any], most: int) -> int:
+    """Return how many tokens an answer is thought about; the client writes names either way."""
+    asked = config.get("thinkingConfig") or {}
+    level = asked.get("thinkingLevel", asked.get("thinking_level", ""))
+    budget = asked.get("thinkingBudget", asked.get("thinking_budget", most))
+    return 0 if level.upper() == "MINIMAL" else min(most, budget)
+
+
+def _response(
+    model: str, prompt: str, text: str, fault: str | None, thoughts: int = 0
+) -> dict[str, Any]:
     tokens_in, version = len(prompt) // 4 + 1, f"simulated-{model}"
     used = {"promptTokenCount": tokens_in, "totalTokenCount": tokens_in}
     if fault == "blocked":
@@ -244,7 +266,8 @@ def _response(model: str, prompt: str, text: str, fault: str | None) -> dict[str
         return {"promptFeedback": feedback, "usageMetadata": used, "modelVersion": version}
     text = {"truncated": text[: len(text) // 2], "empty": ""}.get(fault or "", text)
     used |= {"candidatesTokenCount": len(text) // 4 + 1}
-    used["totalTokenCount"] += used["candidatesTokenCount"]
+    used |= {"thoughtsTokenCount": thoughts} if thoughts else {}
+    used["totalTokenCount"] += used["candidatesTokenCount"] + thoughts
     reason = "MAX_TOKENS" if fault == "truncated" else "STOP"
     content = {"role": "model", "parts": [{"text": text}]}
     candidate = {"content": content, "finishReason": reason, "index": 0}
