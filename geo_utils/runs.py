@@ -27,6 +27,7 @@ import psutil
 import yaml
 
 from geo_utils.files import from_root, project_root, resolve_path, write_atomic
+from geo_utils.models.record import open_record
 from geo_utils.parameters import NotebookParams
 from geo_utils.roles.params import RunParams
 
@@ -44,8 +45,8 @@ google-genai openai""".split()  # noqa: SIM905
 _NO_IDENTITY: Any = {"paths": {"output", "cache"}, "servers": True, "calls": True}
 # Parameters that name files or folders; their content is part of the identity.
 _NAMES_CONTENT: dict[str, Any] = dict.fromkeys(
-    """methods baseline_methods engine judge rewriter studies recorded models evaluation
-    policy""".split(),  # noqa: SIM905
+    """methods baseline_methods engine judge rewriter studies record recorded models
+    evaluation policy""".split(),  # noqa: SIM905
     True,
 ) | {"corpus": {"path"}, "paths": {"prompts"}, "grpo": {"resume_from_checkpoint"}}
 _READ_UP_TO = 256 * 2**20  # bytes
@@ -456,6 +457,10 @@ def provenance(params: NotebookParams, served_by: Iterable[str] = ()) -> str:
         return (
             f"{label}offline roles: extractive engine, lexical judge{strict}, {rewriters}{policy}"
         )
+    if params.recorded:
+        about = open_record(params.recorded).about
+        on = f" on {about['gpu']}" if about.get("gpu") else ""
+        label = f"recorded {about.get('date', 'some day')}{on}, nothing was called: {label}"
     away, parts = _not_at_google(params), []
     for role, text in params.roles.items():
         address = " at another address than Google's" if role in away else ""

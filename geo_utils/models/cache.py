@@ -114,7 +114,7 @@ class AnswerCache:
             if place and entry is None and self._moved(place[0]):
                 place = self._index.get(key)
                 entry = _read_entry(key, *place) if place else None
-            return _held(entry) if entry else None
+            return held_answer(entry) if entry else None
 
     def _moved(self, path: Path) -> bool:
         """Index anew a segment that is not as it was: pruned, emptied, or put into another."""
@@ -287,7 +287,7 @@ def _read_entry(key: str, path: Path, offset: int, length: int) -> dict[str, Any
     return entry if isinstance(entry, dict) else None
 
 
-def _held(entry: dict[str, Any]) -> Completion | None:
+def held_answer(entry: dict[str, Any]) -> Completion | None:
     """Return the answer of an entry; None if it is not what was written, or of a later version.
 
     Entries of an earlier version carry no checksum.
@@ -358,7 +358,7 @@ def chosen_answers(
     counts: Counter[tuple[str, str]] = Counter()
     tokens: Counter[tuple[str, str]] = Counter()
     for key, entry in cache.entries():
-        used, created, own = _held(entry), entry.get("created"), str(entry.get("model"))
+        used, created, own = held_answer(entry), entry.get("created"), str(entry.get("model"))
         served = used.served_by if used else ""
         group = str(entry.get("role")), served if served.startswith("simulated") else own
         if role not in (None, group[0]) or model not in (None, group[1], own):

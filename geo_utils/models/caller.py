@@ -33,6 +33,7 @@ from geo_utils.models.base import (
 from geo_utils.models.cache import AnswerCache, request_key
 from geo_utils.models.known import MODELS
 from geo_utils.models.loops import on_the_loop
+from geo_utils.models.record import Record
 from geo_utils.models.replies import unreadable, usable
 from geo_utils.models.usage import (
     CHARS_PER_TOKEN,
@@ -96,7 +97,7 @@ class Caller:
     def __init__(
         self,
         model: LanguageModel,
-        cache: AnswerCache | None = None,
+        cache: AnswerCache | Record | None = None,
         retries: Retries | None = None,
         usage: Usage | None = None,
         limit: RateLimit | None = None,
@@ -185,7 +186,7 @@ class Caller:
             return await self._ask_alone(self._cache, key, request, role)
 
     async def _ask_alone(
-        self, cache: AnswerCache, key: str, request: Request, role: RoleUsage
+        self, cache: AnswerCache | Record, key: str, request: Request, role: RoleUsage
     ) -> Completion:
         async with cache.in_flight(key):
             cache.refresh()

@@ -19,6 +19,7 @@ from geo_utils.models.caller import Caller, Planner, RateLimit, Retries
 from geo_utils.models.known import retirement
 from geo_utils.models.local import transformers_local, vllm_local
 from geo_utils.models.loops import gather_all, run_sync
+from geo_utils.models.record import Recorded, open_record
 from geo_utils.models.usage import Usage
 from geo_utils.prompts import load_template
 from geo_utils.roles import by_model
@@ -149,7 +150,7 @@ def make_roles(params: RunParams, like: Roles | None = None, run: Run | None = N
     Raises:
         FatalError: A key is missing or refused, a model unknown, a server down; a dry run does
             not ask.
-        ValueError: A prompt template is missing.
+        ValueError: A prompt template is missing, or the record is none.
     """
     ledger = run.folder / "usage.jsonl" if run and not params.dry_run else None
     calls = params.calls
@@ -161,7 +162,10 @@ def make_roles(params: RunParams, like: Roles | None = None, run: Run | None = N
         name = ModelName.read(text)
         if name.backend == "offline":
             continue
-        if key not in models:  # roles on one model share its limits and its breaker
+        if key not in models and params.recorded:
+            record = open_record(params.recorded)
+            models[key] = Caller(Recorded(name.id, record), record, usage=usage)
+        elif key not in models:  # roles on one model share its limits and its breaker
             if name.backend == "gemini" and (note := retirement(name.id)):
                 log.warning("%s", note)
             model = make_model(name, key[1])

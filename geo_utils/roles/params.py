@@ -293,6 +293,11 @@ class RunParams(NotebookParams):
         return tuple(self.servers.get(self.roles[role]) or self.servers.get(role) or ())
 
     @property
+    def recorded(self) -> Path | None:
+        """The folder of a record that stands in for all models; None if they are asked."""
+        return None
+
+    @property
     def in_manifest(self) -> dict[str, Any]:
         """Seeds and models, for the manifest."""
         return {"seeds": {"seed": self.seed}, "models": dict(self.roles)}
@@ -326,7 +331,8 @@ class RunParams(NotebookParams):
     def gpus_needed(self) -> int:
         """How many GPUs the run needs: its own, if it loads a model, and one a local server."""
         backends = {ModelName.read(text).backend for text in self.roles.values()}
-        own = bool({"vllm", "transformers"} & backends) or any(map(is_policy, self.methods))
+        own = bool({"vllm", "transformers"} & backends) and not self.recorded
+        own = own or any(map(is_policy, self.methods))
         return int(own) + len(self.servers_here)
 
     def saved_work(self, folder: Path) -> list[int]:
@@ -351,7 +357,7 @@ class RunParams(NotebookParams):
             backend, name, _ = ModelName.read(text)
             if backend == "offline" and name and role != "judge":
                 raise ValueError(f"{role}={text!r}: only a judge is strict; write offline")
-            if backend == "openai" and not self.addresses(role):
+            if backend == "openai" and not self.addresses(role) and not self.recorded:
                 raise ValueError(
                     f"servers={self.servers!r}: {role}={text!r} needs an address, such as "
                     f"servers={{{role!r}: 'http://127.0.0.1:8000/v1'}}"
@@ -391,11 +397,19 @@ class EvaluationParams(RunParams):
     Attributes:
         rewriter: The model that rewrites.
         repeats: Sampled answers a page.
+        record: Folder of recorded answers, which stand in for all models: nothing is called, and
+            what it does not hold stops the run.
     """
 
     corpus: Annotated[ChosenCorpus, Field(strict=False)]
     rewriter: Model
     repeats: Annotated[int, Field(ge=1, le=1000)]
+    record: Annotated[str, Field(min_length=1)] | None
+
+    @property
+    def recorded(self) -> Path | None:
+        """The folder of a record that stands in for all models; None if they are asked."""
+        return None if self.record is None else resolve_path(self.record)
 
     @property
     def roles(self) -> dict[Role, str]:

@@ -1,0 +1,115 @@
+"""A record stands in for its model: the same answers, no call, and what is missing stops."""
+
+import json
+
+import pandas as pd
+import pytest
+from conftest import run
+from test_caller import Scripted, ask
+
+from geo_utils.corpus import load_corpus
+from geo_utils.models.base import Completion, FatalError
+from geo_utils.models.cache import AnswerCache
+from geo_utils.models.caller import Caller
+from geo_utils.models.record import Record, Recorded, write_record
+from geo_utils.notebooks import read_parameters
+from geo_utils.roles.make import make_roles
+
+METHODS = ["original", "key_point"]
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """Answers to two requests, recorded."""
+    cache = AnswerCache(tmp_path / "cache")
+    model = Scripted(*(Completion(t, tokens_out=2, served_by="scripted") for t in ("one", "two")))
+    caller = Caller(model, cache)
+    asked = [ask("a", template="t"), ask("b", template="t")]
+    for request in asked:
+        run(caller.complete(request))
+    about = {"date": "2026-11-29", "gpu": "one H200", "templates": {"engine_answer": "t"}}
+    write_record(tmp_path / "cache", tmp_path / "record", about)
+    return tmp_path / "record", asked
+
+
+def test_it_gives_what_was_answered_and_nothing_is_called(recorded):
+    folder, asked = recorded
+    record = Record(folder)
+    caller = Caller(Recorded("scripted", record), record)
+    assert [run(caller.complete(request)).text for request in asked] == ["one", "two"]
+    report = caller.usage.report()["engine"]
+    assert (report["calls"], report["cached"]) == (0, 2)
+    assert record.about["models"] == ["scripted"] and record.about["answers"] == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "why"),
+    [
+        ("scripted", {"prompt": "c"}, "its query, pages, sampling or repeat were not recorded"),
+        ("scripted", {"sample_index": 1}, "its query, pages, sampling or repeat were not recorded"),
+        ("scripted", {"template": "u"}, "its prompt template was changed since"),
+        ("another", {}, "it holds answers of scripted"),
+    ],
+)
+def test_what_it_lacks_stops_the_run_and_says_why(recorded, model, changes, why):
+    record = Record(recorded[0])
+    caller = Caller(Recorded(model, record), record)
+    with pytest.raises(FatalError, match=f"no answer of {model} to this engine's request: {why}"):
+        run(caller.complete(ask(**({"prompt": "a", "template": "t"} | changes))))
+
+
+def test_a_folder_without_one_and_a_torn_file_are_named(recorded, tmp_path):
+    with pytest.raises(ValueError, match="holds no record"):
+        Record(tmp_path / "nowhere")
+    (part,) = recorded[0].glob("*.xz")
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="holds no record"):
+        Record(recorded[0])
+
+
+def test_files_stay_below_a_megabyte_and_an_older_record_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr("geo_utils.models.record._PART", 4_000)
+    cache = AnswerCache(tmp_path / "cache")
+    caller = Caller(Scripted(), cache)
+    for i in range(30):
+        run(caller.complete(ask(f"question {i}")))
+    folder = tmp_path / "record"
+    folder.mkdir()
+    (folder / "99.answers.jsonl.xz").write_bytes(b"old")
+    written = write_record(tmp_path / "cache", folder, {})
+    assert len(written) > 3 and {path.name for path in folder.iterdir()} == {
+        path.name for path in written
+    }
+    assert sum(1 for _ in Record(folder)._answers) == 30
+
+
+def test_an_evaluation_is_replayed_to_the_same_table(gemini_server, tmp_path):
+    """All roles by a model on a real server; then the same without server, key or address."""
+    server = gemini_server()
+    model = "gemini/gemini-2.5-flash-lite"
+    pairs = {
+        "engine": model, "judge": model, "rewriter": model, "corpus.limit": "3", "repeats": "2",
+        "servers": json.dumps(dict.fromkeys(("engine", "judge", "rewriter"), server.url)),
+        "methods": json.dumps(METHODS), "paths.cache": str(tmp_path / "cache"),
+    }  # fmt: skip
+    asked = read_parameters("02", "smoke", [*pairs.items()])[2]
+    examples = load_corpus(**asked.corpus_options)
+    live = make_roles(asked).evaluate(examples, METHODS)
+    # As a record of the service itself: a stand-in's answers have keys of their own.
+    cache = AnswerCache(tmp_path / "cache")
+    assert len(list(cache.entries())) == len(server.entries())
+    write_record(tmp_path / "cache", tmp_path / "record", {"date": "2026-11-29"})
+    replayed = asked.model_copy(update={"record": str(tmp_path / "record")})
+    roles = make_roles(replayed)
+    for caller in roles.callers.values():
+        caller.model.cache_id = "gemini-2.5-flash-lite at another address"
+    pd.testing.assert_frame_equal(roles.evaluate(examples, METHODS), live)
+    assert roles.source().startswith("recorded 2026-11-29, nothing was called: ")
+    assert not sum(role["calls"] for role in roles.usage.report().values())
+
+
+def test_a_record_needs_no_address(tmp_path):
+    pairs = {"engine": "openai/m", "record": str(tmp_path)}
+    assert read_parameters("02", "smoke", [*pairs.items()])[2].recorded == tmp_path
+    with pytest.raises(ValueError, match="needs an address"):
+        read_parameters("02", "smoke", [("engine", "openai/m")])
