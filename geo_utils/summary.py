@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 
 from geo_utils.models.usage import Usage
+from geo_utils.roles.methods import PREVIOUS, is_pooled, pooled
 from geo_utils.statistics import cluster_mean, holm, paired_difference
 from geo_utils.visibility import FIGURES
 
 ALPHA = 0.05
 PAIR = ["query_id", "key_point_number", "repeat"]
+_TRIVIAL = ("paste_key_point", "repeat_key_point")
 
 
 def estimates(
@@ -125,6 +127,52 @@ def adjusted(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(p_holm=found, clear=found < ALPHA)
 
 
+def with_pooled(samples: pd.DataFrame) -> pd.DataFrame:
+    """Add the previous methods as one, behind the last of them.
+
+    Those of `methods.PREVIOUS` count, as published, from two on. Every number of a pair is the
+    mean over the methods that have it; where none has, the pair is an abstention.
+
+    Args:
+        samples: As `evaluate.evaluate` returns it.
+
+    Returns:
+        The samples with a row a pair more, under the name `methods.pooled` of how many they are.
+    """
+    previous = [m for m in dict.fromkeys(samples["method"]) if m in PREVIOUS]
+    if len(previous) < 2:
+        return samples
+    own = samples[samples["method"].isin(previous)]
+    numbers = own.select_dtypes("number").columns.difference(PAIR)
+    rows = own.groupby(PAIR, sort=False)[list(numbers)].mean().reset_index()
+    rows["method"] = pooled(len(previous))
+    behind = int(samples["method"].eq(previous[-1]).to_numpy().argmax()) + 1
+    return pd.concat([samples.iloc[:behind], rows, samples.iloc[behind:]], ignore_index=True)
+
+
+def against(samples: pd.DataFrame, method: str, seed: int = 0) -> pd.DataFrame:
+    """Compare a method's key-point probability with all that it has to beat, on the same pairs.
+
+    Args:
+        samples: As `evaluate.evaluate` returns it.
+        method: A method, which is no part of what it is compared with.
+        seed: Seed of the resampling.
+
+    Returns:
+        Indexed by rival, those that the samples have: the original page, the previous methods as
+        one (`with_pooled`; if there is only one, that one), pasting and repeating the key point.
+        As `contrasts`, Holm over the rivals.
+    """
+    is_own = samples["method"] == method
+    others = with_pooled(samples[~is_own])
+    names = list(dict.fromkeys(others["method"]))
+    previous = [m for m in names if is_pooled(m)] or [m for m in names if m in PREVIOUS]
+    rivals = [m for m in ("original", *previous, *_TRIVIAL) if m in names]
+    both = pd.concat([others, samples[is_own]])
+    found = [contrasts(both, "supported", rival, [method], seed) for rival in rivals]
+    return adjusted(pd.concat(found).set_axis(pd.Index(rivals, name="rival")))
+
+
 def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0) -> pd.DataFrame:
     """Summarise a samples table by method.
 
@@ -134,14 +182,17 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
         seed: Seed of the permutations.
 
     Returns:
-        Indexed by method, in the order of the samples: `key_point_probability` with `ci_low` and
+        Indexed by method, in the order of the samples, the previous ones also as one (see
+        `with_pooled`): `key_point_probability` with `ci_low` and
         `ci_high`, `n_examples`, `n_samples`, `abstentions`, mean `word`, `position`, `pawc`
-        over `n_answers`, `kept` and `grounded` (fidelity of the pages), each with `_low` and
-        `_high`, `page_words`; against the reference
+        over `n_answers`, `kept` and `grounded` (fidelity of the pages) and `uncited` (share of the
+        `n_uncited` answers that cite no source), each with `_low` and `_high`, `page_words`;
+        against the reference
         `difference`, `difference_low`, `difference_high`, `p_value`, `p_holm` (over the methods),
         `pairs_dropped`, and `clear`: whether the adjusted p-value is below 0.05.
     """
-    columns = ["supported", *FIGURES, "kept", "grounded"]
+    samples = with_pooled(samples.assign(uncited=samples["uncited"].astype(float)))
+    columns = ["supported", *FIGURES, "kept", "grounded", "uncited"]
     names = {
         "supported": "key_point_probability",
         "supported_low": "ci_low",
@@ -150,7 +201,8 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
         "n_supported": "n_samples",
         "n_pawc": "n_answers",
     }
-    summary = estimates(samples, "method", columns, ["supported"]).rename(columns=names)
+    summary = estimates(samples, "method", columns, ["supported", "uncited"])
+    summary = summary.rename(columns=names)
     groups = samples.groupby("method")
     summary["abstentions"] = groups.size() - summary["n_samples"]
     summary["page_words"] = groups["page_words"].agg(lambda words: words.astype(float).mean())
@@ -170,7 +222,14 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
 def headline(summary: pd.DataFrame) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """Return the numbers by method that a manifest records."""
     columns = ["key_point_probability", "ci_low", "ci_high", "n_examples", "n_samples"]
-    return {"methods": plain_numbers(summary[[*columns, "abstentions", *FIGURES]])}
+    return {"methods": plain_numbers(summary[[*columns, "abstentions", *FIGURES, "uncited"]])}
+
+
+def rivals_headline(found: pd.DataFrame) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """Return the differences of `against` that a manifest records, by rival."""
+    columns = {"difference": "mean", "low": "low", "high": "high", "p_holm": "p"}
+    columns |= {name: name for name in ("n_examples", "n_samples", "abstentions")}
+    return {"lift over": plain_numbers(found[list(columns)].rename(columns=columns))}
 
 
 def plain_numbers(table: pd.DataFrame) -> dict[str, dict[str, float | int | None]]:

@@ -185,6 +185,7 @@ def test_headline_has_the_promised_fields():
         "word",
         "position",
         "pawc",
+        "uncited",
     }
 
 

@@ -20,6 +20,7 @@ from headless import command, only_run, run_command, run_notebook, sets
 from geo_utils import notebooks
 from geo_utils.cli import app
 from geo_utils.parameters import read_yaml
+from geo_utils.roles.methods import PREVIOUS, is_pooled, pooled
 from geo_utils.runs import Run
 
 NB02, NB03 = "02_baseline_rewrites", "03_key_point_prompt"
@@ -69,7 +70,7 @@ class TestSmoke:
         assert manifest["parameters"]["resolved"]["repeats"] == 3
         assert len(manifest["inputs"]["corpus"]) == 64
         assert manifest["usage"] == {
-            "samples": 30 * 3 * len(manifest["headline"]["methods"]),
+            "samples": 30 * 3 * (len(manifest["headline"]["methods"]) - 1),  # one row is pooled
             "abstentions": 0,
             "roles": {},
         }
@@ -81,7 +82,8 @@ class TestSmoke:
         _, _, run = finished
         samples = pd.read_parquet(run.folder / "samples.parquet")
         for method, row in run.manifest["headline"]["methods"].items():
-            part = samples[samples["method"] == method]
+            pool = PREVIOUS if is_pooled(method) else [method]
+            part = samples[samples["method"].isin(pool)]
             assert row["key_point_probability"] == pytest.approx(part["supported"].mean())
             assert row["pawc"] == pytest.approx(part["pawc"].mean())
 
@@ -90,6 +92,9 @@ class TestSmoke:
         _, _, run = finished
         methods = run.manifest["headline"]["methods"]
         assert methods["key_point"]["ci_low"] > methods["original"]["ci_high"]
+        rivals = run.manifest["headline"]["lift over"]
+        assert [*rivals][2:] == ["paste_key_point", "repeat_key_point"]
+        assert rivals[pooled(2)]["low"] > 0 and rivals["original"]["n_samples"] == 90
 
     @pytest.mark.parametrize("finished", [NB03], indirect=True)
     def test_the_readmes_table_is_the_demos(self, finished):
@@ -291,7 +296,7 @@ def test_real_rows_are_all_scored(tmp_path):
     run = only_run(tmp_path, NB02)
     executed = (run.folder / "notebook.ipynb").read_text()
     assert re.search(r"3,600 of 3,600 samples, \d+ s", executed)
-    assert len(run.manifest["headline"]["methods"]) == 6
+    assert len(run.manifest["headline"]["methods"]) == 6 + 1
 
 
 class TestMeanwhile:

@@ -19,7 +19,7 @@ from geo_utils.fidelity import check_pages, original_support
 from geo_utils.plan import Rehearsal, quiet
 from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import is_arm
-from geo_utils.summary import means, plain_numbers
+from geo_utils.summary import against, means, plain_numbers, with_pooled
 
 Tables = dict[str, pd.DataFrame]
 T = TypeVar("T")
@@ -86,15 +86,17 @@ def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> T
         seed: Seed of resampling and permutations.
 
     Returns:
-        `strict` (as `summary.means`), and some of `lifts`, `placebos`, `funnel`, `collateral` and
-        `frontier`, each by the function of that name. Empty if a method has no score at all.
+        `strict` (as `summary.means`), `against` (of the key-point rewrite, if it is among the
+        methods) and some of `lifts`, `placebos`, `funnel`, `collateral` and `frontier`, each by
+        the function of that name. Empty if a method has no score at all.
     """
     own = rewrites(samples)
     scored = own.groupby("method")["supported"].count()
     if not scored.all():
         return {}
     makers: dict[str, tuple[bool, Callable[[], pd.DataFrame]]] = {
-        "strict": (True, lambda: means(own, "strict", bounded=True)),
+        "strict": (True, lambda: means(with_pooled(own), "strict", bounded=True)),
+        "against": ("key_point" in scored, lambda: against(own, "key_point", seed)),
         "lifts": (options.removed, lambda: lifts(samples, seed)),
         "placebos": (bool(options.placebo), lambda: placebos(samples, seed)),
         "funnel": (options.funnel, lambda: funnel(samples)),
@@ -118,6 +120,7 @@ def analysis_headline(tables: Tables) -> dict[str, dict[str, dict[str, float | i
     """Return the numbers of the tables that a manifest records; None where there is none."""
     columns = {
         "lifts": ["difference", "low", "high"],
+        "against": ["difference", "low", "high"],
         "frontier": ["difference", "fidelity", "words_added", "flagged", "strict"],
     }
     found: Tables = {name: tables[name][columns[name]] for name in columns if name in tables}

@@ -45,15 +45,15 @@ def objective_table(samples: pd.DataFrame, summary: pd.DataFrame, caption: str) 
         found = means(samples[["query_id", "method"]].assign(mean=upstream[column]), "mean")
         own[name] = intervals(found.reindex(summary.index)).tolist()
     published = {
-        f"published: {label(method)}": {"PAWC": f"{share / 100:.3f}"}
+        f"in the paper: {label(method)}": {"PAWC": f"{share / 100:.3f}"}
         for method, share in GEO_PAWC.items()
         if method in summary.index
     }
     below = pd.DataFrame.from_dict(published, orient="index")
     table = pd.concat([own, below.reindex(columns=own.columns, fill_value=DASH)])
     told = (
-        f"Published: {GEO_PAPER}, other data and engine, beside it AutoGEO's overall score in per "
-        f"cent, {AUTOGEO_OVERALL}; for orientation, not for comparison"
+        f"In the paper: {GEO_PAPER}, other data and engine, beside it AutoGEO's overall score in "
+        f"per cent, {AUTOGEO_OVERALL}; for orientation, not for comparison"
     )
     best = [label(str(summary["pawc"].idxmax()))] if summary["pawc"].notna().any() else []
     return styled(table, best, f"{told}. {caption}")

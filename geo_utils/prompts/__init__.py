@@ -1,4 +1,9 @@
-"""Prompt templates: one Markdown file each, loaded by name, hashed, replaceable by a folder."""
+"""Prompt templates: one Markdown file each, loaded by name, hashed, replaceable by a folder.
+
+Those of the previous methods, GEO's nine and AutoGEO's `rules`, demand in our words what the
+published prompts demand; where these ask for additions, a rewrite may invent them. The
+`_truthful` ones forbid that.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +43,9 @@ class Template:
         neither close the template's tags nor open new ones, nor begin another turn of the chat.
 
         Args:
-            values: What the role can put in; several texts become numbered sources.
+            values: What the role can put in; several texts become numbered sources, and
+                `$source_numbers` what an answer cites them by, for a reminder below them. It
+                quotes none of them: what stands first on a page would be said twice.
             needs: What the prompt would be pointless without, such as the page.
 
         Raises:
@@ -47,12 +54,16 @@ class Template:
         """
         template = string.Template(self.text)
         used = set(template.get_identifiers())
-        if not set(needs) <= used <= set(values) or not template.is_valid():
+        put = {name: _put(value) for name, value in values.items()}
+        for value in values.values():
+            if not isinstance(value, str):
+                put["source_numbers"] = ", ".join(f"[{i}]" for i in range(1, len(value) + 1))
+        if not set(needs) <= used <= set(put) or not template.is_valid():
             raise ValueError(
                 f"prompt template {self.name!r} uses {_names(used)}; it must use "
-                f"{_names(needs)} and may use {_names(values)} (and $$ for a dollar sign)"
+                f"{_names(needs)} and may use {_names(put)} (and $$ for a dollar sign)"
             )
-        return template.substitute({name: _put(value) for name, value in values.items()})
+        return template.substitute(put)
 
 
 def _put(value: str | Sequence[str]) -> str:

@@ -337,7 +337,7 @@ class RewriteTask:
         needs = {"page": page}
         if self.method in ("key_point", "arrange_key_point"):
             needs["key_point"] = " ".join(key_point.content.split())
-        elif self.method == "rules":
+        elif self.method in ("rules", "rules_truthful"):
             needs["rules"] = "\n".join(f"- {rule}" for rule in load_rules(self.prompts))
         return self.template.fill(needs | {"query": example.query}, needs)
 

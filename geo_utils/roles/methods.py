@@ -1,4 +1,4 @@
-"""The names of the rewriting methods, and trained policies as methods."""
+"""The names of the rewriting methods, their families, and trained policies as methods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from geo_utils.parameters import nearest
 MODEL_FREE_METHODS = ("original", "paste_key_point", "repeat_key_point", "instruct_engine")
 # Methods that the offline rewriter has an edit for; with a model they are prompts.
 OFFLINE_METHODS = ("keyword_stuffing", "easy_to_understand", "key_point")
-MODEL_METHODS = (
+# GEO's nine and AutoGEO's rules, as published.
+PREVIOUS = (
+    "keyword_stuffing",
+    "easy_to_understand",
     "unique_words",
     "fluency",
     "authoritative",
@@ -20,12 +23,17 @@ MODEL_METHODS = (
     "quotation",
     "statistics",
     "rules",
-    "arrange_key_point",
 )
+# Those of them whose published prompts let the model praise the page, or invent what it adds;
+# each has a variant that forbids this.
+INVENTING = ("authoritative", "cite_sources", "quotation", "statistics", "rules")
+_TRUTHFUL = "_truthful"
+MODEL_METHODS = (*PREVIOUS[2:], *(f"{m}{_TRUTHFUL}" for m in INVENTING), "arrange_key_point")
 METHODS = (*MODEL_FREE_METHODS, *OFFLINE_METHODS, *MODEL_METHODS)
 # Arms that are no rewrite but stand beside them in a samples table.
 REMOVED, NO_SOURCES = "removed", "no_sources"
 _PLACEBO = "placebo of "
+_POOLED = "previous methods (pooled over "
 _ADAPTER = "adapter_model.safetensors"
 
 
@@ -39,6 +47,16 @@ def shuffled_method(arm: str) -> str | None:
     return arm.removeprefix(_PLACEBO) if arm.startswith(_PLACEBO) else None
 
 
+def pooled(n: int) -> str:
+    """Return the name of the row that so many previous methods make together."""
+    return f"{_POOLED}{n})"
+
+
+def is_pooled(method: object) -> bool:
+    """Tell whether a name is that of several previous methods as one."""
+    return str(method).startswith(_POOLED)
+
+
 def is_arm(method: str) -> bool:
     """Tell whether a name in a samples table is an arm of the comparison and no rewrite."""
     return method in (REMOVED, NO_SOURCES) or shuffled_method(method) is not None
@@ -47,6 +65,11 @@ def is_arm(method: str) -> bool:
 def is_policy(method: str) -> bool:
     """Tell whether a method is the folder of a trained policy."""
     return "/" in method and not is_arm(method)
+
+
+def published_method(method: str) -> str:
+    """Return the method as published that a truthful variant is of; of another, its own name."""
+    return method.removesuffix(_TRUTHFUL)
 
 
 _LABELS = {
@@ -66,7 +89,11 @@ def label(method: str) -> str:
         return f"placebo: {label(shuffled)}, shuffled"
     if is_policy(method):
         return f"policy {'/'.join(method.split('/')[-2:])}"
-    return method.replace("_", " ")
+    published = published_method(method)
+    if published not in INVENTING:
+        return method.replace("_", " ")
+    family = "as published" if method == published else "truthful"
+    return f"{published.replace('_', ' ')} ({family})"
 
 
 def policy_problem(folder: Path) -> str | None:

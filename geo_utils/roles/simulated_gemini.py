@@ -50,10 +50,8 @@ async def reply(prompt: str, schema: dict[str, Any] | None, draw: int) -> str:
     page = _part(prompt, "page")
     if page:
         point = KeyPoint(1, _part(prompt, "key_point"))
-        example = Example("simulated", _part(prompt, "query"), (page,), 0)
-        method = "keyword_stuffing" if example.query else "easy_to_understand"
-        method = "key_point" if point.content else method
-        return EDITS[method](example, point)
+        example = Example("simulated", "", (page,), 0)
+        return EDITS["key_point" if point.content else "easy_to_understand"](example, point)
     if "yes or no" in prompt:
         verdict = await _verdict(_part(prompt, "key_point"), prompt)
         return "yes" if verdict["verdict"] == "supported" else "no"

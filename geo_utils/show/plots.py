@@ -13,8 +13,16 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from geo_utils.roles.methods import METHODS, NO_SOURCES, REMOVED, label, shuffled_method
-from geo_utils.show.tables import count_range
+from geo_utils.roles.methods import (
+    METHODS,
+    NO_SOURCES,
+    REMOVED,
+    is_pooled,
+    label,
+    published_method,
+    shuffled_method,
+)
+from geo_utils.show.tables import abstentions, count_range
 from geo_utils.statistics import with_interval
 
 # Key-point probabilities of the study that this project continues (Gemini flash-lite engine).
@@ -25,8 +33,9 @@ EARLIER_STUDY = {
 }
 BLUE = "#1f4e9c"  # of what is no method's
 # Methods that are named one after the other stand beside each other: give them distant hues.
-_HUES = sns.color_palette("husl", len(METHODS)).as_hex()
-_COLOURS: dict[str, str] = {m: _HUES[(7 * i) % len(METHODS)] for i, m in enumerate(METHODS)}
+_PUBLISHED = dict.fromkeys(map(published_method, METHODS))
+_HUES = sns.color_palette("husl", len(_PUBLISHED)).as_hex()
+_COLOURS: dict[str, str] = {m: _HUES[(7 * i) % len(_HUES)] for i, m in enumerate(_PUBLISHED)}
 _COLOURS |= {
     "original": "#555555", "key_point": "#c1272d",
     "policy/before": "#8a8ac0", "policy/after": BLUE,
@@ -35,8 +44,10 @@ _COLOURS |= {
 
 
 def colour(method: str) -> str:
-    """Return the colour that a method has in every figure."""
-    return _COLOURS.get(shuffled_method(method) or method, BLUE)
+    """Return the colour that a method has in every figure, shared by what is made of it."""
+    if is_pooled(method):
+        return "#7a5230"
+    return _COLOURS.get(published_method(shuffled_method(method) or method), BLUE)
 
 
 def method_rows(found: pd.DataFrame, column: str = "mean", ends: str | None = None) -> pd.DataFrame:
@@ -121,6 +132,7 @@ def probability_figure(
     shares = summary["key_point_probability"]
     scored = bool(shares.notna().all())
     raised = shares[summary["clear"].eq(True) & summary["difference"].gt(0)]
+    raised = raised.drop(index=list(filter(is_pooled, raised.index)))
     title = _unscored(summary)
     if scored:
         base = f"the original page into {shares['original']:.0%}"
@@ -138,10 +150,11 @@ def probability_figure(
 def difference_figure(summary: pd.DataFrame, source: str) -> Figure:
     """Draw each method's paired difference to the original page."""
     shown = summary.drop(index="original")
-    raised = shown[shown["clear"] & (shown["difference"] > 0)]
+    methods = shown.drop(index=list(filter(is_pooled, shown.index)))
+    raised = methods[methods["clear"] & (methods["difference"] > 0)]
     clear = [label(str(method)) for method in raised.index]
     title = (
-        f"{len(clear)} of {len(shown)} methods clearly raise the key-point probability"
+        f"{len(clear)} of {len(methods)} methods clearly raise the key-point probability"
         if len(clear) > 2 or not clear
         else f"{' and '.join(clear).capitalize()} clearly raise{'s' * (len(clear) == 1)} "
         "the key-point probability"
@@ -149,6 +162,26 @@ def difference_figure(summary: pd.DataFrame, source: str) -> Figure:
     rows = method_rows(shown, "difference", "difference")
     quantity = "difference to the original page, paired"
     return interval_figure(rows, title, quantity, basis(shown, source), signed=True)
+
+
+def rival_figure(found: pd.DataFrame, method: str, source: str) -> Figure:
+    """Draw a method's paired differences to all that it has to beat.
+
+    Args:
+        found: As `summary.against` returns it.
+        method: The method.
+        source: Where the figures come from.
+    """
+    beats = found["clear"] & (found["difference"] > 0)
+    name, rest = label(method).capitalize(), found.index[~beats]
+    title = f"{name} is not clearly above {listed(rest)}"
+    if beats.any():
+        title = f"{name} is clearly above {listed(found.index[beats])}"
+        title += f", not above {listed(rest)}" if len(rest) else ""
+    queries, pairs = count_range(found["n_examples"]), count_range(found["n_samples"])
+    n = f"n = {queries} queries, {pairs} pairs a rival; 95 % intervals over queries"
+    rows, quantity = method_rows(found, "difference"), f"{label(method)} minus the other, paired"
+    return interval_figure(rows, title, quantity, f"{n}. {source}", signed=True)
 
 
 def visibility_figure(summary: pd.DataFrame, source: str) -> Figure:
@@ -246,7 +279,7 @@ def basis(found: pd.DataFrame, source: str, marks: str = "", each: str = "method
         each: What a row stands for.
     """
     queries, samples = count_range(found["n_examples"]), count_range(found["n_samples"])
-    missing = f"{int(found['abstentions'].sum())} abstentions in all"
+    missing = f"{abstentions(found)} abstentions in all"
     n = f"n = {queries} queries, {samples} samples a {each}, {missing}"
     return f"{marks} {n}; 95 % intervals over queries. {source}".strip()
 

@@ -10,7 +10,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from geo_utils.corpus import Corpus, Example, KeyPoint
-from geo_utils.roles.methods import label
+from geo_utils.roles.methods import INVENTING, PREVIOUS, is_pooled, label, published_method
 from geo_utils.statistics import with_interval
 
 DASH = "–"  # noqa: RUF001
@@ -25,6 +25,11 @@ def count_range(counts: pd.Series) -> str:
     """Write the count that all methods share, or the range of them."""
     low, high = int(counts.min()), int(counts.max())
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def abstentions(found: pd.DataFrame) -> int:
+    """Return how many there are in all; those of pooled methods are counted with the methods."""
+    return int(found.loc[[not is_pooled(name) for name in found.index], "abstentions"].sum())
 
 
 def method_table(summary: pd.DataFrame, caption: str) -> Styler:
@@ -42,12 +47,38 @@ def method_table(summary: pd.DataFrame, caption: str) -> Styler:
             "n queries": summary["n_examples"],
             "n samples": summary["n_samples"],
             "abstentions": summary["abstentions"],
+            "answers that cite nothing": intervals(summary, "uncited"),
             "words in page": summary["page_words"].map("{:.0f}".format),
         }
     ).rename(index=label)
     best = summary["key_point_probability"].max()
     marked = [label(str(m)) for m in summary.index[summary["key_point_probability"] == best]]
-    return over_queries(table.rename_axis(None), marked, caption)
+    told = " ".join([*_about_methods(summary.index), caption])
+    return over_queries(table.rename_axis(None), marked, told)
+
+
+def rival_table(found: pd.DataFrame, method: str, caption: str) -> Styler:
+    """Lay out a method beside all that it has to beat, one row a rival.
+
+    Args:
+        found: As `summary.against` returns it.
+        method: The method.
+        caption: What the figures rest on.
+    """
+    table = pd.DataFrame(
+        {
+            label(method): found["mean"].map("{:.3f}".format),
+            "the other": found["reference"].map("{:.3f}".format),
+            "difference": intervals(found, "difference", signed=True),
+            "p (Holm)": p_values(found["p_holm"]),
+            "n queries": found["n_examples"],
+            "n pairs": found["n_samples"],
+            "pairs dropped": found["abstentions"],
+        }
+    ).rename(index=label)
+    told = "Key-point probability on the same pairs; bold: clear after Holm over the rows"
+    marked = [label(str(rival)) for rival in found.index[found["clear"]]]
+    return over_queries(table.rename_axis(None), marked, f"{told}. {caption}")
 
 
 def visibility_table(summary: pd.DataFrame, caption: str) -> Styler:
@@ -139,10 +170,67 @@ def findings(summary: pd.DataFrame, source: str) -> str:
     counted = (
         f"n = {count_range(summary['n_examples'])} queries, "
         f"{count_range(summary['n_samples'])} samples a method, "
-        f"{int(summary['abstentions'].sum())} abstentions in all. Differences are paired; p by "
-        f"permutation over queries, Holm over methods. Source: {source}."
+        f"{abstentions(summary)} abstentions in all. Differences are paired; p by permutation "
+        f"over queries, Holm over methods."
     )
-    return "\n".join([*lines, "", counted])
+    told = [*_silent(summary), counted, *_about_methods(summary.index), f"Source: {source}."]
+    return "\n".join([*lines, "", " ".join(told)])
+
+
+def rival_findings(found: pd.DataFrame, method: str) -> str:
+    """Say in Markdown, a line a rival, whether a method beats what it has to beat.
+
+    Args:
+        found: As `summary.against` returns it.
+        method: The method.
+    """
+    lines = []
+    for rival, row in found.iterrows():
+        names = f"- **{label(method).capitalize()} against {label(str(rival))}**"
+        verdict = "no clear difference"
+        if not row["n_samples"]:
+            lines.append(f"{names}: no pair could be scored.")
+            continue
+        if row["clear"]:
+            verdict = "clearly better" if row["difference"] > 0 else "clearly worse"
+        difference = with_interval(row["difference"], row["low"], row["high"], signed=True)
+        dropped = f", {int(row['abstentions'])} pairs dropped" if row["abstentions"] else ""
+        lines.append(
+            f"{names}: **{verdict}**, "
+            f"{row['mean']:.1%} and {row['reference']:.1%} of answers, difference {difference}, "
+            f"p = {row['p_holm']:.4f} (Holm over {len(found)}), "
+            f"n = {row['n_examples']:.0f} queries{dropped}."
+        )
+    return "\n".join(lines)
+
+
+def _silent(summary: pd.DataFrame) -> list[str]:
+    """Say that the engine cites nothing in most answers, where it does."""
+    own = summary.loc[[not is_pooled(method) for method in summary.index]]
+    answers = int(own["n_uncited"].sum())
+    share = (own["uncited"] * own["n_uncited"]).sum() / answers if answers else 0.0
+    if share <= 0.5:
+        return []
+    return [
+        f"**The engine cites no source in {share:.1%} of {answers:,} answers**; there, the "
+        "target's visibility is 0, and figures of visibility and credit rest on the rest."
+    ]
+
+
+def _about_methods(names: pd.Index) -> list[str]:
+    """Say what the rows of a table that stand for several methods, or for a variant, are."""
+    methods, told = [str(name) for name in names], []
+    truthful = any(published_method(method) != method for method in methods)
+    if any(map(is_pooled, methods)):
+        pooled = ", ".join(label(m) for m in methods if m in PREVIOUS)
+        without = "; without the truthful variants" if truthful else ""
+        told.append(f"Pooled, each pair by its mean: {pooled}{without}.")
+    if truthful or set(methods) & set(INVENTING):
+        told.append(
+            "As published: the prompt lets the rewriter invent what it adds; truthful: it forbids "
+            "that."
+        )
+    return told
 
 
 def _finding(summary: pd.DataFrame, method: str) -> str:
@@ -155,11 +243,14 @@ def _finding(summary: pd.DataFrame, method: str) -> str:
     if method == "original" or pd.isna(row["difference"]):
         return found + "."
     low, high = row["difference_low"], row["difference_high"]
-    direction = "raises" if row["difference"] > 0 else "lowers"
-    change = f"clearly {direction}" if row["clear"] else "does not clearly change"
+    place = "not clearly apart from"
+    if row["clear"]:
+        place = "clearly above" if row["difference"] > 0 else "clearly below"
     dropped = f", {int(row['pairs_dropped'])} pairs dropped" if row["pairs_dropped"] else ""
     difference = with_interval(row["difference"], low, high, signed=True)
-    return f"{found}; it **{change}** it: {difference}, p = {row['p_holm']:.4f}{dropped}."
+    return (
+        f"{found}, **{place}** the original page: {difference}, p = {row['p_holm']:.4f}{dropped}."
+    )
 
 
 def intervals(

@@ -625,7 +625,7 @@ class TestShown:
         for name, table in tables.items():
             assert "abstentions" in table.data and "src" in table.caption, name
         shown = objective_table(rewrites(samples), summarise(rewrites(samples)), "src")
-        assert shown.data.loc["published: keyword stuffing", "PAWC"] == "0.177"
+        assert shown.data.loc["in the paper: keyword stuffing", "PAWC"] == "0.177"
         assert "Aggarwal et al., GEO, KDD 2024" in shown.caption
 
     def test_a_method_without_any_score_leaves_no_claims(self, analysed):

@@ -1,0 +1,144 @@
+"""The previous methods as one row, and a method against all that it has to beat."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from geo_utils.roles.methods import pooled
+from geo_utils.show.plots import difference_figure, rival_figure
+from geo_utils.show.tables import findings, method_table, rival_findings, rival_table
+from geo_utils.summary import against, headline, rivals_headline, summarise, with_pooled
+from geo_utils.visibility import FIGURES
+
+NAN = np.nan
+# By method: whether the answer supports the key point, for each of four queries.
+SUPPORTED = {
+    "original": [0, 0, 0, 0],
+    "fluency": [1, 0, NAN, NAN],
+    "rules": [0, 1, 1, NAN],
+    "rules_truthful": [1, 1, 1, 1],
+    "paste_key_point": [1, 1, 1, 0],
+    "key_point": [1, 1, 1, 1],
+}
+
+
+def samples_of(supported, **columns):
+    rows = []
+    for i in range(4):
+        for method, values in supported.items():
+            row = dict.fromkeys([*FIGURES, "kept", "grounded", "page_words"], 0.5)
+            row |= {"query_id": f"q{i}", "key_point_number": 1, "repeat": 0, "uncited": False}
+            rows.append(row | {"method": method, "supported": values[i]} | columns)
+    return pd.DataFrame(rows)
+
+
+def of(*methods):
+    return samples_of({method: SUPPORTED[method] for method in methods})
+
+
+POOL = pooled(2)
+SAMPLES = of(*SUPPORTED)
+
+
+class TestPooled:
+    def test_a_pair_counts_by_the_mean_of_the_methods_that_have_it(self):
+        table = with_pooled(SAMPLES)
+        rows = table[table["method"] == POOL].set_index("query_id")["supported"]
+        assert rows.to_dict() == pytest.approx(
+            {"q0": 0.5, "q1": 0.5, "q2": 1.0, "q3": NAN}, nan_ok=True
+        )
+
+    def test_it_is_a_row_behind_the_methods_that_it_pools(self):
+        summary = summarise(SAMPLES)
+        methods = [*SUPPORTED]
+        assert list(summary.index) == [*methods[:3], POOL, *methods[3:]]
+        row = summary.loc[POOL]
+        assert row["key_point_probability"] == pytest.approx(2 / 3)
+        assert (row["n_examples"], row["n_samples"], row["abstentions"]) == (3, 3, 1)
+        assert row["difference"] == pytest.approx(2 / 3) and row["pairs_dropped"] == 1
+        assert headline(summary)["methods"][POOL]["n_samples"] == 3
+
+    @pytest.mark.parametrize("methods", [["rules"], ["rules_truthful"], ["paste_key_point"]])
+    def test_one_method_or_none_is_not_pooled(self, methods):
+        samples = of("original", *methods)
+        assert with_pooled(samples) is samples
+
+    def test_its_abstentions_are_not_counted_twice(self):
+        assert "3 abstentions in all" in findings(summarise(SAMPLES), "src")
+
+    def test_a_figures_title_counts_methods_and_no_pool(self):
+        title = difference_figure(summarise(SAMPLES), "src").get_suptitle()
+        assert title.startswith("0 of 5 methods")
+
+
+class TestAgainst:
+    def test_the_rivals_on_the_same_pairs(self):
+        found = against(SAMPLES, "key_point")
+        assert list(found.index) == ["original", POOL, "paste_key_point"]
+        assert found["difference"].tolist() == pytest.approx([1.0, 1 / 3, 0.25])
+        assert found["n_samples"].tolist() == [4, 3, 4]
+        assert found["p_holm"].tolist() == pytest.approx(  # the smallest p counts thrice
+            [3 * found["p_value"].iloc[0], *[min(2 * found["p_value"].iloc[1], 1.0)], 1.0]
+        )
+        told = rivals_headline(found)["lift over"][POOL]
+        assert told["mean"] == pytest.approx(1 / 3) and told["abstentions"] == 1
+
+    def test_a_single_previous_method_stands_for_itself(self):
+        found = against(of("original", "rules", "key_point"), "key_point")
+        assert list(found.index) == ["original", "rules"]
+
+    def test_a_method_is_no_part_of_what_it_is_compared_with(self):
+        assert list(against(SAMPLES, "rules").index) == ["original", "fluency", "paste_key_point"]
+
+    def test_what_is_not_clear_is_not_claimed(self):
+        found = against(SAMPLES, "key_point")
+        clear = found.assign(clear=[True, True, False])
+        for table, title in (
+            (
+                found.assign(clear=False),
+                "Key-point rewrite is not clearly above original, previous",
+            ),
+            (clear, f"Key-point rewrite is clearly above original and {POOL}, not above paste key"),
+        ):
+            shown = rival_figure(table, "key_point", "src").get_suptitle()
+            assert " ".join(shown.split()).startswith(title)
+        lines = rival_findings(clear, "key_point").splitlines()
+        assert f"against {POOL}**: **clearly better**, 100.0% and 66.7% of answers" in lines[1]
+        assert "1 pairs dropped" in lines[1] and "**no clear difference**" in lines[2]
+        worse = rival_findings(clear.assign(difference=-0.1), "key_point")
+        assert "**clearly worse**" in worse
+        assert rival_table(clear, "key_point", "src").data.loc[POOL, "the other"] == "0.667"
+
+    def test_a_rival_without_any_score_is_said(self):
+        samples = samples_of(SUPPORTED | {"paste_key_point": [NAN] * 4})
+        told = rival_findings(against(samples, "key_point"), "key_point")
+        assert "paste key point**: no pair could be scored" in told
+
+
+class TestFirstTable:
+    def test_answers_that_cite_nothing(self):
+        samples = SAMPLES.astype({"uncited": object})
+        silent = samples["query_id"].isin(["q0", "q1", "q2"]) & samples["method"].ne("original")
+        samples.loc[silent, "uncited"] = True
+        samples.loc[samples["method"].eq("fluency") & samples["query_id"].eq("q3"), "uncited"] = (
+            None
+        )
+        summary = summarise(samples)
+        assert summary["uncited"].to_dict() == pytest.approx(
+            {m: 0.0 if m == "original" else 1.0 if m == "fluency" else 0.75 for m in summary.index}
+            | {POOL: 0.75}
+        )
+        shown = method_table(summary, "src").data["answers that cite nothing"]
+        assert shown["rules (as published)"].startswith("0.750 [")
+        assert "**The engine cites no source in 65.2% of 23 answers**" in findings(summary, "src")
+        assert "cites no source" not in findings(summarise(SAMPLES), "src")
+
+    def test_both_families_are_named_and_what_is_pooled(self):
+        summary = summarise(SAMPLES)
+        table = method_table(summary, "src")
+        assert {"rules (as published)", "rules (truthful)", POOL} <= set(table.data.index)
+        for text in (table.caption, findings(summary, "src")):
+            assert "fluency, rules (as published); without the truthful variants." in text
+            assert "lets the rewriter invent" in text
+        plain = method_table(summarise(of("original", "fluency")), "src").caption
+        assert "Pooled" not in plain and "As published" not in plain
