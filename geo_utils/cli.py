@@ -127,6 +127,37 @@ def _rendered(executed: Path) -> None:
         sys.stderr.write(f"  report, slides or the page of runs could not be written: {error}\n")
 
 
+@app.command("record")
+def make_record(
+    folder: Annotated[Path, typer.Argument(help="gets the record; one that lies there goes")],
+    sets: Sets = None,
+    about: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="to be said of it, such as gpu")
+    ] = None,
+) -> None:
+    """Ask a model anew all that 03 and 02 `recorded` need, and keep its answers as a record."""
+    import shutil
+    import time
+
+    from geo_utils.models.record import write_record
+    from geo_utils.notebooks import execute, read_parameters
+    from geo_utils.runs import locate_run, package_versions
+
+    asked = Path(f"{folder.resolve()}.cache")  # beside it until all is there: it can be gone on
+    said: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "versions": package_versions()}
+    with refusals():
+        given = [*pairs(sets), ("record", "null"), ("paths.cache", str(asked))]
+        said |= dict(pairs(about)) | {"templates": {}}
+        for notebook in ("03", "02"):
+            name, values, params = read_parameters(notebook, "recorded", given)
+            if code := execute(name, values, params, _rendered):
+                raise typer.Exit(code)
+            said["templates"] |= locate_run(name, params).manifest["templates"]
+        written = write_record(asked, folder, said)
+    shutil.rmtree(asked)
+    _say(*(f"{path}: {path.stat().st_size:,} bytes" for path in written))
+
+
 @app.command()
 def params(notebook: Notebook) -> None:
     """List every parameter of a notebook: name, type, default, meaning."""

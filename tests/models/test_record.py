@@ -1,19 +1,24 @@
 """A record stands in for its model: the same answers, no call, and what is missing stops."""
 
+import asyncio
 import json
 
 import pandas as pd
 import pytest
 from conftest import run
+from headless import command, only_run, sets
 from test_caller import Scripted, ask
+from test_models import Replica
 
 from geo_utils.corpus import load_corpus
 from geo_utils.models.base import Completion, FatalError
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller
+from geo_utils.models.loops import run_sync
 from geo_utils.models.record import Record, Recorded, write_record
 from geo_utils.notebooks import read_parameters
 from geo_utils.roles.make import make_roles
+from geo_utils.roles.simulated_gemini import reply
 
 METHODS = ["original", "key_point"]
 
@@ -106,6 +111,42 @@ def test_an_evaluation_is_replayed_to_the_same_table(gemini_server, tmp_path):
     pd.testing.assert_frame_equal(roles.evaluate(examples, METHODS), live)
     assert roles.source().startswith("recorded 2026-11-29, nothing was called: ")
     assert not sum(role["calls"] for role in roles.usage.report().values())
+
+
+class Answering(Replica):
+    """An OpenAI-compatible server with the look-alike's answers."""
+
+    async def chat(self, request):
+        body = await request.json()
+        self.bodies.append(body)
+        schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
+        text = await reply(body["messages"][0]["content"], schema, len(self.bodies))
+        self.reply = {"message": {"role": "assistant", "content": text}}
+        return await super().chat(request)
+
+
+def test_one_command_records_and_another_replays(tmp_path):
+    few = sets(
+        ("engine", "openai/m"), ("rewriter", "openai/m"), ("corpus.limit", 3), ("repeats", 1),
+        ("paths.output", tmp_path),
+    )  # fmt: skip
+    folder = tmp_path / "record"
+
+    async def scene():
+        async with Answering() as server:
+            address = {"engine": server.url, "rewriter": server.url}
+            work = ("record", folder, *few, *sets(("servers", json.dumps(address))))
+            return await asyncio.to_thread(command, "geo_utils", *work, "--about", "gpu=none")
+
+    made = run_sync(scene())
+    assert made.returncode == 0, made.stderr
+    assert not folder.with_name("record.cache").exists()
+    assert Record(folder).about["gpu"] == "none"
+    replay = sets(("record", folder), ("paths.output", tmp_path / "replayed"))
+    again = command("geo_utils", "run", "02", "recorded", *few, *replay)
+    assert again.returncode == 0, again.stderr
+    usage = only_run(tmp_path / "replayed", "02_baseline_rewrites").manifest["usage"]["roles"]
+    assert not sum(role["calls"] for role in usage.values())
 
 
 def test_a_record_needs_no_address(tmp_path):
