@@ -656,7 +656,7 @@ def test_a_corpus_of_single_pages_has_no_lift_and_says_so():
 def test_the_notebook_with_everything(tmp_path):
     done = run_notebook(
         NB02, "full", tmp_path, ("corpus.limit", "5"), ("repeats", "2"),
-        ("methods", "[original, instruct_engine, paste_key_point]"),
+        ("methods", "[original, instruct_engine, paste_key_point, key_point]"),
         ("analyses.placebo", "[paste_key_point]"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -664,15 +664,15 @@ def test_the_notebook_with_everything(tmp_path):
     names = {path.stem for path in (full.folder / "figures").glob("*.png")}
     assert names == {
         "key_point_probability", "difference", "lift", "placebo", "funnel", "collateral",
-        "frontier", "visibility",
+        "frontier", "visibility", "against",
     }  # fmt: skip
     stored = pd.read_parquet(full.folder / "points.parquet")
     assert set(stored["kind"]) == {OWN, OTHERS}
     assert set(full.manifest["headline"]["analyses"]) == {
-        "lifts", "placebos", "funnel", "frontier",
+        "lifts", "placebos", "funnel", "frontier", "against",
     }  # fmt: skip
     assert set(full.manifest["headline"]["methods"]) == {
-        "original", "instruct_engine", "paste_key_point",
+        "original", "instruct_engine", "paste_key_point", "key_point",
     }  # fmt: skip
 
 
