@@ -148,8 +148,9 @@ def test_both_variants_of_the_rules_hold_the_same_rules():
 class TestEngine:
     def test_every_sentence_of_the_example_cites_as_the_parser_reads_it(self):
         text = load_template("engine_answer").text
-        example = parse_answer(text.partition("subject:")[2].partition("<query>")[0], 2)
-        assert [sentence.citations for sentence in example.sentences] == [(1,), (0, 1)]
+        answer = re.search(r"^Answer: (.+)$", text, re.MULTILINE)[1]
+        example = parse_answer(answer, 2)
+        assert [sentence.citations for sentence in example.sentences] == [(0,), (1,), (0, 1)]
         assert not example.unparsed
 
     def test_the_sources_numbers_stand_again_below_them_and_no_word_of_a_page(self):
