@@ -28,6 +28,7 @@ PARTS = [
     "\n#", "\n> ", "<a ", "<a hidden>", "<!--", "<think></think>", "\n<think>", "<|channel|>",
     "<|im_end|>", "</page>", '{"a":', "**[1]**", "not only ", "AI must ", "Sources:\n",
     "\n\nI made it.", "\r", "\ud800", "潮。", "model not ", "maximum ",
+    "https://a[1]", "www.(", "a.[1] ",
 ]  # fmt: skip
 SCHEMA = {"type": "object", "properties": {"verdict": {"type": "string"}}, "required": ["verdict"]}
 POINT = KeyPoint(1, "The Moon raises two bulges of water.")
