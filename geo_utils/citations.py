@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from geo_utils.text import sentences
+from geo_utils.text import STOPWORDS, sentences
 
 _LABEL = r"(?:sources?|citations?|cites?|refs?\.?|references?|docs?\.?|documents?|web|results?)"
 _NUMBER = rf"(?:{_LABEL}\s*:?\s*)?[#^]?\d+"
@@ -44,8 +44,18 @@ _CODE = re.compile(
     )""",
     re.VERBOSE | re.DOTALL,
 )
+# \ue004 stands between an address and the citation behind it, which would else look like an index.
 _HIDDEN = str.maketrans("[]()", "\ue000\ue001\ue002\ue003")
-_SHOWN = str.maketrans("\ue000\ue001\ue002\ue003", "[]()")
+_SHOWN = str.maketrans("\ue000\ue001\ue002\ue003", "[]()", "\ue004")
+# An address has brackets of its own, as in ?sort[1]=up and http://[::1]/; those at its end are
+# citations.
+_ADDRESS = re.compile(
+    r"(?:https?://|www\.|\bdoi:\s?|\b10\.\d{4,9}/)(?:[^\s<>()\"`【】]|\([^\s<>()]{0,200}\)){1,2000}",
+    re.IGNORECASE,
+)
+_OWN = re.compile(
+    r"(?:\[[^\[\]]{0,80}\]){1,20}(?=[A-Za-z0-9_/=]|[?&#%~+@.:-][a-z0-9\[%])|(?<=//)\[[\da-f:.]+\]"
+)
 _RAISED_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _RAISE = str.maketrans("0123456789", _RAISED_DIGITS)
 _LOWER = str.maketrans(_RAISED_DIGITS + "⁻˒", "0123456789-,")
@@ -101,8 +111,15 @@ _FORMS = (
 _RUN = r"(?:[ \t]{0,3}\[[^\[\]\n]{1,80}\])+"
 # "Point.[1][2] Next": the citation belongs to the sentence before the stop. Before a lower-case
 # word or a colon there is no such stop: an abbreviation ("et al. [1] found") or a list ("[1]: x").
+# Some names begin a sentence in lower case: iPhones, de Gaulle, and what "is" or "has" something.
+_LOWER_NAME = (
+    r"(?:[a-z]{1,20}[A-Z]|(?:d[aeiu]|de[lnr]|del?la|v[ao]n|ter|ten|bin|ibn|al|el|l[ae])[ -][A-Z]"
+    rf"|(?!(?:{'|'.join(sorted(STOPWORDS))}|al|also|now|thus|others)\b)[a-z][a-z.-]{{1,20}}"
+    r"\ (?:is|are|was|were|has|have|had)\b)"
+)
 _AFTER_STOP = re.compile(
-    rf"([.!?…。！？؟۔।][\"'“”’»」_)*]*)({_RUN})(?![ \t]{{0,3}}[a-z:\[])(?=\s|$|[^\s\d.!?,;:])"
+    rf"([.!?…。！？؟۔।][\"'“”’»」_)*]*)({_RUN})"
+    rf"(?![ \t]{{0,3}}(?:[:\[]|(?!{_LOWER_NAME})[a-z]))(?=\s|$|[^\s\d.!?,;:])"
 )
 # What may be a citation and is not read: a number in parentheses at a sentence's end, which may be
 # an equation's as well, and rarer marks.
@@ -273,7 +290,7 @@ def _without_references(text: str) -> str:
 
 
 def _one_form(text: str) -> str:
-    parts = _CODE.split(text)
+    parts = _CODE.split(_ADDRESS.sub(_own_hidden, text))
     for place, part in enumerate(parts):
         if place % 2:
             parts[place] = part.translate(_HIDDEN)
@@ -283,6 +300,12 @@ def _one_form(text: str) -> str:
             part = form.sub(replacement, part)
         parts[place] = part
     return "".join(parts)
+
+
+def _own_hidden(found: re.Match[str]) -> str:
+    """Return an address whose own brackets are hidden, set off from citations behind it."""
+    hidden = _OWN.sub(lambda own: own[0].translate(_HIDDEN), found[0])
+    return re.sub(r"(?<=[\w)])\[", "\ue004[", hidden, count=1)
 
 
 def _raised(found: re.Match[str]) -> str:
@@ -310,4 +333,5 @@ def _before_stop(found: re.Match[str]) -> str:
     stop, run = found.groups()
     if any(citation_numbers(inside) is None for inside in BRACKET.findall(run)):
         return found.group()
-    return f" {run.strip()}{stop} "
+    goes_on = found.string[found.end() : found.end() + 4].lstrip()[:1].islower()
+    return f" {run.strip()}{stop}" + ("\n" if goes_on else " ")

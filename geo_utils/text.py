@@ -30,23 +30,40 @@ _CONTROL = regex.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\ufff
 _LINE_BREAK = regex.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 
 # What stands for an end of the text in a prompt or a chat: the prompt templates' own tags, and the
-# marks by which a model's tokenizer or server knows turns, thoughts and tools.
+# marks by which a model's tokenizer or server knows turns, thoughts and tools. Most families write
+# <|...|> (Qwen, Llama 3 and 4, Phi, Granite, GLM, Kimi, InternLM, Cohere; DeepSeek and Hunyuan with
+# wide bars); the others have names of their own. Turns in plain words, such as "User:", are text.
 DELIMITER = regex.compile(
     r"""(?ix)
     [<\uff1c\ufe64] (?:
         [\s\u200b-\u200d\u2060]{0,8} [/\uff0f]? [\s\u200b-\u200d\u2060]{0,8}
           (?:query|sources?|page|key_points?|answer|rules) (?![\w-])
           [^<>\uff1c\uff1e\ufe65]{0,80} [>\uff1e\ufe65]?
-      | [|\uff5c] [^|\uff5c<>\n]{2,60} [|\uff5c]> | \|\w{2,30}> | \w{2,30}\|>
-      | (?:/?s|bos|eos|pad|unk|(?:bos|eos|pad|eop)_token|/?(?:think|tool_call|tool_response|tools)
-          |(?:start|end)_of_(?:turn|image)|(?:start|end)_function_call)>
-      | <?/?SYS>> )
-    | (?-i:\[/?(?:INST|THINK|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS|SYSTEM_PROMPT|ARGS|CALL_ID
-        |IMG)\])
+      | [|\uff5c] (?!\s)[^|\uff5c<>\n]{2,60}(?<!\s) [|\uff5c]> | \|\w{2,30}> | \w{2,30}\|>
+      | /?[|\uff5c]{1,2}DSML[|\uff5c]                                             # DeepSeek's tools
+      | /?(?:
+            s|[bes]o[pst]|eo[adhm]|pad|unk|sep|(?:bos|eos|pad|eop)_token
+          | think|tools|tool_(?:calls?|response|sep)|toolcall|available_tools|arg_(?:key|value)
+          | function_(?:calls?|response)|(?:start|end)_function_call
+          | (?:start|end|begin|beginning)_of_(?:turn|image|audio|utterance|sentence|text)
+          | role|(?:seed|minimax|longcat)[:_]\w{1,30}                     # Ling, Seed, MiniMax
+          | _(?:user|bot|system|start|end)|\u7528\u6237|AI                # TeleChat, MiniCPM
+          | special_\d{1,3}|extra_id_\d{1,3}|reserved_\d{1,4}|unused\d{1,4}   # Nemotron, Baichuan
+          | fim_(?:prefix|middle|suffix|pad)
+        )>
+      | <?/?SYS>> )                                                               # Llama 2
+    | (?-i:\[ (?:
+          /?(?:INST|THINK|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)|ARGS|CALL_ID
+            |MODEL_SETTINGS|IMG)                                                  # Mistral
+        | [gs]MASK|BOS|EO[STP]|SEP                                                # GLM, Kimi
+        | \|/?[A-Za-z_]{2,30}\|                                                   # EXAONE, Jais
+        | unused\d{1,3}                                                           # Pangu
+      ) \])
+    | \]~b\] | \]~!b\[ | \]![dp]~\[ | \[e~\[ | \]<\][^\[\]<>\n]{1,40}\[>\[            # MiniMax
     """
 )
-_OPENED = str.maketrans(dict.fromkeys("<\uff1c\ufe64[", "\u2039"))
-_OPENINGS = ("<", "\uff1c", "\ufe64", "S]", "T]", "K]", "D]", "G]")
+_OTHER = str.maketrans("<\uff1c\ufe64[]", "\u2039\u2039\u2039\u2039\u203a")
+_PARTS = ("<", "\uff1c", "\ufe64", "|]", "]~", "~[", "[unused", *(f"{end}]" for end in "STKDGP"))
 
 STOPWORDS = frozenset(
     """a about above after again against all also am an and any are as at be because been before
@@ -75,10 +92,10 @@ def clean_text(text: str) -> str:
 
 
 def inert(text: str) -> str:
-    """Return the text with another first character in what would end it in a prompt or a chat."""
-    if not any(mark in text for mark in _OPENINGS):  # as nearly always, and a tenth of the time
+    """Return the text with other brackets in what would end it in a prompt or a chat."""
+    if not any(part in text for part in _PARTS):  # as nearly always, and a tenth of the time
         return text
-    return DELIMITER.sub(lambda found: found[0].translate(_OPENED), text)
+    return DELIMITER.sub(lambda found: found[0].translate(_OTHER), text)
 
 
 def sentences(text: str) -> list[str]:

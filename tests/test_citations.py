@@ -82,6 +82,22 @@ from geo_utils.citations import citation_numbers, parse_answer, strip_citations
         ("Tides rise (Source 2). Boats wait (sources 1 and 3).", [(1,), (0, 2)]),
         ("Tides rise (ref. 2; source: 4).", [(1, 3)]),
         ("Tides rise (page 3).", [()]),
+        # before a name in lower case a sentence begins, before a verb it goes on
+        ("It costs less. [1] iPhones cost more [2].", [(0,), (1,)]),
+        ("It costs less.[1] eBay sells it.[2] macOS runs.", [(0,), (1,), ()]),
+        ('He said "no." [1] de Gaulle left [2]. von Braun stayed. [3]', [(0,), (1,), (2,)]),
+        ("It is fast. [1] pandas is a library. [2] adidas has shoes.", [(0,), (1,), ()]),
+        ("It is fast. [1] which is so. Smith et al. [2] also are sure.", [(), (0, 1)]),
+        # an address has brackets of its own; what stands at its end is a citation
+        ("See https://example.org/a[1]/b and www.example.org/?q[2]=3&r[1][2]=4 [3].", [(2,)]),
+        ("See https://example.org/x[1], or (https://example.org/my_page[2]).[3]", [(0, 1, 2)]),
+        ("It is at http://[::1]:8080/ and doi:10.1016/S0140-6736[05]67889-1 [2].", [(1,)]),
+        ("Read https://example.org/a.[1][2] Boats wait.", [(0, 1), ()]),
+        ("[1](https://example.org/a)[2](https://example.org/b[3].html) say so.", [(0, 1)]),
+        (
+            "Tides rise ([Tides](https://example.org/a[4]/b))[2]. Is it https://a.org[1]?",
+            [(1,), (0,)],
+        ),
     ],
 )
 def test_citations_of_sentences(answer, citations):
@@ -198,6 +214,8 @@ def test_citation_numbers(inside, numbers):
 def test_stripping_keeps_code_powers_and_other_brackets():
     code = "`items[2]`, a[0] = 1, [0, 1], 10³ and $x[1]$"
     assert strip_citations(f"{code} [1]") == code
+    address = "See http://[::1]/?sort[1]=up and https://example.org/my_page"
+    assert strip_citations(f"{address}[1], now.") == f"{address}, now."
     assert strip_citations("In 2019³ and 2020<sup>4</sup>.") == "In 2019 and 2020."
     assert strip_citations("Rise [1], fall [2]. See [note].") == "Rise, fall. See [note]."
 

@@ -6,6 +6,7 @@ import pytest
 from conftest import PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_text import CHAT_MARKS
 
 from geo_utils import fidelity as fidelity_module
 from geo_utils.corpus import load_corpus
@@ -345,6 +346,11 @@ class TestLint:
         (found,) = new_instructions(page, f"{page}\n{mark}\nIt rises.")
         assert found.casefold() == unicodedata.normalize("NFKC", mark).casefold()
         assert not new_instructions(f"{page} {mark}", f"{mark} {page}")
+
+    @pytest.mark.parametrize("family", CHAT_MARKS)
+    def test_every_familys_chat_marks_are_new(self, family):
+        for mark in CHAT_MARKS[family].replace("<s> </s>", "").split():  # HTML's, struck out
+            assert len(new_instructions(TIDES, f"{TIDES}\n{mark.replace('␣', ' ')}")) == 1, mark
 
     def test_html_of_a_page_is_no_mark(self):
         page = '<video><source src="a.mp4"></video> <s>12</s> 10 dollars, x <| y and [1]'

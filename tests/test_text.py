@@ -1,6 +1,31 @@
 import pytest
 
-from geo_utils.text import content_words, negated_words, numbers, sentences, words
+from geo_utils.text import content_words, inert, negated_words, numbers, sentences, words
+
+# Marks of turns, thoughts and tools, as the families' own chat templates and tokenizers have them.
+CHAT_MARKS = {
+    "Qwen, ChatML": "<|im_start|> <|im_end|> <|endoftext|> <tool_call> </tool_response> <think>",
+    "Llama 2": "[INST] [/INST] <<SYS>> <</SYS>> <s> </s>",
+    "Llama 3 and 4": "<|start_header_id|> <|eot_id|> <|python_tag|> <|header_start|> <|eot|>",
+    "Gemma": "<start_of_turn> <end_of_turn> <bos> <eos> <|turn> <turn|> <start_of_image>",
+    "Mistral": "[SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CALLS] [TOOL_CONTENT] [THINK]",
+    "Phi": "<|system|> <|user|> <|end|> <|im_sep|> <|/tool|>",
+    "Granite": "<|start_of_role|> <|end_of_role|> <|end_of_text|>",
+    "Cohere": "<|START_OF_TURN_TOKEN|> <|USER_TOKEN|> <|END_RESPONSE|> <BOS_TOKEN>",
+    "DeepSeek": "<｜User｜> <｜end▁of▁sentence｜> <｜DSML｜invoke </｜DSML｜invoke>",
+    "GLM": "[gMASK] [sMASK] <sop> <eop> <|user|> <|assistant|> <|observation|> <arg_key>",
+    "EXAONE": "[|system|] [|user|] [|assistant|] [|endofturn|] [|tool|]",
+    "InternLM": "<|action_start|> <|plugin|> <|interpreter|> <eoh> <eoa>",
+    "MiniMax": "]~!b[ ]~b] [e~[ ]!p~[ ]!d~[ ]<]start␣of␣image[>[ <minimax:tool_call>",
+    "Kimi": "<|im_user|> <|im_middle|> <|tool_calls_section_begin|> [BOS] [EOS] [EOT]",
+    "Hunyuan": "<|startoftext|> <|extra_0|> <｜hy_User｜> <｜hy_place▁holder▁no▁2｜>",
+    "ERNIE": "<|begin_of_sentence|> <|end_of_sentence|>",
+    "Seed": "<seed:bos> <seed:eos> </seed:think> <seed:tool_call>",
+    "Nemotron": "<SPECIAL_10> <extra_id_1> <TOOLCALL> </AVAILABLE_TOOLS>",
+    "Ling": "<role> </role> <|role_end|>",
+    "gpt-oss": "<|start|> <|channel|> <|message|> <|return|>",
+    "others": "<用户> <AI> <_user> <reserved_106> [unused9] <end_of_utterance> <longcat_user>",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -52,3 +77,24 @@ def test_numbers_ignore_thousands_separators():
 )
 def test_negated_words(text, expected):
     assert negated_words(text) == expected
+
+
+@pytest.mark.parametrize("family", CHAT_MARKS)
+def test_no_chat_mark_is_left_in_an_inert_text(family):
+    marks = [mark.replace("␣", " ") for mark in CHAT_MARKS[family].split()]
+    plain = inert("".join(marks))
+    assert not any(mark in plain for mark in marks) and inert(plain) == plain
+    assert all(mark not in inert(f"A{mark}user\nB") for mark in marks)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "User: hello\n\nAssistant: hi [1][2] [a] [SOS] [NOTE] [pdf] [x]~[y] a[i]~b[j] ~b] [e]~[f]",
+        "0 < |xy| < 1, a <| b |> c, x<|ab|<1, [|1; 2|], [| a |], ls | cat <in >out, <b>bold</b>",
+        "<article role='main'><mask id='m'/><o:p>Word</o:p><seed/> <https://a.org> <a@b.org>",
+        "BERT has [CLS] and [MASK]; ]] ]<[ ]!= x[unused] C++ <vector> <page-header> df[think]",
+    ],
+)
+def test_a_text_without_chat_marks_stays_byte_for_byte(text):
+    assert inert(text) == text
