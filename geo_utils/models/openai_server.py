@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
+import httpx2
 import openai
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
@@ -30,6 +31,11 @@ from geo_utils.models.replies import received, refusal, seconds, unreadable
 log = logging.getLogger(__name__)
 
 _TAKE_ALL = ("vllm", "sglang")
+# A connection is left before the server leaves it, which uvicorn, and so vLLM, does after 5 s: a
+# request that goes out at that moment is lost.
+_CONNECTIONS = httpx2.Limits(
+    max_connections=1024, max_keepalive_connections=1024, keepalive_expiry=2.0
+)
 _REST_S = 20.0  # how long a replica that failed is left out
 
 
@@ -90,7 +96,10 @@ class OpenAIServer:
             raise self._translated(error, url) from None
         except (openai.APIConnectionError, aiohttp.ClientError, OSError) as error:
             self._rest(url)
-            kind = "timeout" if isinstance(error, openai.APITimeoutError) else "connection"
+            # The SDK calls a connection that was cut a timeout of connecting.
+            cut = isinstance(error.__cause__, httpx2.ConnectTimeout)
+            late = isinstance(error, openai.APITimeoutError) and not cut
+            kind = "timeout" if late else "connection"
             raise TransientError(redacted(f"{url}: {error}"), kind) from None
         except (openai.APIError, ValueError) as error:
             raise unreadable(url, error) from None
@@ -164,7 +173,7 @@ class OpenAIServer:
                 api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "none",
                 max_retries=0,
                 timeout=600.0,
-                http_client=DefaultAioHttpClient(follow_redirects=False),
+                http_client=DefaultAioHttpClient(follow_redirects=False, limits=_CONNECTIONS),
             )
         return self._clients[url]
 

@@ -237,6 +237,35 @@ class TestOpenAIServer:
         if status == 429:
             assert caught.value.retry_after_s == 3
 
+    def test_an_idle_connection_is_left_before_the_server_leaves_it(self):
+        """Which uvicorn does after 5 s; a request that goes out at that moment is lost."""
+        connections = []
+
+        class Counting(Replica):
+            async def chat(self, request):
+                connections.append(request.transport)
+                return await super().chat(request)
+
+        async def scene():
+            async with Counting() as replica:
+                model = OpenAIServer("m", [replica.url])
+                for pause in (0.0, 0.0, 3.5):
+                    await asyncio.sleep(pause)
+                    await model.complete(ask())
+                await model.close()
+
+        run_sync(scene())
+        assert connections[0] is connections[1] and connections[1] is not connections[2]
+
+    def test_a_connection_that_is_cut_is_no_timeout(self):
+        class Cutting(Replica):
+            async def chat(self, request):
+                request.transport.abort()
+
+        with pytest.raises(TransientError) as caught:
+            served(Cutting())
+        assert caught.value.kind == "connection"
+
     def test_a_filtered_answer_is_blocked_and_its_tokens_are_known(self):
         with pytest.raises(UnusableError, match="blocked") as caught:
             served(Replica({"finish_reason": "content_filter"}))
