@@ -148,12 +148,15 @@ def make_record(
     with refusals():
         given = [*pairs(sets), ("record", "null"), ("paths.cache", str(asked))]
         said |= dict(pairs(about)) | {"templates": {}}
+        ledgers: list[Path] = []
         for notebook in ("03", "02"):
             name, values, params = read_parameters(notebook, "recorded", given)
             if code := execute(name, values, params, _rendered):
                 raise typer.Exit(code)
-            said["templates"] |= locate_run(name, params).manifest["templates"]
-        written = write_record(asked, folder, said)
+            made = locate_run(name, params)
+            said["templates"] |= made.manifest["templates"]
+            ledgers.append(made.folder / "usage.jsonl")
+        written = write_record(asked, folder, said, ledgers)
     shutil.rmtree(asked)
     _say(*(f"{path}: {path.stat().st_size:,} bytes" for path in written))
 

@@ -313,7 +313,8 @@ class Caller:
             raise failed from error
         finally:
             try:
-                self.usage.settle(role, reserved, completion, failure)
+                key = request_key(self.model.cache_id, request) if failure else ""
+                self.usage.settle(role, reserved, completion, failure, key)
             except OSError as error:  # this answer is used, and kept
                 self._stop(
                     f"{error.filename} cannot be written ({error.strerror}); stopped before more "

@@ -1,8 +1,8 @@
 """Answers of a real model that ship with the project, and stand in for it.
 
-A record is a folder: `record.json` says which model on which machine answered, and
-`*.answers.jsonl.xz` hold a cache's lines. Nothing is asked where a record stands in: what it does
-not hold stops the run.
+A record is a folder: `record.json` says which model on which machine answered, and which calls
+failed; `*.answers.jsonl.xz` hold a cache's lines. Nothing is asked where a record stands in: what
+it does not hold stops the run.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import lzma
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from geo_utils.files import write_atomic
-from geo_utils.models.base import Completion, FatalError, Request, Takes
+from geo_utils.files import read_jsonl, write_atomic
+from geo_utils.models.base import Completion, FatalError, Request, Takes, UnusableError
 from geo_utils.models.cache import AnswerCache, held_answer
 
 ABOUT = "record.json"
@@ -48,7 +48,13 @@ class Record:
         self._answers = {line[:64].decode(): line[65:] for line in lines}
 
     def get(self, key: str) -> Completion | None:
-        """Return the answer of a key, or None."""
+        """Return the answer of a key, or None.
+
+        Raises:
+            UnusableError: The call failed when the record was made.
+        """
+        if kind := self.about.get("failed", {}).get(key):
+            raise UnusableError("as when the record was made", kind)
         line = self._answers.get(key)
         return held_answer(json.loads(line)) if line else None
 
@@ -122,13 +128,16 @@ class Recorded:
         """Nothing is open."""
 
 
-def write_record(cache: Path, folder: Path, about: Mapping[str, Any]) -> list[Path]:
+def write_record(
+    cache: Path, folder: Path, about: Mapping[str, Any], ledgers: Sequence[Path] = ()
+) -> list[Path]:
     """Make a record of all answers of a cache folder.
 
     Args:
         cache: Holds nothing else than what is to be recorded.
         folder: Is made; a record that lies there is replaced.
-        about: What `record.json` is to say beside models and number of answers.
+        about: What `record.json` is to say beside models, number of answers and failed calls.
+        ledgers: `usage.jsonl` of the runs, which know the calls that failed.
 
     Returns:
         The files, each smaller than 1 MB.
@@ -158,6 +167,9 @@ def write_record(cache: Path, folder: Path, about: Mapping[str, Any]) -> list[Pa
         paths.append(folder / f"{number:02}{_ENDING}")
         write_atomic(paths[-1], lzma.compress("".join(part).encode(), preset=9))
     models = sorted({entry["model"] for _, entry in entries})
-    said = dict(about) | {"models": models, "answers": len(entries)}
+    tried = [row for path in ledgers for row in read_jsonl(path) if row.get("failure")]
+    held = {key for key, _ in entries}
+    failed = {row["key"]: row["failure"] for row in tried if row["key"] not in held}
+    said = dict(about) | {"models": models, "answers": len(entries), "failed": failed}
     write_atomic(folder / ABOUT, json.dumps(said, indent=2) + "\n")
     return [folder / ABOUT, *paths]

@@ -149,15 +149,21 @@ class Usage:
         return cost
 
     def settle(
-        self, role: RoleUsage, reserved: float, completion: Completion | None, failure: str | None
+        self,
+        role: RoleUsage,
+        reserved: float,
+        completion: Completion | None,
+        failure: str | None,
+        key: str = "",
     ) -> None:
-        """Book what became of a call: its completion, or the kind of its failure.
+        """Book what became of a call: its completion, or the kind of its failure and its key.
 
         Raises:
             OSError: The ledger cannot be written, as on a full disk; the call is counted.
         """
         self._reserved -= reserved
         row: dict[str, Any] = {"role": role.name, "model": role.model, "failure": failure}
+        row |= {"key": key} if failure else {}
         if completion is not None:
             row |= {name: getattr(completion, name) for name in (*_NUMBERS, "served_by")}
         self._book(row)

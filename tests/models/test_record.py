@@ -7,15 +7,16 @@ import pandas as pd
 import pytest
 from conftest import run
 from headless import command, only_run, sets
-from test_caller import Scripted, ask
+from test_caller import QUICK, Scripted, ask
 from test_models import Replica
 
 from geo_utils.corpus import load_corpus
-from geo_utils.models.base import Completion, FatalError
+from geo_utils.models.base import Completion, FatalError, UnusableError
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller
 from geo_utils.models.loops import run_sync
 from geo_utils.models.record import Record, Recorded, write_record
+from geo_utils.models.usage import Usage
 from geo_utils.notebooks import read_parameters
 from geo_utils.roles.make import make_roles
 from geo_utils.roles.simulated_gemini import reply
@@ -61,6 +62,23 @@ def test_what_it_lacks_stops_the_run_and_says_why(recorded, model, changes, why)
     caller = Caller(Recorded(model, record), record)
     with pytest.raises(FatalError, match=f"no answer of {model} to this engine's request: {why}"):
         run(caller.complete(ask(**({"prompt": "a", "template": "t"} | changes))))
+
+
+def test_a_call_that_failed_fails_as_it_did(tmp_path):
+    ledger, cache = tmp_path / "usage.jsonl", AnswerCache(tmp_path / "cache")
+    blocked = UnusableError("prompt blocked", "blocked")
+    torn = UnusableError("cut off", "truncated", again=True)
+    caller = Caller(Scripted(blocked, torn), cache, QUICK, Usage(ledger=ledger))
+    with pytest.raises(UnusableError):
+        run(caller.complete(ask("one")))
+    run(caller.complete(ask("two")))  # whose second try did better
+    write_record(tmp_path / "cache", tmp_path / "record", {}, [ledger])
+    record = Record(tmp_path / "record")
+    again = Caller(Recorded("scripted", record), record)
+    with pytest.raises(UnusableError, match="as when the record was made") as caught:
+        run(again.complete(ask("one")))
+    assert caught.value.kind == "blocked"
+    assert run(again.complete(ask("two"))).text == "answer to two"
 
 
 def test_a_folder_without_one_and_a_torn_file_are_named(recorded, tmp_path):
