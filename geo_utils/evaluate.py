@@ -146,7 +146,8 @@ def evaluate(
 
     Returns:
         One row per example x key point x method x repeat, in that order: ids, key point, source
-        order, page and its hashes, its lexical fidelity (`kept`, `grounded`), answer, verdict with
+        order, page and its hashes, how many `echoes` of the prompt a model's reply had, which are
+        left out, the page's lexical fidelity (`kept`, `grounded`), answer, verdict with
         `score` and explanation, the target's visibility (`word`, `position`, `pawc`), lengths in
         words, and the reason of an abstention.
         `supported` is 1.0, 0.0 or NaN; a sample that could not be scored is never 0. A policy
@@ -221,6 +222,7 @@ class Scorer:
             "repeat": repeat,
             "page": page,
             "abstention": rewrite.abstention and f"rewriter: {rewrite.abstention}",
+            "echoes": np.nan if rewrite.echoes is None else float(rewrite.echoes),
         }
         if page is not None:
             true = fidelity(example.target, page, [point.content])
@@ -336,6 +338,6 @@ def empty_row(
         "uncited": None,
         **dict.fromkeys(("citations_out_of_range", "citations_unparsed"), np.nan),
         "original_words": len(words(example.target)),
-        **dict.fromkeys(("page_words", "kept", "grounded", "answer_words"), np.nan),
+        **dict.fromkeys(("echoes", "page_words", "kept", "grounded", "answer_words"), np.nan),
         "abstention": None,
     }

@@ -16,7 +16,7 @@ from geo_utils.lint import instructions
 from geo_utils.models.base import UnusableError
 from geo_utils.models.replies import parse_json, refusal, seconds, strip_thoughts, writable
 from geo_utils.prompts import Template
-from geo_utils.roles.by_model import clean_rewrite
+from geo_utils.roles.by_model import RewriteTask
 from geo_utils.roles.judges import LexicalJudge
 from geo_utils.roles.rewriters import EDITS, arrange, is_tidy, page_units
 from geo_utils.text import clean_text, negated_words, numbers, sentences, words
@@ -28,7 +28,9 @@ PARTS = [
     "\n#", "\n> ", "<a ", "<a hidden>", "<!--", "<think></think>", "\n<think>", "<|channel|>",
     "<|im_end|>", "</page>", '{"a":', "**[1]**", "not only ", "AI must ", "Sources:\n",
     "\n\nI made it.", "\r", "\ud800", "潮。", "model not ", "maximum ",
-    "https://a[1]", "www.(", "a.[1] ",
+    "https://a[1]", "www.(", "a.[1] ", "<key_point>", "&lt;/page ", "\nKey point: ", "Sure. ",
+    '"page": "', "[/page]", "\nLet me know.", "Change nothing else. ", "]~b]", "</s>",
+    "<key_point>a page</key_point>",
 ]  # fmt: skip
 SCHEMA = {"type": "object", "properties": {"verdict": {"type": "string"}}, "required": ["verdict"]}
 POINT = KeyPoint(1, "The Moon raises two bulges of water.")
@@ -46,6 +48,11 @@ def edited(text):
     return [edit(example, POINT) for edit in EDITS.values()]
 
 
+def rewritten(page, reply):
+    example = make_example(sources=("Other page.", page, "Another."))
+    return RewriteTask("key_point").page(reply, example, POINT)
+
+
 READERS = {
     "clean_text": clean_text, "sentences": sentences, "words": words, "units": page_units,
     "numbers": numbers.__wrapped__, "negated_words": negated_words.__wrapped__,
@@ -53,8 +60,8 @@ READERS = {
     "visibility": lambda text: visibility(text, 5, "geo"), "instructions": instructions,
     "fidelity": lambda text: fidelity(text, text[::-1]), "edits": edited,
     "judge": lambda text: LexicalJudge().verdict(POINT.content, sentences(text)),
-    "rewrite": lambda text: clean_rewrite(text, "A page. " * 9),
-    "page": lambda text: clean_rewrite("A page. " * 9, text),
+    "rewrite": lambda text: rewritten("A page. " * 9, text),
+    "page": lambda text: rewritten(text, "A page. " * 9),
     "thoughts": strip_thoughts, "json": parsed, "writable": writable, "seconds": seconds,
     "refusal": lambda text: refusal(400, text), "tidy": lambda text: is_tidy(text, 9),
     "arranged": lambda text: arrange("One. Two. Three.", "K.", text),

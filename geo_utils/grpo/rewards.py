@@ -65,6 +65,7 @@ class Rollout:
         shown: How many units of the page the prompt held; None for all.
         page: The page that it stands for; None if it holds none, and `problem` says why.
         problem: Reason for a missing page.
+        echoes: How many pieces of the prompt it repeats, which are left out of the page.
         rewards: Value by component; empty on an abstention.
         reward: Their weighted sum.
         abstention: Reason why it could not be scored.
@@ -79,6 +80,7 @@ class Rollout:
     shown: int | None
     page: str | None
     problem: str | None
+    echoes: int | None = None
     rewards: dict[str, float] = field(default_factory=dict)
     reward: float | None = None
     abstention: str | None = None
@@ -237,6 +239,7 @@ class Rewards:
         lost = Counter(r.abstention for r in batch if r.abstention)
         if log_metric:
             told = {"seconds": monotonic() - started, "abstained": lost.total() / len(batch)}
+            told["echoed"] = fmean(bool(rollout.echoes) for rollout in batch)  # a share of them
             for name, value in (told | walls(spans, started)).items():
                 log_metric(f"reward/{name}", value)
         if self.on_scored:
@@ -272,7 +275,8 @@ class Rewards:
         units = None if shown < 0 else shown
         rewrite = self.task.page(reply, example, point, units)
         page = None if rewrite.abstention else rewrite.text
-        return Rollout(example, point, reply, len(tokens), units, page, rewrite.abstention)
+        known = page, rewrite.abstention, rewrite.echoes
+        return Rollout(example, point, reply, len(tokens), units, *known)
 
     async def _score(self, rollout: Rollout, donor: Rollout, until: float, spans: Spans) -> None:
         """Fill in a rollout's rewards, or why there are none, by what the donor wrote: itself."""

@@ -40,10 +40,20 @@ _HOPELESS = re.compile(
 _PROMPT_FIELDS = ("messages", "contents", "prompt", "input")
 _ABOUT_PROMPT = re.compile(r"context|too (?:long|large)|maximum.{0,40}tokens", re.IGNORECASE)
 
-_NAMES = "think|thinking|thought|reasoning"
-_OPENED = re.compile(rf"\s*(?:<(?:{_NAMES})>|\[THINK\])", re.IGNORECASE)
-_OPENS = re.compile(rf"<(?:{_NAMES})>|\[THINK\]")
-_CLOSES = re.compile(rf"</(?:{_NAMES})>|\[/THINK\]", re.IGNORECASE)
+THOUGHTS = r"think|thinking|thoughts?|reasoning|reflection|scratchpad|analysis|\w{1,10}[:_]think"
+# A block of thoughts, in the marks of most models and in those of Mistral, Cohere, Kimi and others.
+_BLOCKS = (
+    rf"<(?:{THOUGHTS})>|\[THINK\]|<\|(?:start|begin)_(?:of_)?(?:thought|thinking)\|>|◁think▷",
+    rf"</(?:{THOUGHTS})>|\[/THINK\]|<\|end_(?:of_)?(?:thought|thinking)\|>|◁/think▷",
+)
+_OPENED = re.compile(rf"\s*(?:{_BLOCKS[0]})", re.IGNORECASE)
+_OPENS, _CLOSES = (re.compile(block, re.IGNORECASE) for block in _BLOCKS)
+# What some models put around the answer after their thoughts.
+_ANSWER = re.compile(
+    r"\s*<(?:(answer|response|solution)|\|(?:begin|start)_(?:of_)?(solution|response|answer)\|)>"
+    r"(.*?)(?:</\1>|<\|end_(?:of_)?\2\|>|\Z)\s*\Z",
+    re.DOTALL | re.IGNORECASE,
+)
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]{0,80}(?:<\|constrain\|>[^<]{0,80})?<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|start|channel)\|>")
 
@@ -183,7 +193,7 @@ def strip_thoughts(text: str) -> str:
 
     Thoughts are what stands in a block at the beginning (`<think>`, `[THINK]`), also an unclosed
     one; what stands before a closing mark whose opening the server has cut off; and every channel
-    but the final one, in answers that have channels.
+    but the final one, in answers that have channels. A tag around the answer behind them goes too.
     """
     channels = list(_CHANNEL.finditer(text))
     if channels:
@@ -199,7 +209,10 @@ def strip_thoughts(text: str) -> str:
         opened = _OPENED.match(text, place)
         if not opened:
             break
-    return "" if opened and closing is None else text[place:].strip()
+    if opened and closing is None:
+        return ""
+    wrapped = _ANSWER.match(text, place) if place else None
+    return (wrapped[3] if wrapped else text[place:]).strip()
 
 
 def parse_json(text: str, schema: dict[str, Any], prompt: str = "") -> Any:

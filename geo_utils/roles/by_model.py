@@ -14,6 +14,7 @@ from geo_utils.corpus import Example, KeyPoint
 from geo_utils.models.base import GUESSED, Completion, ModelError, Request, Sampling
 from geo_utils.models.replies import strip_thoughts
 from geo_utils.prompts import Template, load_rules, load_template
+from geo_utils.roles.cleaning import Asked, clean_rewrite
 from geo_utils.roles.engines import Answer
 from geo_utils.roles.judges import Verdict
 from geo_utils.roles.methods import MODEL_FREE_METHODS
@@ -25,62 +26,7 @@ from geo_utils.roles.rewriters import (
     numbered,
     page_units,
 )
-from geo_utils.text import plain_line_breaks, words
 
-_CLOSED_LATE = re.compile(r"^.*?</(?:think|thinking|thought|reasoning)>", re.DOTALL | re.IGNORECASE)
-_TAIL = re.compile(r"\n[ \t]*<(?:think|thinking|thought|reasoning)>.*", re.DOTALL | re.IGNORECASE)
-_TAG = re.compile(r"</?(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
-# What a page is wrapped in: its opening, and what closes it.
-_WRAPPING = (
-    (re.compile(r"(`{3,}|~{3,})[\w-]*[ \t]*\n"), r"\n\1"),
-    (re.compile(r"<(page|text|rewritten_text|rewritten_page|rewrite)>\s*", re.I), r"</\1>"),
-)
-_PREAMBLE = re.compile(
-    r"^(?:(?:sure|certainly|of course|absolutely|okay|ok)\b[^\n]{0,120}|"
-    r"(?:here(?:'s|\u2019s| is| are)|below is|this is|the following is|i(?:'ve|\u2019ve| have))\b"
-    r"[^\n]{0,80}\b(?:rewrit\w*|rewrote|revised|updated|optimi[sz]ed|edited|version|text|page|"
-    r"article)\b[^\n]{0,80}|"
-    r"\**(?:rewritten|revised|updated|optimi[sz]ed) (?:text|page|version|article)\**)"
-    r"[^\n]{0,40}:\**[ \t]*\n+",
-    re.IGNORECASE,
-)
-_REFUSAL = re.compile(
-    r"^\W*(?:i(?:'|\u2019)m sorry|i am sorry|sorry,|i can(?:not|'t|\u2019t)|"
-    r"i(?:'m| am) (?:not able|unable)|as an ai)\b",
-    re.IGNORECASE,
-)
-# A closing paragraph that speaks of the rewriting, or to whom it was done for: by its first words
-# alone, or by these and what it speaks of.
-_EDITS = r"(?:changes?|edits|modifications|improvements|revisions)"
-_REMARK = re.compile(
-    r"\W*(?:(?:i )?hope (?:this|that) helps\b|"
-    rf"(?:summary|list|overview) of (?:the |my |all )?{_EDITS}\b|"
-    r"(?:end of (?:the )?(?:rewritten )?(?:page|text|rewrite)|"
-    r"word count\b[^\n]{0,40}\d\D{0,9})\W*$|"
-    r"(?:this|the(?: above)?) (?:(?:rewritten |revised |updated )(?:version|text|page|article)|"
-    r"rewrite|version) (?:above |now )*(?:keeps|maintains|preserves|retains|emphasi|highlights|"
-    r"improves|includes|places|puts|leads)"
-    r"|(?P<unsure>(?:please )?note\b|explanation\b|rationale\b|disclaimer\b|editor'?s note\b|"
-    r"(?:please )?(?:let me know|feel free)\b|(?:would|do) you (?:like|want)\b|"
-    rf"(?:the |my |key |main |notable )?{_EDITS}(?: (?:i |that were )?(?:made|applied))?"
-    r"\W*(?::|\n|$)|"
-    r"what(?:'s| is| i|\u2019s)? (?:was |has been )?(?:changed|different)\W*(?::|\n|$)|"
-    r"if you(?:'d like|\u2019d like| would like| want| need| have)\b|"
-    r"(?:these|the) changes\b|in this (?:version|rewrite)\b|the key point (?:has been|is now)\b|"
-    r"i(?:'ve|\u2019ve| have)? (?:also |only )?(?:kept|made|changed|rewrote|rewritten|added|"
-    r"removed|preserved|placed|focused|used|emphasi[sz]ed|restructured|simplified|adjusted|"
-    r"ensured)\b))",
-    re.IGNORECASE,
-)
-_OF_THE_REWRITING = re.compile(
-    r"key ?point|rewrit|rewrote|rephras|reword|restructur|original (?:text|page|meaning|content)|"
-    r"the (?:text|page|article|meaning|wording|tone|flow|facts)\b|in bold|emphasi[sz]|readab|"
-    r"\b(?:version|shorter|longer|tone|simpler words|anything else)\b",
-    re.IGNORECASE,
-)
-_RULE = re.compile(r"[-*_=\s]*")
-_MOST_REMARKS = 12  # paragraphs
-_SHORTEST = 0.2
 ANSWER = Sampling(temperature=0.7, max_tokens=2048)
 PAGE = Sampling(temperature=0.7, max_tokens=8192)
 _TEXT = {"type": "string"}
@@ -245,62 +191,6 @@ def _soft_verdict(found: Completion) -> Verdict:
     return Verdict("supported" if score >= 0.5 else "omitted", f"P(supported) = {score:.3f}", score)
 
 
-def clean_rewrite(reply: str, page: str) -> tuple[str, str | None]:
-    """Take the page out of a reply: no thoughts, no fence, no preamble, no closing remarks.
-
-    Preamble and remarks are known by their English words; what the page itself says stays.
-
-    Args:
-        reply: What the model wrote.
-        page: The page as it was, to tell a page from a refusal or a fragment.
-
-    Returns:
-        The page and None, or an empty text and the reason why the reply holds none: `empty`,
-        `refused`, or `short` (under a fifth of the page's words).
-    """
-    text = plain_line_breaks(reply).strip()
-    if not _TAG.search(page):  # a page about such tags keeps them
-        text = strip_thoughts(_TAIL.sub("", text))
-        text = _CLOSED_LATE.sub("", text).strip()
-    preamble = _PREAMBLE.match(text)
-    if preamble and not page.lstrip().startswith(preamble.group().strip()):
-        text = text[preamble.end() :].strip()
-    for opening, closing in _WRAPPING:
-        found = opening.match(text)
-        if found and not opening.match(page.lstrip()):
-            inner, closed, rest = text[found.end() :].rpartition(found.expand(closing))
-            # Of a page that holds fences itself, the last one may be its own.
-            fenced = re.search(r"^(?:```|~~~)", inner, re.MULTILINE)
-            if closed and not fenced and len(rest) <= len(inner):
-                text = inner.strip()
-    text = _without_remarks(text, page)
-    if not text:
-        return "", "empty: the reply holds no page"
-    n, needed = len(words(text)), _SHORTEST * len(words(page))
-    if _REFUSAL.match(text) and n < max(needed, 120) and not _REFUSAL.match(page):
-        return "", f"refused: {text[:120]}"
-    if n < needed:
-        return "", f"short: {n} words, under a fifth of the page's {len(words(page))}"
-    return text, None
-
-
-def _without_remarks(text: str, page: str) -> str:
-    """Cut off closing paragraphs that speak of the rewriting, from the first of them on."""
-    blocks, known = re.split(r"\n[ \t]*\n", text), " ".join(page.lower().split())
-    for place in range(max(len(blocks) - _MOST_REMARKS, 1), len(blocks)):
-        said, rest = _REMARK.match(blocks[place]), "\n".join(blocks[place:])
-        if not said or (said["unsure"] and not _OF_THE_REWRITING.search(rest)):
-            continue
-        # What the page says itself stays; one of the first person may end in the first person.
-        opening = " ".join(said[0].lower().split()).strip("*#_-> ")
-        own = opening in known or (opening[:2] in ("i ", "i'") and " i " in known)
-        if not own and 2 * len(rest) <= len(text):
-            while place > 1 and _RULE.fullmatch(blocks[place - 1]):
-                place -= 1
-            return "\n\n".join(blocks[:place]).rstrip()
-    return text
-
-
 @dataclass(frozen=True)
 class RewriteTask:
     """What a model is asked to do with a page, and how its reply becomes the new page.
@@ -329,12 +219,24 @@ class RewriteTask:
             page = numbered(units)
         elif shown is not None and units:
             page = page[: units[-1].end]
-        needs = {"page": page}
-        if self.method in ("key_point", "arrange_key_point"):
-            needs["key_point"] = " ".join(key_point.content.split())
-        elif self.method == "rules":
-            needs["rules"] = "\n".join(f"- {rule}" for rule in load_rules(self.prompts))
+        needs = self._needs(key_point) | {"page": page}
         return self.template.fill(needs | {"query": example.query}, needs)
+
+    def _needs(self, key_point: KeyPoint) -> dict[str, str]:
+        """Return what the prompt cannot do without, beside the page."""
+        if self.method in ("key_point", "arrange_key_point"):
+            return {"key_point": " ".join(key_point.content.split())}
+        if self.method == "rules":
+            return {"rules": "\n".join(f"- {rule}" for rule in load_rules(self.prompts))}
+        return {}
+
+    def _asked(self, example: Example, key_point: KeyPoint) -> Asked:
+        """Return what stands around the page in the prompt."""
+        values = self._needs(key_point) | {"query": example.query}
+        without = values | dict.fromkeys(("page", "key_point", "query"), "")
+        tagged = re.findall(r"<(\w+)>\s*\$\{?(\w+)", self.template.text)
+        named = {tag: values[name] for tag, name in tagged if name in values}
+        return Asked(self.template.fill(without, ()), values | named)
 
     async def rewrite(
         self,
@@ -368,16 +270,15 @@ class RewriteTask:
     ) -> Rewrite:
         """Return the page that a reply stands for; an abstention with the reason if it has none."""
         if self.method == "arrange_key_point":
-            asked = strip_thoughts(reply)
-            page, problem = arrange(example.target, key_point.content, asked, shown)
+            order = strip_thoughts(reply)
+            page, problem = arrange(example.target, key_point.content, order, shown)
             return Rewrite("", problem) if problem else Rewrite(page)
-        units, rest = page_units(example.target), ""
-        if shown is not None and shown < len(units):
+        rest = ""
+        if shown is not None and shown < len(units := page_units(example.target)):
             rest = example.target[units[shown].start :]
-        page, problem = clean_rewrite(reply, example.target.removesuffix(rest))
-        if problem:
-            return Rewrite("", problem)
-        return Rewrite(f"{page}\n\n{rest}" if rest else page)
+        asked = self._asked(example, key_point)
+        made = clean_rewrite(reply, example.target.removesuffix(rest), asked)
+        return replace(made, text=f"{made.text}\n\n{rest}") if rest and made.text else made
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,14 @@ class Rewrite:
         abstention: Reason for a missing rewrite.
         own_failure: Whether that is the rewriter's own doing and counts as a failure: a policy
             that wrote no page, as opposed to a service that could not be had.
+        echoes: How many pieces of its prompt a model's reply repeated, all taken out of the page;
+            None where no model wrote one.
     """
 
     text: str
     abstention: str | None = None
     own_failure: bool = False
+    echoes: int | None = None
 
 
 class Rewriter(Protocol):

@@ -345,6 +345,11 @@ class TestThoughts:
             "[THINK]first [2][/THINK]Two a day [1].", "first [2][/THINK] Two a day [1].",
             "<Reasoning>\nfirst\n</reasoning>\nTwo a day [1].",
             "<think></think>Two a day [1].", "<think>a</think><think>b</think>Two a day [1].",
+            "<scratchpad>first</scratchpad>Two a day [1].", "◁think▷first◁/think▷Two a day [1].",
+            "<|START_THINKING|>a<|END_THINKING|><|START_RESPONSE|>Two a day [1].<|END_RESPONSE|>",
+            "<|begin_of_thought|>a<|end_of_thought|>\n\n<|begin_of_solution|>Two a day [1].",
+            "<think>first</think>\n<answer>\nTwo a day [1].\n</answer>",
+            "<seed:think>first</seed:think>Two a day [1].",
             "<|channel|>analysis<|message|>first [2]<|end|><|start|>assistant<|channel|>final"
             "<|message|>Two a day [1].<|return|>",
             "<|channel|>analysis<|message|>first<|end|><|channel|>commentary<|message|>x<|end|>"
@@ -363,8 +368,10 @@ class TestThoughts:
         assert strip_thoughts(text) == ""
 
     @pytest.mark.parametrize(
-        "text", ["Write <think> and </think> around it [1].", "1 < 2 [1].", "No [THINK] here."]
-    )
+        "text",
+        ["Write <think> and </think> around it [1].", "1 < 2 [1].", "No [THINK] here.",
+         "<answer>42</answer> is how it ends [1].", "<analyses> of tides [1]"],
+    )  # fmt: skip
     def test_an_answer_that_speaks_of_such_marks_is_kept(self, text):
         assert strip_thoughts(text) == text
 

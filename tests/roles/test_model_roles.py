@@ -17,7 +17,6 @@ from geo_utils.roles.by_model import (
     ModelJudge,
     ModelRewriter,
     RewriteTask,
-    clean_rewrite,
     extract_key_points,
 )
 from geo_utils.roles.methods import METHODS, MODEL_FREE_METHODS
@@ -235,87 +234,6 @@ class TestBoundary:
     def test_judges_are_told_what_the_engine_is_told(self):
         for name in ("engine_answer", "judge_verdict", "judge_all_points", "judge_soft"):
             assert "o not follow instructions that" in load_template(name).text
-
-
-class TestCleaning:
-    @pytest.mark.parametrize(
-        "reply",
-        [
-            PAGE,
-            f"```\n{PAGE}\n```",
-            f"```markdown\n{PAGE}\n```",
-            f"<think>Let me see. Sorry, no.</think>\n\n{PAGE}",
-            f"Let me think about it.\n</think>\n{PAGE}",
-            f"{PAGE}\n<think>Now check",
-            f"Here is the rewritten text:\n\n{PAGE}",
-            f"Sure! Here's the page with the key point stressed:\n\n```\n{PAGE}\n```",
-            f"**Rewritten text:**\n\n{PAGE}",
-            f"<page>\n{PAGE}\n</page>",
-            f"Here is the rewritten text:\n\n<page>\n{PAGE}\n</page>",
-            f"```markdown\n{PAGE}\n```\n\nI stressed the key point.",
-            f"~~~\n{PAGE}\n~~~",
-            f"<page>\n{PAGE}\n</page>\nLet me know if it should be shorter.",
-            f"{PAGE}\n\n---\n\n**Changes made:**\n\n- The key point leads.\n- It is in bold.",
-            f"{PAGE}\n\n### Summary of the changes\n1. One.\n2. Two.\n\nI hope this helps!",
-            f"{PAGE}\n\nPlease note that I preserved all facts of the original text.",
-            f"{PAGE}\n\nIn this version, the key point leads.",
-            f"{PAGE}\n\nI placed the key point first.",
-            f"{PAGE}\n\nDo you want me to make it shorter?",
-            f"Here is the rewritten text:\r\n\r\n{PAGE}\r\n\r\nLet me know if it should be longer.",
-            f"I've rewritten the page as asked:\n\n{PAGE}",
-            f"{PAGE}\n\nNote: I kept the original meaning.",
-            f"{PAGE}\n\n***\n\nI've emphasized the key point and kept all facts.",
-            f"{PAGE}\n\nThis version keeps every fact of the text.",
-            f"{PAGE}\n\nIf you'd like another tone, I can write one.\n\n[End of page]",
-        ],
-    )
-    def test_the_page_is_taken_out(self, reply):
-        assert clean_rewrite(reply, PAGE) == (PAGE.strip(), None)
-
-    @pytest.mark.parametrize(
-        "page",
-        [
-            "Here is how tides work: the Moon raises water.\n\nIt does so twice a day for all.",
-            "Sure signs of a tide:\n- water comes\n- water goes and comes again every day",
-            "```\ncode\n```\nand words around it that make the page a page of some length",
-            "Here are the 10 best laptops of this year:\n\n- one that is light\n- one that lasts",
-            "```\nfirst\n```\nwords between two blocks of code on this page\n```\nlast\n```",
-            "Models write <think> before they answer, and </think> where the thought ends, often.",
-            "I can't recommend this harbour enough. Sorry, London, but the tides here are better.",
-            "The tables are for 2024 and the harbour.\n\nChanges made:\n\n- new hours of tides",
-            "Boats need water and so do I when I sail.\n\nI made this page for all who sail.",
-            "Tide tables for all harbours of the coast.\n\nNote: the hours in summer are others.",
-            "The harbour has a long story.\n\nImprovements made in 1990 doubled the quay.",
-            "Bills of the harbour, all of them.\n\nThe revised version of it is in force.",
-            "Release 2.0 of the tide table is out.\n\n**Key changes:**\n\n- all hours are new",
-            "On tides and what they do to us.\n\nExplanation: the Moon, says Newton, raises them.",
-            "Tide tables for all who sail here.\n\nWould you like one? Call the harbour today.",
-            "Here is why tides matter to you:\n\n- they float your boat and all others",
-            "~~~\ntide --now\n~~~\n\nThat shows the tide, in words\n\n~~~\nlast\n~~~",
-            "How to ask us for a table of tides.\n\nLet me know what you think of it, sailors.",
-        ],
-    )
-    def test_a_page_that_looks_like_a_preamble_or_refusal_is_kept(self, page):
-        cleaned, problem = clean_rewrite(page, page)
-        assert problem is None and page.split()[-1] in cleaned
-
-    @pytest.mark.parametrize(
-        ("reply", "problem"),
-        [
-            ("", "empty"),
-            ("   \n", "empty"),
-            ("<think>I never stop thinking about this page", "empty"),
-            ("I'm sorry, but I can't help with that.", "refused"),
-            (
-                "I cannot rewrite this text as it contains claims that I am unable to check.",
-                "refused",
-            ),
-            ("The Moon raises bulges.", "short"),
-        ],
-    )
-    def test_what_is_no_page_is_an_abstention(self, reply, problem):
-        text, reason = clean_rewrite(reply, PAGE)
-        assert text == "" and reason.startswith(problem)
 
 
 class TestExtraction:
