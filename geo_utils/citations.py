@@ -12,9 +12,13 @@ from dataclasses import dataclass, replace
 
 from geo_utils.text import STOPWORDS, sentences
 
-_LABEL = r"(?:sources?|citations?|cites?|refs?\.?|references?|docs?\.?|documents?|web|results?)"
-_NUMBER = rf"(?:{_LABEL}\s*:?\s*)?[#^]?\d+"
-_SEPARATOR = r"\s*(?:-|–|—|to|through|,\s*and|and|&|[,;，、])\s*|\s+"
+_LABEL = (
+    r"(?:sources?|citations?|cites?|refs?\.?|references?|docs?\.?|documents?|quellen?|fuentes?|"
+    r"fontes?|fonti|bronn?en?|källa|kilde|źródł[oa]|zdroj|kaynak|источник[аи]?|джерел[оа]|nguồn|"
+    r"sumber|المصدر|来源|來源|出典|资料|文献|출처)"
+)
+_NUMBER = rf"(?:(?:{_LABEL}|web|results?)\s*[:：]?\s*)?[#^]?\d+"
+_SEPARATOR = r"\s*(?:-|–|—|to|through|,\s*and|and|&|und|et|och|og|[yeoiи]|[,;，、和])\s*|\s+"
 BRACKET = re.compile(r"\[([^\[\]\n]{1,80})\]")
 _INSIDE = re.compile(rf"{_NUMBER}(?:(?:{_SEPARATOR}){_NUMBER})*\s*[,;]?", re.IGNORECASE)
 _ITEM = re.compile(r"(\d+)(?:\s*(?:-|–|—|to|through)\s*\D{0,12}?(\d+))?", re.IGNORECASE)
@@ -31,13 +35,18 @@ _CODE = re.compile(
     | (?<![\\$\w])\$(?=[^\s$])[^$\n]{1,300}?(?<=[^\s\\])\$(?!\w)
     | \\\((?:(?!\\\().){1,500}?\\\)
     | \\\[(?!\s*\^?\d[\d,;\s–-]{0,40}\\\])(?:(?!\\\[).){1,2000}?\\\]
-    | (?:[∈=]|\b(?:CI|interval|range|scale|scores?|ratings?|values?|regex|[a-z])
+    | (?:[∈=]|\b(?:CI|interval|range|scale|scores?|ratings?|values?|array|vector|tuple|regex|[a-z])
         (?:\ (?:in|of|from|to|between))?:?|"\w{1,40}":|\b[a-z]\ in)\s{0,3}
         \[-?\d[\d.]{0,12}\s*[,–-]\s*-?\d[^\[\]\n]{0,40}\]
-    | \[\[[^\[\]\n]{1,60}\](?:\s*,\s*\[[^\[\]\n]{1,60}\])+\]
+    | \[\[[^\[\]\n]{1,30},[^\[\]\n]{1,30}\](?:\s*,\s*\[[^\[\]\n]{1,60}\])+\]
+    | \[-?\d[\d.]{0,9}\s?[,–-]\s?-?\d[\d.]{0,9}\]
+        (?=\s?(?:%|°[CF]?|[mkcµ]?[mg]|ml|m?s|h|[kM]?Hz|years|days|hours|minutes|percent)(?!\w))
+    | (?<=\w=)\[\d{1,3}\]
+    | \w\[\d{1,2}\](?=\\\w|\.(?:html?|txt|pdf|py|js|css|png|jpe?g|gif|csv|json|xml|docx?|zip|md)\b)
+    | /\w{1,40}\[\d{1,2}\](?=/\w) | (?<==\s)\w{1,40}\[\d{1,2}\]
     | (?<!\w)(?=\w{0,60}_)(?=\w{0,60}[A-Za-z])\w{1,80}(?:\[[^\[\]\n]{1,40}\])+
     | (?<![\w.])(?:arr|argv|args|df|matrix|vec|nums?|buf)(?:\[[^\[\]\n]{1,40}\])+
-    | (?<![\w.])\w{1,40}\.argv\[\d+\]
+    | (?<![\w.])\w{1,40}\.argv\[\d+\] | \b(?:In\ ?|Out)\[\d+\]:
     | \w\([^()\n]{0,40}\)\[\d+\]
     | \b\w+\[\d+\](?=\s?={1,2}\s)
     | (?<![\w.])(?:[b-z]\[\d+\]|[a-z]\[\d+\](?=\s?[-+*/=<>])|[A-Z]\[\d+,\s?\d+\])
@@ -50,7 +59,8 @@ _SHOWN = str.maketrans("\ue000\ue001\ue002\ue003", "[]()", "\ue004")
 # An address has brackets of its own, as in ?sort[1]=up and http://[::1]/; those at its end are
 # citations.
 _ADDRESS = re.compile(
-    r"(?:https?://|www\.|\bdoi:\s?|\b10\.\d{4,9}/)(?:[^\s<>()\"`【】]|\([^\s<>()]{0,200}\)){1,2000}",
+    r"(?:https?://|www\.|\bdoi:\s?|\b[a-z\d-]{1,63}(?:\.[a-z\d-]{1,63}){1,9}/)"
+    r"(?:[^\s<>()\"`【】]|\([^\s<>()]{0,200}\)){1,2000}",
     re.IGNORECASE,
 )
 _OWN = re.compile(
@@ -58,12 +68,12 @@ _OWN = re.compile(
 )
 _RAISED_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _RAISE = str.maketrans("0123456789", _RAISED_DIGITS)
-_LOWER = str.maketrans(_RAISED_DIGITS + "⁻˒", "0123456789-,")
+_LOWER = str.maketrans(_RAISED_DIGITS + "⁻˒·", "0123456789-,,")
 _RAISED = re.compile(
     rf"<sup>\s*(?:<a\b[^<>]{{0,300}}>)?\s*\[?(\d{{1,3}}(?:\s*[,;–-]\s*\d{{1,3}}){{0,20}})\]?\s*"
     rf"(?:</a>)?\s*</sup>"
     rf"|(?<![⁻⁺{_RAISED_DIGITS}])"
-    rf"([{_RAISED_DIGITS}]{{1,3}}(?:[⁻˒,–-][{_RAISED_DIGITS}]{{1,3}}){{0,20}})(?![⁺⁻])",
+    rf"⁽?([{_RAISED_DIGITS}]{{1,3}}(?:[⁻˒,·–-][{_RAISED_DIGITS}]{{1,3}}){{0,20}})⁾?(?![⁺⁻])",
     re.IGNORECASE,
 )
 _YEAR = re.compile(r"(?<!\d)(?:1[5-9]|20)\d\d$")
@@ -73,20 +83,22 @@ _POWERS = frozenset(
     """sec min mol rad sin cos tan log exp metres meters kilometres kilometers centimetres
     centimeters millimetres millimeters miles feet inches yards hectares pixels""".split()  # noqa: SIM905
 )
-_SOURCE = (
-    r"(?:sources?|citations?|cites?|refs?\.?|references?|docs?\.?|documents?|quellen?|fuentes?|"
-    r"fontes?|fonti|bronn?en?|来源|來源|出典)\s*:?\s*#?\d+"
-)
+_SOURCE = rf"{_LABEL}\s*[:：]?\s*#?\d+"
 # Other ways to write a bracket, brought to one form before anything is read.
 _FORMS = (
     (re.compile(r"\\([\[\]])"), r"\1"),
-    (re.compile(r"&#91;(\d[\d, -]{0,40})&#93;"), r"[\1]"),
+    (
+        re.compile(
+            r"&(?:#91|#x5b|l(?:sq|brac)[bk]);(\d[\d, -]{0,40})&(?:#93|#x5d|r(?:sq|brac)[bk]);", re.I
+        ),
+        r"[\1]",
+    ),
     (re.compile(r"</?sup>", re.IGNORECASE), ""),
     (
         re.compile(r"[【［〔〖]\s*([^【】［］〔〕〖〗\n]{1,80}?)(?:†[^【】［］\n]*)?\s*[】］〕〗]"),
         r"[\1]",
     ),
-    (re.compile(r"\[(\[\d[^\[\]\n]{0,40}\])\]"), r"\1"),
+    (re.compile(r"\[((?:\[\d[^\[\]\n]{0,40}\](?:,\s?)?){1,20})\]"), r"\1"),
     (re.compile(r"\[(\d+)\]\s*[-–—]\s*\[(\d+)\]"), r"[\1-\2]"),
     # The address of a linked citation, [1](https://...), with brackets of its own at most once.
     (
@@ -112,14 +124,15 @@ _RUN = r"(?:[ \t]{0,3}\[[^\[\]\n]{1,80}\])+"
 # "Point.[1][2] Next": the citation belongs to the sentence before the stop. Before a lower-case
 # word or a colon there is no such stop: an abbreviation ("et al. [1] found") or a list ("[1]: x").
 # Some names begin a sentence in lower case: iPhones, de Gaulle, and what "is" or "has" something.
+_PARTICLE = re.compile(r"(?:d[aeiu]|de[lnr]|del?la|v[ao]n|ter|ten|bin|ibn|al|el|l[ae])[ -][A-Z]")
 _LOWER_NAME = (
-    r"(?:[a-z]{1,20}[A-Z]|(?:d[aeiu]|de[lnr]|del?la|v[ao]n|ter|ten|bin|ibn|al|el|l[ae])[ -][A-Z]"
-    rf"|(?!(?:{'|'.join(sorted(STOPWORDS))}|al|also|now|thus|others)\b)[a-z][a-z.-]{{1,20}}"
+    rf"(?:[a-z]{{1,20}}-?[A-Z\d]|[a-z]-[a-z]{{2}}|{_PARTICLE.pattern}"
+    rf"|(?!(?:{'|'.join(sorted(STOPWORDS))}|also|now|thus|others)\b)[a-z][a-z.-]{{1,20}}"
     r"\ (?:is|are|was|were|has|have|had)\b)"
 )
 _AFTER_STOP = re.compile(
     rf"([.!?…。！？؟۔।][\"'“”’»」_)*]*)({_RUN})"
-    rf"(?![ \t]{{0,3}}(?:[:\[]|(?!{_LOWER_NAME})[a-z]))(?=\s|$|[^\s\d.!?,;:])"
+    rf"(?![ \t]{{0,3}}(?:[:\[]|(?!{_LOWER_NAME})[a-z]))(?=\s|$|[^\s\d.!?,;:]|[,;]\s)"
 )
 # What may be a citation and is not read: a number in parentheses at a sentence's end, which may be
 # an equation's as well, and rarer marks.
@@ -130,30 +143,45 @@ _UNREAD = re.compile(
 )
 # A list of sources at the end is no part of what the answer says.
 _TITLE = (
-    r"(?:(?:list of|cited|here are the|\d{1,2}\.) )?(?:sources?|references?|(?:reference|source) "
-    r"list|citations|(?:works|literature) cited|bibliography|(?:foot|end)notes|further reading|"
-    r"resources|quellen?(?:angaben|verzeichnis)?|referenzen|nachweise|einzelnachweise|"
-    r"literatur(?:verzeichnis|angaben)?|références(?: bibliographiques)?|bibliographie|"
-    r"fuentes(?: consultadas)?|referencias|bibliograf[ií]a|fonti|riferimenti(?: bibliografici)?|"
+    r"(?:(?:list of|cited|used|all|the|here are the|zitierte|verwendete|\d{1,2}\.) ){0,2}"
+    r"(?:sources?|source\(s\)|references?|(?:reference|source) list|citations|bibliography|"
+    r"(?:works|literature) cited|(?:foot|end)notes|further reading|resources|"
+    r"quellen?(?:angaben|verzeichnis)?|referenzen|nachweise|einzelnachweise|"
+    r"literatur(?:verzeichnis|angaben)?|références|bibliographie|sitographie|ouvrages|"
+    r"fuentes|referencias|bibliograf[ií]a|sitograf[ií]a|fonti|riferimenti|"
     r"fontes|referências|bronnen|literatuur|verwijzingen|källor|referenser|kilder|lähteet|viitteet|"
     r"źródła|zdroje|források|irodalom|surse|источники|ссылки|список литературы|джерела|"
     r"використані джерела|kaynaklar|kaynakça|πηγές|المصادر(?: والمراجع)?|المراجع|منابع|מקורות|"
-    r"स्रोत|संदर्भ|参考文献|参考资料|參考資料|参考来源|资料来源|信息来源|參考|参考|文献|來源|来源|引用|参照|出典|情報源|"
+    r"स्रोत|संदर्भ|参考(?:文献|资料|来源|网[站址]|链接|リンク)?|參考(?:文獻|資料)?|资料来源|信息来源|"
+    r"文献|來源|来源|引用(?:文献|元)?|参照|出典|情報源|"
     r"출처|참고 ?문헌|참고 ?자료|nguồn|tài liệu tham khảo|sumber|referensi|daftar pustaka|"
-    r"แหล่งที่มา|อ้างอิง)(?: (?:used|cited|consulted))?(?: \(\d{1,3}\))?"
+    r"แหล่งที่มา|อ้างอิง)"
+    r"(?: (?:used|quoted|below|bibliogr\w{3,9}|consult\w{2,5}|cit[aeé]\w{1,5}|utili[sz]\w{2,5})"
+    r"| (?:and|&) (?:links|references|sources|further reading)){0,2}(?: \(\d{1,3}\))?"
 )
 _TAGGED = re.compile(r"</?[a-z][^<>\n]{0,40}>", re.IGNORECASE)
 _HEADING = re.compile(rf"[\W_]*{_TITLE}[\W_]*", re.IGNORECASE)
 _BULLET = r"[ \t]*(?:[-*•·–>+][ \t]*)?"
 _MARK = r"(?:\[\^?\d+\]|【\d+】)"
+_MARK_ANYWHERE = re.compile(_MARK)
 _HEADING_AND_LIST = re.compile(
-    rf"[\W_]*{_TITLE}[*_ \t]*[:：][*_ \t]*(?:{_MARK}|\(?\d{{1,3}}[.):\]]|<?https?://|www\.)",
+    rf"[\W_]*{_TITLE}[*_ \t]*[:：][*_ \t]*(?:{_MARK}|\(?\d{{1,3}}[.):\]]|<?https?://|www\."
+    rf"|(?-i:(?:(?:[A-Z][\w.&'’-]{{0,30}}\s{{1,2}}){{1,6}}{_MARK}[,;.]?\s{{0,2}}){{1,20}}$))",
+    re.IGNORECASE,
+)
+# On the last line of the answer itself.
+_LIST_BEHIND = re.compile(
+    rf"(?<=[.!?\])])[ \t]{{1,9}}[*_(]{{0,3}}{_TITLE}[*_]{{0,2}}[ \t]?[:：][*_ \t]{{0,9}}"
+    rf"{_MARK}[:.]?[ \t]{{1,9}}[^\W\d_][^\n]*\Z",
     re.IGNORECASE,
 )
 # Under such a heading, and without one. A point of the answer ends in its citation.
+_NUMBERED = re.compile(
+    rf"{_BULLET}(?:{_MARK}|\(?\^?\d{{1,3}}[.):\]]|\[[^\]\n]{{1,200}}\]\(|<?https?://|www\.|{_SOURCE})",
+    re.IGNORECASE,
+)
 _LISTED = re.compile(
-    rf"{_BULLET}(?:{_MARK}|\(?\^?\d{{1,3}}[.):\]]|\[[^\]\n]{{1,200}}\]\(|<?https?://|www\.|{_SOURCE})"
-    rf"|[ \t]*\||[ \t]*[-*•·–>+][ \t](?![^\n]*\s{_MARK}\W*$)|[ \t]{{2,}}\S",
+    rf"{_NUMBERED.pattern}|[ \t]*\||[ \t]*[-*•·–>+][ \t](?![^\n]*\s{_MARK}\W*$)|[ \t]{{2,}}\S",
     re.IGNORECASE,
 )
 _LISTED_ALONE = re.compile(
@@ -228,8 +256,9 @@ def parse_answer(answer: str, n_sources: int) -> CitedAnswer:
     parsed: list[CitedSentence] = []
     out_of_range: list[int] = []
     unparsed: list[str] = []
-    for paragraph, sentence in _sentences(answer):
-        cited: dict[int, None] = {}
+    listed = list(_sentences(answer))
+    cited: dict[int, None] = {}
+    for (paragraph, sentence), following in zip(listed, [*listed[1:], (-1, "")], strict=False):
         for bracket in BRACKET.finditer(sentence):
             numbers = citation_numbers(bracket.group(1))
             if numbers is None:
@@ -243,13 +272,20 @@ def parse_answer(answer: str, n_sources: int) -> CitedAnswer:
                     out_of_range.append(number)
         unparsed += [one or other for one, other in _UNREAD.findall(sentence.translate(_SHOWN))]
         text = _bare(sentence)
-        if parsed and cited and not re.search(r"\w", text):
-            # Nothing but a mark, cut off by a quotation mark or a line break: it belongs to
-            # what stands before.
-            both = dict.fromkeys((*parsed[-1].citations, *cited))
-            parsed[-1] = replace(parsed[-1], citations=tuple(both))
-        elif text or cited:
+        if cited and not re.search(r"\w", text):
+            # Nothing but a mark, cut off by a quotation mark or a line break: it belongs to what
+            # stands before, and at the head of a paragraph to what comes.
+            begins = not parsed or parsed[-1].paragraph != paragraph
+            if begins and following[0] == paragraph:
+                continue
+            if parsed:
+                both = dict.fromkeys((*parsed[-1].citations, *cited))
+                parsed[-1] = replace(parsed[-1], citations=tuple(both))
+                cited = {}
+                continue
+        if text or cited:
             parsed.append(CitedSentence(text, tuple(cited), paragraph))
+        cited = {}
     return CitedAnswer(tuple(parsed), tuple(out_of_range), tuple(unparsed))
 
 
@@ -273,20 +309,42 @@ def _sentences(answer: str) -> Iterator[tuple[int, str]]:
 
 
 def _without_references(text: str) -> str:
-    """Cut off a list of sources at the end, with its heading, or of linked marks without one."""
-    lines = text.split("\n")
-    alone = len(lines)  # where a list without a heading begins
-    for place in range(len(lines) - 1, -1, -1):
+    """Cut off a list of sources at the end, with its heading, or of linked marks without one.
+
+    Up to three lines behind it, such as "I hope this helps!", stay.
+    """
+    lines = _LIST_BEHIND.sub("", text).split("\n")
+    end, behind = len(lines), list[str]()
+    while end and len(behind) <= 3 and not _begins_list(lines[end - 1]):
+        end -= 1
+        behind += [lines[end]] if _TAGGED.sub("", lines[end]).strip("-=_* \t") else []
+    if not end or len(behind) > 3 or any(map(_MARK_ANYWHERE.search, behind)):
+        return "\n".join(lines)
+    if behind and lines[end].strip():  # not set off
+        return "\n".join(lines)
+    rest = lines[end:] if behind else []
+    listed = _NUMBERED if behind else _LISTED
+    alone = end  # where a list without a heading begins
+    for place in range(end - 1, -1, -1):
         line = _TAGGED.sub("", lines[place])
-        if _HEADING.fullmatch(line) or _HEADING_AND_LIST.match(line):
+        if _is_heading(line):
             while place and not lines[place - 1].strip("-*_= \t"):
                 place -= 1
-            return "\n".join(lines[:place])
-        if line.strip("-=_* \t") and not _LISTED.match(line):
+            return "\n".join(lines[:place] + rest)
+        if line.strip("-=_* \t") and not listed.match(line):
             break
         if alone == place + 1 and (not line.strip() or _LISTED_ALONE.match(line)):
             alone = place
-    return "\n".join(lines[:alone])
+    return "\n".join(lines[:alone] + rest) if any(map(str.strip, lines[:alone])) else text
+
+
+def _is_heading(line: str) -> bool:
+    bare = _TAGGED.sub("", line)
+    return bool(_HEADING.fullmatch(bare) or _HEADING_AND_LIST.match(bare))
+
+
+def _begins_list(line: str) -> bool:
+    return _LISTED.match(line) is not None or _is_heading(line)
 
 
 def _one_form(text: str) -> str:
@@ -333,5 +391,12 @@ def _before_stop(found: re.Match[str]) -> str:
     stop, run = found.groups()
     if any(citation_numbers(inside) is None for inside in BRACKET.findall(run)):
         return found.group()
-    goes_on = found.string[found.end() : found.end() + 4].lstrip()[:1].islower()
-    return f" {run.strip()}{stop}" + ("\n" if goes_on else " ")
+    following = found.string[found.end() : found.end() + 40].lstrip()
+    if (stop.startswith(".") and following[:1].isdigit()) or following[:1].islower():
+        # An abbreviation's dot ends nothing: "in the U.S. [1] tides are low", "approx. [1] 3 m".
+        before = found.string[max(found.start() - 20, 0) : found.start()].split(" ")[-1]
+        first = next(iter(sentences(f"It {before}{stop} {following}")), "")
+        if len(first) > len(f"It {before}{stop}") and not _PARTICLE.match(following):
+            return found.group()
+        return f" {run.strip()}{stop}\n"
+    return f" {run.strip()}{stop} "

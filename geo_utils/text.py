@@ -63,6 +63,7 @@ DELIMITER = regex.compile(
     """
 )
 _OTHER = str.maketrans("<\uff1c\ufe64[]", "\u2039\u2039\u2039\u2039\u203a")
+# Every mark has one of these parts.
 _PARTS = ("<", "\uff1c", "\ufe64", "|]", "]~", "~[", "[unused", *(f"{end}]" for end in "STKDGP"))
 
 STOPWORDS = frozenset(

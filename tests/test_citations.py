@@ -98,6 +98,25 @@ from geo_utils.citations import citation_numbers, parse_answer, strip_citations
             "Tides rise ([Tides](https://example.org/a[4]/b))[2]. Is it https://a.org[1]?",
             [(1,), (0,)],
         ),
+        (
+            "Die Flut steigt [Quellen 1, 2]. 船在等【来源：3】。 Она растёт [источник 4].",
+            [(0, 1), (2,), (3,)],
+        ),
+        ("Rise &lsqb;1&rsqb; and &#x5B;2&#x5D; [[3], [4]].", [(0, 1, 2, 3)]),
+        ("Tides rise¹·². Boats wait⁽³⁾.", [(0, 1), (2,)]),
+        ("In the U.S. [1] tides are low, at approx. [2] 3 m.", [(0, 1)]),
+        (
+            "It ends. [1] 3 boats came. [2] mRNA is new. [3] e-mail is old.",
+            [(0,), (1,), (2,), ()],
+        ),
+        ("Some say it rises.[1], others that it falls.[2]", [(0,), (1,)]),
+        # a mark at the head of a paragraph is its first sentence's
+        ("[1]\nTides rise.\n\n[2]\nBoats wait.\n\n[3]", [(0,), (1, 2)]),
+        # arrays, prompts of IPython, paths and measures
+        ("The array [3, 1], the vector [1, 2], x=[1] and [[1, 2], [3]] are [4].", [(3,)]),
+        ("In [1]: x = b_[2]\nOut[1]: b[2]\nx = a[1]\nIt works [3].", [(), (), (), (2,)]),
+        (r"D:\a[1]\b, page[2].html, /usr/x[3]/y and see a.org/x[4].", [(3,)]),
+        ("A dose of [5-10] mg at [20, 25] °C for [1–2] hours helps [3].", [(2,)]),
     ],
 )
 def test_citations_of_sentences(answer, citations):
@@ -162,6 +181,14 @@ def test_what_went_wrong_is_reported(answer, out_of_range, unparsed):
         "[2] [Winds](https://example.org)",
         "Sources:\n\n| # | Title |\n|---|---|\n| [2] | Winds |",
         "---\n\n*Sources*\n\n[2]: Winds\n    of the coast",
+        "Source(s):\n[2] Winds",
+        "Sources: NOAA [1], The Winds [2]",
+        "Ouvrages cités :\n[2] Vents",
+        "Zitierte Quellen:\n- [2] Wind",
+        "Referências bibliográficas\n[2] Ventos",
+        "参考网站：\n1. 潮汐\n2. 风",
+        "## 5. Bibliography and links\n- [2] Winds",
+        "<details><summary>Sources</summary>\n\n[2] Winds\n</details>",
     ],
 )
 def test_a_list_of_sources_at_the_end_credits_nobody(references):
@@ -181,11 +208,21 @@ def test_a_list_of_sources_at_the_end_credits_nobody(references):
         "**Sources:**\n- Sunlight gives most of it [2]\n- Fish has some [3]",
         "[2] reports winds (see https://example.org).",
         "References: employers check them, as [2] found.",
+        "Energy sources:\n1. Sun gives most [2].\n2. Wind gives some [3].\n\nBoth are clean.",
     ],
 )
 def test_what_an_answer_says_last_is_no_list_of_sources(ending):
     parsed = parse_answer(f"Tides rise.\n\n{ending}", 5)
     assert 1 in {c for s in parsed.sentences for c in s.citations}
+
+
+def test_what_stands_around_a_list_of_sources_stays():
+    parsed = parse_answer("Tides rise [1].\n\nSources:\n[2] Winds\n\nI hope this helps!", 5)
+    assert [s.citations for s in parsed.sentences] == [(0,), ()]
+    behind = parse_answer("Tides rise [1]. References: [2] Winds, 2019. [3] Boats.", 5)
+    assert [s.citations for s in behind.sentences] == [(0,)]
+    nothing_else = parse_answer("[1]: According to it, tides rise.", 5)
+    assert [s.citations for s in nothing_else.sentences] == [(0,)]
 
 
 def test_sentences_lose_their_marks_and_keep_their_paragraph():

@@ -30,7 +30,7 @@ PARTS = [
     "\n\nI made it.", "\r", "\ud800", "潮。", "model not ", "maximum ",
     "https://a[1]", "www.(", "a.[1] ", "<key_point>", "&lt;/page ", "\nKey point: ", "Sure. ",
     '"page": "', "[/page]", "\nLet me know.", "Change nothing else. ", "]~b]", "</s>",
-    "<key_point>a page</key_point>",
+    "<key_point>a page</key_point>", "a.b/", ". [1] a is ", "Sources: A [1] ", "[[1], ",
 ]  # fmt: skip
 SCHEMA = {"type": "object", "properties": {"verdict": {"type": "string"}}, "required": ["verdict"]}
 POINT = KeyPoint(1, "The Moon raises two bulges of water.")

@@ -217,7 +217,7 @@ def clean_rewrite(reply: str, page: str, asked: Asked | None = None) -> Rewrite:
         text = strip_thoughts(_TAIL.sub("", text))
         text = _CLOSED_LATE.sub("", text).strip()
     if not _TURN.search(page):
-        text = next((turn for turn in _TURN.split(text) if len(words(turn)) > 1), "")
+        text = next((turn for turn in _TURN.split(text) if words(turn)), "")
     text, blocks = _without_blocks(text, original, asked)
     text, labels = _without_labels(text, original, asked)
     text, sentences = _without_instructions(text, original, asked)
