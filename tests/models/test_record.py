@@ -5,7 +5,7 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import run
+from conftest import PROJECT, run
 from headless import command, only_run, sets
 from test_caller import QUICK, Scripted, ask
 from test_models import Replica
@@ -18,10 +18,12 @@ from geo_utils.models.loops import run_sync
 from geo_utils.models.record import Record, Recorded, write_record
 from geo_utils.models.usage import Usage
 from geo_utils.notebooks import read_parameters
+from geo_utils.prompts import load_template
 from geo_utils.roles.make import make_roles
 from geo_utils.roles.simulated_gemini import reply
 
 METHODS = ["original", "key_point"]
+SHIPPED = PROJECT / "geo_utils" / "data" / "record"
 
 
 @pytest.fixture
@@ -129,6 +131,35 @@ def test_an_evaluation_is_replayed_to_the_same_table(gemini_server, tmp_path):
     pd.testing.assert_frame_equal(roles.evaluate(examples, METHODS), live)
     assert roles.source().startswith("recorded 2026-11-29, nothing was called: ")
     assert not sum(role["calls"] for role in roles.usage.report().values())
+
+
+class TestShipped:
+    def test_its_templates_are_the_shipped_ones(self):
+        """Where one was changed on purpose, `geo record` makes the record anew."""
+        told = Record(SHIPPED).about["templates"]
+        assert told == {name: load_template(name).hash for name in told}
+
+    def test_it_answers_all_that_the_recorded_parameters_ask(self):
+        params = read_parameters("03", "recorded", [("corpus.limit", "4")])[2]
+        roles = make_roles(params)
+        samples = roles.evaluate(load_corpus(**params.corpus_options), params.methods)
+        assert len(samples) == 4 * len(params.methods) * params.repeats
+        lost = samples["abstention"].dropna()
+        assert lost.str.startswith("rewriter: short").all()
+        assert not sum(role["calls"] for role in roles.usage.report().values())
+        assert "recorded 2026-11-29 on one NVIDIA H200, nothing was called" in roles.source()
+
+    def test_a_changed_prompt_stops_before_any_figure(self, tmp_path):
+        template = load_template("engine_answer")
+        (tmp_path / "engine_answer.md").write_text(f"{template.text}\nBe brief.")
+        params = read_parameters("03", "recorded", [("paths.prompts", str(tmp_path))])[2]
+        roles = make_roles(params)
+        with pytest.raises(FatalError, match="its prompt template was changed since"):
+            roles.evaluate(load_corpus(**params.corpus_options), ["original"])
+
+    def test_files_are_small(self):
+        sizes = [path.stat().st_size for path in SHIPPED.iterdir()]
+        assert max(sizes) < 1e6 and sum(sizes) < 6e6
 
 
 class Answering(Replica):
