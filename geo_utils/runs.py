@@ -47,7 +47,7 @@ _NAMES_CONTENT: dict[str, Any] = dict.fromkeys(
     """methods baseline_methods engine judge rewriter studies recorded models evaluation
     policy""".split(),  # noqa: SIM905
     True,
-) | {"corpus": {"path"}, "paths": {"prompts"}, "grpo": {"resume_from_checkpoint"}}
+) | {"corpus": {"path"}, "paths": {"prompts"}}
 _READ_UP_TO = 256 * 2**20  # bytes
 _SLURM = """SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_RESTART_COUNT
 SLURM_JOB_PARTITION SLURMD_NODENAME""".split()  # noqa: SIM905

@@ -262,7 +262,6 @@ class TestIdentity:
                 "policy.cold_start.small_model": "null",
                 "policy.cold_start.steps": "0",
             },
-            {"grpo.resume_from_checkpoint": "{}"},
             {"evaluation.methods": "[original, '{}']"},
             {"evaluation.judge": "transformers/{}"},
         ],

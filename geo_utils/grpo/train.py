@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from geo_utils.corpus import Corpus
-from geo_utils.files import resolve_path
 from geo_utils.grpo import checkpoints
 from geo_utils.grpo.data import free_memory, policy_card, prefiltered, prompt_rows, split_queries
 from geo_utils.grpo.log import Metrics, SettledHeap, StepCounter, TrainingLog, hush, timed
@@ -79,8 +78,7 @@ def train(
     final, card = folder / "final", policy_card(params)
     if same_card(final, card):
         return final
-    asked = params.grpo.get("resume_from_checkpoint")
-    resumed = checkpoints.newest_complete(folder) or (resolve_path(str(asked)) if asked else None)
+    resumed = checkpoints.newest_complete(folder)
     if resumed is not None:
         same_card(resumed, card)
     step = checkpoints.checkpoint_step(resumed) or 0
@@ -197,8 +195,7 @@ def grpo_config(params: GrpoParams, folder: Path) -> Any:
     }
     block = params.steps_a_generation  # only after the last of them can a training go on
     settings["save_steps"] = math.ceil(settings["save_steps"] / block) * block
-    for name in ("resume_from_checkpoint", "torch_compile"):  # see `train` and `make_trainer`
-        settings.pop(name, None)
+    settings.pop("torch_compile", None)  # see `make_trainer`
     if params.generation == "colocate":  # TRL decodes the tokens itself
         extra = settings.get("generation_kwargs") or {}
         settings["generation_kwargs"] = {"detokenize": False} | extra
