@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 
 from geo_utils.cluster.arrays import (
-    UNREADABLE,
     SlurmSettings,
     Submission,
     Task,
@@ -214,7 +213,6 @@ def status_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
     for index, changes in enumerate(info["changes"]):
         record = submission.record(index)
         run, params = task_run(submission, index, record)
-        begun = bool(record.starts) or record.outcome == UNREADABLE  # then the run itself tells
         reason = (record.reason or "").strip().partition("\n")[0]
         rows.append(
             {
@@ -222,8 +220,8 @@ def status_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
                 **changes,
                 "state": _state(record, states.get(index), "cancelled_at" in info),
                 "restarts": record.restarts,
-                "progress": progress(run, params) if run and params and begun else _NONE,
-                "headline so far": headline_text(run) if run and begun else _NONE,
+                "progress": progress(run, params) if run and params else _NONE,
+                "headline so far": headline_text(run) if run else _NONE,
                 "reason": reason if len(reason) <= 100 else f"{reason[:99]}…",
             }
         )
@@ -302,10 +300,7 @@ def collect_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
     """
     changes, rows, missing = submission.info["changes"], [], []
     for index, changed in enumerate(changes):
-        record = submission.record(index)
-        run = Run(resolve_path(record.run)) if record.run else None
-        if record.outcome == UNREADABLE:
-            run, _ = task_run(submission, index, record)
+        run, _ = task_run(submission, index, submission.record(index))
         told = Record(run.folder) if run else None
         if told is None or told.status != "finished" or not told.headline:
             missing.append(str(index))
