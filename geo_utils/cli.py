@@ -89,7 +89,7 @@ def _run(notebook: str, file: str, sets: Sequence[str] | None) -> None:
     with refusals():
         name, values, params = read_parameters(notebook, file, pairs(sets))
         _check_corpus(params)
-    raise typer.Exit(execute(name, values, params, _rendered, _prepared))
+    raise typer.Exit(execute(name, values, params, _rendered))
 
 
 def _check_corpus(params: Any) -> None:
@@ -99,14 +99,6 @@ def _check_corpus(params: Any) -> None:
         from geo_utils.corpus import load_corpus
 
         load_corpus(**params.corpus_options)
-
-
-def _prepared() -> None:
-    """Import what headline and `_rendered` need, which takes seconds, as the notebook runs."""
-    with contextlib.suppress(ImportError):  # `_rendered` says so
-        import geo_utils.records
-        import geo_utils.show.pages
-        import geo_utils.show.report  # noqa: F401
 
 
 def _rendered(executed: Path) -> None:
@@ -395,9 +387,7 @@ def array_task(folder: Path, index: int) -> None:
     from geo_utils.notebooks import execute
 
     with refusals():
-        code = run_task(
-            Submission(folder), index, partial(execute, rendered=_rendered, meanwhile=_prepared)
-        )
+        code = run_task(Submission(folder), index, partial(execute, rendered=_rendered))
     raise typer.Exit(code)
 
 

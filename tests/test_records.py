@@ -239,10 +239,8 @@ class TestWeeklyParams:
         assert locate_run("05_weekly", params).folder.name[-8:] == before
         again = locate_run("05_weekly", check(day=given)).folder.name[-8:]
         assert (again == before) == (given is not None)  # tomorrow's deck is another
-
-    def test_without_any_run_there_is_no_deck(self):
-        with pytest.raises(ParameterError, match=r"paths\.output='no/such/folder': no run in"):
-            WeeklyParams.from_notebook(DEFAULTS | {"paths": {"output": "no/such/folder"}})
+        day = read_parameters("05_weekly", "smoke")[1]["day"]  # the kernel is told
+        assert day == "2026-01-31" and Clock.day == 31
 
     def test_a_deck_is_not_made_from_decks(self, check, tmp_path):
         with pytest.raises(ParameterError, match="a deck cannot be made from decks"):

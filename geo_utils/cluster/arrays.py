@@ -174,27 +174,19 @@ def make_tasks(
         The notebook's name and the tasks, the last name of the grid varying fastest.
 
     Raises:
-        ParameterError: Every task that the notebook would refuse.
+        ParameterError: The first task that the notebook would refuse.
     """
     name, tasks = notebook, []
-    problems: dict[str, list[str]] = {}
-    points = list(itertools.product(files, *grid.values()))
-    for number, (file, *values) in enumerate(points):
+    for number, (file, *values) in enumerate(itertools.product(files, *grid.values())):
         changes = dict(zip(grid, values, strict=True))
         text = [(key, json.dumps(value, default=str)) for key, value in changes.items()]
         if len(files) > 1:
             changes = {"params": Path(file).stem} | changes
         try:
             name, passed, params = read_parameters(notebook, file, [*overrides, *text])
-            tasks.append(Task(changes, passed, params))
         except ParameterError as error:
-            problems.setdefault(str(error), []).append(f"{number} ({described(changes)})")
-    if problems:
-        said = f"{len(points) - len(tasks)} of {len(points)} tasks cannot run:"
-        for problem, found in problems.items():
-            more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-            said += f"\n{problem}\n  in task{'s' * (len(found) > 1)} {'; '.join(found[:4])}{more}"
-        raise ParameterError(said)
+            raise ParameterError(f"task {number} ({described(changes)}): {error}") from None
+        tasks.append(Task(changes, passed, params))
     return name, tasks
 
 

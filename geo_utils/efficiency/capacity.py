@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from geo_utils.efficiency.bounds import bounds
 from geo_utils.efficiency.params import CapacityOptions, Setting
 from geo_utils.efficiency.rows import SAME, SLIDE_ROWS, each, laid_out, named, of_work, source
+from geo_utils.efficiency.steps import bounds
 
 
 def rewarded(rows: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import signal
 import threading
 import warnings
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from geo_utils.files import read_jsonl, write_atomic
-from geo_utils.roles.policies import CARD, TRAINER_FILES, torn_file
+from geo_utils.roles.policies import TRAINER_FILES, torn_file
 from geo_utils.runs import RunInterrupted, signals_handled
 
 _STATE = "trainer_state.json"
@@ -62,10 +61,15 @@ def checkpoint_step(folder: Path | None) -> int | None:
     return step if step >= 0 else None
 
 
-def copy_policy(checkpoint: Path, folder: Path) -> None:
-    """Copy what a checkpoint holds of a policy, without its card and the trainer's own state."""
-    left_out = shutil.ignore_patterns(*TRAINER_FILES, _STATE, CARD)
-    shutil.copytree(checkpoint, folder, ignore=left_out, dirs_exist_ok=True)
+def go_on(trainer: Any, checkpoint: Path | None) -> None:
+    """Train from a checkpoint, or from the start; one of the last step is taken as it is.
+
+    A training that was cut off between its last step and its result would take one step too many.
+    """
+    if checkpoint and (checkpoint_step(checkpoint) or 0) >= trainer.args.max_steps:
+        trainer._load_from_checkpoint(str(checkpoint))
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
 
 
 def rewind(path: Path, step: int) -> None:

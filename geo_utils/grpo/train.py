@@ -52,8 +52,6 @@ def train(
 ) -> Path:
     """Train the policy, going on from the run's newest complete checkpoint.
 
-    One of the last step becomes the result as it is.
-
     Metrics and rollouts are appended to the run folder as they come. SIGINT, SIGTERM and SIGUSR1
     save a checkpoint and end the run as interrupted; so do a budget that is spent and a service
     that is down.
@@ -84,11 +82,6 @@ def train(
     step = checkpoints.checkpoint_step(resumed) or 0
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         checkpoints.rewind(run.folder / name, step)
-    if resumed is not None and step >= params.grpo["max_steps"]:
-        # Ended between its last step and `final`; the trainer would take one step too many.
-        checkpoints.copy_policy(resumed, final)
-        card.write(final)  # last: a folder with its card is complete
-        return final
     rows = training_rows(params, roles, examples, base)
     interrupts = checkpoints.Interrupts()
     log = TrainingLog(run.folder, card, interrupts, draw, params.steps_a_generation)
@@ -100,7 +93,7 @@ def train(
         before = base_checksum(trainer.model)
         run.update(base_checksum={"before": before, "after": None})  # should this start be cut off
         try:
-            trainer.train(resume_from_checkpoint=resumed and str(resumed))
+            checkpoints.go_on(trainer, resumed)
             interrupts.release()
         except BaseException:
             rewards.on_scored = None  # what is still under way belongs to no log
@@ -111,7 +104,7 @@ def train(
     if before != after:
         raise RuntimeError("the frozen base changed in training: the adapter fits no base")
     trainer.save_model(str(final))
-    card.write(final)
+    card.write(final)  # last: a folder with its card is complete
     del trainer
     free_memory()
     return final

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from filelock import FileLock
 from IPython.display import HTML
 
 from geo_utils.files import write_atomic
@@ -41,29 +39,13 @@ _LINKS = {
     "notebook": "notebook.ipynb",
     "manifest": "manifest.json",
 }
-_PATIENCE_S = 20.0
 
 
 def write_index(output_root: Path) -> Path:
-    """Write the page of all runs under an output folder.
-
-    Processes that finish at the same time write one after another, so that the last one has seen
-    all the others' manifests.
-
-    Returns:
-        Path of `index.html`.
-    """
+    """Write the page of all runs under an output folder, and return its path, `index.html`."""
     path = output_root / "index.html"
-    lock = FileLock(output_root / ".locks" / "index", timeout=_PATIENCE_S)
-    (output_root / ".locks").mkdir(parents=True, exist_ok=True)
-    # A run must not fail to end because another one hangs, or on a file system without locks.
-    with contextlib.suppress(OSError):
-        lock.acquire()
-    try:
-        anew = ", anew by geo runs and at the end of each run"
-        _write(path, find_records(output_root)[::-1], "Runs", anew, ticked=False)
-    finally:
-        lock.release()
+    anew = ", anew by geo runs and at the end of each run"
+    _write(path, find_records(output_root)[::-1], "Runs", anew, ticked=False)
     return path
 
 

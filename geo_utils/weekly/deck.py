@@ -172,10 +172,10 @@ def make_deck(params: WeeklyParams) -> Deck:
     """
     chosen = choose_records(params.records, params.runs, params.since)
     if not chosen.finished and not chosen.unfinished:
-        raise ValueError(
-            f"no run since {params.since} in {params.root}; choose an earlier date, or leave "
-            "since out for the newest of each notebook and variant"
-        )
+        way = "run a notebook first, such as geo run 02 smoke"
+        if params.since:
+            way = "choose an earlier date, or leave it out for the newest of each kind"
+        raise ValueError(f"no run since={params.since!r} in {params.root}; {way}")
     notes = list(_notes(resolve_path(params.notes).read_text(encoding="utf-8")))
     told = {record: recorded(record) for record in chosen.finished}
     newest = sorted(told, key=lambda record: record.run_id, reverse=True)

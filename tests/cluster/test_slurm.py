@@ -88,20 +88,10 @@ class TestGrid:
         assert [t.changes["params"] for t in tasks] == ["smoke"] * 4 + ["default"] * 4
         assert tasks[2].params.grpo["learning_rate"] == 5e-6
 
-    def test_every_task_is_checked_and_the_wrong_ones_are_listed(self):
-        with pytest.raises(ParameterError) as error:
-            make_tasks(NB04, ["smoke"], {"grpo.num_generations": [16, 3], "seed": [0, -1]})
-        said = str(error.value)
-        assert said.startswith("3 of 4 tasks cannot run")
-        assert (
-            "seed=-1" in said and "tasks 1 (grpo.num_generations=16, seed=-1); 3 (grpo.num" in said
-        )
-        assert "num_generations=3; choose a multiple of 192" in said
-
-    def test_a_misspelt_name_is_said_once(self):
-        with pytest.raises(ParameterError, match="did you mean 'learning_rate'") as error:
-            make_tasks(NB04, ["smoke"], {"grpo.learning_rat": [1e-6, 2e-6, 3e-6]})
-        assert str(error.value).count("no such field") == 1
+    def test_every_task_is_checked_and_the_first_wrong_one_is_named(self):
+        with pytest.raises(ParameterError, match="choose a multiple of 192") as error:
+            make_tasks(NB04, ["smoke"], {"seed": [0, 1], "grpo.num_generations": [16, 3]})
+        assert str(error.value).startswith("task 1 (seed=0, grpo.num_generations=3): 04_grpo: ")
 
 
 class TestSettings:
@@ -479,13 +469,14 @@ class TestStatus:
         submission.save(0, TaskRecord())
         os.truncate(submission.folder / "state" / "0.json", 3)
         with pytest.warns(UserWarning, match=r"state/0\.json is torn"):
-            table, notes = collect_table(submission)
+            table, said = collect_table(submission)
         assert set(table["task"]) == {0} and set(table["run"]) == {str(run.folder)}
         manifest = {n: v for n, v in run.manifest.items() if n != "provenance"}
         (run.folder / "manifest.json").write_text(json.dumps(manifest))
         with pytest.warns(UserWarning, match=r"state/0\.json is torn"):
             assert set(collect_table(submission)[0]["provenance"]) == {"source not recorded"}
-        assert notes == ["1 of 2 tasks have not finished and are left out: 1."]
+        assert said[0].startswith("task 0 (seed=0): original 0.400 [0.300, 0.500]; key-point rew")
+        assert said[1:] == ["1 of 2 tasks have not finished and are left out: 1."]
 
     @pytest.mark.parametrize(
         "headline",
@@ -509,7 +500,7 @@ class TestStatus:
         for command in ("status", "collect"):
             assert main([command, "7", "--root", str(submission.folder.parents[1])]) == 0
             said = capsys.readouterr().out
-            assert "(n = 30 queries, 90 samples, 2 abst" in said or "0.500 [0.400, 0.600]" in said
+            assert "(n = 30 queries, 90 samples, 2 abstentions each)" in said
 
     def test_a_torn_submission_does_not_hide_the_others(self, submission, capsys):
         root = submission.folder.parents[1]

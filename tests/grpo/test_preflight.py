@@ -16,7 +16,6 @@ from servers import free_port
 from geo_utils.grpo import params as grpo_params
 from geo_utils.grpo.checkpoints import (
     checkpoint_step,
-    copy_policy,
     newest_complete,
 )
 from geo_utils.grpo.params import check_machine, check_server
@@ -283,17 +282,6 @@ class TestNewestComplete:
         (folder / "adapter_model.bin").unlink()
         with pytest.warns(UserWarning, match="adapter_model.safetensors is missing"):
             assert newest_complete(tmp_path) is None
-
-
-def test_what_is_copied_of_a_checkpoint_is_the_policy_alone(tmp_path):
-    folder = make_checkpoint(tmp_path / "checkpoint-9", 9)
-    PolicyCard().write(folder)
-    (tmp_path / "final").mkdir()
-    (tmp_path / "final" / "adapter_model.safetensors").write_bytes(b"half")  # cut off before
-    copy_policy(folder, tmp_path / "final")
-    left = {path.name for path in (tmp_path / "final").iterdir()}
-    assert left == {"adapter_model.safetensors", "adapter_config.json"}
-    assert torn_file(tmp_path / "final") is None
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])

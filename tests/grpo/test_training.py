@@ -84,8 +84,6 @@ def test_a_training_cut_off_after_its_last_step_takes_none_more(undisturbed, tmp
     shutil.copytree(undisturbed["root"], tmp_path / "again")
     (folder,) = (tmp_path / "again").glob("04_grpo/smoke/2*")
     result, policy = folder / "checkpoints/final", folder / "policy"
-    known = Run(folder).manifest["base_checksum"] | {"after": None}  # written when it starts
-    Run(folder).update(base_checksum=known)
     shutil.move(result, tmp_path / "final")
     (policy / "policy.json").unlink()
     policy_before = (policy / "model.safetensors").read_bytes()
@@ -96,7 +94,6 @@ def test_a_training_cut_off_after_its_last_step_takes_none_more(undisturbed, tmp
     for name in ("adapter_model.safetensors", "adapter_config.json", "policy.json"):
         assert (result / name).read_bytes() == (tmp_path / "final" / name).read_bytes()
     assert {p.name for p in result.iterdir()} == {p.name for p in (tmp_path / "final").iterdir()}
-    assert Run(folder).manifest["base_checksum"] == known
 
 
 def test_a_torn_checkpoint_costs_the_steps_since_the_one_before(undisturbed, tmp_path):
