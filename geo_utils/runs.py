@@ -212,9 +212,9 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
     before = run.manifest
     finished, attempts = before.get("headline") is not None, before.get("attempts")
     resolved, root = params.model_dump(), str(project_root())
-    git = partial(_told, "git", "-C", root)
+    git = partial(told_by, "git", "-C", root)
     status = git("status", "--porcelain")
-    gpus = _told(
+    gpus = told_by(
         "nvidia-smi", "--format=csv,noheader", "--query-gpu=name,memory.total,driver_version"
     )
     write_atomic(
@@ -418,7 +418,7 @@ def _file_hash(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _told(*command: str) -> str | None:
+def told_by(*command: str) -> str | None:
     """Return what a program prints; None if there is none or it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

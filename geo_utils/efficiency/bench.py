@@ -37,7 +37,7 @@ from geo_utils.efficiency.params import EfficiencyParams, Setting
 from geo_utils.efficiency.random_weights import is_made
 from geo_utils.evaluate import Counter
 from geo_utils.files import append_jsonl, read_jsonl, resolve_path, write_atomic
-from geo_utils.runs import Run, package_versions
+from geo_utils.runs import Run, package_versions, told_by
 
 log = logging.getLogger(__name__)
 _KEY = "simulated-key"
@@ -51,14 +51,8 @@ def visible_gpus() -> dict[int, str]:
 
     CUDA_VISIBLE_DEVICES says which of the machine's they are, and in which order.
     """
-    if shutil.which("nvidia-smi") is None:
-        return {}
-    query = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    found = [line.split(", ", 2) for line in done.stdout.strip().splitlines()]
+    lines = told_by("nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader")
+    found = [line.split(", ", 2) for line in (lines or "").splitlines()]
     names = {int(index): name for index, _, name in found}
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")
     if asked is None:

@@ -22,7 +22,6 @@ from geo_utils.parameters import ParameterError
 from geo_utils.records import (
     PROBABILITY,
     Record,
-    changed_parameters,
     find_records,
     flattened,
     headline_phrase,
@@ -97,8 +96,7 @@ def _values(records: Sequence[Record], place: Path | None) -> dict[str, Any]:
 
 def _row(record: Record, place: Path | None) -> dict[str, Any]:
     """Return what a run's row says beside the record itself."""
-    changed = changed_parameters(record, default_parameters_of)
-    texts = [f"{name}={_text(value)}" for name, value in changed.items()]
+    texts = [f"{name}={_text(value)}" for name, value in changed_parameters(record).items()]
     attempts = len(record.attempts)
     return {
         "record": record,
@@ -164,6 +162,17 @@ def duration(seconds: float | None) -> str:
         if count or (parts and len(parts) < 2) or name == "s":
             parts.append(f"{count} {name}")
     return " ".join(parts[:2])
+
+
+def changed_parameters(record: Record) -> dict[str, Any]:
+    """Return the parameters of a run that are not its notebook's default, as it is now.
+
+    Where there is no such notebook any more, those that were passed count as changed.
+    """
+    usual = default_parameters_of(record.notebook)
+    if usual is None:
+        return record.given("passed")
+    return {n: v for n, v in record.parameters.items() if n not in usual or usual[n] != v}
 
 
 @lru_cache(maxsize=32)

@@ -88,9 +88,6 @@ def _shown(output: dict[str, Any], heading: str) -> Markup:
         for kind, text in (output.get("data") or {}).items()
         if kind.startswith(("image/", "text/"))
     }
-    if "image/svg+xml" in data:
-        figure = Markup('<div class="geo-figure" role="img" aria-label="{}">{}</div>')
-        return figure.format(heading, Markup(data["image/svg+xml"]))
     if "image/png" in data:
         picture = Markup('<img alt="{}" src="data:image/png;base64,{}">')
         return picture.format(heading, "".join(data["image/png"].split()))
