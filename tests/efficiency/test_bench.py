@@ -9,10 +9,10 @@ import time
 
 import pytest
 from conftest import PROJECT
-from test_efficiency import APART, SMALL, TWO, parameters, setting
+from test_efficiency import APART, SMALL, TWO, measuring, parameters, setting
 
 from geo_utils.cluster.servers import ServerError, free_port
-from geo_utils.cluster.supervisor import Supervised, _marked
+from geo_utils.cluster.supervisor import Supervised
 from geo_utils.efficiency import bench as bench_module
 from geo_utils.efficiency.bench import Bench, Server, Turn, servers_of, turns
 from geo_utils.efficiency.recipes import Placement, place
@@ -124,7 +124,7 @@ class TestServers:
             import sys, time
             from pathlib import Path
             from geo_utils.cluster.servers import free_port
-            from geo_utils.cluster.supervisor import Supervised, _marked
+            from geo_utils.cluster.supervisor import Supervised
             from geo_utils.efficiency import bench
             from geo_utils.notebooks import read_parameters
 
@@ -141,16 +141,16 @@ class TestServers:
                 time.sleep(600)
         """)
         )
-        environment = {**os.environ, "BENCH_OF_TEST": str(tmp_path)}
+        environment = {**os.environ, "GEO_UTILS_MEASURE": f"of {tmp_path}"}
         process = subprocess.Popen([sys.executable, str(sitting)], cwd=PROJECT, env=environment,
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
         assert process.stdout.readline() == b"up\n"
         process.kill()
         process.wait()
         until = time.monotonic() + 60
-        while _marked("BENCH_OF_TEST", str(tmp_path)) and time.monotonic() < until:
+        while measuring(f"of {tmp_path}") and time.monotonic() < until:
             time.sleep(0.05)
-        assert not _marked("BENCH_OF_TEST", str(tmp_path))
+        assert not measuring(f"of {tmp_path}")
 
 
 SETTINGS = {
