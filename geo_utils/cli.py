@@ -89,7 +89,7 @@ def _run(notebook: str, file: str, sets: Sequence[str] | None) -> None:
     with refusals():
         name, values, params = read_parameters(notebook, file, pairs(sets))
         _check_corpus(params)
-    raise typer.Exit(execute(name, values, params, _rendered, _prepared))
+    raise typer.Exit(execute(name, values, params, _rendered))
 
 
 def _check_corpus(params: Any) -> None:
@@ -99,14 +99,6 @@ def _check_corpus(params: Any) -> None:
         from geo_utils.corpus import load_corpus
 
         load_corpus(**params.corpus_options)
-
-
-def _prepared() -> None:
-    """Import what headline and `_rendered` need, which takes seconds, as the notebook runs."""
-    with contextlib.suppress(ImportError):  # `_rendered` says so
-        import geo_utils.records
-        import geo_utils.show.pages
-        import geo_utils.show.report  # noqa: F401
 
 
 def _rendered(executed: Path) -> None:
@@ -294,35 +286,6 @@ def export_cold_start(recipe: File, folder: Path) -> None:
     _say(f"{count} demonstrations: {path}", f"llamafactory-cli train {path}")
 
 
-@app.command("sweep")
-def measure(params: File, sets: Sets = None) -> None:
-    """Measure the settings of notebook 01 without Jupyter; the notebook then shows the rows."""
-    import logging
-
-    from geo_utils.notebooks import read_parameters
-    from geo_utils.runs import start_run
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with refusals():
-        name, _, found = read_parameters("01", params, pairs(sets))
-        run = start_run(name, found)
-    from geo_utils.efficiency.sweep import sweep
-
-    stopped = None
-    try:
-        sweep(found, run)  # type: ignore[arg-type]
-    except KeyboardInterrupt:
-        stopped = "stopped by Ctrl-C; the same command goes on at the next setting"
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        with contextlib.suppress(OSError):  # there may be room for this, if not for a row
-            run.end("failed", str(error))
-        raise typer.Exit(1) from None
-    run.end("interrupted", stopped or "measured; run as a notebook, it goes on to the report")
-    _say(f"{stopped or 'measured'}: {run.folder}/rows.jsonl")
-    raise typer.Exit(130 if stopped else 0)
-
-
 @app.command()
 def simulate_gemini(
     host: str = "127.0.0.1",
@@ -408,7 +371,6 @@ def submit(
     concurrency: Annotated[int | None, typer.Option(help="tasks that run at once")] = None,
     gpus: Annotated[int | None, typer.Option(help="of a task; default, by its recipe")] = None,
     cpus: Annotated[int | None, typer.Option(help="of a task")] = None,
-    nodes: Annotated[int, typer.Option(help="1: a task runs on one node")] = 1,
     settings: Annotated[Path | None, typer.Option(help="default, params/slurm.yaml")] = None,
 ) -> None:
     """Submit a notebook over a grid: one run a parameter file and point of the grid."""
@@ -418,8 +380,6 @@ def submit(
     flags = {"partition": partition, "account": account, "time": time, "gpus": gpus, "cpus": cpus}
     given = {k: v for k, v in (flags | {"concurrency": concurrency}).items() if v is not None}
     with refusals():
-        if nodes != 1:
-            raise ValueError(f"--nodes {nodes}: {arrays.MULTI_NODE}")
         asked = arrays.SlurmSettings.read(settings or arrays.default_settings(), given)
         points = arrays.parse_grid(grid or ())
         own, tasks = arrays.make_tasks(notebook, params or ["default"], points, pairs(sets))
@@ -469,9 +429,7 @@ def array_task(folder: Path, index: int) -> None:
     from geo_utils.notebooks import execute
 
     with refusals():
-        code = run_task(
-            Submission(folder), index, partial(execute, rendered=_rendered, meanwhile=_prepared)
-        )
+        code = run_task(Submission(folder), index, partial(execute, rendered=_rendered))
     raise typer.Exit(code)
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from geo_utils.lexical import SUPPORT_THRESHOLD, coverage
 from geo_utils.parameters import nearest
@@ -105,11 +105,7 @@ class Corpus(Sequence[Example]):
         """Return the number of examples."""
         return len(self.examples)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Example, ...]: ...
-    def __getitem__(self, index: int | slice) -> Example | tuple[Example, ...]:
+    def __getitem__(self, index: Any) -> Any:
         """Return one example, or a tuple of them."""
         return self.examples[index]
 

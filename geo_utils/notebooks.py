@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -124,7 +123,6 @@ def execute(
     values: dict[str, Any],
     params: NotebookParams,
     rendered: Callable[[Path], None] | None = None,
-    meanwhile: Callable[[], None] | None = None,
 ) -> int:
     """Execute a notebook with checked parameters in its run folder.
 
@@ -135,9 +133,8 @@ def execute(
         notebook: Its name without ending.
         values: The parameters to inject.
         params: The same, checked.
-        rendered: Told the executed notebook, or the run folder where there is none to show or
-            nobody waits that long.
-        meanwhile: Called in a thread while the notebook runs.
+        rendered: Told the executed notebook, or the run folder where there is none to show;
+            not after a signal, as whoever sent it does not wait for long.
 
     Returns:
         0 finished, 1 failed, 2 wrong parameters, 128 and its number interrupted by a signal.
@@ -168,8 +165,6 @@ def execute(
             sys.stderr.write(f"run folder {run.folder}: {error}\n")
             return 2
         sys.stderr.write(f"{notebook}: running in {run}\n")
-        if meanwhile:
-            threading.Thread(target=meanwhile).start()
         started = time.monotonic()
         # A rerun that fails must not take the place of what had finished.
         executed = run.folder / ("notebook.rerun.ipynb" if again else "notebook.ipynb")
@@ -183,9 +178,8 @@ def execute(
             executed = executed.replace(run.folder / "notebook.ipynb")
         sys.stderr.write(f"{notebook}: {status} after {time.monotonic() - started:.0f} s\n")
         sys.stderr.write(_headline_text(run) if status == "finished" else f"  {reason}\n")
-        # Whoever sent a signal does not wait for long.
-        if rendered:
-            shown = not received and executed.name == "notebook.ipynb" and executed.is_file()
+        if rendered and not received:
+            shown = executed.name == "notebook.ipynb" and executed.is_file()
             rendered(executed if shown else run.folder)
         lock.close()
     if received:

@@ -87,13 +87,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else "."
 
 
-def problem_line(fields: Iterable[str], detail: Mapping[str, Any], now: str | None = None) -> str:
+def problem_line(fields: Iterable[str], detail: Mapping[str, Any]) -> str:
     """Put one pydantic error into one line: parameter, value, what is allowed.
 
     Args:
         fields: The names that are known at its place.
         detail: The error.
-        now: What a name that is not known has become since an earlier version.
     """
     place, value = detail["loc"], detail["input"]
     name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
@@ -101,8 +100,7 @@ def problem_line(fields: Iterable[str], detail: Mapping[str, Any], now: str | No
     fields = sorted(fields)
     if detail["type"] == "extra_forbidden":
         known = f" Known are {', '.join(fields)}" if fields else ""
-        meant = nearest(str(place[-1]), fields) + known
-        return f"{name!r} is no parameter{f' any more: {now}' if now else meant}"
+        return f"{name!r} is no parameter{nearest(str(place[-1]), fields)}{known}"
     if detail["type"] == "missing":
         where = " from the parameters cell" if len(place) == 1 else ""
         return f"{name} is missing{where}"
@@ -218,8 +216,6 @@ class NotebookParams(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     notebook: ClassVar[str]
-    # What a name of an earlier version has become.
-    moved: ClassVar[dict[str, str]] = {"output_root": "paths.output"}
 
     variant: Name
     paths: Annotated[Paths, Field(strict=False)]
@@ -285,18 +281,10 @@ class NotebookParams(BaseModel):
         try:
             params = cls(**values)
         except ValidationError as error:
-            problems = [
-                problem_line(_known(cls, d["loc"]), dict(d), cls.became(d["loc"]))
-                for d in error.errors()
-            ]
+            problems = [problem_line(_known(cls, d["loc"]), dict(d)) for d in error.errors()]
             raise ParameterError(f"{cls.notebook}: " + "\n".join(problems)) from None
         params._passed = {name: values[name] for name in passed}
         return params
-
-    @classmethod
-    def became(cls, place: Sequence[Any]) -> str | None:
-        """Return what a name of an earlier version has become, if it is one."""
-        return cls.moved.get(".".join(map(str, place)))
 
     @classmethod
     def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:

@@ -125,10 +125,11 @@ def plan_text(plan: pd.DataFrame) -> str:
     """Say a plan in Markdown; an unknown price is said to be unknown, never free."""
     if plan.empty:
         return "No model is called: all roles are offline."
+    costs = [f"about {c:.4f} US dollars" if c >= 0 else "price unknown" for c in plan["cost_usd"]]
     lines = [
         f"- **{role}** ({row['model']}): {row['calls']:,} calls, {row['held']:,} already held; "
-        f"about {row['tokens_in']:,} tokens in, {row['tokens_out']:,} out; {_dollars(row)}"
-        for role, row in plan.iterrows()
+        f"about {row['tokens_in']:,} tokens in, {row['tokens_out']:,} out; {cost}"
+        for (role, row), cost in zip(plan.iterrows(), costs, strict=True)
     ]
     known = plan["cost_usd"].fillna(0).sum()
     unknown = plan.loc[plan["cost_usd"].isna() & (plan["calls"] > 0), "model"].unique()
@@ -150,9 +151,3 @@ def stop_if_dry_run(params: RunParams, plan: pd.DataFrame) -> None:
 
 def quiet(done: int, total: int) -> None:
     """Show no progress of a rehearsal."""
-
-
-def _dollars(row: pd.Series) -> str:
-    if pd.isna(row["cost_usd"]):
-        return "price unknown"
-    return f"about {row['cost_usd']:.4f} US dollars"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -116,9 +116,10 @@ class Record:
     @property
     def parameters(self) -> dict[str, Any]:
         """The resolved parameters, nested ones under dotted names, without those of places."""
-        return self._parameters("resolved")
+        return self.given("resolved")
 
-    def _parameters(self, which: str) -> dict[str, Any]:
+    def given(self, which: str) -> dict[str, Any]:
+        """Return the parameters that were `passed`, or those `resolved`, as `parameters`."""
         found = self.manifest.get("parameters", {}).get(which) or {}
         return flattened({name: v for name, v in found.items() if name not in _PLACES})
 
@@ -241,22 +242,6 @@ def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def changed_parameters(
-    record: Record, defaults: Callable[[str], dict[str, Any] | None]
-) -> dict[str, Any]:
-    """Return the parameters of a run that are not its notebook's default.
-
-    Args:
-        record: The run.
-        defaults: The flattened default parameters of a notebook, none where it has none any more;
-            then those that were passed count as changed.
-    """
-    usual = defaults(record.notebook)
-    if usual is None:
-        return record._parameters("passed")
-    return {n: v for n, v in record.parameters.items() if n not in usual or usual[n] != v}
 
 
 def _day(record: Record) -> str:

@@ -48,7 +48,7 @@ _NAMES_CONTENT: dict[str, Any] = dict.fromkeys(
     """methods baseline_methods engine judge rewriter studies record recorded models
     evaluation policy""".split(),  # noqa: SIM905
     True,
-) | {"corpus": {"path"}, "paths": {"prompts"}, "grpo": {"resume_from_checkpoint"}}
+) | {"corpus": {"path"}, "paths": {"prompts"}}
 _READ_UP_TO = 256 * 2**20  # bytes
 _SLURM = """SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_RESTART_COUNT
 SLURM_JOB_PARTITION SLURMD_NODENAME""".split()  # noqa: SIM905
@@ -213,9 +213,9 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
     before = run.manifest
     finished, attempts = before.get("headline") is not None, before.get("attempts")
     resolved, root = params.model_dump(), str(project_root())
-    git = partial(_told, "git", "-C", root)
+    git = partial(told_by, "git", "-C", root)
     status = git("status", "--porcelain")
-    gpus = _told(
+    gpus = told_by(
         "nvidia-smi", "--format=csv,noheader", "--query-gpu=name,memory.total,driver_version"
     )
     write_atomic(
@@ -419,7 +419,7 @@ def _file_hash(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _told(*command: str) -> str | None:
+def told_by(*command: str) -> str | None:
     """Return what a program prints; None if there is none or it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

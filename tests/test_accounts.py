@@ -14,7 +14,7 @@ import pytest
 from conftest import PROJECT, run
 from headless import only_run, run_command, run_notebook
 from test_caller import QUICK, Scripted, ask
-from test_replies import FINE, Service, changed
+from test_replies import Service
 from test_runs import NAME, params  # noqa: F401
 from tiny_model import make_tiny_model
 
@@ -179,7 +179,6 @@ class TestNothingScored:
         [
             ({"error": {"message": "Insufficient credits"}}, 402, "Insufficient credits"),
             ({"error": {"message": "The page is odd"}}, 400, "The page is odd"),
-            (changed(FINE, finish_reason="abort"), 200, "torn"),
         ],
     )  # fmt: skip
     def test_the_command_fails_with_the_service_s_own_words(self, tmp_path, body, status, told):
@@ -262,7 +261,6 @@ class TestIdentity:
                 "policy.cold_start.small_model": "null",
                 "policy.cold_start.steps": "0",
             },
-            {"grpo.resume_from_checkpoint": "{}"},
             {"evaluation.methods": "[original, '{}']"},
             {"evaluation.judge": "transformers/{}"},
         ],

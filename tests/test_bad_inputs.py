@@ -19,9 +19,6 @@ BAD = [  # notebook, file, NAME=VALUE, what is said of it
     # names
     ("02", "smoke", "repeat=3", "'repeat' is no parameter; did you mean 'repeats'?"),
     ("02", "smoke", "cals.x=3", "'cals' is no parameter; did you mean 'calls'?"),
-    ("02", "smoke", "limit=3", "'limit' is no parameter any more: corpus.limit"),
-    ("02", "smoke", "temperature=0", "'temperature' is no parameter any more: sampling.temper"),
-    ("02", "smoke", "models={engine: m}", "'models' is no parameter any more: a role is one str"),
     ("02", "smoke", "calls.max_concurency=3", "did you mean 'max_concurrency'? Known are"),
     ("02", "smoke", "corpus.lmit=3", "'corpus.lmit' is no parameter; did you mean 'limit'?"),
     ("04", "smoke", "max_steps=3", "'max_steps' is no parameter"),

@@ -402,13 +402,12 @@ class TestEndings:
         process, again, kernel = self.start(tmp_path, attempt=2)
         assert again.folder == run.folder
         assert again.manifest["status"] == "started"
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=600)
-        assert self.gone(kernel)
+        self.interrupt(process, again, kernel, signal.SIGTERM)
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_a_signal_ends_the_run_as_interrupted(self, tmp_path, number):
-        process, run, kernel = self.start(tmp_path)
+    def test_ctrl_c_ends_the_run_as_interrupted(self, tmp_path):
+        self.interrupt(*self.start(tmp_path), signal.SIGINT)
+
+    def interrupt(self, process, run, kernel, number):
         process.send_signal(number)
         process.communicate(timeout=600)
         assert process.returncode == 128 + number

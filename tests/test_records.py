@@ -15,14 +15,13 @@ from geo_utils.notebooks import read_parameters
 from geo_utils.parameters import ParameterError, default_parameters
 from geo_utils.records import (
     Record,
-    changed_parameters,
     choose_records,
     find_records,
     headline_phrase,
     results,
 )
 from geo_utils.runs import locate_run, process_mark
-from geo_utils.show.pages import default_parameters_of
+from geo_utils.show.pages import changed_parameters, default_parameters_of
 from geo_utils.weekly.params import WeeklyParams
 
 DEFAULTS = default_parameters(PROJECT / "notebooks" / "05_weekly.ipynb")
@@ -183,11 +182,11 @@ def test_parameters_that_are_not_the_default(tmp_path):
     parameters = {"passed": {"repeats": 3}, "resolved": resolved}
     record = Record(make_run(tmp_path, "20260101-1", parameters=parameters))
     usual = default_parameters_of("02_baseline_rewrites")
-    changed = changed_parameters(record, default_parameters_of)
+    changed = changed_parameters(record)
     assert changed["repeats"] == 3 and changed["calls.max_cost"] == 5
     assert "seed" not in changed and "variant" not in changed and usual["repeats"] == 5
     gone = Record(make_run(tmp_path, "20260101-1", notebook="09_gone", parameters=parameters))
-    assert changed_parameters(gone, default_parameters_of) == {"repeats": 3}
+    assert changed_parameters(gone) == {"repeats": 3}
 
 
 class TestWeeklyParams:
@@ -239,10 +238,8 @@ class TestWeeklyParams:
         assert locate_run("05_weekly", params).folder.name[-8:] == before
         again = locate_run("05_weekly", check(day=given)).folder.name[-8:]
         assert (again == before) == (given is not None)  # tomorrow's deck is another
-
-    def test_without_any_run_there_is_no_deck(self):
-        with pytest.raises(ParameterError, match=r"paths\.output='no/such/folder': no run in"):
-            WeeklyParams.from_notebook(DEFAULTS | {"paths": {"output": "no/such/folder"}})
+        day = read_parameters("05_weekly", "smoke")[1]["day"]  # the kernel is told
+        assert day == "2026-01-31" and Clock.day == 31
 
     def test_a_deck_is_not_made_from_decks(self, check, tmp_path):
         with pytest.raises(ParameterError, match="a deck cannot be made from decks"):

@@ -1,4 +1,4 @@
-"""Trains a small policy in forked children that are killed; run by test_training.
+"""Trains a small policy in forked children, one of which gets a signal; run by test_training.
 
     python train_many.py OUTPUT_ROOT WHAT [NAME=VALUE ...]
 
@@ -7,7 +7,6 @@ The heavy imports are paid for once. Prints one JSON object.
 
 import json
 import os
-import random
 import re
 import signal
 import sys
@@ -113,41 +112,6 @@ def learned(run):
     return steps, rollouts, run.manifest["headline"]
 
 
-def in_writing(root):
-    """Tell whether a checkpoint is being written: its folder is there, its state is not."""
-    return any(
-        not (path / "trainer_state.json").exists()
-        for path in Path(root).glob("04_grpo/smoke/2*/checkpoints/checkpoint-*")
-    )
-
-
-def killed(root, kills, changes):
-    """Kill the training at moments of two kinds, then let it end."""
-    draw, moments = random.Random(7), []
-    for number in range(kills):
-        pid = child(root, changes)
-        if number % 2:  # while a checkpoint is written
-            until = time.monotonic() + 300
-            while not in_writing(root) and time.monotonic() < until:
-                if os.waitpid(pid, os.WNOHANG)[0]:
-                    break
-        else:
-            time.sleep(draw.uniform(0.2, 2.2))
-        try:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
-        torn = in_writing(root)
-        steps = (
-            [row[0] for row in figures(root)["rewards"]]
-            if list(Path(root).glob("04_grpo/smoke/2*/metrics.jsonl"))
-            else []
-        )
-        moments.append((len(steps), torn))
-    return {"moments": moments, "code": ended(child(root, changes), 300)} | figures(root)
-
-
 def signalled(root, number, changes):
     """Send a signal in the middle of the training, wait for the save, then let it end."""
     pid = child(root, changes)
@@ -170,8 +134,6 @@ if __name__ == "__main__":
     Path(folder).mkdir(parents=True, exist_ok=True)
     if what == "undisturbed":
         found = {"code": ended(child(folder, given), 300)} | figures(folder)
-    elif what.startswith("kill"):
-        found = killed(folder, int(what.removeprefix("kill")), given)
     else:
         found = signalled(folder, signal.Signals[what], given)
     sys.stdout.write(json.dumps(found) + "\n")

@@ -23,7 +23,6 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     field_validator,
-    model_validator,
 )
 
 from geo_utils.files import project_root, resolve_path, write_atomic
@@ -36,29 +35,13 @@ from geo_utils.parameters import (
     problem_line,
     read_yaml,
 )
-from geo_utils.runs import locate_run
 
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
-_OURS = [
-    "--array",
-    "--chdir",
-    "--error",
-    "--export-file",
-    "--job-name",
-    "--no-requeue",
-    "--ntasks",
-    "--open-mode",
-    "--output",
-    "--requeue",
-    "--signal",
-    "--time",
-    "--wrap",
-]
-_MANY_NODES = re.compile(r"(-N|--nodes)")
+_OURS = """--array --chdir --error --export-file --job-name --no-requeue --nodes --ntasks
+--open-mode --output --requeue --signal --time --wrap""".split()  # noqa: SIM905
 _NAME = re.compile(r"\w[\w.-]*")
-_LISTED = re.compile(r"[\w.,@+-]+")  # of partitions and accounts
+_Listed = Annotated[str, Field(pattern=r"^[\w.,@+-]+$")]  # partitions, accounts
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
-MULTI_NODE = "a task runs on one node: training over several is out of this project's scope"
 
 
 class SlurmSettings(BaseModel):
@@ -80,8 +63,8 @@ class SlurmSettings(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    partition: str | None = None
-    account: str | None = None
+    partition: _Listed | None = None
+    account: _Listed | None = None
     time: str = "04:00:00"
     concurrency: Annotated[int, Field(ge=1)] | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
@@ -105,16 +88,6 @@ class SlurmSettings(BaseModel):
             lines = [problem_line(cls.model_fields, dict(detail)) for detail in error.errors()]
             raise ParameterError(f"{path.name}: " + "\n".join(lines)) from None
 
-    @property
-    def seconds(self) -> int:
-        """The time limit in seconds."""
-        days, dash, rest = self.time.rpartition("-")
-        parts = [int(part) for part in rest.split(":")]
-        hours_first = dash or len(parts) == 3  # else minutes[:seconds]
-        units = (3600, 60, 1) if hours_first else (60, 1, 0)
-        seconds = sum(n * unit for n, unit in zip(parts, units, strict=False))
-        return int(days or 0) * 86400 + seconds
-
     @field_validator("time", mode="before")
     @classmethod
     def _quoted(cls, value: Any) -> Any:
@@ -122,13 +95,6 @@ class SlurmSettings(BaseModel):
             raise ValueError(
                 f'{value!r} is no time limit; write "04:00:00" or "1-00:00:00", in quotes'
             )
-        return value
-
-    @field_validator("partition", "account")
-    @classmethod
-    def _plain(cls, value: str | None) -> str | None:
-        if value is not None and not _LISTED.fullmatch(value):
-            raise ValueError(f"{value!r}: letters, digits and . , @ + - alone")
         return value
 
     @field_validator("sbatch", "setup")
@@ -143,23 +109,12 @@ class SlurmSettings(BaseModel):
     @classmethod
     def _not_ours(cls, lines: list[str]) -> list[str]:
         for line in lines:
-            if _MANY_NODES.match(line):
-                raise ValueError(f"{line!r}: {MULTI_NODE}")
             option = re.match(r"--[a-z-]+", line)
             if option is None or re.search(r"\s--?[A-Za-z]", line):
                 raise ValueError(f"{line!r}: one option a line, by its long name: --mem=32G")
             if any(own.startswith(option[0]) for own in _OURS):  # sbatch takes what begins so
                 raise ValueError(f"{line!r}: {option[0]} is set here; leave it out")
         return lines
-
-    @model_validator(mode="after")
-    def _time_to_save(self) -> Self:
-        if self.seconds <= self.signal_s:
-            raise ValueError(
-                f"time={self.time!r} is not longer than signal_s={self.signal_s}: a task would "
-                "be told to save before it has begun"
-            )
-        return self
 
 
 @dataclass(frozen=True)
@@ -219,37 +174,19 @@ def make_tasks(
         The notebook's name and the tasks, the last name of the grid varying fastest.
 
     Raises:
-        ParameterError: Every task that the notebook would refuse, or that is another's twin.
+        ParameterError: The first task that the notebook would refuse.
     """
     name, tasks = notebook, []
-    problems: dict[str, list[str]] = {}
-    points = list(itertools.product(files, *grid.values()))
-    for number, (file, *values) in enumerate(points):
+    for number, (file, *values) in enumerate(itertools.product(files, *grid.values())):
         changes = dict(zip(grid, values, strict=True))
         text = [(key, json.dumps(value, default=str)) for key, value in changes.items()]
         if len(files) > 1:
             changes = {"params": Path(file).stem} | changes
         try:
             name, passed, params = read_parameters(notebook, file, [*overrides, *text])
-            tasks.append(Task(changes, passed, params))
         except ParameterError as error:
-            problems.setdefault(str(error), []).append(f"{number} ({described(changes)})")
-    if problems:
-        said = f"{len(points) - len(tasks)} of {len(points)} tasks cannot run:"
-        for problem, found in problems.items():
-            more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-            said += f"\n{problem}\n  in task{'s' * (len(found) > 1)} {'; '.join(found[:4])}{more}"
-        raise ParameterError(said)
-    seen: dict[tuple[Path, str], int] = {}  # by where the run is, and the hash of its parameters
-    for number, task in enumerate(tasks):
-        run = locate_run(name, task.params).folder
-        twin = seen.setdefault((run.parent, run.name.rpartition("-")[2]), number)
-        if twin != number:
-            raise ParameterError(
-                f"tasks {twin} ({described(tasks[twin].changes)}) and {number} "
-                f"({described(task.changes)}) are the same run: they differ in nothing that a "
-                "result depends on"
-            )
+            raise ParameterError(f"task {number} ({described(changes)}): {error}") from None
+        tasks.append(Task(changes, passed, params))
     return name, tasks
 
 
@@ -264,16 +201,12 @@ def default_settings() -> Path:
     return project_root() / "params" / "slurm.yaml"
 
 
-UNREADABLE = "unreadable"
-
-
 @dataclass
 class TaskRecord:
     """How a task stands, kept by the task itself.
 
     Attributes:
-        outcome: `finished` or `failed` once it has ended; it is never started again. `unreadable`
-            if the record is torn.
+        outcome: `finished` or `failed` once it has ended; it is never started again.
         reason: Why it failed.
         run: Its run folder.
         restarts: How often SLURM has started it again.
@@ -347,7 +280,7 @@ class Submission:
     def record(self, index: int) -> TaskRecord:
         """Return how a task stands; one that never started has an empty record.
 
-        A record that is torn says so itself: the other tasks' are still worth reading.
+        One that is torn is as good as none, with a warning: the task's run tells the rest.
         """
         path = self.folder / "state" / f"{index}.json"
         try:
@@ -355,7 +288,8 @@ class Submission:
         except FileNotFoundError:
             return TaskRecord()
         except (OSError, ValueError):
-            return TaskRecord(UNREADABLE, f"state/{path.name} is torn; the task's run is not")
+            warnings.warn(f"{path} is torn; the task's run is not", stacklevel=2)
+            return TaskRecord()
 
     def save(self, index: int, record: TaskRecord) -> None:
         """Keep how a task stands."""

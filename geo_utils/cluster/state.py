@@ -9,12 +9,10 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import pandas as pd
 
 from geo_utils.cluster.arrays import (
-    UNREADABLE,
     SlurmSettings,
     Submission,
     Task,
@@ -27,10 +25,8 @@ from geo_utils.cluster.arrays import (
 from geo_utils.files import read_jsonl, resolve_path, write_atomic
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameters import NotebookParams, ParameterError
-from geo_utils.records import PROBABILITY, Record, results
-from geo_utils.roles.methods import label
+from geo_utils.records import Record, headline_phrase
 from geo_utils.runs import Run, locate_run
-from geo_utils.statistics import with_interval
 
 # What each program is asked for, and where the task's number is in what it answers. The second
 # one's word counts where both know a task.
@@ -41,13 +37,6 @@ _PROGRAMS = {
 _JOB_ID = re.compile(r"(\d+)(;\S+)?")  # as --parsable prints it, with the cluster's name or not
 _LAST_STEPS = 10
 _NONE = "–"  # noqa: RUF001
-_WORDS = {
-    "TIMEOUT": "out of time",
-    "PREEMPTED": "preempted",
-    "OUT_OF_MEMORY": "out of memory",
-    "NODE_FAIL": "node failed",
-    "REQUEUED": "requeued",
-}
 
 
 def ask_slurm(*command: str, timeout_s: float | None = None) -> str:
@@ -187,7 +176,7 @@ def collect_lines(submission: Submission) -> list[str]:
     Raises:
         ParameterError: There is nothing to collect yet.
     """
-    table, notes = collect_table(submission)
+    table, said = collect_table(submission)
     if table.empty:
         raise ParameterError(
             f"{submission.folder.name}: no task has finished yet, or its notebook compares no "
@@ -195,10 +184,8 @@ def collect_lines(submission: Submission) -> list[str]:
         )
     path = submission.folder / "headlines.csv"
     write_atomic(path, table.to_csv(index=False))
-    changes = [name for name in submission.info["changes"][0] if name in table]
     sources = [f"Source: {source}." for source in sorted(set(table["provenance"]))]
-    shown = collected_text(table, changes)
-    return [shown, "95 % intervals over queries.", *sources, *notes, str(path)]
+    return [*said, "95 % intervals over queries.", *sources, str(path)]
 
 
 def status_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
@@ -214,7 +201,6 @@ def status_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
     for index, changes in enumerate(info["changes"]):
         record = submission.record(index)
         run, params = task_run(submission, index, record)
-        begun = bool(record.starts) or record.outcome == UNREADABLE  # then the run itself tells
         reason = (record.reason or "").strip().partition("\n")[0]
         rows.append(
             {
@@ -222,8 +208,8 @@ def status_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
                 **changes,
                 "state": _state(record, states.get(index), "cancelled_at" in info),
                 "restarts": record.restarts,
-                "progress": progress(run, params) if run and params and begun else _NONE,
-                "headline so far": headline_text(run) if run and begun else _NONE,
+                "progress": progress(run, params) if run and params else _NONE,
+                "headline so far": headline_text(run) if run else _NONE,
                 "reason": reason if len(reason) <= 100 else f"{reason[:99]}…",
             }
         )
@@ -246,7 +232,7 @@ def _state(record: TaskRecord, slurm: str | None, cancelled: bool) -> str:
         return "requeued" if record.starts else "waiting"
     if slurm is None:
         return "started, then lost" if record.starts else "unknown"
-    return _WORDS.get(slurm, slurm.lower())
+    return slurm.lower().replace("_", " ")
 
 
 def task_run(
@@ -282,14 +268,11 @@ def progress(run: Run, params: NotebookParams) -> str:
 
 def headline_text(run: Run) -> str:
     """Return the headline of a finished run, or the reward of a training so far."""
-    shares = [found for found in results(Record(run.folder)) if found.quantity == PROBABILITY]
-    if shares:
-        return f"{label(shares[-1].method)} {shares[-1].text} ({shares[-1].counts})"
     logged = [row.get("reward") for row in read_jsonl(run.folder / "metrics.jsonl")]
     last = [reward for reward in logged if reward is not None][-_LAST_STEPS:]
-    if not last:
-        return _NONE
-    return f"reward {sum(last) / len(last):.3f} (mean of the last {len(last)} steps)"
+    if last and not run.manifest.get("headline"):
+        return f"reward {sum(last) / len(last):.3f} (mean of the last {len(last)} steps)"
+    return headline_phrase(Record(run.folder)) or _NONE
 
 
 def collect_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
@@ -298,18 +281,16 @@ def collect_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
     Returns:
         Columns: task, what tells it from the others, method, the headline's numbers with
         intervals and counts, a training's gain on the row of the trained policy, provenance and
-        run folder; and which tasks are missing.
+        run folder; and in lines, the most telling numbers of each, and which tasks are missing.
     """
-    changes, rows, missing = submission.info["changes"], [], []
+    changes, rows, said, missing = submission.info["changes"], [], [], []
     for index, changed in enumerate(changes):
-        record = submission.record(index)
-        run = Run(resolve_path(record.run)) if record.run else None
-        if record.outcome == UNREADABLE:
-            run, _ = task_run(submission, index, record)
+        run, _ = task_run(submission, index, submission.record(index))
         told = Record(run.folder) if run else None
         if told is None or told.status != "finished" or not told.headline:
             missing.append(str(index))
             continue
+        said.append(f"task {index} ({described(changed)}): {headline_phrase(told)}")
         methods, gain = (told.headline.get(name) for name in ("methods", "gain"))
         methods = methods if isinstance(methods, dict) else {}
         for method, numbers in methods.items():
@@ -317,27 +298,7 @@ def collect_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
             if isinstance(gain, dict) and method == list(methods)[-1]:
                 row |= {f"gain_{name}": value for name, value in gain.items()}
             rows.append(row | {"provenance": told.provenance, "run": str(told.folder)})
-    notes = []
     if missing:
-        notes = [
-            f"{len(missing)} of {len(changes)} tasks have not finished and are left out: "
-            f"{', '.join(missing)}."
-        ]
-    return pd.DataFrame(rows), notes
-
-
-def collected_text(table: pd.DataFrame, changes: Sequence[str]) -> str:
-    """Write a collected table for the terminal: intervals in one column, counts beside them."""
-
-    def intervals(*columns: str, signed: bool = False) -> list[str]:
-        ends: Any = table.reindex(columns=list(columns)).astype(float).to_numpy()
-        return [with_interval(mean, low, high, signed) for mean, low, high in ends]
-
-    shown = table[["task", *changes]].assign(method=table["method"].map(label))
-    shown["key-point probability"] = intervals("key_point_probability", "ci_low", "ci_high")
-    titles = {"queries": "n_examples", "samples": "n_samples", "abstentions": "abstentions"}
-    for title, column in titles.items():
-        shown[title] = table[column]
-    if "gain_mean" in table:
-        shown["gain by training"] = intervals("gain_mean", "gain_low", "gain_high", signed=True)
-    return shown.to_string(index=False)
+        left = f"{len(missing)} of {len(changes)} tasks have not finished and are left out"
+        said.append(f"{left}: {', '.join(missing)}.")
+    return pd.DataFrame(rows), said

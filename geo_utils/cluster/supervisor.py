@@ -3,8 +3,7 @@
 A program runs under a small supervisor process. It holds one end of a pipe whose other end is the
 starter's: when the starter lets go of it, is interrupted or killed, the supervisor kills the
 program and everything that the program has started, also what has moved to a session of its own
-(orphans fall to the supervisor, a child subreaper), and ends. Should the supervisor itself be
-killed, the starter finds what is left by a mark in its environment.
+(orphans fall to the supervisor, a child subreaper), and ends.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -25,7 +23,6 @@ from typing import Self
 import psutil
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
-_MARK = "GEO_UTILS_SUPERVISED"
 _GRACE_S = 5.0  # between SIGTERM and SIGKILL
 
 
@@ -46,7 +43,7 @@ class Supervised:
             log: File that gets what it writes.
             env: Variables set over this process's.
         """
-        self.log, self._mark = log, uuid.uuid4().hex
+        self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         held, self._pipe = os.pipe()
         with log.open("wb") as out:
@@ -55,7 +52,7 @@ class Supervised:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {}), _MARK: self._mark},
+                env={**os.environ, **(env or {})},
                 pass_fds=[held],
                 start_new_session=True,
             )
@@ -75,11 +72,6 @@ class Supervised:
             os.close(self._pipe)
             self._pipe = -1
         self._process.wait()
-        while left := _marked(_MARK, self._mark):  # the supervisor was killed
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            time.sleep(0.02)
 
     def poll(self) -> int | None:
         """Return the exit status, or None while the program runs."""
@@ -99,12 +91,6 @@ class Supervised:
             return self.log.read_text(encoding="utf-8", errors="replace")[-characters:].strip()
         except OSError:
             return ""
-
-
-def _marked(name: str, value: str) -> list[psutil.Process]:
-    """Return the running processes that have a variable of this value in their environment."""
-    running = psutil.process_iter(["environ"])
-    return [process for process in running if (process.info["environ"] or {}).get(name) == value]
 
 
 def supervise(held: int, command: Sequence[str]) -> int:

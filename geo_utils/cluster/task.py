@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from geo_utils.cluster.arrays import UNREADABLE, Submission, TaskRecord
+from geo_utils.cluster.arrays import Submission, TaskRecord
 from geo_utils.cluster.servers import serve_here
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameters import LocalServer, NotebookParams, ParameterError
@@ -24,6 +24,10 @@ from geo_utils.runs import Run, locate_run, signals_handled
 Execute = Callable[[str, dict[str, Any], NotebookParams], int]
 # Starts a server on a GPU, is entered once it answers, takes it down at the end; writes to a log.
 Serve = Callable[[LocalServer, str, Path], AbstractContextManager[object]]
+
+
+class _Failed(Exception):
+    """Ends a task for good, with the reason: it is never started again."""
 
 
 def run_task(
@@ -44,43 +48,48 @@ def run_task(
         0 finished, 1 failed, above 128 ended by that signal.
     """
     record = submission.record(index)
-    if record.outcome == UNREADABLE:
-        _log(f"{record.reason}: it goes on as if it had never been started")
-        record = TaskRecord()
     record.restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     _log(f"task {index}, start {record.restarts + 1} on {platform.node()}")
-
-    def failed(reason: object) -> int:
-        record.outcome, record.reason = "failed", str(reason)
-        submission.save(index, record)
-        _log(f"it has failed, and will not be started again: {reason}")
-        return 1
-
-    def finished() -> int:
+    try:
+        code = _started(submission, index, record, execute, serve)
+    except _Failed as error:
+        record.outcome, record.reason, code = "failed", str(error), 1
+        _log(f"it has failed, and will not be started again: {error}")
+    if code == 0:
         record.outcome = "finished"
-        submission.save(index, record)
-        run = Run(Path(record.run or ""))
-        if record.starts and run.manifest:  # not one that another array had finished, or is gone
-            run.update(restarts=record.restarts)
-        return 0
+    submission.save(index, record)
+    run = Run(Path(record.run or os.devnull))
+    # Not one that another array had finished, and none that is gone.
+    if code == 0 and record.starts and run.manifest:
+        run.update(restarts=record.restarts)
+    return code
 
+
+def _started(
+    submission: Submission, index: int, record: TaskRecord, execute: Execute, serve: Serve
+) -> int:
+    """Start or resume a task, note that in its record, and return how that ended.
+
+    Raises:
+        _Failed: By its own fault, now or before.
+    """
+    if record.outcome == "failed":
+        raise _Failed(record.reason)
     if record.outcome == "finished":
         _log("it has finished before; nothing to do")
-        return finished()
-    if record.outcome == "failed":
-        return failed(record.reason)
+        return 0
     info = submission.info
     try:
         name, values, params = read_parameters(info["notebook"], str(submission.task_file(index)))
     except ParameterError as error:
-        return failed(error)
+        raise _Failed(error) from None
     run = locate_run(name, params)
     record.run, saved = str(run.folder), params.saved_work(run.folder)
     if problem := _hopeless(record, saved, info["settings"]):
-        return failed(problem)
+        raise _Failed(problem)
     if run.manifest.get("status") == "finished":
         _log(f"{run} has finished before; nothing to do")
-        return finished()
+        return 0
     run.folder.mkdir(parents=True, exist_ok=True)  # found again as it is, whatever comes
     start = {"at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S+00:00}", "host": platform.node()}
     record.starts.append(start | {"restart": record.restarts, "progress": saved, "end": None})
@@ -98,15 +107,14 @@ def run_task(
     except SystemExit as stopped:  # while its servers came up
         code = int(stopped.code or 0)
     except Exception as error:  # such as a server that does not come up
-        return failed(f"{type(error).__name__}: {error}")
+        raise _Failed(f"{type(error).__name__}: {error}") from None
     manifest = run.manifest
     if manifest.get("status") == "finished" or code == 0:
-        return finished()
-    if code > 128:
-        record.starts[-1]["end"] = signal.Signals(code - 128).name
-        submission.save(index, record)
-        return code
-    return failed((code == 1 and manifest.get("reason")) or "see the task's log")
+        return 0
+    if code <= 128:
+        raise _Failed((code == 1 and manifest.get("reason")) or "see the task's log")
+    record.starts[-1]["end"] = signal.Signals(code - 128).name
+    return code
 
 
 @contextlib.contextmanager

@@ -1,18 +1,24 @@
-"""The bench of notebook 01: its GPUs, the servers that it keeps up, and each measurement on it."""
+"""The speed of a GRPO step under every setting: each measured in a fresh process, one row each.
+
+What is measured in one go, a sitting, has its GPUs and the servers that stay up in one `Bench`.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import secrets
 import shutil
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,18 +31,19 @@ from geo_utils.cluster.servers import (
     wait_until_up,
 )
 from geo_utils.cluster.supervisor import Supervised
-from geo_utils.efficiency.measure import NO_MEMORY
+from geo_utils.efficiency import recipes
+from geo_utils.efficiency.measure import failure
 from geo_utils.efficiency.params import EfficiencyParams, Setting
 from geo_utils.efficiency.random_weights import is_made
-from geo_utils.efficiency.recipes import (
-    Placement,
-    asked_models,
-    call_latency,
-    made_shape,
-    real_gemini,
-    recipe,
-)
-from geo_utils.files import resolve_path, write_atomic
+from geo_utils.evaluate import Counter
+from geo_utils.files import append_jsonl, read_jsonl, resolve_path, write_atomic
+from geo_utils.runs import Run, package_versions, told_by
+
+log = logging.getLogger(__name__)
+_KEY = "simulated-key"
+_MEASURE, _RANDOM_WEIGHTS = "geo_utils.efficiency.measure", "geo_utils.efficiency.random_weights"
+_TAIL = 1500  # characters of a log that a row keeps
+Reading = tuple[float, int, float]  # of one GPU: moment (as time.time), index, GiB that are held
 
 
 def visible_gpus() -> dict[int, str]:
@@ -44,14 +51,8 @@ def visible_gpus() -> dict[int, str]:
 
     CUDA_VISIBLE_DEVICES says which of the machine's they are, and in which order.
     """
-    if shutil.which("nvidia-smi") is None:
-        return {}
-    query = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    found = [line.split(", ", 2) for line in done.stdout.strip().splitlines()]
+    lines = told_by("nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader")
+    found = [line.split(", ", 2) for line in (lines or "").splitlines()]
     names = {int(index): name for index, _, name in found}
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")
     if asked is None:
@@ -64,15 +65,6 @@ def visible_gpus() -> dict[int, str]:
         if entry == index or uuid.startswith(entry)  # as CUDA takes it
     ]
     return {index: names[index] for index in of}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One reading of one GPU: index, moment (as time.time) and MiB that are held."""
-
-    gpu: int
-    at: float
-    memory_mib: float
 
 
 @contextmanager
@@ -89,7 +81,9 @@ def gpu_readings() -> Iterator[list[Reading]]:
 
         def read() -> None:
             for line in program.stdout or ():
-                readings.extend(parse(line, time.time()))
+                with suppress(ValueError):  # of a GPU that gives no figures
+                    index, mib = line.split(",")
+                    readings.append((time.time(), int(index), float(mib) / 1024))
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
@@ -111,23 +105,10 @@ def peak_gib(
         ended: Likewise.
         gpus: Indices.
     """
-    seen = [r for r in readings if began <= r.at <= ended]
-    held = [[r.memory_mib for r in seen if r.gpu == gpu] for gpu in gpus]
-    return [round(max(row) / 1024, 1) for row in held] if held and all(held) else None
-
-
-def parse(line: str, at: float) -> list[Reading]:
-    """Return the reading in a line of nvidia-smi; none if the GPU gives no figures."""
-    try:
-        index, memory = line.split(",")
-        return [Reading(int(index), at, float(memory))]
-    except ValueError:
-        return []
-
-
-_KEY = "simulated-key"
-_MEASURE, _RANDOM_WEIGHTS = "geo_utils.efficiency.measure", "geo_utils.efficiency.random_weights"
-_TAIL = 1500  # characters of a log that a row keeps
+    held = [
+        [gib for at, own, gib in readings if own == gpu and began <= at <= ended] for gpu in gpus
+    ]
+    return [round(max(row), 1) for row in held] if held and all(held) else None
 
 
 @dataclass(frozen=True)
@@ -144,7 +125,7 @@ class Turn:
 
     name: str
     setting: Setting
-    placement: Placement
+    placement: recipes.Placement
     repeat: int
     reference: str | None = None
 
@@ -181,8 +162,8 @@ def servers_of(turn: Turn, params: EfficiencyParams) -> tuple[Server, ...]:
         memory = "0.85" if alone else "0.3"
         engine = ("--gpu-memory-utilization", memory, "--max-model-len", "16384")
         found.append(Server("engine", params.models.engine, of["engine"], engine))
-    if setting.reward == "gemini" and not real_gemini(params):
-        found.append(Server("gemini", call_latency(setting, params)))
+    if setting.reward == "gemini" and not recipes.real_gemini(params):
+        found.append(Server("gemini", recipes.call_latency(setting, params)))
     return tuple(found)
 
 
@@ -251,6 +232,7 @@ class Bench:
     def _result(
         self, turn: Turn, program: Supervised, folder: Path, until: float
     ) -> dict[str, Any]:
+        """Let a process measure, and return what it wrote, or what became of it while what."""
         setting, params = turn.setting, self.params
         phase = "making random weights"
         try:
@@ -258,7 +240,7 @@ class Bench:
             phase = "starting its servers"
             urls = self._serve(servers_of(turn, params), models, until)
             phase = "making its recipe"
-            values = recipe(setting, params, turn.placement, models, urls, folder)
+            values = recipes.recipe(setting, params, turn.placement, models, urls, folder)
             spec = {"recipe": values, "warmup_steps": setting.warmup_steps,
                     "answer_tokens": params.work.answer_tokens,
                     "page_tokens": params.work.prompt_tokens,
@@ -266,27 +248,20 @@ class Bench:
             write_atomic(folder / "spec.json", json.dumps(spec))
             phase = ""
             program.wait(max(until - time.monotonic(), 1.0))
+            path = folder / "result.json"
+            told = {"status": "failed", "reason": f"ended with status {program.poll()}"}
+            result: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else told
+            if result["status"] == "measured":
+                return result
         except subprocess.TimeoutExpired:
-            return self._lost(
-                "timed out", f"not done after {params.timing.timeout_s:g} s", folder, phase
-            )
+            reason = f"not done after {params.timing.timeout_s:g} s"
+            result = {"status": "timed out", "reason": reason}
         except ServerError as error:
-            memory = any(sign in str(error).lower() for sign in NO_MEMORY)
-            status = "out of memory" if memory else "failed"
-            return self._lost(status, str(error)[-600:], folder, phase) | {"log_tail": error.log}
+            result = failure(str(error)[-600:]) | {"log_tail": error.log}
         except (ValueError, subprocess.CalledProcessError) as error:  # of this setting alone
-            return self._lost("failed", str(error)[-600:], folder, phase)
-        path = folder / "result.json"
-        if not path.is_file():
-            return self._lost("failed", f"ended with status {program.poll()}", folder, phase)
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if result["status"] != "measured":
-            return self._lost(result["status"], result["reason"], folder, phase)
-        return result
-
-    def _lost(self, status: str, reason: str, folder: Path, phase: str) -> dict[str, Any]:
+            result = {"status": "failed", "reason": str(error)[-600:]}
         phase = phase or (folder / "phase").read_text(encoding="utf-8")
-        return {"status": status, "phase": phase, "reason": f"{reason} (while {phase})"}
+        return result | {"phase": phase, "reason": f"{result['reason']} (while {phase})"}
 
     def _folder(self, turn: Turn) -> Path:
         return self.work / f"{turn.name}-{turn.repeat}"
@@ -299,14 +274,14 @@ class Bench:
         write_atomic(folder / "phase", "starting the process")
         env = {"CUDA_VISIBLE_DEVICES": turn.placement.visible, "GEO_UTILS_MEASURE": turn.name,
                "MASTER_PORT": str(free_port())}  # fmt: skip # another sweep may run beside it
-        env |= {} if real_gemini(self.params) else {"GEMINI_API_KEY": _KEY}
+        env |= {} if recipes.real_gemini(self.params) else {"GEMINI_API_KEY": _KEY}
         return Supervised([sys.executable, "-m", _MEASURE, str(folder)], folder / "log.txt", env)
 
     def _models(self, setting: Setting) -> dict[str, str]:
         """Return policy and engine model, made with random weights where that is asked for."""
         found = {}
-        for role, model in asked_models(setting, self.params).items():
-            if shape := made_shape(model, self.params):
+        for role, model in recipes.asked_models(setting, self.params).items():
+            if shape := recipes.made_shape(model, self.params):
                 folder = resolve_path(self.params.paths.output) / "random_weights" / shape
                 seed = self.params.seed
                 if not is_made(shape, folder, seed):  # in a process whose GPU is then free again
@@ -345,3 +320,100 @@ class Bench:
         """Take down every server that is not wanted."""
         for server in [server for server in self._up if server not in wanted]:
             self._up.pop(server)[0].stop()
+
+
+def sweep(params: EfficiencyParams, run: Run) -> list[dict[str, Any]]:
+    """Measure the chosen settings and append a row each to `rows.jsonl`.
+
+    All that one call measures is one sitting: one machine, one process tree. The reference is
+    measured first and last in it. A sweep that was cut short goes on at the next setting, as a
+    new sitting. What fails is a row with its reason.
+
+    Args:
+        params: Settings and what they are measured with.
+        run: The run.
+
+    Returns:
+        All rows of the run.
+    """
+    path = run.folder / "rows.jsonl"
+    rows = read_jsonl(path)
+    present = visible_gpus()
+    made = {(row["setting"], row["repeat"]) for row in rows}
+    todo = turns(params, made, list(present))
+    show = Counter("settings")
+    sitting = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    with Bench(params, run.folder / "work") as bench:
+        for place_, turn in enumerate(todo):
+            show(place_, len(todo))
+            row = _labels(turn, params, list(present.values())) | {"sitting": sitting}
+            if turn.placement.refused:
+                row |= {"status": "not run", "reason": turn.placement.refused}
+            else:
+                row |= bench.measure(turn, next(iter(todo[place_ + 1 :]), None))
+            row |= {"measured_at": datetime.now(UTC).isoformat(timespec="seconds")}
+            log.info("%s: %s %s", turn.name, row["status"], row.get("step_s") or row.get("reason"))
+            append_jsonl(path, [row])
+            rows.append(row)
+        show(len(todo), len(todo))
+    return rows
+
+
+def turns(
+    params: EfficiencyParams, made: Collection[tuple[str, int]], present: Sequence[int]
+) -> list[Turn]:
+    """Return what is left to measure, in the order in which servers are started least often.
+
+    Settings that need the same servers follow each other, their repeats interleaved; the
+    reference is first and last. Settings that cannot be measured here come before all.
+
+    Args:
+        params: Settings and repeats.
+        made: Settings and repeats that have a row.
+        present: Indices of the GPUs that may be used.
+    """
+    every = [
+        Turn(name, setting, recipes.place(setting, params, present), repeat)
+        for name, setting in params.chosen.items()
+        for repeat in range(params.timing.repeats)
+    ]
+    left = [turn for turn in every if (turn.name, turn.repeat) not in made]
+    refused = [turn for turn in left if turn.placement.refused and turn.repeat == 0]
+    good = [turn for turn in left if not turn.placement.refused]
+    todo = [turn for turn in good if turn.name != params.reference]
+    vllm = list(dict.fromkeys(_vllm_servers(turn, params) for turn in todo))
+    other = list(dict.fromkeys(servers_of(turn, params) for turn in todo))
+    todo.sort(key=lambda turn: (vllm.index(_vllm_servers(turn, params)),
+                                other.index(servers_of(turn, params)), turn.repeat))  # fmt: skip
+    ends = [
+        replace(turn, repeat=repeat, reference=end)
+        for turn in every
+        if turn.name == params.reference and turn.repeat == 0 and not turn.placement.refused
+        for repeat, end in enumerate(("first", "last"))
+        if todo or turn in left
+    ]
+    return [*refused, *ends[:1], *todo, *ends[1:]]
+
+
+def _vllm_servers(turn: Turn, params: EfficiencyParams) -> tuple[Server, ...]:
+    return tuple(server for server in servers_of(turn, params) if server.gpu is not None)
+
+
+def _labels(turn: Turn, params: EfficiencyParams, present: list[str]) -> dict[str, Any]:
+    """Return what a row says of its setting, whatever becomes of it."""
+    setting, placement = turn.setting, turn.placement
+    on_cpu = placement.on_cpu or not present
+    gpus = f"{' and '.join(sorted(set(present)))} x {len(present)}"
+    return {
+        **setting.model_dump(),
+        "setting": turn.name, "repeat": turn.repeat, "reference": turn.reference,
+        "hardware": f"CPU, {os.cpu_count()} cores" if on_cpu else gpus,
+        "gpus": len(set(placement.of.values())),
+        "gpus_wanted": 0 if placement.on_cpu else setting.gpus_wanted,
+        "prompt_tokens": params.work.prompt_tokens, "natural_lengths": params.work.natural_lengths,
+        "reward_latency_s": recipes.latency_s(setting, params),
+        "recipe": params.recipe | setting.recipe, "simulated": recipes.simulated(setting, params),
+        "models": recipes.asked_models(setting, params)
+        | {"answer_tokens": params.work.answer_tokens, "page_tokens": params.work.prompt_tokens},
+        "versions": package_versions(),
+    }  # fmt: skip

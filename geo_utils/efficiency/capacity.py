@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from geo_utils.efficiency.bounds import bounds
 from geo_utils.efficiency.params import CapacityOptions, Setting
 from geo_utils.efficiency.rows import SAME, SLIDE_ROWS, each, laid_out, named, of_work, source
 
@@ -207,12 +206,8 @@ def efficiency_headline(
                 "low": row.low,
                 "high": row.high,
                 "n_steps": row.steps,
-                "hardware": row.hardware,
-                "simulated": row.simulated,
-                "bound_ratio": None if math.isnan(row.ratio) else row.ratio,
-                "sitting": row.bench,
             }
-            for row in each(measured.join(bounds(measured)))
+            for row in each(measured)
         },
         "settings not measured": len(missing),
         "urgent": one and one.setting,

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
-from geo_utils.efficiency.bounds import predicted_step
 from geo_utils.efficiency.rows import SPREAD, basis, each, laid_out, nothing, source, written
+from geo_utils.efficiency.steps import predicted_step
 from geo_utils.show.plots import interval_figure
 
 # What is there instead of what, the field that differs, its value before, and after.

@@ -39,7 +39,7 @@ Reward = Callable[..., Awaitable[list[float | None]]]
 _APART = 0.001
 _FILLER = " and"  # one token in most vocabularies
 # What vLLM and CUDA say when a setting does not fit.
-NO_MEMORY = ("out of memory", "no available memory", "less than desired gpu memory")
+_NO_MEMORY = ("out of memory", "no available memory", "less than desired gpu memory")
 
 
 def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -252,6 +252,12 @@ def _spent(roles: Roles, params: GrpoParams, steps: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def failure(reason: str) -> dict[str, Any]:
+    """Return the row's fields of a measurement that failed for a reason, such as memory."""
+    memory = any(sign in reason.lower() for sign in _NO_MEMORY)
+    return {"status": "out of memory" if memory else "failed", "reason": reason}
+
+
 def main(place: str) -> int:
     """Measure the specification in a folder, once it is there, and write `result.json` beside it.
 
@@ -275,9 +281,7 @@ def main(place: str) -> int:
         result = {"status": "measured", **measure(spec, folder)}
     except BaseException as error:
         traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}".strip()[:600]
-        memory = any(sign in reason.lower() for sign in NO_MEMORY)
-        result = {"status": "out of memory" if memory else "failed", "reason": reason}
+        result = failure(f"{type(error).__name__}: {error}".strip()[:600])
     write_atomic(folder / "result.json", json.dumps(result))
     return 0 if result["status"] == "measured" else 1
 

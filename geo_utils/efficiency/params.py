@@ -145,9 +145,6 @@ class ModelOptions(Options):
     random_weights: list[Shape] = []
 
 
-_GROUPS: dict[str, type[Options]] = {"work": WorkOptions, "timing": TimingOptions}
-
-
 class EfficiencyParams(NotebookParams):
     """Parameters of notebook 01.
 
@@ -166,16 +163,6 @@ class EfficiencyParams(NotebookParams):
     """
 
     notebook: ClassVar[str] = "01_efficiency"
-    moved: ClassVar[dict[str, str]] = (
-        NotebookParams.moved
-        | {name: f"{group}.{name}" for group, own in _GROUPS.items() for name in own.model_fields}
-        | {
-            "reward_latency_s": "gemini.latency_s",
-            "policy_model": "models.policy",
-            "engine_model": "models.engine",
-            "random_weights": "models.random_weights",
-        }
-    )
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     recorded: list[str]
     settings: Annotated[dict[Name, Setting], Field(strict=False)]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from geo_utils.efficiency.params import Setting
 from geo_utils.files import project_root, resolve_path
@@ -141,13 +141,6 @@ class Row(BaseModel):
     recipe: dict[str, Any] = {}
     models: dict[str, Any] = {}
     measured_at: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_missing(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {name: value for name, value in values.items() if value is not None}
 
 
 _FIGURES = [name for name, field in Row.model_fields.items() if field.annotation == float | None]

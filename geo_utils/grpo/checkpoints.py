@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import signal
 import threading
 import warnings
@@ -17,48 +16,10 @@ from typing import Any
 import numpy as np
 
 from geo_utils.files import read_jsonl, write_atomic
-from geo_utils.parameters import ParameterError
-from geo_utils.roles.policies import CARD, TRAINER_FILES, torn_file
-from geo_utils.runs import RunInterrupted
+from geo_utils.roles.policies import TRAINER_FILES, torn_file
+from geo_utils.runs import RunInterrupted, signals_handled
 
 _STATE = "trainer_state.json"
-
-
-def check_adapter(folder: Path, base: str, lora: dict[str, Any], max_steps: int) -> None:
-    """Refuse a checkpoint that this training could not go on from.
-
-    Args:
-        folder: The checkpoint.
-        base: Model that the training starts from.
-        lora: The training's LoraConfig fields.
-        max_steps: The training's last step.
-
-    Raises:
-        ParameterError: No complete checkpoint, another base or rank, or no step left to train.
-    """
-    if problem := _adapter_problem(folder, base, lora, max_steps):
-        raise ParameterError(f"resume_from_checkpoint={str(folder)!r}: {problem}")
-
-
-def _adapter_problem(folder: Path, base: str, lora: dict[str, Any], max_steps: int) -> str | None:
-    step = checkpoint_step(folder)
-    if step is None:
-        missing = f"{_STATE} is missing or torn" if folder.is_dir() else "no such folder"
-        return f"{missing}; name an earlier checkpoint, or leave it out to go on from the newest"
-    path, problem = folder / "adapter_config.json", _torn_or_missing(folder)
-    if problem or not path.is_file():
-        problem = problem or f"{path.name} missing"
-        return f"{problem}; copy it whole, or name an earlier checkpoint"
-    config = dict(json.loads(path.read_text(encoding="utf-8")))
-    found, rank = str(config.get("base_model_name_or_path")), config.get("r")
-    if Path(found).name != Path(base).name:
-        return f"trained on {found!r}, not on policy.base={base!r}; name that model"
-    if rank != lora["r"]:
-        return f"its LoRA rank is r={rank}, not {lora['r']}; set lora.r: {rank}"
-    if step >= max_steps:
-        left = f"grpo.max_steps={max_steps} leaves nothing to train"
-        return f"it was saved after step {step}, and {left}; set it above {step}"
-    return None
 
 
 def newest_complete(folder: Path) -> Path | None:
@@ -100,10 +61,15 @@ def checkpoint_step(folder: Path | None) -> int | None:
     return step if step >= 0 else None
 
 
-def copy_policy(checkpoint: Path, folder: Path) -> None:
-    """Copy what a checkpoint holds of a policy, without its card and the trainer's own state."""
-    left_out = shutil.ignore_patterns(*TRAINER_FILES, _STATE, CARD)
-    shutil.copytree(checkpoint, folder, ignore=left_out, dirs_exist_ok=True)
+def go_on(trainer: Any, checkpoint: Path | None) -> None:
+    """Train from a checkpoint, or from the start; one of the last step is taken as it is.
+
+    A training that was cut off between its last step and its result would take one step too many.
+    """
+    if checkpoint and (checkpoint_step(checkpoint) or 0) >= trainer.args.max_steps:
+        trainer._load_from_checkpoint(str(checkpoint))
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
 
 
 def rewind(path: Path, step: int) -> None:
@@ -151,12 +117,8 @@ class Interrupts:
                 if not self._held:
                     self.release()
 
-        before = {number: signal.signal(number, handle) for number in self.wanted}
-        try:
+        with signals_handled(handle, *self.wanted):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def random_state() -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ import yaml
 
 from geo_utils.corpus import Corpus, Example, KeyPoint, load_corpus
 from geo_utils.files import write_atomic
-from geo_utils.grpo.checkpoints import checkpoint_step, newest_complete
+from geo_utils.grpo.checkpoints import go_on, newest_complete
 from geo_utils.grpo.data import Fit, base_model, carried, policy_card, split_queries
 from geo_utils.grpo.log import StepCounter, hush
 from geo_utils.grpo.params import ColdStart, GrpoParams, SmallModel
@@ -201,11 +201,7 @@ def prepare_policy(params: GrpoParams, roles: Roles, examples: Corpus, folder: P
         base, shown = base_and_demonstrations(params, roles, examples, folder)
         trainer = _supervised(params, base, shown, folder)
         trainer.add_callback(StepCounter(roles.counter("steps on demonstrations")))
-        checkpoint = newest_complete(folder / "sft")
-        if (checkpoint_step(checkpoint) or 0) >= params.policy.cold_start.steps:
-            trainer._load_from_checkpoint(str(checkpoint))  # `train` would take one step too many
-        else:
-            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        go_on(trainer, newest_complete(folder / "sft"))
         model = trainer.accelerator.unwrap_model(trainer.model)
         whole = model if params.policy.cold_start.small_model else model.merge_and_unload()
         whole.save_pretrained(folder)

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import HTML, display
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from geo_utils.corpus import Example
@@ -27,7 +26,8 @@ from geo_utils.files import append_jsonl, read_jsonl
 from geo_utils.grpo.checkpoints import Interrupts, random_state
 from geo_utils.grpo.rewards import Rollout
 from geo_utils.roles.policies import PolicyCard
-from geo_utils.show.example import CSS, marked_changes
+from geo_utils.show.example import marked_changes
+from geo_utils.show.jinja import filled
 from geo_utils.show.plots import BLUE, beside, canvas, finished, name_rows
 from geo_utils.text import content_words
 
@@ -378,28 +378,10 @@ def rollout_page(rollouts: Metrics, examples: Iterable[Example], *kinds: str) ->
     found = {"early": drawn[:1], "late": drawn[-1:], "best": best[:1], "worst": worst[:1]}
     found["abstained"] = lost[-1:]
     by_id = {example.query_id: example for example in examples}
-    parts = [_section(k.capitalize(), r, by_id[r["query_id"]]) for k in kinds for r in found[k]]
-    shown = Markup().join(parts) or Markup("<p>None of these: {}.</p>").format(", ".join(kinds))
-    return HTML(f'<style>{CSS}</style><div class="geo-view">{shown}</div>')
-
-
-_BOX = Markup('<div><h4>{}</h4><div class="geo-box geo-low" dir="auto">{}</div></div>')
-_SECTION = Markup(
-    '<h4>{}: step {}, <span class="geo-small">{}</span></h4><div dir="auto"><b>Query</b> {} '
-    '<b>Key point</b> {}</div><div class="geo-columns">{}</div>'
-)
-
-
-def _section(title: str, row: dict[str, Any], example: Example) -> Markup:
-    point = next(p.content for p in example.key_points if p.number == row["key_point_number"])
-    _, page = marked_changes(example.target, row["page"] or "", set(content_words(point)))
-    rewards = ", ".join(f"{name} {value:.3f}" for name, value in row["rewards"].items())
-    verdict = f"; {row['verdict']}" if row["verdict"] else ""
-    boxes = (
-        (f"Reply, {row['tokens']} tokens", row["reply"][:4000]),
-        ("Page", page if row["page"] else Markup("<i>no page: {}</i>").format(row["problem"])),
-        (f"Answer{verdict}", (row["answer"] or "")[:4000]),
-    )
-    columns = Markup().join(_BOX.format(*box) for box in boxes)
-    scored = rewards or f"no score: {row['abstention']}"
-    return _SECTION.format(title, row["step"], scored, example.query, point, columns)
+    shown = []
+    for kind, row in [(name, row) for name in kinds for row in found[name]]:
+        example = by_id[row["query_id"]]
+        point = next(p for p in example.key_points if p.number == row["key_point_number"]).content
+        _, page = marked_changes(example.target, row["page"] or "", set(content_words(point)))
+        shown.append((kind, row, example.query, point, page))
+    return HTML(filled("rollouts.html", rollouts=shown, kinds=kinds))

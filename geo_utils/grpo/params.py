@@ -8,7 +8,7 @@ import json
 import math
 import re
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.metadata import distribution
 from importlib.util import find_spec
@@ -217,6 +217,7 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
         ("top_k", "min_p", "repetition_penalty"),
         ((False,), "the comparison samples without it; leave it out"),
     ),
+    "resume_from_checkpoint": ((), "a run goes on from its own checkpoints; leave it out"),
     "save_only_model": ((False,), "a training could not go on from its checkpoints; leave it out"),
     "output_dir": ((), "checkpoints lie in the run folder; leave it out"),
     "seed": ((), "the run's seed counts; set it at the top"),
@@ -241,28 +242,12 @@ class GrpoParams(RunParams):
     """
 
     notebook: ClassVar[str] = "04_grpo"
-    moved: ClassVar[dict[str, str]] = RunParams.moved | {
-        "method": "policy.method",
-        "model_name_or_path": "policy.base",
-        "cold_start": "policy.cold_start",
-        "reward_funcs": "reward.funcs",
-        "reward_weights": "reward.weights",
-    }
     policy: Annotated[PolicyOptions, Field(strict=False)]
     reward: Annotated[RewardOptions, Field(strict=False)]
     data: Annotated[DataOptions, Field(strict=False)]
     evaluation: Annotated[FinalEvaluation, Field(strict=False)]
     grpo: Annotated[dict[str, Any], AfterValidator(lambda given: GRPO_DEFAULTS | given)]
     lora: Annotated[dict[str, Any], AfterValidator(lambda given: LORA_DEFAULTS | given)]
-
-    @classmethod
-    def became(cls, place: Sequence[Any]) -> str | None:
-        """Return what a name of an earlier version, or of TRL's at the top, has become."""
-        name = ".".join(map(str, place))
-        tried = (("grpo", name), ("lora", name), ("lora", name.removeprefix("lora_")))
-        if len(place) == 1 and name not in cls.moved:
-            return next((f"{s}.{found}" for s, found in tried if found in field_names(s)), None)
-        return super().became(place)
 
     @property
     def roles(self) -> dict[Role, str]:
@@ -442,8 +427,8 @@ def check_machine(params: GrpoParams) -> None:
     """Refuse a recipe that this machine cannot run, before a model is loaded.
 
     Raises:
-        ParameterError: vLLM or a GPU is missing, the policy's folder or server is not there or
-            serves another model, or a checkpoint is of another training.
+        ParameterError: vLLM or a GPU is missing, or the policy's folder or server is not there or
+            serves another model.
     """
     if params.dry_run:  # which counts calls, on whatever machine
         return
@@ -452,8 +437,6 @@ def check_machine(params: GrpoParams) -> None:
         way = "pip install -e '.[gpu]', or set use_vllm: false"
         raise ParameterError(f"grpo.use_vllm=True: vllm is not installed; {way}")
     import torch
-
-    from geo_utils.grpo.checkpoints import check_adapter
 
     if small:
         torch.set_num_threads(1)  # its matrices are too small to share: threads would only wait
@@ -467,8 +450,6 @@ def check_machine(params: GrpoParams) -> None:
     if not small and here and not (folder / "config.json").is_file():
         problem = f"{folder} holds no model (config.json is missing)"
         raise ParameterError(f"policy.base={name!r}: {problem}")
-    if resumed := grpo.get("resume_from_checkpoint"):
-        check_adapter(resolve_path(str(resumed)), name, params.lora, grpo["max_steps"])
     if params.generation == "server":
         check_server(params)
 

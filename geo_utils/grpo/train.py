@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from geo_utils.corpus import Corpus
-from geo_utils.files import resolve_path
 from geo_utils.grpo import checkpoints
 from geo_utils.grpo.data import free_memory, policy_card, prefiltered, prompt_rows, split_queries
 from geo_utils.grpo.log import Metrics, SettledHeap, StepCounter, TrainingLog, hush, timed
@@ -53,8 +52,6 @@ def train(
 ) -> Path:
     """Train the policy, going on from the run's newest complete checkpoint.
 
-    One of the last step becomes the result as it is.
-
     Metrics and rollouts are appended to the run folder as they come. SIGINT, SIGTERM and SIGUSR1
     save a checkpoint and end the run as interrupted; so do a budget that is spent and a service
     that is down.
@@ -79,18 +76,12 @@ def train(
     final, card = folder / "final", policy_card(params)
     if same_card(final, card):
         return final
-    asked = params.grpo.get("resume_from_checkpoint")
-    resumed = checkpoints.newest_complete(folder) or (resolve_path(str(asked)) if asked else None)
+    resumed = checkpoints.newest_complete(folder)
     if resumed is not None:
         same_card(resumed, card)
     step = checkpoints.checkpoint_step(resumed) or 0
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         checkpoints.rewind(run.folder / name, step)
-    if resumed is not None and step >= params.grpo["max_steps"]:
-        # Ended between its last step and `final`; the trainer would take one step too many.
-        checkpoints.copy_policy(resumed, final)
-        card.write(final)  # last: a folder with its card is complete
-        return final
     rows = training_rows(params, roles, examples, base)
     interrupts = checkpoints.Interrupts()
     log = TrainingLog(run.folder, card, interrupts, draw, params.steps_a_generation)
@@ -102,7 +93,7 @@ def train(
         before = base_checksum(trainer.model)
         run.update(base_checksum={"before": before, "after": None})  # should this start be cut off
         try:
-            trainer.train(resume_from_checkpoint=resumed and str(resumed))
+            checkpoints.go_on(trainer, resumed)
             interrupts.release()
         except BaseException:
             rewards.on_scored = None  # what is still under way belongs to no log
@@ -113,7 +104,7 @@ def train(
     if before != after:
         raise RuntimeError("the frozen base changed in training: the adapter fits no base")
     trainer.save_model(str(final))
-    card.write(final)
+    card.write(final)  # last: a folder with its card is complete
     del trainer
     free_memory()
     return final
@@ -197,8 +188,7 @@ def grpo_config(params: GrpoParams, folder: Path) -> Any:
     }
     block = params.steps_a_generation  # only after the last of them can a training go on
     settings["save_steps"] = math.ceil(settings["save_steps"] / block) * block
-    for name in ("resume_from_checkpoint", "torch_compile"):  # see `train` and `make_trainer`
-        settings.pop(name, None)
+    settings.pop("torch_compile", None)  # see `make_trainer`
     if params.generation == "colocate":  # TRL decodes the tokens itself
         extra = settings.get("generation_kwargs") or {}
         settings["generation_kwargs"] = {"detokenize": False} | extra

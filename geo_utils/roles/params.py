@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -246,18 +246,6 @@ class RunParams(NotebookParams):
         paths: Where files are.
         dry_run: Stop before the first call, with calls, tokens and cost counted.
     """
-
-    moved: ClassVar[dict[str, str]] = NotebookParams.moved | {
-        "cache_root": "paths.cache",
-        "prompts": "paths.prompts",
-        "corpus_path": "corpus.path",
-        "split": "corpus.split",
-        "limit": "corpus.limit",
-        "key_points": "corpus.key_points",
-        "temperature": "sampling.temperature",
-        "judge_mode": "sampling.judge_mode",
-        "models": f"a role is one string, such as engine: gemini/{DEFAULT_MODEL}",
-    }
 
     corpus: Annotated[CorpusOptions, Field(strict=False)]
     engine: Model

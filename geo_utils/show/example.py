@@ -24,7 +24,6 @@ _UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
 _TOKEN = re.compile(rf"\s+|[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 _SOURCE_COLOURS = ("#1b6ca8", "#b4540a", "#2e7d32", "#8e44ad", "#8a6d00", "#00838f", "#ad1457")
 _VERDICT_COLOURS = {"supported": "#2e7d32", "omitted": "#777777", "contradicted": "#c1272d"}
-CSS = filled("example.css")
 _MARKED = Markup("<mark>{}</mark>")
 _CITATION = Markup('<span class="geo-cite" style="color:{};text-decoration:{}">{}</span>')
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from filelock import FileLock
 from IPython.display import HTML
 
 from geo_utils.files import write_atomic
@@ -24,7 +22,6 @@ from geo_utils.parameters import ParameterError
 from geo_utils.records import (
     PROBABILITY,
     Record,
-    changed_parameters,
     find_records,
     flattened,
     headline_phrase,
@@ -41,29 +38,13 @@ _LINKS = {
     "notebook": "notebook.ipynb",
     "manifest": "manifest.json",
 }
-_PATIENCE_S = 20.0
 
 
 def write_index(output_root: Path) -> Path:
-    """Write the page of all runs under an output folder.
-
-    Processes that finish at the same time write one after another, so that the last one has seen
-    all the others' manifests.
-
-    Returns:
-        Path of `index.html`.
-    """
+    """Write the page of all runs under an output folder, and return its path, `index.html`."""
     path = output_root / "index.html"
-    lock = FileLock(output_root / ".locks" / "index", timeout=_PATIENCE_S)
-    (output_root / ".locks").mkdir(parents=True, exist_ok=True)
-    # A run must not fail to end because another one hangs, or on a file system without locks.
-    with contextlib.suppress(OSError):
-        lock.acquire()
-    try:
-        anew = ", anew by geo runs and at the end of each run"
-        _write(path, find_records(output_root)[::-1], "Runs", anew, ticked=False)
-    finally:
-        lock.release()
+    anew = ", anew by geo runs and at the end of each run"
+    _write(path, find_records(output_root)[::-1], "Runs", anew, ticked=False)
     return path
 
 
@@ -115,8 +96,7 @@ def _values(records: Sequence[Record], place: Path | None) -> dict[str, Any]:
 
 def _row(record: Record, place: Path | None) -> dict[str, Any]:
     """Return what a run's row says beside the record itself."""
-    changed = changed_parameters(record, default_parameters_of)
-    texts = [f"{name}={_text(value)}" for name, value in changed.items()]
+    texts = [f"{name}={_text(value)}" for name, value in changed_parameters(record).items()]
     attempts = len(record.attempts)
     return {
         "record": record,
@@ -182,6 +162,17 @@ def duration(seconds: float | None) -> str:
         if count or (parts and len(parts) < 2) or name == "s":
             parts.append(f"{count} {name}")
     return " ".join(parts[:2])
+
+
+def changed_parameters(record: Record) -> dict[str, Any]:
+    """Return the parameters of a run that are not its notebook's default, as it is now.
+
+    Where there is no such notebook any more, those that were passed count as changed.
+    """
+    usual = default_parameters_of(record.notebook)
+    if usual is None:
+        return record.given("passed")
+    return {n: v for n, v in record.parameters.items() if n not in usual or usual[n] != v}
 
 
 @lru_cache(maxsize=32)

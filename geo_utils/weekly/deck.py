@@ -88,9 +88,6 @@ def _shown(output: dict[str, Any], heading: str) -> Markup:
         for kind, text in (output.get("data") or {}).items()
         if kind.startswith(("image/", "text/"))
     }
-    if "image/svg+xml" in data:
-        figure = Markup('<div class="geo-figure" role="img" aria-label="{}">{}</div>')
-        return figure.format(heading, Markup(data["image/svg+xml"]))
     if "image/png" in data:
         picture = Markup('<img alt="{}" src="data:image/png;base64,{}">')
         return picture.format(heading, "".join(data["image/png"].split()))
@@ -172,10 +169,10 @@ def make_deck(params: WeeklyParams) -> Deck:
     """
     chosen = choose_records(params.records, params.runs, params.since)
     if not chosen.finished and not chosen.unfinished:
-        raise ValueError(
-            f"no run since {params.since} in {params.root}; choose an earlier date, or leave "
-            "since out for the newest of each notebook and variant"
-        )
+        way = "run a notebook first, such as geo run 02 smoke"
+        if params.since:
+            way = "choose an earlier date, or leave it out for the newest of each kind"
+        raise ValueError(f"no run since={params.since!r} in {params.root}; {way}")
     notes = list(_notes(resolve_path(params.notes).read_text(encoding="utf-8")))
     told = {record: recorded(record) for record in chosen.finished}
     newest = sorted(told, key=lambda record: record.run_id, reverse=True)

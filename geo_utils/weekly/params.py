@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -10,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, field_validator, model_validator
 
 from geo_utils.files import resolve_path
-from geo_utils.parameters import NotebookParams, ParameterError
+from geo_utils.parameters import NotebookParams
 from geo_utils.records import Record, find_records, named_records
 
 MOST_SLIDES = 15
@@ -103,21 +102,6 @@ class WeeklyParams(NotebookParams):
         if any(record.notebook == self.notebook for record in named):
             raise ValueError(f"runs={self.runs!r}: a deck cannot be made from decks")
         return self
-
-    @classmethod
-    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
-        """Read the notebook's parameters; see `NotebookParams.from_notebook`.
-
-        Raises:
-            ParameterError: Also where there is no run to make a deck from.
-        """
-        params = super().from_notebook(namespace)
-        if not params.records and not params.runs:
-            raise ParameterError(
-                f"paths.output={params.paths.output!r}: no run in {params.root}; run a notebook "
-                "first, such as geo run 02 smoke"
-            )
-        return params
 
 
 PARAMS = WeeklyParams

@@ -88,24 +88,10 @@ class TestGrid:
         assert [t.changes["params"] for t in tasks] == ["smoke"] * 4 + ["default"] * 4
         assert tasks[2].params.grpo["learning_rate"] == 5e-6
 
-    def test_every_task_is_checked_and_the_wrong_ones_are_listed(self):
-        with pytest.raises(ParameterError) as error:
-            make_tasks(NB04, ["smoke"], {"grpo.num_generations": [16, 3], "seed": [0, -1]})
-        said = str(error.value)
-        assert said.startswith("3 of 4 tasks cannot run")
-        assert (
-            "seed=-1" in said and "tasks 1 (grpo.num_generations=16, seed=-1); 3 (grpo.num" in said
-        )
-        assert "num_generations=3; choose a multiple of 192" in said
-
-    def test_a_misspelt_name_is_said_once(self):
-        with pytest.raises(ParameterError, match="did you mean 'learning_rate'") as error:
-            make_tasks(NB04, ["smoke"], {"grpo.learning_rat": [1e-6, 2e-6, 3e-6]})
-        assert str(error.value).count("no such field") == 1
-
-    def test_twins_are_refused(self):
-        with pytest.raises(ParameterError, match=r"tasks 0 .* and 1 .* are the same run"):
-            make_tasks(NB02, ["smoke"], {"calls.max_cost": [1, 2]})
+    def test_every_task_is_checked_and_the_first_wrong_one_is_named(self):
+        with pytest.raises(ParameterError, match="choose a multiple of 192") as error:
+            make_tasks(NB04, ["smoke"], {"seed": [0, 1], "grpo.num_generations": [16, 3]})
+        assert str(error.value).startswith("task 1 (seed=0, grpo.num_generations=3): 04_grpo: ")
 
 
 class TestSettings:
@@ -115,21 +101,14 @@ class TestSettings:
         assert SlurmSettings.read(default_settings(), {"gpus": 2, "time": "2-00"}).gpus == 2
 
     @pytest.mark.parametrize(
-        "time, seconds",
-        [("90", 5400), ("10:30", 630), ("04:00:00", 14400), ("1-12", 129600), ("2-01:30", 178200)],
-    )
-    def test_a_time_is_read_as_slurm_reads_it(self, time, seconds):
-        assert settings(time=time).seconds == seconds
-
-    @pytest.mark.parametrize(
         "text, said",
         [
             ("time: 4:00:00", "14400 is no time limit.*in quotes"),
             ("time: soon", "'soon' is no time limit"),
             ("partitoin: gpu", "did you mean 'partition'"),
             ("concurrency: 0", "concurrency=0"),
-            ("sbatch: [--nodes=2]", "a task runs on one node"),
-            ("sbatch: [-N 2]", "a task runs on one node"),
+            ("sbatch: [--nodes=2]", "--nodes is set here"),
+            ("sbatch: [-N 2]", "by its long name"),
             ("sbatch: [--array=0-3]", "--array is set here"),
             ("sbatch: [--outp=/tmp/x]", "--outp is set here"),
             ("sbatch: [-o /tmp/x]", "by its long name"),
@@ -139,9 +118,9 @@ class TestSettings:
             ('sbatch: ["--mem=1G\\ntouch x"]', "without line breaks"),
             ('sbatch: ["--mem=1G\\u2028touch x"]', "without line breaks"),
             ('setup: ["module load a\\ntouch x"]', "without line breaks"),
-            ('partition: "gpu\\ntouch x"', "letters, digits and"),
-            ("account: 'lab; touch x'", "letters, digits and"),
-            ("time: '1'\nsignal_s: 60", "told to save before it has begun"),
+            ('partition: "gpu\\ntouch x"', "partition='gpu.*string should match"),
+            ('partition: "gpu\\n"', "partition='gpu.*string should match"),
+            ("account: 'lab; touch x'", "account='lab; touch x': string should match"),
         ],
     )
     def test_what_cannot_be_used_is_named(self, tmp_path, text, said):
@@ -258,12 +237,6 @@ class TestScript:
         assert code == 0 and "#SBATCH --array=0-5%4" in said
         assert "task 5: grpo.learning_rate=5e-06, seed=2" in said
         assert not list(tmp_path.iterdir())
-
-    def test_several_nodes_are_out_of_scope_and_it_says_so(self, capsys):
-        assert main(["submit", NB04, "--params", "smoke", "--nodes", "2"]) == 2
-        assert "--nodes 2: a task runs on one node" in capsys.readouterr().err
-        assert main(["submit", "--help"]) == 0
-        assert "a task runs on one node" in " ".join(capsys.readouterr().out.split())
 
     def test_without_a_cluster_submit_says_so_and_leaves_no_folder(
         self, tmp_path, capsys, monkeypatch
@@ -414,8 +387,8 @@ class TestGuards:
         run.update(status="finished" if finished else "interrupted", code_hash=code_hash())
         torn = submission.folder / "state" / "0.json"
         os.truncate(torn, 30)
-        assert submission.record(0).outcome == "unreadable"
-        assert run_task(submission, 0, signalled) == (0 if finished else 138)
+        with pytest.warns(UserWarning, match=r"state/0\.json is torn"):
+            assert run_task(submission, 0, signalled) == (0 if finished else 138)
         record = submission.record(0)
         assert record.run == str(run.folder) or finished
         assert (record.outcome, len(record.starts)) == (("finished", 0) if finished else (None, 1))
@@ -483,9 +456,9 @@ class TestStatus:
         submission.update(job_id="7")
         submission.save(1, TaskRecord(outcome="failed", reason="the corpus was gone"))
         (submission.folder / "state" / "0.json").write_text(text)
-        assert main(["status", "7", "--root", str(submission.folder.parents[1])]) == 0
+        with pytest.warns(UserWarning, match=r"state/0\.json is torn; the task's run is not"):
+            assert main(["status", "7", "--root", str(submission.folder.parents[1])]) == 0
         said = capsys.readouterr().out
-        assert " unreadable " in said and "state/0.json is torn; the task's run is not" in said
         assert " failed " in said and "the corpus was gone" in said
 
     def test_a_torn_record_does_not_hide_a_finished_run(self, submission):
@@ -495,12 +468,15 @@ class TestStatus:
                    headline=HEADLINE)  # fmt: skip
         submission.save(0, TaskRecord())
         os.truncate(submission.folder / "state" / "0.json", 3)
-        table, notes = collect_table(submission)
+        with pytest.warns(UserWarning, match=r"state/0\.json is torn"):
+            table, said = collect_table(submission)
         assert set(table["task"]) == {0} and set(table["run"]) == {str(run.folder)}
         manifest = {n: v for n, v in run.manifest.items() if n != "provenance"}
         (run.folder / "manifest.json").write_text(json.dumps(manifest))
-        assert set(collect_table(submission)[0]["provenance"]) == {"source not recorded"}
-        assert notes == ["1 of 2 tasks have not finished and are left out: 1."]
+        with pytest.warns(UserWarning, match=r"state/0\.json is torn"):
+            assert set(collect_table(submission)[0]["provenance"]) == {"source not recorded"}
+        assert said[0].startswith("task 0 (seed=0): original 0.400 [0.300, 0.500]; key-point rew")
+        assert said[1:] == ["1 of 2 tasks have not finished and are left out: 1."]
 
     @pytest.mark.parametrize(
         "headline",
@@ -524,7 +500,7 @@ class TestStatus:
         for command in ("status", "collect"):
             assert main([command, "7", "--root", str(submission.folder.parents[1])]) == 0
             said = capsys.readouterr().out
-            assert "(n = 30 queries, 90 samples, 2 abst" in said or "0.500 [0.400, 0.600]" in said
+            assert "(n = 30 queries, 90 samples, 2 abstentions each)" in said
 
     def test_a_torn_submission_does_not_hide_the_others(self, submission, capsys):
         root = submission.folder.parents[1]

@@ -81,14 +81,6 @@ def test_killing_the_program_takes_its_children_down(tmp_path):
     assert gone(child)
 
 
-def test_killing_the_supervisor_takes_everything_down(tmp_path):
-    log = tmp_path / "log"
-    with Supervised(program(600, 0), log) as running:
-        child = started(log)
-        os.kill(running._process.pid, signal.SIGKILL)
-    assert gone(child)
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killing_the_starter_takes_everything_down(tmp_path, number):
     log = tmp_path / "log"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -10,14 +9,13 @@ import time
 
 import pytest
 from conftest import PROJECT
-from test_efficiency import APART, SMALL, TWO, parameters, setting
+from test_efficiency import APART, SMALL, TWO, measuring, parameters, setting
 
 from geo_utils.cluster.servers import ServerError, free_port
-from geo_utils.cluster.supervisor import Supervised, _marked
+from geo_utils.cluster.supervisor import Supervised
 from geo_utils.efficiency import bench as bench_module
-from geo_utils.efficiency.bench import Bench, Server, Turn, servers_of
+from geo_utils.efficiency.bench import Bench, Server, Turn, servers_of, turns
 from geo_utils.efficiency.recipes import Placement, place
-from geo_utils.efficiency.sweep import turns
 
 # Stands for `vllm serve`: answers /health and notes what is asked of its prefix cache.
 STAND_IN = """
@@ -116,21 +114,20 @@ class TestServers:
         (engine,) = servers_of(Turn("s", given, shared, 0), params)
         assert engine.options[:2] == ("--gpu-memory-utilization", "0.3")
 
-    @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-    def test_kept_servers_are_gone_however_a_sweep_ends(self, tmp_path, kill):
+    def test_kept_servers_are_gone_when_a_sweep_is_killed(self, tmp_path):
+        """By other signals: see test_supervisor."""
         script = tmp_path / "stand_in.py"
         script.write_text(textwrap.dedent(STAND_IN))
         sitting = tmp_path / "sitting.py"
         sitting.write_text(
             textwrap.dedent(f"""
-            import json, signal, sys, time
+            import sys, time
             from pathlib import Path
             from geo_utils.cluster.servers import free_port
-            from geo_utils.cluster.supervisor import Supervised, _marked
+            from geo_utils.cluster.supervisor import Supervised
             from geo_utils.efficiency import bench
             from geo_utils.notebooks import read_parameters
 
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by some CI
             def start(model, gpu, log, options=(), port=None):
                 port = free_port()
                 command = [sys.executable, {str(script)!r}, str(port)]
@@ -144,16 +141,16 @@ class TestServers:
                 time.sleep(600)
         """)
         )
-        environment = {**os.environ, "BENCH_OF_TEST": str(tmp_path)}
+        environment = {**os.environ, "GEO_UTILS_MEASURE": f"of {tmp_path}"}
         process = subprocess.Popen([sys.executable, str(sitting)], cwd=PROJECT, env=environment,
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
         assert process.stdout.readline() == b"up\n"
-        process.send_signal(kill)
+        process.kill()
         process.wait()
         until = time.monotonic() + 60
-        while _marked("BENCH_OF_TEST", str(tmp_path)) and time.monotonic() < until:
+        while measuring(f"of {tmp_path}") and time.monotonic() < until:
             time.sleep(0.05)
-        assert not _marked("BENCH_OF_TEST", str(tmp_path))
+        assert not measuring(f"of {tmp_path}")
 
 
 SETTINGS = {

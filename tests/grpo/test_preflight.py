@@ -15,9 +15,7 @@ from servers import free_port
 
 from geo_utils.grpo import params as grpo_params
 from geo_utils.grpo.checkpoints import (
-    check_adapter,
     checkpoint_step,
-    copy_policy,
     newest_complete,
 )
 from geo_utils.grpo.params import check_machine, check_server
@@ -105,15 +103,6 @@ class TestMachine:
 
     def test_an_id_of_the_hub_is_left_to_the_hub(self):
         check_machine(recipe("default", use_cpu=True))
-
-    def test_a_checkpoint_to_go_on_from_is_checked(self, tmp_path):
-        folder = make_checkpoint(tmp_path / "checkpoint-5", 5)
-        check_machine(recipe("default", use_cpu=True, resume_from_checkpoint=str(folder)))
-        with refused("its LoRA rank is r=16, not 8; set lora.r: 16"):
-            check_machine(recipe("default", use_cpu=True, r=8, resume_from_checkpoint=str(folder)))
-        gone = str(tmp_path / "checkpoint-6")
-        with refused(f"resume_from_checkpoint='{gone}': no such folder"):
-            check_machine(recipe("default", use_cpu=True, resume_from_checkpoint=gone))
 
 
 @contextmanager
@@ -254,8 +243,6 @@ class TestNewestComplete:
         os.truncate(torn, int(torn.stat().st_size * kept))
         with pytest.warns(UserWarning, match=f"checkpoint-10 is passed over: {name} is torn"):
             assert newest_complete(tmp_path) == whole
-        with refused(f"checkpoint-10': .*{name} is torn.*; copy it whole"):
-            check_adapter(torn.parent, BASE, {"r": 16}, 20)
 
     def test_a_hole_where_the_end_was_is_torn_as_well(self, tmp_path):
         """As a power cut leaves it: the length is there, the content is not."""
@@ -277,8 +264,6 @@ class TestNewestComplete:
         (lacking / name).unlink()
         with pytest.warns(UserWarning, match=r"checkpoint-10 is passed over: .* missing"):
             assert newest_complete(tmp_path) == whole
-        with refused("checkpoint-10': .*adapter_config|missing; copy it whole"):
-            check_adapter(lacking, BASE, {"r": 16}, 20)
 
     def test_a_copy_under_any_name_counts_by_its_state(self, tmp_path):
         make_checkpoint(tmp_path / "checkpoint-best", 9)
@@ -299,67 +284,12 @@ class TestNewestComplete:
             assert newest_complete(tmp_path) is None
 
 
-def test_what_is_copied_of_a_checkpoint_is_the_policy_alone(tmp_path):
-    folder = make_checkpoint(tmp_path / "checkpoint-9", 9)
-    PolicyCard().write(folder)
-    (tmp_path / "final").mkdir()
-    (tmp_path / "final" / "adapter_model.safetensors").write_bytes(b"half")  # cut off before
-    copy_policy(folder, tmp_path / "final")
-    left = {path.name for path in (tmp_path / "final").iterdir()}
-    assert left == {"adapter_model.safetensors", "adapter_config.json"}
-    assert torn_file(tmp_path / "final") is None
-
-
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_a_torn_policy_is_refused_before_anything_is_asked(tmp_path, name):
     folder = make_checkpoint(tmp_path / "checkpoint-9", 9)
     os.truncate(folder / name, 20)
     with pytest.raises(FatalError, match=f"checkpoint-9': {name} is torn.*; copy it whole"):
         policy_rewriter(str(folder), lambda model: pytest.fail("it was loaded"))
-
-
-def whole_model(folder):
-    """As a cold start in full leaves it."""
-    (folder / "adapter_config.json").unlink()
-    (folder / "adapter_model.safetensors").rename(folder / "model.safetensors")
-
-
-class TestAdapter:
-    def test_one_of_this_training(self, tmp_path):
-        folder = make_checkpoint(tmp_path / "c", 5)
-        check_adapter(folder, BASE, {"r": 16}, 6)
-        check_adapter(folder, "/models/Qwen3-1.7B", {"r": 16}, 6)
-
-    @pytest.mark.parametrize("last", [4, 5])
-    def test_one_that_leaves_nothing_to_train(self, tmp_path, last):
-        folder = make_checkpoint(tmp_path / "c", 5)
-        with refused(f"after step 5, and grpo.max_steps={last} leaves .* set it above 5"):
-            check_adapter(folder, BASE, {"r": 16}, last)
-
-    @pytest.mark.parametrize(
-        ("damage", "message"),
-        [
-            (lambda f: shutil.rmtree(f), "no such folder"),
-            (lambda f: (f / "trainer_state.json").unlink(), "trainer_state.json is missing or to"),
-            (lambda f: (f / "trainer_state.json").write_text("{"), "name an earlier checkpoint"),
-            (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json missing; copy"),
-            (whole_model, "adapter_config.json missing; copy it whole"),
-            (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json is torn"),
-            (lambda f: (f / "adapter_config.json").write_text("3"), "adapter_config.json is torn"),
-        ],
-    )
-    def test_a_damaged_one(self, tmp_path, damage, message):
-        folder = make_checkpoint(tmp_path / "c", 5)
-        damage(folder)
-        with refused(f"resume_from_checkpoint='{folder}': .*{message}"):
-            check_adapter(folder, BASE, {"r": 16}, 20)
-
-    def test_one_of_another_training(self, tmp_path):
-        folder = make_checkpoint(tmp_path / "c", 5, base_model_name_or_path="Qwen/Qwen3-4B", r=8)
-        with refused(f"trained on 'Qwen/Qwen3-4B', not on policy.base='{BASE}'; name that"):
-            check_adapter(folder, BASE, {"r": 8}, 20)
-        with refused("its LoRA rank is r=8, not 16; set lora.r: 8"):
-            check_adapter(folder, "Qwen/Qwen3-4B", {"r": 16}, 20)
 
 
 @pytest.fixture(scope="module")

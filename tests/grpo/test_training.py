@@ -1,4 +1,7 @@
-"""Training: it survives kills and signals, moves nothing without scores, and is a method after."""
+"""Training: it survives signals and torn checkpoints, and moves nothing without scores.
+
+Killed with -9: see test_kills.
+"""
 
 import json
 import os
@@ -45,15 +48,6 @@ def test_the_undisturbed_run_is_worth_comparing_with(undisturbed):
     assert len(set(rewards)) == 16  # nothing is compared that could not differ
 
 
-def test_kills_cost_nothing_but_the_work_in_flight(undisturbed, tmp_path):
-    kills = int(os.environ.get("GEO_UTILS_KILLS", "4"))
-    found = train_many(tmp_path, f"kill{kills}")
-    assert found["code"] == 0
-    assert found["rewards"] == undisturbed["rewards"]
-    assert found["rollouts"] == undisturbed["rollouts"]
-    assert any(torn for _, torn in found["moments"]), "no kill hit a checkpoint being written"
-
-
 def test_a_signal_saves_at_once_and_the_rest_is_the_same(undisturbed, tmp_path):
     """SIGTERM: see test_headless_grpo."""
     found = train_many(tmp_path, "SIGUSR1")
@@ -84,8 +78,6 @@ def test_a_training_cut_off_after_its_last_step_takes_none_more(undisturbed, tmp
     shutil.copytree(undisturbed["root"], tmp_path / "again")
     (folder,) = (tmp_path / "again").glob("04_grpo/smoke/2*")
     result, policy = folder / "checkpoints/final", folder / "policy"
-    known = Run(folder).manifest["base_checksum"] | {"after": None}  # written when it starts
-    Run(folder).update(base_checksum=known)
     shutil.move(result, tmp_path / "final")
     (policy / "policy.json").unlink()
     policy_before = (policy / "model.safetensors").read_bytes()
@@ -93,10 +85,15 @@ def test_a_training_cut_off_after_its_last_step_takes_none_more(undisturbed, tmp
     found = train_many(tmp_path / "again", "undisturbed")
     assert found == {name: undisturbed[name] for name in found}
     assert (policy / "model.safetensors").read_bytes() == policy_before
-    for name in ("adapter_model.safetensors", "adapter_config.json", "policy.json"):
+    for name in ("adapter_model.safetensors", "policy.json"):
         assert (result / name).read_bytes() == (tmp_path / "final" / name).read_bytes()
+    one, other = (json.loads((folder / "adapter_config.json").read_text())
+                  for folder in (result, tmp_path / "final"))  # fmt: skip
+    differs = {"base_model_name_or_path", "target_modules"}  # another place; a set, as JSON
+    assert {k: one[k] for k in one.keys() - differs} == {
+        k: other[k] for k in other.keys() - differs
+    }
     assert {p.name for p in result.iterdir()} == {p.name for p in (tmp_path / "final").iterdir()}
-    assert Run(folder).manifest["base_checksum"] == known
 
 
 def test_a_torn_checkpoint_costs_the_steps_since_the_one_before(undisturbed, tmp_path):

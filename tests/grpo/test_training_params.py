@@ -42,23 +42,6 @@ class TestSections:
         assert params.grpo["num_generations"] == 8 and params.lora["lora_alpha"] == 32
         assert params.lora["r"] == 4 and params.lora["use_dora"] is True
 
-    @pytest.mark.parametrize(
-        ("old", "new"),
-        [
-            ("learning_rate", "grpo.learning_rate"), ("lora_r", "lora.r"),
-            ("lora_alpha", "lora.lora_alpha"), ("lora_target_modules", "lora.target_modules"),
-            ("use_dora", "lora.use_dora"), ("reward_funcs", "reward.funcs"),
-            ("reward_weights", "reward.weights"),
-            ("output_dir", "grpo.output_dir"),
-            ("method", "policy.method"), ("model_name_or_path", "policy.base"),
-            ("cold_start", "policy.cold_start"), ("models", "a role is one string"),
-            ("output_root", "paths.output"), ("temperature", "sampling.temperature"),
-        ],
-    )  # fmt: skip
-    def test_an_old_name_is_refused_with_the_new_one(self, recipe, old, new):
-        with pytest.raises(ParameterError, match=f"'{old}' is no parameter any more: .*{new}"):
-            recipe(**{old: 1})
-
 
 class TestOverrides:
     def test_one_entry_of_a_mapping_leaves_the_others(self):

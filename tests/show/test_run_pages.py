@@ -1,11 +1,8 @@
 """The pages about many runs: the index, and runs side by side."""
 
-import fcntl
 import re
 import shutil
 import subprocess
-import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -115,18 +112,6 @@ class TestIndex:
         assert title.split("|") == [
             f"{one} {two} {three}", f"{three} {two} {one}", f"{two} {one} {three}", three, "1 of 3",
         ]  # fmt: skip
-
-    def test_who_writes_second_has_seen_what_the_first_has(self, tmp_path):
-        (tmp_path / ".locks").mkdir()
-        with (tmp_path / ".locks/index").open("w") as first:
-            fcntl.flock(first, fcntl.LOCK_EX)
-            second = threading.Thread(target=write_index, args=(tmp_path,))
-            second.start()
-            time.sleep(0.5)
-            assert not (tmp_path / "index.html").exists()
-            make_run(tmp_path, "20260101-1")  # while the second one waits
-        second.join()
-        assert 'id="20260101-1"' in (tmp_path / "index.html").read_text()
 
     def test_each_run_is_read_once_and_costs_the_same_among_many(self, tmp_path, monkeypatch):
         few, many = tmp_path / "few", tmp_path / "many"
