@@ -37,7 +37,7 @@ def plan_calls(
     """Count the calls of an evaluation by running it with guessed answers.
 
     Args:
-        roles: The run's roles; those without a model call nothing.
+        roles: The run's roles; those without a model, or with a record of one, call nothing.
         examples: The corpus.
         methods: The methods to compare; a policy's pages are taken to be as long as the original.
         repeats: Sampled answers a page, if not the run's.
@@ -57,7 +57,7 @@ def plan_calls(
     rows: list[tuple[Any, ...]] = []
     parts = also or {}
     # The offline roles' share of a further part may precede another model's: it has to be run.
-    if planned.callers or parts:
+    if (planned.callers or parts) and not params.recorded:
         examples = run_sync(gather_all(_with_stand_in(example, planned) for example in examples))
         samples = planned.evaluate(examples, methods, repeats, quiet)
         rows += _new_rows("", [planned], counts, params)
@@ -124,7 +124,7 @@ async def _with_stand_in(example: Example, planned: Roles) -> Example:
 def plan_text(plan: pd.DataFrame) -> str:
     """Say a plan in Markdown; an unknown price is said to be unknown, never free."""
     if plan.empty:
-        return "No model is called: all roles are offline."
+        return "No model is called: all roles are offline, or their answers recorded."
     costs = [f"about {c:.4f} US dollars" if c >= 0 else "price unknown" for c in plan["cost_usd"]]
     lines = [
         f"- **{role}** ({row['model']}): {row['calls']:,} calls, {row['held']:,} already held; "
