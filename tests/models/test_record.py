@@ -20,7 +20,9 @@ from geo_utils.models.usage import Usage
 from geo_utils.notebooks import read_parameters
 from geo_utils.prompts import load_template
 from geo_utils.roles.make import make_roles
+from geo_utils.roles.methods import label
 from geo_utils.roles.simulated_gemini import reply
+from geo_utils.summary import summarise
 
 METHODS = ["original", "key_point"]
 SHIPPED = PROJECT / "geo_utils" / "data" / "record"
@@ -148,6 +150,23 @@ class TestShipped:
         assert lost.str.startswith("rewriter: short").all()
         assert not sum(role["calls"] for role in roles.usage.report().values())
         assert "recorded 2026-11-29 on one NVIDIA H200, nothing was called" in roles.source()
+
+    def test_the_readmes_table_is_what_it_says(self):
+        params = read_parameters("03", "recorded")[2]
+        samples = make_roles(params).evaluate(load_corpus(**params.corpus_options), params.methods)
+        table = summarise(samples, seed=params.seed)
+        section = (PROJECT / "README.md").read_text().partition("| recorded |")[2]
+        rows = section.partition("\n\n")[0].splitlines()[2:]
+        assert len(rows) == 5
+        for row in rows:
+            name, said, n = (cell.strip(" *") for cell in row.strip("|").split("|"))
+            (found,) = (r for m, r in table.iterrows() if label(str(m)) == name)
+            bounds = [found[c] for c in ("key_point_probability", "ci_low", "ci_high")]
+            assert said == "{:.3f} [{:.3f}, {:.3f}]".format(*bounds), name
+            assert n == (
+                f"{found['n_examples']} queries, {found['n_samples']} samples, "
+                f"{found['abstentions']} abstentions"
+            ), name
 
     def test_a_changed_prompt_stops_before_any_figure(self, tmp_path):
         template = load_template("engine_answer")
