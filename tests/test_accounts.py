@@ -29,7 +29,7 @@ from geo_utils.roles.make import make_roles
 from geo_utils.runs import NothingScored, RunHeld, locate_run, start_run
 
 CALL = {"role": "engine", "model": "m", "failure": None, "tokens_in": 10, "tokens_out": 5,
-        "tokens_cached": 0, "latency_s": 0.1, "served_by": "s"}  # fmt: skip
+        "tokens_cached": 0, "latency_s": 0.1, "served_by": "scripted"}  # fmt: skip
 DEAR = {"scripted": Price(tokens_in=0, tokens_out=100_000)}  # 0.1 $ a token that is answered
 
 NB02 = "02_baseline_rewrites"
@@ -40,7 +40,7 @@ class Short(Scripted):
 
     async def complete(self, request):
         found = await super().complete(request)
-        return Completion(found.text, tokens_in=1, tokens_out=1, served_by="s")
+        return Completion(found.text, tokens_in=1, tokens_out=1, served_by="scripted")
 
 
 class TestBudget:
@@ -80,7 +80,7 @@ class TestBudget:
         usage, _ = start(9)
         report = usage.report()["engine"]
         assert report["answered"] == 9 and report["cost_usd"] == pytest.approx(0.9)
-        assert report["cached"] == 6 and usage.served_by == {"s"}
+        assert report["cached"] == 6 and usage.served_by == {"scripted"}
 
     @pytest.mark.parametrize(
         "foreign",
