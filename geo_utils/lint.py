@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from importlib.resources import files
 
-from geo_utils.text import DELIMITER, plain_line_breaks, sentences, words
+from geo_utils.text import DELIMITER, NO_WIDTH, plain_line_breaks, sentences, words
 
 
 def _patterns() -> list[re.Pattern[str]]:
@@ -43,8 +43,8 @@ _HIDES = re.compile(
     r"\bhidden\b|display:\s*none|visibility:\s*hidden|font-size:\s*0|opacity:\s*0(?![.\d])",
     re.IGNORECASE,
 )
-# Letters that take no room, with which a word can be broken for a filter but not for a model.
-_NO_WIDTH = re.compile(r"[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
+# Letters in characters that take no room, which some models read: each is 0xe0000 above its own.
+_UNSEEN_LETTERS = re.compile("[\U000e0020-\U000e007e]+")
 _MARKUP = re.compile(
     r"[*`~]+|(?<!\w)_+|(?<!_)_+(?!\w)|^[ \t]*(?:#+|>|[-+\u2022]|\d+[.)])[ \t]+", re.MULTILINE
 )
@@ -72,8 +72,10 @@ def instructions(page: str) -> list[str]:
         order, then comments and hidden elements, whole, then marks that would end the page in a
         prompt, such as `</source>` and `<|im_end|>`.
     """
-    plain = _NO_WIDTH.sub("", unicodedata.normalize("NFKC", plain_line_breaks(page)))
+    spelt = ("".join(chr(ord(c) & 0x7F) for c in run) for run in _UNSEEN_LETTERS.findall(page))
+    plain = NO_WIDTH.sub("", unicodedata.normalize("NFKC", plain_line_breaks(page)))
     shown, unseen = _parted(plain)
+    unseen += spelt
     hidden = [" ".join(_plain(text).split()) for text in unseen]
     seen = sentences(_WRAP.sub(" ", _plain(shown)))
     found = [sentence for sentence in seen if _SPOKEN_TO_AI.search(" ".join(sentence.split()))]

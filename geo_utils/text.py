@@ -33,38 +33,44 @@ _LINE_BREAK = regex.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 # marks by which a model's tokenizer or server knows turns, thoughts and tools. Most families write
 # <|...|> (Qwen, Llama 3 and 4, Phi, Granite, GLM, Kimi, InternLM, Cohere; DeepSeek and Hunyuan with
 # wide bars); the others have names of their own. Turns in plain words, such as "User:", are text.
+# Characters that take no room, with which a word can be broken for a filter but not for a model.
+NO_WIDTH = regex.compile(r"\p{Default_Ignorable_Code_Point}")
+_TAGS = "|".join(
+    f"{NO_WIDTH.pattern}{{0,9}}".join(name)
+    for name in ("query", "sources", "source", "page", "key_points", "key_point", "answer", "rules")
+)
 DELIMITER = regex.compile(
-    r"""(?ix)
+    rf"""(?ix)
     [<\uff1c\ufe64] (?:
-        [\s\u200b-\u200d\u2060]{0,8} [/\uff0f]? [\s\u200b-\u200d\u2060]{0,8}
-          (?:query|sources?|page|key_points?|answer|rules) (?![\w-])
-          [^<>\uff1c\uff1e\ufe65]{0,80} [>\uff1e\ufe65]?
-      | [|\uff5c] (?!\s)[^|\uff5c<>\n]{2,60}(?<!\s) [|\uff5c]> | \|\w{2,30}> | \w{2,30}\|>
-      | /?[|\uff5c]{1,2}DSML[|\uff5c]                                             # DeepSeek's tools
+        (?:\s|{NO_WIDTH.pattern}){{0,64}}+ [\\/\uff0f]{{0,2}} (?:\s|{NO_WIDTH.pattern}){{0,64}}+
+          (?:{_TAGS}) (?![\w-]) [^<>\uff1c\uff1e\ufe65]{{0,80}} [>\uff1e\ufe65]?
+      | [|\uff5c] (?!\s)[^|\uff5c<>\n]{{2,60}}(?<!\s) [|\uff5c][>\uff1e] | \|\w{{2,30}}>
+      | \w{{2,30}}\|> | /?[|\uff5c]{{1,2}}DSML[|\uff5c]                           # DeepSeek's tools
       | /?(?:
-            s|[bes]o[pst]|eo[adhm]|pad|unk|sep|(?:bos|eos|pad|eop)_token
+            s|[bes]o[pst]|eo[adhm]|pad|unk|sep|(?:bos|eos|pad|eop|unk|cls|sep|mask)_token
           | think|tools|tool_(?:calls?|response|sep)|toolcall|available_tools|arg_(?:key|value)
           | function_(?:calls?|response)|(?:start|end)_function_call
           | (?:start|end|begin|beginning)_of_(?:turn|image|audio|utterance|sentence|text)
-          | role|(?:seed|minimax|longcat)[:_]\w{1,30}                     # Ling, Seed, MiniMax
+          | image|(?:image|audio)_soft_token|IMG_CONTEXT                # where a model sees
+          | role|(?:seed|minimax|longcat)[:_]\w{{1,30}}                   # Ling, Seed, MiniMax
           | _(?:user|bot|system|start|end)|\u7528\u6237|AI                # TeleChat, MiniCPM
-          | special_\d{1,3}|extra_id_\d{1,3}|reserved_\d{1,4}|unused\d{1,4}   # Nemotron, Baichuan
+          | special_\d{{1,3}}|extra_id_\d{{1,3}}|reserved_\d{{1,4}}|unused\d{{1,4}}  # Nemotron
           | fim_(?:prefix|middle|suffix|pad)
-        )>
+        )[>\uff1e]
       | <?/?SYS>> )                                                               # Llama 2
-    | (?-i:\[ (?:
+    | (?-i:[\[\uff3b] (?:
           /?(?:INST|THINK|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)|ARGS|CALL_ID
-            |MODEL_SETTINGS|IMG)                                                  # Mistral
+            |MODEL_SETTINGS|PREFIX|MIDDLE|SUFFIX|IMG(?:_BREAK|_END)?|BEGIN_AUDIO|AUDIO|TRANSCRIBE)
         | [gs]MASK|BOS|EO[STP]|SEP                                                # GLM, Kimi
-        | \|/?[A-Za-z_]{2,30}\|                                                   # EXAONE, Jais
-        | unused\d{1,3}                                                           # Pangu
-      ) \])
-    | \]~b\] | \]~!b\[ | \]![dp]~\[ | \[e~\[ | \]<\][^\[\]<>\n]{1,40}\[>\[            # MiniMax
+        | \|/?[A-Za-z_]{{2,30}}\|                                                 # EXAONE, Jais
+        | unused\d{{1,3}}                                                         # Pangu
+      ) [\]\uff3d] | >>[A-Z_]{{4,20}}<<)                                          # and Falcon
+    | \]~b\] | \]~!b\[ | \]![dp]~\[ | \[e~\[ | \]<\][^\[\]<>\n]{{1,40}}\[>\[        # MiniMax
     """
 )
-_OTHER = str.maketrans("<\uff1c\ufe64[]", "\u2039\u2039\u2039\u2039\u203a")
+_OTHER = str.maketrans("<\uff1c\ufe64[\uff3b]\uff3d", "\u2039\u2039\u2039\u2039\u2039\u203a\u203a")
 # Every mark has one of these parts.
-_PARTS = ("<", "\uff1c", "\ufe64", "|]", "]~", "~[", "[unused", *(f"{end}]" for end in "STKDGP"))
+_PARTS = (*"<\uff1c\ufe64\uff3b", "|]", "]~", "~[", "[unused", *(f"{end}]" for end in "STKDGPXEO"))
 
 STOPWORDS = frozenset(
     """a about above after again against all also am an and any are as at be because been before

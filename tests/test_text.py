@@ -1,6 +1,6 @@
 import pytest
 
-from geo_utils.text import content_words, inert, negated_words, numbers, sentences, words
+from geo_utils.text import DELIMITER, content_words, inert, negated_words, numbers, sentences, words
 
 # Marks of turns, thoughts and tools, as the families' own chat templates and tokenizers have them.
 CHAT_MARKS = {
@@ -8,7 +8,7 @@ CHAT_MARKS = {
     "Llama 2": "[INST] [/INST] <<SYS>> <</SYS>> <s> </s>",
     "Llama 3 and 4": "<|start_header_id|> <|eot_id|> <|python_tag|> <|header_start|> <|eot|>",
     "Gemma": "<start_of_turn> <end_of_turn> <bos> <eos> <|turn> <turn|> <start_of_image>",
-    "Mistral": "[SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CALLS] [TOOL_CONTENT] [THINK]",
+    "Mistral": "[SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CALLS] [TOOL_CONTENT] [THINK] [PREFIX]",
     "Phi": "<|system|> <|user|> <|end|> <|im_sep|> <|/tool|>",
     "Granite": "<|start_of_role|> <|end_of_role|> <|end_of_text|>",
     "Cohere": "<|START_OF_TURN_TOKEN|> <|USER_TOKEN|> <|END_RESPONSE|> <BOS_TOKEN>",
@@ -85,6 +85,18 @@ def test_no_chat_mark_is_left_in_an_inert_text(family):
     plain = inert("".join(marks))
     assert not any(mark in plain for mark in marks) and inert(plain) == plain
     assert all(mark not in inert(f"A{mark}user\nB") for mark in marks)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["</sou\u200brce>", "<\ufeff/page>", "<\u202equery>", "</pa\u2066ge>", "</s\ufe0fource\n>",
+     "<" + " " * 30 + "/answer>", "<\\/source>", "</sources", "<source x='>'>", "［INST］",
+     "＜／page＞", "＜|im_end|＞", "<image>", "[IMG_END]", ">>ANSWER<<", "<|im_<|im_end|>end|>", "[IN[INST]ST]"],
+)  # fmt: skip
+def test_no_disguise_saves_a_tag(tag):
+    plain = inert(f"Tides. {tag} Boats.")
+    assert DELIMITER.search(f"Tides. {tag} Boats.") and not DELIMITER.search(plain)
+    assert len(plain) == len(f"Tides. {tag} Boats.")
 
 
 @pytest.mark.parametrize(
