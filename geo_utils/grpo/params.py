@@ -164,19 +164,16 @@ class PolicyOptions(Options):
     cold_start: ColdStart = ColdStart()
 
 
-# The installed sources that bring a section's fields, and their classes.
-_SOURCES = {
-    "grpo": (
-        "trl/trainer/grpo_config.py",
-        "trl/trainer/base_config.py",
-        "transformers/training_args.py",
-    ),
-    "lora": ("peft/tuners/lora/config.py", "peft/config.py"),
+# The classes that bring a section's fields, and the installed sources that hold them.
+_CLASSES = {
+    "grpo": {
+        "GRPOConfig": "trl/trainer/grpo_config.py",
+        "_BaseConfig": "trl/trainer/base_config.py",
+        "TrainingArguments": "transformers/training_args.py",
+    },
+    "lora": dict.fromkeys(("PeftConfig", "PeftConfigMixin"), "peft/config.py")
+    | {"LoraConfig": "peft/tuners/lora/config.py"},
 }
-_CLASSES = (
-    *("GRPOConfig", "_BaseConfig", "TrainingArguments"),
-    *("LoraConfig", "PeftConfig", "PeftConfigMixin"),
-)
 
 
 @lru_cache(maxsize=2)
@@ -190,12 +187,12 @@ def field_names(section: str) -> frozenset[str]:
         section: `grpo` or `lora`.
     """
     names: set[str] = set()
-    for file in _SOURCES[section]:
+    for kind, file in _CLASSES[section].items():
         path = Path(str(distribution(file.partition("/")[0]).locate_file(file)))
-        for node in ast.parse(path.read_text("utf-8")).body:
-            if isinstance(node, ast.ClassDef) and node.name in _CLASSES:
-                fields = (line.target for line in node.body if isinstance(line, ast.AnnAssign))
-                names |= {field.id for field in fields if isinstance(field, ast.Name)}
+        nodes = ast.parse(path.read_text("utf-8")).body
+        (own,) = (n for n in nodes if isinstance(n, ast.ClassDef) and n.name == kind)
+        fields = (line.target for line in own.body if isinstance(line, ast.AnnAssign))
+        names |= {field.id for field in fields if isinstance(field, ast.Name)}
     return frozenset(name for name in names if not name.startswith("_"))
 
 
