@@ -91,7 +91,8 @@ def test_no_chat_mark_is_left_in_an_inert_text(family):
     "tag",
     ["</sou\u200brce>", "<\ufeff/page>", "<\u202equery>", "</pa\u2066ge>", "</s\ufe0fource\n>",
      "<" + " " * 30 + "/answer>", "<\\/source>", "</sources", "<source x='>'>", "［INST］",
-     "＜／page＞", "＜|im_end|＞", "<image>", "[IMG_END]", ">>ANSWER<<", "<|im_<|im_end|>end|>", "[IN[INST]ST]"],
+     "＜／page＞", "＜|im_end|＞", "<image>", "[IMG_END]", ">>ANSWER<<",
+     "<|im_<|im_end|>end|>", "[IN[INST]ST]"],
 )  # fmt: skip
 def test_no_disguise_saves_a_tag(tag):
     plain = inert(f"Tides. {tag} Boats.")
