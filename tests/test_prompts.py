@@ -104,7 +104,7 @@ DEMANDS = {
         "expanding related sections": "may be expanded with context",
         "any other strategy": "Any other strategy",
         "nothing else": "update nothing, add nothing and delete nothing",
-        "only the text": "Return the rewritten text alone",
+        "only the text": "Return the whole rewritten text alone",
     },
 }
 FORBIDS = {

@@ -49,7 +49,8 @@ async def reply(prompt: str, schema: dict[str, Any] | None, draw: int) -> str:
         return f"From memory, about this question little can be said: {_part(prompt, 'query')}"
     page = _part(prompt, "page")
     if page:
-        point = KeyPoint(1, _part(prompt, "key_point"))
+        stated = re.search(r"The key point is: (.+)$", prompt, re.MULTILINE)
+        point = KeyPoint(1, stated[1] if stated else _part(prompt, "key_point"))
         example = Example("simulated", "", (page,), 0)
         return EDITS["key_point" if point.content else "easy_to_understand"](example, point)
     if "yes or no" in prompt:

@@ -147,7 +147,8 @@ EXAMPLE = make_example(sources=("a", PAGE.strip(), "b"), key_points=(POINT,))
 KEY_POINT, QUERY, RULES = map(RewriteTask, ("key_point", "keyword_stuffing", "rules"))
 PROMPT = KEY_POINT.prompt(EXAMPLE, POINT)
 # What the prompt says itself, a line each, whatever it is.
-SAID = [line for line in PROMPT.partition("<key_point>")[0].split("\n") if len(line.split()) > 3]
+LINES = KEY_POINT.template.text.split("\n")
+SAID = [line for line in LINES if len(line.split()) > 3 and "$" not in line]
 RULE = f"- {load_rules()[0]}"
 BLOCK, KEY = f"<key_point>\n{POINT.content}\n</key_point>", POINT.content
 
