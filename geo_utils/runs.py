@@ -465,7 +465,10 @@ def provenance(params: NotebookParams, served_by: Iterable[str] = ()) -> str:
     for role, text in params.roles.items():
         address = " at another address than Google's" if role in away else ""
         parts.append(f"{role} {text}{address}")
-    return label + ", ".join(parts) + policy
+    asked = {text.partition("/")[2] for text in params.roles.values()}
+    versions = [name for name in names if name not in asked and name not in stand_ins]
+    answered = f", answered as {', '.join(versions)}" if versions else ""
+    return label + ", ".join(parts) + answered + policy
 
 
 def _not_at_google(params: RunParams) -> list[str]:

@@ -30,6 +30,7 @@ from geo_utils.notebooks import read_parameters
 from geo_utils.roles import simulated_gemini
 from geo_utils.roles.by_model import ModelJudge
 from geo_utils.roles.params import SamplingOptions
+from geo_utils.runs import provenance
 
 
 def ask(prompt="a", role="engine", **sampling):
@@ -282,6 +283,14 @@ class TestVersions:
         run(mixed.complete(ask("first")))
         with pytest.raises(FatalError, match=r"'scripted-001', and earlier .*'scripted-002'; set"):
             run(mixed.complete(ask("second")))
+
+    def test_the_caption_shows_a_version_that_has_another_name(self):
+        pairs = [("engine", "openai/gpt-5-mini"), ("servers", "{engine: 'http://127.0.0.1:9/v1'}")]
+        params = read_parameters("03", "smoke", pairs)[2]
+        assert provenance(params, {"gpt-5-mini-2025-08-07"}).endswith(
+            "rewriter offline, answered as gpt-5-mini-2025-08-07"
+        )
+        assert "answered" not in provenance(params, {"gpt-5-mini"})
 
 
 class TestKnown:
