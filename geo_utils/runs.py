@@ -465,8 +465,8 @@ def provenance(params: NotebookParams, served_by: Iterable[str] = ()) -> str:
     for role, text in params.roles.items():
         address = " at another address than Google's" if role in away else ""
         parts.append(f"{role} {text}{address}")
-    asked = {text.partition("/")[2] for text in params.roles.values()}
-    versions = [name for name in names if name not in asked and name not in stand_ins]
+    ids = {text.partition("/")[2] for text in params.roles.values()}
+    versions = [name for name in names if name not in ids and name not in stand_ins]
     answered = f", answered as {', '.join(versions)}" if versions else ""
     return label + ", ".join(parts) + answered + policy
 
