@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -107,6 +107,30 @@ def jackknife(
             half = interval_reach(n) * error
             low, high = whole - half, whole + half
     return Estimate(whole, low, high, n, len(named))
+
+
+def kappa(said: NDArray[np.bool_], clusters: Sequence[object]) -> Estimate:
+    """Estimate Cohen's kappa of two readers, with the jackknife's interval over clusters.
+
+    Args:
+        said: What each says, shape (n, 2).
+        clusters: The cluster of each row, shape (n,).
+
+    Returns:
+        NaN where both say one and the same throughout: there is no agreement beyond chance.
+    """
+
+    def of(kept: NDArray[np.bool_]) -> float:
+        counts = np.bincount(2 * said[kept, 0] + said[kept, 1], minlength=4).reshape(2, 2)
+        n = counts.sum()
+        by_chance = (counts.sum(0) * counts.sum(1)).sum()
+        if by_chance >= n**2:  # also of no rows
+            return float("nan")
+        return float((np.trace(counts) * n - by_chance) / (n**2 - by_chance))
+
+    found = jackknife(of, clusters)
+    low, high = np.clip([found.low, found.high], -1.0, 1.0).tolist()
+    return replace(found, low=low, high=high)
 
 
 def interval_reach(n_clusters: int) -> float:

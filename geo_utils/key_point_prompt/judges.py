@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from statsmodels.stats.inter_rater import cohens_kappa
 
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import Progress
@@ -22,11 +21,18 @@ from geo_utils.key_point_prompt.params import JudgeCheckOptions, has_logprobs
 from geo_utils.key_point_prompt.study import Found, Setting, laid_out
 from geo_utils.models.loops import gather_all, run_sync
 from geo_utils.roles.by_model import ModelJudge
-from geo_utils.roles.judges import Judge, LexicalJudge, Verdict
+from geo_utils.roles.judges import STRICT, Judge, LexicalJudge, Verdict
 from geo_utils.runs import Run
 from geo_utils.show.plots import interval_figure
 from geo_utils.show.tables import count_range, intervals
-from geo_utils.statistics import Estimate, cluster_mean, interval_reach, jackknife, with_interval
+from geo_utils.statistics import (
+    Estimate,
+    cluster_mean,
+    interval_reach,
+    jackknife,
+    kappa,
+    with_interval,
+)
 from geo_utils.summary import PAIR, estimates, plain_numbers
 
 LABELS = ("supported", "omitted", "contradicted")
@@ -49,7 +55,7 @@ def judges_of(judge: Judge, options: JudgeCheckOptions, gives_soft: bool) -> dic
     """
     found: dict[str, JudgesOne] = {
         "lexical": partial(_by_one, LexicalJudge()),
-        "lexical strict": partial(_by_one, LexicalJudge(0.7, 1)),
+        "lexical strict": partial(_by_one, STRICT),
     }
     if isinstance(judge, ModelJudge):
         found["verdict"] = partial(_by_one, ModelJudge(judge.caller, False, judge.prompts))
@@ -143,25 +149,14 @@ def kappa_table(table: pd.DataFrame) -> pd.DataFrame:
         both = table[[f"verdict: {first}", f"verdict: {second}"]]
         kept = both.notna().all(axis=1)
         said = (both[kept] == "supported").to_numpy()
-        found = jackknife(partial(_kappa, said), table.loc[kept, "query_id"].tolist())
-        low, high = np.clip([found.low, found.high], -1.0, 1.0).tolist()
+        found = kappa(said, table.loc[kept, "query_id"].tolist())
         same = pd.Series(said[:, 0] == said[:, 1], index=table.index[kept], dtype=float)
         pair = table[["query_id"]].assign(agreement=same, judges=f"{first} – {second}")  # noqa: RUF001
         row = estimates(pair, "judges", ["agreement"], ["agreement"])
-        rows.append(
-            row.assign(kappa=found.mean, low=low, high=high, abstentions=int((~kept).sum()))
-        )
+        ends = {"kappa": found.mean, "low": found.low, "high": found.high}
+        rows.append(row.assign(**ends, abstentions=int((~kept).sum())))
     names = {"n_agreement": "n_answers", "queries_agreement": "n_queries"}
     return pd.concat(rows).rename(columns=names) if rows else pd.DataFrame()
-
-
-def _kappa(said: NDArray[np.bool_], kept: NDArray[np.bool_]) -> float:
-    """Return Cohen's kappa of two columns of verdicts; NaN where they agree by chance alone."""
-    counts = np.bincount(2 * said[kept, 0] + said[kept, 1], minlength=4).reshape(2, 2)
-    agreed_by_chance = (counts.sum(0) * counts.sum(1)).sum() >= counts.sum() ** 2
-    if not counts.sum() or agreed_by_chance:
-        return float("nan")
-    return float(cohens_kappa(counts, return_results=False))
 
 
 def label_sheet(table: pd.DataFrame, earlier: Path) -> str:
@@ -345,8 +340,8 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found | None:
     if labels is not None:
         asked = with_labels(asked, resolve_path(labels))
     kept, source = run.save_table(asked, "judges"), setting.roles[0].source()
-    kappa, accuracy = kappa_table(kept), accuracy_table(kept)
-    if kappa.empty:
+    agreed, accuracy = kappa_table(kept), accuracy_table(kept)
+    if agreed.empty:
         return None
     wide = setting.samples.pivot(index=PAIR, columns="method", values="supported")
     lift = wide[params.method] - wide["original"]
@@ -356,17 +351,17 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found | None:
     said = correction_text(cluster_mean(lift.to_numpy(float), queries), kept, own)
     counts = ["n_answers", "n_queries", "abstentions"]
     shown = {
-        "Cohen's kappa": intervals(kappa, "kappa", signed=True),
-        "equal verdicts": intervals(kappa, "agreement"),
+        "Cohen's kappa": intervals(agreed, "kappa", signed=True),
+        "equal verdicts": intervals(agreed, "agreement"),
     }
-    views = [laid_out(shown, kappa, counts, f"Source: {source}.")]
+    views = [laid_out(shown, agreed, counts, f"Source: {source}.")]
     if not accuracy.empty:
         shown = {name: intervals(accuracy, name) for name in _FIGURES}
         counts = [*(f"n_{name}" for name in _FIGURES), "abstentions"]
         views.append(laid_out(shown, accuracy, counts, f"Against hand labels. Source: {source}."))
-    figures = {} if kappa["kappa"].isna().all() else {"agreement": kappa_figure(kappa, source)}
-    numbers = kappa.rename(columns={"kappa": "mean"})[["mean", "low", "high", "n_queries"]]
-    tables = {"samples": kept, "kappa": kappa, "accuracy": accuracy}
+    figures = {} if agreed["kappa"].isna().all() else {"agreement": kappa_figure(agreed, source)}
+    numbers = agreed.rename(columns={"kappa": "mean"})[["mean", "low", "high", "n_queries"]]
+    tables = {"samples": kept, "kappa": agreed, "accuracy": accuracy}
     findings = f"{said}\n\nSource: {source}."
     return Found(findings, figures, views, tables, {"kappa": plain_numbers(numbers)})
 

@@ -25,7 +25,7 @@ from geo_utils.prompts import load_template
 from geo_utils.roles import by_model
 from geo_utils.roles.by_model import Completes, ModelEngine, ModelJudge, ModelRewriter
 from geo_utils.roles.engines import Engine, ExtractiveEngine
-from geo_utils.roles.judges import Judge, LexicalJudge
+from geo_utils.roles.judges import STRICT, Judge, LexicalJudge
 from geo_utils.roles.methods import MODEL_FREE_METHODS, is_policy
 from geo_utils.roles.params import ModelName, Role, RunParams
 from geo_utils.roles.policies import policy_rewriter
@@ -270,7 +270,7 @@ def _roles(
 ) -> Roles:
     prompts = params.paths.templates
     engine: Engine = ExtractiveEngine(seed=params.seed)
-    judge: Judge = LexicalJudge(0.7, 1) if params.judge == "offline/strict" else LexicalJudge()
+    judge: Judge = STRICT if params.judge == "offline/strict" else LexicalJudge()
     rewriter: Rewriter = EditRewriter()
     if "engine" in callers:
         engine = ModelEngine(callers["engine"], _sampling(params, "engine"), prompts)
