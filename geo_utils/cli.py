@@ -216,6 +216,7 @@ def check_model(
     """Ask a model one word: does it answer, as whom, and what does it cost?"""
     from geo_utils.models.base import FatalError, ModelError, Request, Sampling
     from geo_utils.models.known import AS_OF, retirement
+    from geo_utils.models.local import entailment_prompt
     from geo_utils.models.loops import run_sync
     from geo_utils.models.usage import price_of
     from geo_utils.roles.make import make_model
@@ -226,11 +227,12 @@ def check_model(
         if name.backend == "offline":
             raise ValueError("offline: no model is asked, nothing is to be checked")
         made = make_model(name, tuple(read_addresses(server)) if server else ())
+        prompt = "Answer with the one word: ready"
+        if name.backend == "entailment":
+            prompt = entailment_prompt("The tide rises twice a day.", "The tide rises.")
 
         async def ask() -> Any:
-            request = Request(
-                "engine", "Answer with the one word: ready", sampling=Sampling(None, 64)
-            )
+            request = Request("engine", prompt, sampling=Sampling(None, 64))
             try:
                 await made.probe()
                 return await made.complete(request)

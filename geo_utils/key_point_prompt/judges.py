@@ -21,6 +21,7 @@ from geo_utils.key_point_prompt.params import JudgeCheckOptions, has_logprobs
 from geo_utils.key_point_prompt.study import Found, Setting, laid_out
 from geo_utils.models.loops import gather_all, run_sync
 from geo_utils.roles.by_model import ModelJudge
+from geo_utils.roles.entailment import EntailmentJudge
 from geo_utils.roles.judges import STRICT, Judge, LexicalJudge, Verdict
 from geo_utils.runs import Run
 from geo_utils.show.plots import interval_figure
@@ -62,6 +63,8 @@ def judges_of(judge: Judge, options: JudgeCheckOptions, gives_soft: bool) -> dic
         found["batch"] = partial(_in_batch, judge)
         if gives_soft:
             found["soft"] = partial(_by_one, ModelJudge(judge.caller, True, judge.prompts))
+    if isinstance(judge, EntailmentJudge):
+        found["entailment"] = partial(_by_one, judge)
     wanted = set(options.judges or found)
     return {name: one for name, one in found.items() if name in wanted}
 
@@ -347,7 +350,8 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found | None:
     lift = wide[params.method] - wide["original"]
     queries = lift.index.get_level_values("query_id").tolist()
     own = "soft" if params.sampling.judge_mode == "soft" else "verdict"
-    own = "lexical" if params.judge.startswith("offline") else own
+    names = {"offline": "lexical", "offline/strict": "lexical strict"}
+    own = "entailment" if params.judge.startswith("entailment/") else names.get(params.judge, own)
     said = correction_text(cluster_mean(lift.to_numpy(float), queries), kept, own)
     counts = ["n_answers", "n_queries", "abstentions"]
     shown = {
