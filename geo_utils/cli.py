@@ -19,11 +19,13 @@ app = typer.Typer(
 slurm = typer.Typer(no_args_is_help=True, help="A notebook over a grid as one SLURM array.")
 cache = typer.Typer(no_args_is_help=True, help="The answers that are kept.")
 models = typer.Typer(no_args_is_help=True, help="The models that parameters can name.")
+labels = typer.Typer(no_args_is_help=True, help="Hand labels, which the judge is held to.")
 cold_start = typer.Typer(no_args_is_help=True, help="The supervised steps before a training.")
 for name, part in (
     ("slurm", slurm),
     ("cache", cache),
     ("models", models),
+    ("labels", labels),
     ("cold-start", cold_start),
 ):
     app.add_typer(part, name=name)
@@ -246,6 +248,56 @@ def check_model(
     _say(f"cost: {cost} (prices as of {AS_OF})")
     if note := retirement(name.id):
         _say(note)
+
+
+@labels.command("export")
+def export_labels(
+    run: Annotated[Path, typer.Argument(help="a run folder of notebook 02 or 03")],
+    file: Annotated[Path, typer.Argument(help="the sheet; each reader fills a copy")],
+    each: Annotated[int, typer.Option(min=1, help="answers of each arm")] = 80,
+    seed: int = 0,
+) -> None:
+    """Draw answers for two readers, who see neither method nor verdict."""
+    import pandas as pd
+
+    from geo_utils import certificate
+    from geo_utils.files import write_atomic
+    from geo_utils.records import Record
+
+    with refusals():
+        record, key = Record(run.resolve()), file.with_suffix(".key.jsonl")
+        for path in (file, key):
+            if path.exists():
+                raise ValueError(f"{path} is there already, and may hold labels; name another file")
+        samples = pd.read_parquet(run / "samples.parquet")
+        about = {"run": str(record), "source": record.provenance}
+        sheet, answers = certificate.export_labels(samples, about, each, seed)
+        for path, text in ((file, sheet), (key, answers)):
+            write_atomic(path, text)
+    _say(f"{sheet.count(chr(10)) - 1} answers: {file}", f"what each is, for no reader: {key}")
+
+
+@labels.command("import")
+def import_labels(
+    key: Annotated[Path, typer.Argument(help="the key that the export wrote beside the sheet")],
+    sheets: Annotated[list[Path], typer.Argument(help="the two readers' copies of the sheet")],
+    out: Annotated[Path, typer.Option(help="the labels file")] = Path("labels.jsonl"),
+) -> None:
+    """Check the sheets of two readers, row by row, and join them to a labels file."""
+    from datetime import UTC, datetime
+
+    from geo_utils import certificate
+    from geo_utils.files import write_atomic
+
+    with refusals():
+        text = certificate.import_labels(key, sheets, f"{datetime.now(UTC):%Y-%m-%d}")
+        write_atomic(out, text)
+        table = certificate.read_labels(out).table
+    agreed = int((table["reader_a"] == table["reader_b"]).sum())
+    arms = table["method"].map(certificate.arm_of).value_counts()
+    _say(f"{len(table)} labels of {table['query_id'].nunique()} queries: {out}")
+    _say(*(f"{count:5} {arm}" for arm, count in arms.items()))
+    _say(f"the readers agree on {agreed} of {len(table)}")
 
 
 @cold_start.command("export")

@@ -74,13 +74,27 @@ def cluster_mean(
     else:
         error = float(np.sqrt(n / (n - 1) * ((sums - mean * counts) ** 2).sum())) / total
         reach = interval_reach(n)
+        low, high = mean - reach * error, mean + reach * error
         if bounded:
-            wider = stats.norm.ppf(0.5 + CONFIDENCE / 2) / reach
-            effective = min(mean * (1 - mean) / error**2 * wider**2, total)
-            low, high = proportion_confint(mean * effective, effective, 1 - CONFIDENCE, "wilson")
-        else:
-            low, high = mean - reach * error, mean + reach * error
+            low, high = wilson_interval(mean, error, n, len(frame))
     return Estimate(mean, float(low), float(high), n, len(frame))
+
+
+def wilson_interval(
+    mean: float, error: float, n_clusters: int, n_samples: int
+) -> tuple[float, float]:
+    """Return Wilson's interval of a probability at the sample size that its error implies.
+
+    Args:
+        mean: The probability, between 0 and 1.
+        error: Its standard error, above 0.
+        n_clusters: How many clusters tell the error.
+        n_samples: Samples behind it: the most that the effective size can be.
+    """
+    wider = stats.norm.ppf(0.5 + CONFIDENCE / 2) / interval_reach(n_clusters)
+    effective = min(mean * (1 - mean) / error**2 * wider**2, n_samples)
+    low, high = proportion_confint(mean * effective, effective, 1 - CONFIDENCE, "wilson")
+    return float(low), float(high)
 
 
 def jackknife(
