@@ -122,7 +122,7 @@ class JudgeCheckOptions(Options):
     Attributes:
         answers: How many answers, drawn from the seed; none for all.
         judges: Which; none for all that the run's judge can be.
-        labels: A sheet of hand labels, as `judges.label_sheet` writes it and a person fills it.
+        labels: A file of hand labels, as `geo labels import` makes it.
     """
 
     answers: Count | None = 200
@@ -133,7 +133,7 @@ class JudgeCheckOptions(Options):
     def _two_judges(self) -> Self:
         if self.judges is not None and len(set(self.judges)) < 2 and self.labels is None:
             raise ValueError(
-                f"judges={self.judges!r}: an agreement needs two judges, or labels of a person"
+                f"judges={self.judges!r}: an agreement needs two judges, or hand labels"
             )
         return self
 
@@ -168,7 +168,7 @@ class StudyOptions(Options):
         headroom: What training could gain.
         adoption: What happens when other pages do the same.
         transfer: Whether a lift holds under another engine.
-        judges: Whether judges agree with each other, and with a person.
+        judges: Whether judges agree with each other, and with hand labels.
         power: How many queries a lift needs; calls nothing.
     """
 
