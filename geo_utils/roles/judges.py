@@ -56,7 +56,7 @@ class LexicalJudge:
     other, mean kappa is 0.78 (90 % of 200 splits: 0.73 to 0.81). The share in one place alone,
     from 0.50 on, had kappa 0.67 and specificity 25 of 30 on pages made for the point, which share
     its words without saying it: it overstated a lift of 0.18 as 0.25, this as 0.20. That is about
-    how far words go. Nothing else that was tried did better on labels held out: other windows,
+    how far words go. Nothing else that was tried did clearly better on labels held out: windows,
     IDF from more pages, rarer words within the answer weighing more, word pairs, common
     beginnings of words, thresholds by length. The three answers missed on other pages say the
     point in words of their own. Three contradictions were called omitted.
