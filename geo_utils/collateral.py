@@ -44,7 +44,7 @@ def other_points(example: Example, per_page: int = 2) -> list[KeyPoint]:
         split = [s for s in plain_sentences(page) if 8 <= len(words(s)) <= 40]
         scores = bm25(content_words(example.query), [content_words(s) for s in split])
         ranked = [split[j] for j in np.argsort(-scores, kind="stable")]
-        own = (s for s in ranked if coverage(s, target).score < SUPPORT_THRESHOLD)
+        own = (s for s in ranked if coverage(s, target).support() < SUPPORT_THRESHOLD)
         kept = [s for s, _ in zip(own, range(per_page), strict=False)]
         points += [KeyPoint(len(points) + j, s) for j, s in enumerate(kept, 1)]
     return points

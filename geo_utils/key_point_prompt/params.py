@@ -13,7 +13,7 @@ from geo_utils.roles.params import WITHOUT_LOGPROBS, EvaluationParams, Model, Mo
 Count = Annotated[int, Field(ge=1, le=100_000, strict=True)]
 Method = Annotated[str, AfterValidator(known_method)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-JudgeKind = Literal["lexical", "lexical strict", "verdict", "batch", "soft"]
+JudgeKind = Literal["lexical", "lexical strict", "entailment", "verdict", "batch", "soft"]
 
 
 class HeadroomOptions(Options):
@@ -122,7 +122,7 @@ class JudgeCheckOptions(Options):
     Attributes:
         answers: How many answers, drawn from the seed; none for all.
         judges: Which; none for all that the run's judge can be.
-        labels: A sheet of hand labels, as `judges.label_sheet` writes it and a person fills it.
+        labels: A file of hand labels, as `geo labels import` makes it.
     """
 
     answers: Count | None = 200
@@ -133,7 +133,7 @@ class JudgeCheckOptions(Options):
     def _two_judges(self) -> Self:
         if self.judges is not None and len(set(self.judges)) < 2 and self.labels is None:
             raise ValueError(
-                f"judges={self.judges!r}: an agreement needs two judges, or labels of a person"
+                f"judges={self.judges!r}: an agreement needs two judges, or hand labels"
             )
         return self
 
@@ -168,7 +168,7 @@ class StudyOptions(Options):
         headroom: What training could gain.
         adoption: What happens when other pages do the same.
         transfer: Whether a lift holds under another engine.
-        judges: Whether judges agree with each other, and with a person.
+        judges: Whether judges agree with each other, and with hand labels.
         power: How many queries a lift needs; calls nothing.
     """
 
@@ -249,12 +249,17 @@ class KeyPointPromptParams(EvaluationParams):
     def _check_judges(self) -> Self:
         """Refuse judges that the run's judge cannot be."""
         asked = self.studies.judges and self.studies.judges.judges
+        own = {"offline": [], "entailment": ["entailment"]}.get(
+            ModelName.read(self.judge).backend, ["verdict", "batch"]
+        )
+        known = ["lexical", "lexical strict", *own, *["soft"] * has_logprobs(self.judge)]
+        needs = {"soft": "log-probabilities", "entailment": "judge=entailment/ID"}
         for kind in asked or ():
-            where, judge = f"studies.judges.judges: {kind!r} needs", f"judge={self.judge!r}"
-            if self.judge.startswith("offline") and not kind.startswith("lexical"):
-                raise ValueError(f"{where} a model; {judge} is one of lexical, lexical strict")
-            if kind == "soft" and not has_logprobs(self.judge):
-                raise ValueError(f"{where} log-probabilities, which {judge} does not give")
+            if kind not in known:
+                raise ValueError(
+                    f"studies.judges.judges: {kind!r} needs {needs.get(kind, 'a model')}; "
+                    f"judge={self.judge!r} is one of {', '.join(known)}"
+                )
         return self
 
 

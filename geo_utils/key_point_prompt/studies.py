@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from geo_utils.certificate import read_labels
 from geo_utils.corpus import Example
 from geo_utils.files import resolve_path
 from geo_utils.key_point_prompt import adoption, headroom, judges, power, transfer
@@ -65,8 +66,8 @@ class Studies:
         Args:
             examples: The corpus.
             samples: Of the comparison.
-            run: `headroom.parquet`, `adoption.parquet`, `transfer.parquet`, `judges.parquet` and
-                `label_sheet.csv` are written to its folder.
+            run: `headroom.parquet`, `adoption.parquet`, `transfer.parquet` and `judges.parquet`
+                are written to its folder.
 
         Returns:
             What each study found, by its name, or that it is off, or found nothing.
@@ -107,8 +108,11 @@ def check_studies(params: KeyPointPromptParams, examples: Sequence[Example]) -> 
             "adoption needs at least two, set studies.adoption=null"
         )
     labels = options.judges.labels if options.judges else None
-    if labels is not None and not resolve_path(labels).is_file():
-        raise ParameterError(f"studies.judges.labels={labels!r}: no such file")
+    if labels is not None:
+        try:
+            read_labels(resolve_path(labels))
+        except ValueError as error:
+            raise ParameterError(f"studies.judges.labels: {error}") from None
     if options.power and options.power.pilot is not None:
         power.load_pilot(options.power.pilot)
 
