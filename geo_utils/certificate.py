@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from geo_utils.roles.methods import METHODS, MODEL_FREE_METHODS
+from geo_utils.files import resolve_path
+from geo_utils.roles.methods import PREVIOUS, is_pooled
 from geo_utils.statistics import (
     Estimate,
     cluster_mean,
@@ -24,12 +25,12 @@ from geo_utils.statistics import (
     kappa,
     wilson_interval,
 )
-from geo_utils.summary import PAIR, estimates
+from geo_utils.summary import PAIR, estimates, plain_numbers, with_pooled
 
 LABELS = ("supported", "omitted", "contradicted")
 READERS = ("reader_a", "reader_b")
-PREVIOUS = "previous methods"
-LABELLED_ARMS = ("original", PREVIOUS, "key_point", "paste_key_point")
+PREVIOUS_ARM = "previous methods"
+LABELLED_ARMS = ("original", PREVIOUS_ARM, "key_point", "paste_key_point")
 FEWEST = 20  # labels of an arm that a correction needs
 _SAMPLE = [*PAIR, "method"]
 _KEY = [*_SAMPLE, "answer_sha", "key_point"]
@@ -49,8 +50,7 @@ def answer_sha(query_id: str, key_point: str, answer: str) -> str:
 
 def arm_of(method: str) -> str:
     """Return the arm that a method's labels are drawn for: its own, or that of previous methods."""
-    made_for_it = method in MODEL_FREE_METHODS or "key_point" in method
-    return PREVIOUS if method in METHODS and not made_for_it else method
+    return PREVIOUS_ARM if method in PREVIOUS else method
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,15 @@ def read_labels(path: Path) -> Labels:
     return Labels(head["labels"], table)
 
 
+def load_labels(file: str) -> Labels | None:
+    """Return the hand labels that the parameter `labels` names; None for an empty one.
+
+    Raises:
+        ValueError: As `read_labels`.
+    """
+    return read_labels(resolve_path(file)) if file else None
+
+
 def _label(label: Any, place: str) -> str:
     found = str(label or "").strip().lower()
     if found not in LABELS:
@@ -271,9 +280,8 @@ def certificate(samples: pd.DataFrame) -> pd.DataFrame:
         rates = agreed.assign(arm=arm, recall=said.where(true), specificity=1 - said.where(~true))
         both = (part[list(READERS)] == "supported").to_numpy()
         judged = np.column_stack([true, said == 1])
-        row = (
-            estimates(rates, "arm", (names := ["recall", "specificity"]), names).loc[arm].to_dict()
-        )
+        names = ["recall", "specificity"]
+        row = estimates(rates, "arm", names, names).loc[arm].to_dict()
         for name, seen, of in (("kappa", judged, agreed), ("readers", both, part)):
             found = kappa(seen, of["query_id"].tolist())
             row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
@@ -296,9 +304,9 @@ def corrected_probabilities(samples: pd.DataFrame) -> pd.DataFrame:
         samples: As `with_labels` returns them.
 
     Returns:
-        Indexed by method, and by `PREVIOUS` for all previous methods together where there are at
-        least two: `raw` and `corrected`, each with `_low` and `_high`; `n_samples` (scored),
-        `n_labels`, `label_queries`, and `note`: why there is no correction, else empty.
+        Indexed by method, and the previous ones as one (see `summary.with_pooled`): `raw` and
+        `corrected`, each with `_low` and `_high`; `n_samples` (scored), `n_labels`,
+        `label_queries`, and `note`: why there is no correction, else empty.
     """
     rows = {}
     for arm, part in _arms(samples).items():
@@ -335,9 +343,8 @@ def corrected_lifts(samples: pd.DataFrame, reference: str = "original") -> pd.Da
         reference: The method that differences are taken to.
 
     Returns:
-        Indexed by method, and by `PREVIOUS`: `raw` and `corrected`, each with `_low` and `_high`;
-        `n_samples` (scored, whose pair the reference has as well), `n_labels`, `label_queries`,
-        and `note`, as `corrected_probabilities`.
+        As `corrected_probabilities`, without the reference; `n_samples` are those whose pair the
+        reference has as well.
 
     Raises:
         ValueError: The samples have no such reference.
@@ -359,19 +366,22 @@ _NONE = Estimate(np.nan, np.nan, np.nan, 0, 0)
 
 
 def _arms(samples: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the scored samples by method, and those of all previous methods after the last."""
-    methods = list(dict.fromkeys(samples["method"]))
-    scored = samples.dropna(subset="supported")
-    parts = {str(method): scored[scored["method"] == method] for method in methods}
-    previous = [method for method in methods if arm_of(method) == PREVIOUS]
-    if len(previous) > 1:
-        parts[PREVIOUS] = scored[scored["method"].isin(previous)]
-    return parts
+    """Return the scored samples by method, and by pair those of the previous ones as one.
+
+    Each has the `error` of its verdict, where it is known, and counts its `labels`.
+    """
+    known = samples["truth"].notna()
+    error = samples["truth"] - samples["supported"]
+    found = with_pooled(samples.assign(error=error, labels=known.astype(float)))
+    several = samples["method"][samples["method"].isin(PREVIOUS)].nunique()
+    found.loc[found["method"].map(is_pooled), "labels"] *= several  # the mean of a pair's methods
+    parts = found.groupby("method", sort=False)
+    return {str(method): part.dropna(subset="supported") for method, part in parts}
 
 
 def _problem(part: pd.DataFrame) -> str:
     """Say why an arm's labels cannot correct it, or nothing."""
-    count = int(part["truth"].notna().sum())
+    count = _counts(part)["n_labels"]
     if count < FEWEST:
         return f"{count or 'no'} labels; a correction needs {FEWEST}"
     return "the labels are of one query" if _queries(part, True) < 2 else ""
@@ -379,14 +389,19 @@ def _problem(part: pd.DataFrame) -> str:
 
 def _influence(part: pd.DataFrame, corrected: bool) -> tuple[float, pd.Series]:
     """Return an arm's mean, and by query how far it moves when that query is left out."""
-    parts = [part["supported"]]
+    weights = {"supported": pd.Series(1.0, part.index)}
     if corrected:
-        parts.append(part["truth"] - part["supported"])
-    moves = []
-    for values in parts:
-        each = (values - values.mean()).groupby(part["query_id"]).agg(["sum", "count"])
-        moves.append(-each["sum"] / (values.count() - each["count"]))
-    return float(sum(values.mean() for values in parts)), sum(moves[1:], start=moves[0])
+        weights["error"] = part["labels"]
+    total, moves = 0.0, []
+    for name, weight in weights.items():
+        values = part[name].fillna(0.0)
+        n = weight.sum() or np.nan
+        mean = (weight * values).sum() / n
+        rows = pd.DataFrame({"moved": weight * (values - mean), "weight": weight})
+        each = rows.groupby(part["query_id"]).sum()
+        moves.append(-each["moved"] / (n - each["weight"]))
+        total += float(mean)
+    return total, sum(moves[1:], start=moves[0])
 
 
 def _lift(own: pd.DataFrame, other: pd.DataFrame, corrected: bool) -> Estimate:
@@ -407,7 +422,7 @@ def _with_pairs_of(part: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def _queries(part: pd.DataFrame, labelled: bool) -> int:
-    kept = part["truth"].notna() if labelled else part["supported"].notna()
+    kept = part["error" if labelled else "supported"].notna()
     return int(part.loc[kept, "query_id"].nunique())
 
 
@@ -424,5 +439,49 @@ def _row(**found: Estimate) -> dict[str, Any]:
 
 
 def _counts(part: pd.DataFrame) -> dict[str, int]:
-    labels = int(part["truth"].count())
+    labels = round(part["labels"].sum())
     return {"n_samples": len(part), "n_labels": labels, "label_queries": _queries(part, True)}
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What hand labels say of a comparison.
+
+    Attributes:
+        labels: The labels.
+        fit: How many of them are of answers of this comparison.
+        probabilities: As `corrected_probabilities` returns them.
+        lifts: Over the original, as `corrected_lifts` returns them.
+        judge: As `certificate` returns it.
+    """
+
+    labels: Labels
+    fit: int
+    probabilities: pd.DataFrame
+    lifts: pd.DataFrame
+    judge: pd.DataFrame
+
+
+def correct(samples: pd.DataFrame, labels: Labels | None) -> Correction | None:
+    """Hold a comparison to hand labels; None where there are none.
+
+    Args:
+        samples: As `evaluate.evaluate` returns them.
+        labels: The labels.
+    """
+    if labels is None:
+        return None
+    read = with_labels(samples, labels)
+    tables = corrected_probabilities(read), corrected_lifts(read), certificate(read)
+    return Correction(labels, int(read["reader_a"].notna().sum()), *tables)
+
+
+def correction_headline(
+    found: Correction | None,
+) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """Return the corrected lifts that a manifest records, the raw ones beside them."""
+    if found is None:
+        return {}
+    kept = found.lifts[found.lifts["note"] == ""].drop(columns=["note", "label_queries"])
+    names = {"corrected": "mean", "corrected_low": "low", "corrected_high": "high"}
+    return {"corrected lift over original": plain_numbers(kept.rename(columns=names))}

@@ -10,19 +10,23 @@ from measure_certificate import coverage
 
 from geo_utils import certificate as module
 from geo_utils.certificate import (
-    PREVIOUS,
+    PREVIOUS_ARM,
     Labels,
     answer_sha,
     arm_of,
     certificate,
+    correct,
     corrected_lifts,
     corrected_probabilities,
+    correction_headline,
     export_labels,
     import_labels,
     read_labels,
     with_labels,
 )
 from geo_utils.cli import app
+from geo_utils.roles.methods import pooled
+from geo_utils.show.tables import correction_findings, correction_tables
 from geo_utils.statistics import interval_reach
 
 ARMS = ["original", "key_point", "paste_key_point", "fluency", "rules"]
@@ -93,9 +97,9 @@ class TestCorrection:
         few = few[(few["method"].isin(["original", "key_point"])) | (few["query_id"] < "q15")]
         found = with_labels(samples, labels_of(few, N))
         each, lifts = corrected_probabilities(found), corrected_lifts(found)
-        assert list(each.index) == [*ARMS, PREVIOUS]
+        assert list(each.index) == [*ARMS, pooled(2)]
         notes = {"original": "", "key_point": "", "rules": "14 labels; a correction needs 20"}
-        notes |= {"paste_key_point": "no labels; a correction needs 20", PREVIOUS: ""}
+        notes |= {"paste_key_point": "no labels; a correction needs 20", pooled(2): ""}
         for arm, note in notes.items():
             assert each.loc[arm, "note"] == note and each.loc[arm, "raw"] == 0.5
             assert np.isnan(each.loc[arm, "corrected"]) == bool(note)
@@ -105,6 +109,18 @@ class TestCorrection:
         assert lifts.loc["original", "note"].startswith("paste_key_point: no labels")
         bare = corrected_probabilities(with_labels(samples, None))
         assert (bare["note"] == "no labels; a correction needs 20").all()
+
+    def test_previous_methods_are_one_whose_pairs_are_means_and_whose_labels_count_each(
+        self, monkeypatch
+    ):
+        """Of 8 samples of 4 pairs 5 are called supported; of 5 labels 2 say otherwise, both no."""
+        monkeypatch.setattr(module, "FEWEST", 5)
+        samples = samples_of(["original", "fluency", "rules"], queries=4, repeats=1)
+        samples["supported"] = [1, 1, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0]
+        samples["truth"] = [np.nan, 1, 0, np.nan, 0, np.nan, np.nan, 1, 0, np.nan, np.nan, np.nan]
+        row = corrected_probabilities(samples).loc[pooled(2)]
+        assert (row["raw"], row["corrected"]) == (5 / 8, pytest.approx(5 / 8 - 2 / 5))
+        assert (row["n_samples"], row["n_labels"], row["label_queries"]) == (4, 5, 3)
 
     def test_a_method_that_was_never_scored_has_a_row_and_no_number(self):
         samples = samples_of(["original", "key_point"]).assign(truth=np.nan)
@@ -118,8 +134,8 @@ class TestCorrection:
 
     def test_previous_methods_are_those_that_do_not_know_the_point(self):
         arms = {m: arm_of(m) for m in ("fluency", "keyword_stuffing", "rules")}
-        assert set(arms.values()) == {PREVIOUS}
-        for own in ("original", "key_point", "arrange_key_point", "instruct_engine", "removed"):
+        assert set(arms.values()) == {PREVIOUS_ARM}
+        for own in ("original", "key_point", "rules_truthful", "instruct_engine", "removed"):
             assert arm_of(own) == own
 
 
@@ -268,3 +284,42 @@ class TestExchange:
             read_labels(path)
         with pytest.raises(ValueError, match="cannot be read"):
             read_labels(exported / "none.jsonl")
+
+
+class TestShown:
+    def test_raw_and_corrected_stand_side_by_side(self):
+        samples = samples_of(queries=30)
+        few = samples[samples["method"].isin(["original", "key_point"])]
+        own = np.where(few["method"] == "key_point", few["verdict"], N)
+        found = correct(samples, labels_of(few, own))
+        table, judge = (each.data for each in correction_tables(found, "Corpus c."))
+        assert table.loc["original", ["as judged", "n labels"]].tolist() == [
+            "0.500 [0.322, 0.678]",
+            60,
+        ]
+        assert table.loc["original", "corrected"].startswith("0.000")
+        assert table.loc["key-point rewrite", "lift as judged"] == "+0.000"
+        assert table.loc["key-point rewrite", "lift corrected"].startswith("+0.500 [+0.3")
+        assert table.loc["fluency", ["corrected", "lift corrected"]].tolist() == ["–", "–"]
+        assert table.loc["rules (as published)", "why not corrected"].startswith("no labels")
+        assert judge.loc["original", ["recall", "n other"]].tolist() == ["–", 60]
+        said = correction_findings(found)
+        assert "over the original page +0.000 as judged, **+0.500 [+0.3" in said
+        assert "120 of 120 hand labels" in said and "a person; a person" in said
+        assert said.count("- **") == 1  # the one method that has labels
+        (lift,) = correction_headline(found).values()
+        assert list(lift) == ["key_point"] and lift["key_point"]["raw"] == 0.0
+        assert lift["key_point"]["mean"] == 0.5 and lift["key_point"]["n_labels"] == 60
+
+    def test_without_labels_one_sentence_tells_how_to_get_them(self):
+        found = correct(samples_of(), None)
+        assert found is None and correction_tables(found, "") == []
+        assert "`geo labels export`" in correction_findings(found)
+        assert correction_headline(found) == {}
+
+    def test_labels_of_other_answers_are_said_to_fit_none(self):
+        samples = samples_of(queries=30)
+        found = correct(samples.assign(answer="another"), labels_of(samples, N))
+        assert "None of the 300 hand labels" in correction_findings(found)
+        assert correction_tables(found, "") == []
+        assert correction_headline(found) == {"corrected lift over original": {}}

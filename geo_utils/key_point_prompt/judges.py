@@ -11,10 +11,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from geo_utils.certificate import Labels, answer_sha, corrected_lifts, read_labels, with_labels
+from geo_utils.certificate import Labels, answer_sha, load_labels
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import Progress
-from geo_utils.files import resolve_path
 from geo_utils.key_point_prompt.params import JudgeCheckOptions, has_logprobs
 from geo_utils.key_point_prompt.study import Found, Setting, laid_out
 from geo_utils.models.loops import gather_all, run_sync
@@ -24,7 +23,7 @@ from geo_utils.roles.judges import STRICT, Judge, LexicalJudge, Verdict
 from geo_utils.runs import Run
 from geo_utils.show.plots import interval_figure
 from geo_utils.show.tables import count_range, intervals
-from geo_utils.statistics import kappa, with_interval
+from geo_utils.statistics import kappa
 from geo_utils.summary import estimates, plain_numbers
 
 _READERS = {"reader_a": "reader a", "reader_b": "reader b"}
@@ -199,7 +198,7 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
     """Let every judge that can be had judge answers of the comparison; see `judge_again`."""
     params, options = setting.params, setting.options
     judges = judges_of(setting.roles[0].judge, options, has_logprobs(params.judge))
-    labels = _labels(setting)
+    labels = load_labels(params.labels)
     first = set(labels.table["answer_sha"]) if labels else ()
     given = options.answers, params.seed, first
     return judge_again(setting.samples, setting.examples, judges, *given)
@@ -208,11 +207,9 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
 def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found | None:
     """Add the readers of hand labels, and read off how far judges and readers agree.
 
-    `judges.parquet` is written to the run folder. The lift of the method under study is corrected
-    for the errors of the run's own judge. None where there are not two judges.
+    `judges.parquet` is written to the run folder. None where there are not two judges.
     """
-    params, labels = setting.params, _labels(setting)
-    if labels is not None:
+    if labels := load_labels(setting.params.labels):
         asked = with_readers(asked, labels)
     kept, source = run.save_table(asked, "judges"), setting.roles[0].source()
     agreed, accuracy = kappa_table(kept), accuracy_table(kept)
@@ -231,43 +228,30 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found | None:
     figures = {} if agreed["kappa"].isna().all() else {"agreement": kappa_figure(agreed, source)}
     numbers = agreed.rename(columns={"kappa": "mean"})[["mean", "low", "high", "n_queries"]]
     tables = {"samples": kept, "kappa": agreed, "accuracy": accuracy}
-    lifts = corrected_lifts(with_labels(setting.samples, labels))
-    lift = lifts.to_dict("index")[params.method]
-    findings = f"{correction_text(lift)}\n\nSource: {source}."
+    n = f"{count_range(agreed['n_answers'])} answers of {count_range(agreed['n_queries'])} queries"
+    findings = f"- {agreement_text(agreed)}; n = {n}.\n\nSource: {source}."
     return Found(findings, figures, views, tables, {"kappa": plain_numbers(numbers)})
 
 
-def correction_text(lift: Mapping[Any, Any]) -> str:
-    """Say what a lift is once the judge's errors are corrected, or why that cannot be said.
+def agreement_text(found: pd.DataFrame) -> str:
+    """Say in one line how far judges agree.
 
     Args:
-        lift: A row of `certificate.corrected_lifts`.
+        found: As `kappa_table` returns it, with a row.
     """
-    raw, corrected = (
-        with_interval(lift[kind], lift[f"{kind}_low"], lift[f"{kind}_high"], signed=True)
-        for kind in ("raw", "corrected")
-    )
-    if lift["note"]:
-        return (
-            f"- No corrected lift: {lift['note']}. `geo labels export` draws answers for two "
-            "readers; `studies.judges.labels` names what `geo labels import` makes of them."
-        )
-    return f"- The lift is {raw} as the judge sees it, {corrected} corrected with hand labels."
-
-
-def _labels(setting: Setting) -> Labels | None:
-    path = setting.options.labels
-    return None if path is None else read_labels(resolve_path(path))
+    table = found.dropna(subset="kappa")
+    if table.empty:
+        return "The judges say one and the same throughout, which is no agreement beyond chance"
+    worst = str(table["kappa"].idxmin())
+    least, equal = table["kappa"][worst], f"{table['agreement'][worst]:.0%} equal verdicts"
+    if len(table) > 1:
+        return f"Judges agree least at kappa {least:.2f} ({worst}: {equal})"
+    return f"{worst.capitalize()}: kappa {least:.2f}, {equal}"
 
 
 def kappa_figure(kappa: pd.DataFrame, source: str) -> Figure:
     """Draw Cohen's kappa of each two judges."""
     table = kappa.dropna(subset="kappa")
-    worst = str(table["kappa"].idxmin())
-    least, equal = table["kappa"][worst], f"{table['agreement'][worst]:.0%} equal verdicts"
-    title = f"{worst.capitalize()}: kappa {least:.2f}, {equal}"
-    if len(table) > 1:
-        title = f"Judges agree least at kappa {least:.2f} ({worst}: {equal})"
     note = (
         f"n = {count_range(table['n_answers'])} answers of {count_range(table['n_queries'])} "
         f"queries, {table['abstentions'].sum()} abstentions in all; 95 % intervals by "
@@ -275,4 +259,5 @@ def kappa_figure(kappa: pd.DataFrame, source: str) -> Figure:
     )
     rows = table[["kappa", "low", "high"]].rename(columns={"kappa": "mean"})
     limits = (min(0.0, float(table["low"].min())), 1.0)
-    return interval_figure(rows, title, "Cohen's kappa on supported or not", note, limits=limits)
+    quantity = "Cohen's kappa on supported or not"
+    return interval_figure(rows, agreement_text(kappa), quantity, note, limits=limits)

@@ -10,9 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from geo_utils.certificate import read_labels
 from geo_utils.corpus import Example
-from geo_utils.files import resolve_path
 from geo_utils.key_point_prompt import adoption, headroom, judges, power, transfer
 from geo_utils.key_point_prompt.params import KeyPointPromptParams
 from geo_utils.key_point_prompt.study import Found, Setting
@@ -107,12 +105,6 @@ def check_studies(params: KeyPointPromptParams, examples: Sequence[Example]) -> 
             f"studies.adoption: every query of corpus {params.corpus.name!r} has one source; "
             "adoption needs at least two, set studies.adoption=null"
         )
-    labels = options.judges.labels if options.judges else None
-    if labels is not None:
-        try:
-            read_labels(resolve_path(labels))
-        except ValueError as error:
-            raise ParameterError(f"studies.judges.labels: {error}") from None
     if options.power and options.power.pilot is not None:
         power.load_pilot(options.power.pilot)
 

@@ -394,12 +394,15 @@ class EvaluationParams(RunParams):
         repeats: Sampled answers a page.
         record: Folder of recorded answers, which stand in for all models: nothing is called, and
             what it does not hold stops the run.
+        labels: File of hand labels, as `geo labels import` makes it, that probabilities are
+            corrected with; empty for none.
     """
 
     corpus: Annotated[ChosenCorpus, Field(strict=False)]
     rewriter: Model
     repeats: Annotated[int, Field(ge=1, le=1000)]
     record: Annotated[str, Field(min_length=1)] | None
+    labels: str
 
     @property
     def recorded(self) -> Path | None:
@@ -415,6 +418,15 @@ class EvaluationParams(RunParams):
     def key_points(self) -> KeyPointChoice:
         """Which key points of a page."""
         return self.corpus.key_points
+
+    @field_validator("labels")
+    @classmethod
+    def _there(cls, labels: str) -> str:
+        if labels and not resolve_path(labels).is_file():
+            raise ValueError(
+                f"{labels!r}: no such file; make it by `geo labels import`, or go without: ''"
+            )
+        return labels
 
     @model_validator(mode="after")
     def _check_methods(self) -> Self:

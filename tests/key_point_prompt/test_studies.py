@@ -29,7 +29,7 @@ from geo_utils.key_point_prompt.headroom import (
 )
 from geo_utils.key_point_prompt.judges import (
     accuracy_table,
-    correction_text,
+    agreement_text,
     judge_again,
     judges_of,
     kappa_table,
@@ -388,14 +388,14 @@ class TestAgreement:
         assert accuracy_table(table).empty
         assert accuracy_table(with_readers(table, Labels({}, read[:0]))).empty
 
-    def test_a_correction_or_why_there_is_none_is_said(self):
-        ends = {"raw_low": 0.1, "raw_high": 0.3, "corrected_low": 0.0, "corrected_high": 0.2}
-        row = {"raw": 0.2, "corrected": 0.1, "note": ""} | ends
-        said = "+0.200 [+0.100, +0.300] as the judge sees it, +0.100 [+0.000, +0.200] corrected"
-        assert said in correction_text(row)
-        assert "No corrected lift: no labels. `geo labels" in correction_text(
-            row | {"note": "no labels"}
+    def test_the_worst_pair_is_named(self):
+        rows = {"a – b": (0.9, 0.95), "a – c": (0.25, 0.625)}
+        found = pd.DataFrame.from_dict(rows, orient="index", columns=["kappa", "agreement"])
+        assert agreement_text(found) == (
+            "Judges agree least at kappa 0.25 (a – c: 62% equal verdicts)"
         )
+        assert agreement_text(found[:1]) == "A – b: kappa 0.90, 95% equal verdicts"
+        assert "one and the same throughout" in agreement_text(found.assign(kappa=np.nan))
 
 
 def pilot_of(between, points, within, points_a_query=1.0):
