@@ -106,6 +106,7 @@ def coverage(claim: str, sentences: Sequence[str], window: int = WINDOW) -> Cove
     return best
 
 
+@lru_cache(maxsize=100_000)
 def idf(word: str) -> float:
     """Return a stem's inverse document frequency among the pages of the shipped sample.
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from geo_utils.citations import strip_citations
 from geo_utils.models.base import ModelError, Request, Sampling
 from geo_utils.models.local import ENTAILMENT, entailment_prompt
 from geo_utils.models.loops import gather_all
 from geo_utils.roles.by_model import Completes
-from geo_utils.roles.judges import Verdict
-from geo_utils.text import sentences
+from geo_utils.roles.judges import Verdict, answer_sentences
 
 _PASSAGE = 4  # sentences, about as long as the texts that such models were trained on
 _LIKELY = 0.5
@@ -65,6 +63,6 @@ class EntailmentJudge:
 
 
 def _passages(answer: str) -> list[str]:
-    split, step = sentences(strip_citations(answer)), _PASSAGE // 2
+    split, step = answer_sentences(answer), _PASSAGE // 2
     starts = range(0, max(len(split) - step, min(len(split), 1)), step)
     return [" ".join(split[start : start + _PASSAGE]) for start in starts]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 from geo_utils.citations import strip_citations
@@ -38,6 +39,12 @@ class Judge(Protocol):
     async def judge(self, key_point: str, answer: str) -> Verdict:
         """Return the verdict on one key point's content in one answer's text."""
         ...
+
+
+@lru_cache(maxsize=8192)
+def answer_sentences(answer: str) -> tuple[str, ...]:
+    """Return an answer's sentences without citation marks, split once for all its key points."""
+    return tuple(sentences(strip_citations(answer)))
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class LexicalJudge:
 
     async def judge(self, key_point: str, answer: str) -> Verdict:
         """Return the verdict; an abstention only on a point without content words."""
-        return self.verdict(key_point, sentences(strip_citations(answer)))
+        return self.verdict(key_point, answer_sentences(answer))
 
     def verdict(self, key_point: str, answer_sentences: Sequence[str]) -> Verdict:
         """Return the verdict on an answer that is already split into sentences."""
