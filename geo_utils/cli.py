@@ -19,11 +19,13 @@ app = typer.Typer(
 slurm = typer.Typer(no_args_is_help=True, help="A notebook over a grid as one SLURM array.")
 cache = typer.Typer(no_args_is_help=True, help="The answers that are kept.")
 models = typer.Typer(no_args_is_help=True, help="The models that parameters can name.")
+labels = typer.Typer(no_args_is_help=True, help="Hand labels, which the judge is held to.")
 cold_start = typer.Typer(no_args_is_help=True, help="The supervised steps before a training.")
 for name, part in (
     ("slurm", slurm),
     ("cache", cache),
     ("models", models),
+    ("labels", labels),
     ("cold-start", cold_start),
 ):
     app.add_typer(part, name=name)
@@ -242,6 +244,7 @@ def check_model(
     """Ask a model one word: does it answer, as whom, and what does it cost?"""
     from geo_utils.models.base import FatalError, ModelError, Request, Sampling
     from geo_utils.models.known import AS_OF, retirement
+    from geo_utils.models.local import entailment_prompt
     from geo_utils.models.loops import run_sync
     from geo_utils.models.usage import price_of
     from geo_utils.roles.make import make_model
@@ -252,11 +255,12 @@ def check_model(
         if name.backend == "offline":
             raise ValueError("offline: no model is asked, nothing is to be checked")
         made = make_model(name, tuple(read_addresses(server)) if server else ())
+        prompt = "Answer with the one word: ready"
+        if name.backend == "entailment":
+            prompt = entailment_prompt("The tide rises twice a day.", "The tide rises.")
 
         async def ask() -> Any:
-            request = Request(
-                "engine", "Answer with the one word: ready", sampling=Sampling(None, 64)
-            )
+            request = Request("engine", prompt, sampling=Sampling(None, 64))
             try:
                 await made.probe()
                 return await made.complete(request)
@@ -270,6 +274,56 @@ def check_model(
     _say(f"cost: {cost} (prices as of {AS_OF})")
     if note := retirement(name.id):
         _say(note)
+
+
+@labels.command("export")
+def export_labels(
+    run: Annotated[Path, typer.Argument(help="a run folder of notebook 02 or 03")],
+    file: Annotated[Path, typer.Argument(help="the sheet; each reader fills a copy")],
+    each: Annotated[int, typer.Option(min=1, help="answers of each arm")] = 80,
+    seed: int = 0,
+) -> None:
+    """Draw answers for two readers, who see neither method nor verdict."""
+    import pandas as pd
+
+    from geo_utils import certificate
+    from geo_utils.files import write_atomic
+    from geo_utils.records import Record
+
+    with refusals():
+        record, key = Record(run.resolve()), file.with_suffix(".key.jsonl")
+        for path in (file, key):
+            if path.exists():
+                raise ValueError(f"{path} is there already, and may hold labels; name another file")
+        samples = pd.read_parquet(run / "samples.parquet")
+        about = {"run": str(record), "source": record.provenance}
+        sheet, answers = certificate.export_labels(samples, about, each, seed)
+        for path, text in ((file, sheet), (key, answers)):
+            write_atomic(path, text)
+    _say(f"{sheet.count(chr(10)) - 1} answers: {file}", f"what each is, for no reader: {key}")
+
+
+@labels.command("import")
+def import_labels(
+    key: Annotated[Path, typer.Argument(help="the key that the export wrote beside the sheet")],
+    sheets: Annotated[list[Path], typer.Argument(help="the two readers' copies of the sheet")],
+    out: Annotated[Path, typer.Option(help="the labels file")] = Path("labels.jsonl"),
+) -> None:
+    """Check the sheets of two readers, row by row, and join them to a labels file."""
+    from datetime import UTC, datetime
+
+    from geo_utils import certificate
+    from geo_utils.files import write_atomic
+
+    with refusals():
+        text = certificate.import_labels(key, sheets, f"{datetime.now(UTC):%Y-%m-%d}")
+        write_atomic(out, text)
+        table = certificate.read_labels(out).table
+    agreed = int((table["reader_a"] == table["reader_b"]).sum())
+    arms = table["method"].map(certificate.arm_of).value_counts()
+    _say(f"{len(table)} labels of {table['query_id'].nunique()} queries: {out}")
+    _say(*(f"{count:5} {arm}" for arm, count in arms.items()))
+    _say(f"the readers agree on {agreed} of {len(table)}")
 
 
 @cold_start.command("export")

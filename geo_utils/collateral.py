@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geo_utils.citations import strip_citations
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import Counter, Progress, samples_of
 from geo_utils.fidelity import plain_sentences
 from geo_utils.lexical import SUPPORT_THRESHOLD, bm25, coverage
 from geo_utils.models.loops import gather_all
 from geo_utils.roles.by_model import ModelJudge
-from geo_utils.roles.judges import Judge, LexicalJudge, Verdict
+from geo_utils.roles.judges import Judge, Verdict
 from geo_utils.roles.methods import is_arm
 from geo_utils.summary import PAIR, adjusted, contrasts
 from geo_utils.text import content_words, sentences, words
@@ -44,7 +43,7 @@ def other_points(example: Example, per_page: int = 2) -> list[KeyPoint]:
         split = [s for s in plain_sentences(page) if 8 <= len(words(s)) <= 40]
         scores = bm25(content_words(example.query), [content_words(s) for s in split])
         ranked = [split[j] for j in np.argsort(-scores, kind="stable")]
-        own = (s for s in ranked if coverage(s, target).score < SUPPORT_THRESHOLD)
+        own = (s for s in ranked if coverage(s, target).support() < SUPPORT_THRESHOLD)
         kept = [s for s, _ in zip(own, range(per_page), strict=False)]
         points += [KeyPoint(len(points) + j, s) for j, s in enumerate(kept, 1)]
     return points
@@ -99,9 +98,6 @@ def judge_points(
 async def _verdicts(judge: Judge, points: Sequence[KeyPoint], answer: str) -> list[Verdict]:
     if isinstance(judge, ModelJudge) and not judge.soft:
         return await judge.judge_all(points, answer)
-    if isinstance(judge, LexicalJudge):  # reads the answer once
-        split = sentences(strip_citations(answer))
-        return [judge.verdict(point.content, split) for point in points]
     return await gather_all(judge.judge(point.content, answer) for point in points)
 
 

@@ -410,7 +410,7 @@ def choose_key_points(
             points = tuple(
                 p
                 for p in points
-                if all(coverage(p.content, page).score < SUPPORT_THRESHOLD for page in pages)
+                if all(coverage(p.content, page).support() < SUPPORT_THRESHOLD for page in pages)
             )
         if points and which != "all":
             points = (random.Random(f"{seed}|key point|{example.query_id}").choice(points),)

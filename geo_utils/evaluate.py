@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -225,9 +226,7 @@ class Scorer:
             "echoes": np.nan if rewrite.echoes is None else float(rewrite.echoes),
         }
         if page is not None:
-            true = fidelity(example.target, page, [point.content])
-            row |= {"page_words": float(len(words(page)))}
-            row |= {"kept": true.kept, "grounded": true.grounded}
+            row |= _page_figures(example.target, page, point.content)
             return row | await self.page(example, point, page, repeat)
         if rewrite.own_failure:
             reason = {"verdict": "no page", "explanation": rewrite.abstention, "abstention": None}
@@ -288,18 +287,7 @@ class Scorer:
             timer("engine", time.monotonic() - started)
         if answer.abstention:
             return {"abstention": f"engine: {answer.abstention}"}
-        parsed = parse_answer(answer.text, len(sources))
-        row: Row = {
-            "answer": answer.text,
-            "answer_words": float(len(words(answer.text))),
-            "citations_out_of_range": float(len(parsed.out_of_range)),
-            "citations_unparsed": float(len(parsed.unparsed)),
-        }
-        if sources:
-            seen = visibility_from_parsed(parsed, len(sources))
-            row["uncited"] = seen.uncited
-            if place is not None:
-                row |= {name: float(getattr(seen, name)[place]) for name in FIGURES}
+        row = {"answer": answer.text, **_answer_figures(answer.text, len(sources), place)}
         if self.judge is None:
             return row
         started = time.monotonic()
@@ -314,6 +302,35 @@ class Scorer:
             "score": np.nan if verdict.score is None else verdict.score,
             "explanation": verdict.explanation,
         }
+
+
+@lru_cache(maxsize=1024)
+def _length(page: str) -> int:
+    return len(words(page))
+
+
+@lru_cache(maxsize=4096)
+def _page_figures(original: str, page: str, key_point: str) -> Row:
+    """Return the figures of a page, which its repeats share."""
+    true = fidelity(original, page, [key_point])
+    return {"page_words": float(len(words(page))), "kept": true.kept, "grounded": true.grounded}
+
+
+@lru_cache(maxsize=8192)
+def _answer_figures(answer: str, n_sources: int, place: int | None) -> Row:
+    """Return the figures of an answer, which all key points that it is judged on share."""
+    parsed = parse_answer(answer, n_sources)
+    row: Row = {
+        "answer_words": float(len(words(answer))),
+        "citations_out_of_range": float(len(parsed.out_of_range)),
+        "citations_unparsed": float(len(parsed.unparsed)),
+    }
+    if n_sources:
+        seen = visibility_from_parsed(parsed, n_sources)
+        row["uncited"] = seen.uncited
+        if place is not None:
+            row |= {name: float(getattr(seen, name)[place]) for name in FIGURES}
+    return row
 
 
 def empty_row(
@@ -337,7 +354,7 @@ def empty_row(
         **dict.fromkeys(FIGURES, np.nan),
         "uncited": None,
         **dict.fromkeys(("citations_out_of_range", "citations_unparsed"), np.nan),
-        "original_words": len(words(example.target)),
+        "original_words": _length(example.target),
         **dict.fromkeys(("echoes", "page_words", "kept", "grounded", "answer_words"), np.nan),
         "abstention": None,
     }

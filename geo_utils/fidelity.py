@@ -228,7 +228,7 @@ def check_pages(samples: pd.DataFrame, examples: Iterable[Example], gate: float)
     corpus = {example.query_id: example for example in examples}
 
     def said(key_point: str, page: str) -> float:
-        return coverage(key_point, sentences(page)).score
+        return coverage(key_point, sentences(page)).support()
 
     @cache
     def checked(query_id: str, key_point: str, page: str, own: bool) -> tuple[float, ...]:

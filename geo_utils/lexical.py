@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from geo_utils.text import content_words
 
-# Share of a key point's weight that a window of sentences must hold to support it. Chosen on
-# data: `python tests/measure_judge.py` measures it, and judges.LexicalJudge quotes the result.
-SUPPORT_THRESHOLD = 0.50
+# From which `Coverage.support` on a text supports a claim. Chosen on data, as window and spread:
+# `python tests/measure_judge.py` measures it, and judges.LexicalJudge quotes the result.
+SUPPORT_THRESHOLD = 0.62
 WINDOW = 2
+SPREAD = 0.5
 
 
 def bm25(
@@ -56,12 +57,22 @@ class Coverage:
         start: Index of the window's first sentence.
         end: One past its last.
         missing: Stems of the claim that the window lacks.
+        anywhere: Covered share of the weight in the whole text.
     """
 
     score: float
     start: int = 0
     end: int = 0
     missing: tuple[str, ...] = ()
+    anywhere: float = 0.0
+
+    def support(self, spread: float = SPREAD) -> float:
+        """Return how far the text supports the claim, 0 to 1.
+
+        A claim is said in one place, but its subject may have been named before, and a part of it
+        may come later: `spread` is the weight of what is said anywhere.
+        """
+        return (1 - spread) * self.score + spread * self.anywhere
 
 
 def coverage(claim: str, sentences: Sequence[str], window: int = WINDOW) -> Coverage:
@@ -81,6 +92,7 @@ def coverage(claim: str, sentences: Sequence[str], window: int = WINDOW) -> Cove
     if not total:
         return Coverage(0.0)
     held = [wanted.intersection(content_words(sentence)) for sentence in sentences]
+    anywhere = sum(weights[word] for word in sorted(frozenset().union(*held))) / total
     best, best_key = Coverage(0.0, missing=tuple(sorted(wanted))), (0.0, 0)
     for start in range(len(held)):
         inside: frozenset[str] = frozenset()
@@ -90,10 +102,11 @@ def coverage(claim: str, sentences: Sequence[str], window: int = WINDOW) -> Cove
             if (score, -size) > best_key and inside:
                 best_key = (score, -size)
                 missing = tuple(sorted(wanted - inside))
-                best = Coverage(score, start, start + size, missing)
+                best = Coverage(score, start, start + size, missing, anywhere)
     return best
 
 
+@lru_cache(maxsize=100_000)
 def idf(word: str) -> float:
     """Return a stem's inverse document frequency among the pages of the shipped sample.
 

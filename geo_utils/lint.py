@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.resources import files
 
 from geo_utils.text import DELIMITER, NO_WIDTH, plain_line_breaks, sentences, words
@@ -84,6 +85,10 @@ def instructions(page: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+# One original has many rewrites, and a rewrite that was made for no key point stands for all.
+_instructions = lru_cache(maxsize=4096)(instructions)
+
+
 def new_instructions(original: str, page: str) -> list[str]:
     """Return the instructions of a rewritten page that its original does not have.
 
@@ -95,8 +100,8 @@ def new_instructions(original: str, page: str) -> list[str]:
         Passages as `instructions` gives them; the same words in other case or punctuation are
         not new.
     """
-    known = {_key(passage) for passage in instructions(original)}
-    return [passage for passage in instructions(page) if _key(passage) not in known]
+    known = {_key(passage) for passage in _instructions(original)}
+    return [passage for passage in _instructions(page) if _key(passage) not in known]
 
 
 def _parted(page: str) -> tuple[str, list[str]]:

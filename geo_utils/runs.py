@@ -45,7 +45,7 @@ google-genai openai""".split()  # noqa: SIM905
 _NO_IDENTITY: Any = {"paths": {"output", "cache"}, "servers": True, "calls": True}
 # Parameters that name files or folders; their content is part of the identity.
 _NAMES_CONTENT: dict[str, Any] = dict.fromkeys(
-    """methods baseline_methods engine judge rewriter studies record recorded models
+    """methods baseline_methods engine judge rewriter studies record recorded labels models
     evaluation policy""".split(),  # noqa: SIM905
     True,
 ) | {"corpus": {"path"}, "paths": {"prompts"}}
@@ -336,7 +336,7 @@ def _content(value: Any) -> dict[str, str]:
     if not isinstance(value, str) or not value:
         return {}
     name = value.partition("@cuda:")[0]  # a model's GPU is no part of its folder
-    path = resolve_path(re.sub("^(vllm|transformers)/", "", name))
+    path = resolve_path(re.sub("^(vllm|transformers|entailment)/", "", name))
     if path.is_file():
         return {value: str(_file_hash(path))}
     if not path.is_dir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -74,13 +74,27 @@ def cluster_mean(
     else:
         error = float(np.sqrt(n / (n - 1) * ((sums - mean * counts) ** 2).sum())) / total
         reach = interval_reach(n)
+        low, high = mean - reach * error, mean + reach * error
         if bounded:
-            wider = stats.norm.ppf(0.5 + CONFIDENCE / 2) / reach
-            effective = min(mean * (1 - mean) / error**2 * wider**2, total)
-            low, high = proportion_confint(mean * effective, effective, 1 - CONFIDENCE, "wilson")
-        else:
-            low, high = mean - reach * error, mean + reach * error
+            low, high = wilson_interval(mean, error, n, len(frame))
     return Estimate(mean, float(low), float(high), n, len(frame))
+
+
+def wilson_interval(
+    mean: float, error: float, n_clusters: int, n_samples: int
+) -> tuple[float, float]:
+    """Return Wilson's interval of a probability at the sample size that its error implies.
+
+    Args:
+        mean: The probability, between 0 and 1.
+        error: Its standard error, above 0.
+        n_clusters: How many clusters tell the error.
+        n_samples: Samples behind it: the most that the effective size can be.
+    """
+    wider = stats.norm.ppf(0.5 + CONFIDENCE / 2) / interval_reach(n_clusters)
+    effective = min(mean * (1 - mean) / error**2 * wider**2, n_samples)
+    low, high = proportion_confint(mean * effective, effective, 1 - CONFIDENCE, "wilson")
+    return float(low), float(high)
 
 
 def jackknife(
@@ -107,6 +121,30 @@ def jackknife(
             half = interval_reach(n) * error
             low, high = whole - half, whole + half
     return Estimate(whole, low, high, n, len(named))
+
+
+def kappa(said: NDArray[np.bool_], clusters: Sequence[object]) -> Estimate:
+    """Estimate Cohen's kappa of two readers, with the jackknife's interval over clusters.
+
+    Args:
+        said: What each says, shape (n, 2).
+        clusters: The cluster of each row, shape (n,).
+
+    Returns:
+        NaN where both say one and the same throughout: there is no agreement beyond chance.
+    """
+
+    def of(kept: NDArray[np.bool_]) -> float:
+        counts = np.bincount(2 * said[kept, 0] + said[kept, 1], minlength=4).reshape(2, 2)
+        n = counts.sum()
+        by_chance = (counts.sum(0) * counts.sum(1)).sum()
+        if by_chance >= n**2:  # also of no rows
+            return float("nan")
+        return float((np.trace(counts) * n - by_chance) / (n**2 - by_chance))
+
+    found = jackknife(of, clusters)
+    low, high = np.clip([found.low, found.high], -1.0, 1.0).tolist()
+    return replace(found, low=low, high=high)
 
 
 def interval_reach(n_clusters: int) -> float:

@@ -91,7 +91,10 @@ def upstream_sentences(answer: str) -> list[list[Sentence]]:
 
 def visibility_from_parsed(answer: CitedAnswer, n_sources: int) -> Visibility:
     """Compute the `corrected` visibility of an answer that is already parsed."""
-    flat = [(words(s.text), s.text, [c + 1 for c in s.citations]) for s in answer.sentences]
+    flat = [  # only the words of what cites count
+        (words(s.text) if s.citations else [], s.text, [c + 1 for c in s.citations])
+        for s in answer.sentences
+    ]
     return visibility_from_sentences([flat], n_sources)
 
 

@@ -1,13 +1,22 @@
-"""What the lexical judge can tell apart: `python tests/measure_judge.py --corpus sample`."""
+"""What the lexical judge can tell apart: `python tests/measure_judge.py --corpus sample`.
+
+With `--labels FILE` it is held to hand labels: JSON lines with `query_id`, `method`, `key_point`,
+`answer`, `reader_a` and `reader_b`.
+"""
 
 import argparse
+import json
+from pathlib import Path
 
 import numpy as np
+from scipy.optimize import minimize
 from scipy.stats import mannwhitneyu
 
+from geo_utils.citations import strip_citations
 from geo_utils.corpus import load_corpus
-from geo_utils.lexical import coverage
+from geo_utils.lexical import SUPPORT_THRESHOLD, coverage
 from geo_utils.roles.judges import LexicalJudge
+from geo_utils.statistics import kappa
 from geo_utils.text import sentences
 
 
@@ -27,9 +36,9 @@ def support_scores(examples):
         for point in example.key_points:
             for j, page in enumerate(pages[i]):
                 kind = "own" if j == example.target_id else "same query"
-                scores[kind].append(coverage(point.content, page).score)
+                scores[kind].append(coverage(point.content, page).support())
             for page in pages[(i + 1) % len(pages)]:
-                scores["other query"].append(coverage(point.content, page).score)
+                scores["other query"].append(coverage(point.content, page).support())
     return {kind: np.array(values) for kind, values in scores.items()}
 
 
@@ -39,12 +48,68 @@ def roc_auc(positive, negative):
     return float(statistic / (len(positive) * len(negative)))
 
 
+def fitted_threshold(scores, supported):
+    """Return the score at which a logistic regression of the labels gives one half."""
+
+    def loss(line):
+        logit = line[0] + line[1] * scores
+        return np.logaddexp(0, np.where(supported, -logit, logit)).sum() + 0.01 * line[1] ** 2
+
+    intercept, slope = minimize(loss, [-5.0, 10.0]).x
+    return -intercept / slope
+
+
+def on_labels(path):
+    """Return lines that hold the judge to hand labels, as it is and with other thresholds.
+
+    Half of the queries choose a threshold, the other half measure it, and the reverse: 200 draws.
+    """
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    split = [sentences(strip_citations(row["answer"])) for row in rows]
+    scores = np.array(
+        [coverage(r["key_point"], s).support() for r, s in zip(rows, split, strict=True)]
+    )
+    true = np.array([row["reader_a"] == "supported" for row in rows])
+    made = np.array(["key_point" in row["method"] for row in rows])
+    queries = np.array([row["query_id"] for row in rows])
+    judge = LexicalJudge()
+    verdicts = [judge.verdict(r["key_point"], s).label for r, s in zip(rows, split, strict=True)]
+    said = np.array([verdict == "supported" for verdict in verdicts])
+    found = kappa(np.column_stack([true, said]), queries.tolist())
+    lines = [f"{len(rows)} labels of {len(set(queries))} queries, {true.sum()} supported"]
+    lines.append(f"kappa {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}] at {judge.threshold}")
+    for name, group in (("made for the point", made), ("not made for it", ~made)):
+        yes, no = group & true, group & ~true
+        lines.append(
+            f"{name}: recall {said[yes].sum()} of {yes.sum()}, specificity "
+            f"{(~said[no]).sum()} of {no.sum()}, AUC {roc_auc(scores[yes], scores[no]):.3f}"
+        )
+    lines.append(f"AUC {roc_auc(scores[true], scores[~true]):.3f}")
+    names, rng, kappas = np.unique(queries), np.random.default_rng(0), []
+    for _ in range(200):
+        half = np.isin(queries, rng.choice(names, len(names) // 2, replace=False))
+        held = np.empty(len(rows), dtype=bool)
+        for chosen in (half, ~half):
+            held[~chosen] = scores[~chosen] >= fitted_threshold(scores[chosen], true[chosen])
+        kappas.append(kappa(np.column_stack([true, held]), queries.tolist()).mean)
+    low, high = np.quantile(kappas, [0.05, 0.95])
+    lines.append(
+        f"threshold from the other half: mean kappa {np.mean(kappas):.3f}, 90 % of draws "
+        f"{low:.3f} to {high:.3f}"
+    )
+    return lines
+
+
 def main():
     """Measure the lexical judge on a corpus and print its ROC AUC and rates."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--corpus", default="sample")
     parser.add_argument("--path")
+    parser.add_argument("--labels", type=Path)
     args = parser.parse_args()
+    if args.labels:
+        print("\n".join(on_labels(args.labels)))  # noqa: T201
+        return
     corpus = load_corpus(args.corpus, path=args.path)
     scores = support_scores(corpus.examples)
     lines = [str(corpus)]
@@ -56,7 +121,7 @@ def main():
     )
     lines.append(f"threshold with the largest Youden index against the same query: {best:.2f}")
     lines += [f"pairs, {kind}: {len(found)}" for kind, found in scores.items()]
-    for t in np.arange(0.40, 0.81, 0.05):
+    for t in (*np.arange(0.40, 0.81, 0.05), SUPPORT_THRESHOLD):
         rates = "  ".join(f"{kind} {(s >= t - 1e-9).mean():.4f}" for kind, s in scores.items())
         lines.append(f"held at {t:.2f}: {rates}")
     judge = LexicalJudge()

@@ -81,8 +81,10 @@ BAD = [  # notebook, file, NAME=VALUE, what is said of it
     ("02", "smoke", "engine=vllm/x@cuda:a", "lacks the model's id, or its GPU is none"),
     ("02", "smoke", "engine=offline/x", "'offline/x': offline roles take no id"),
     ("02", "smoke", "engine=offline/strict", "engine='offline/strict': only a judge is strict"),
+    ("02", "smoke", "engine=entailment/x", "engine='entailment/x': an entailment model writes"),
     ("02", "smoke", "judge={a: 1}", "judge={'a': 1}: input should be a valid string"),
     ("02", "smoke", "sampling.judge_mode=soft", "judge='offline' gives no log-probabilities"),
+    ("02", "smoke", "labels=no.jsonl", "labels: 'no.jsonl': no such file; make it by `geo labels"),
     # addresses
     ("02", "smoke", "engine=openai/m", "engine='openai/m' needs an address"),
     ("02", "smoke", "servers={egine: 'http://h'}", "'egine' is no role; did you mean 'engine'?"),

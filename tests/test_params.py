@@ -138,7 +138,12 @@ def test_notebook_03_compares_its_method_with_the_baselines():
         (
             {"judges": {"judges": ["lexical", "soft"]}},
             {"judge": "gemini/x"},
-            "'soft' needs log-probabilities, which judge='gemini/x' does not give",
+            "'soft' needs log-probabilities; judge='gemini/x' is one of lexical, lex",
+        ),
+        (
+            {"judges": {"judges": ["lexical", "batch"]}},
+            {"judge": "entailment/x"},
+            "'batch' needs a model; judge='entailment/x' is one of lexical, lex",
         ),
         ({"power": {"lifts": [0]}}, {}, "studies.power.lifts[0]=0: input should be greater"),
         ({"power": {"repeats": []}}, {}, "studies.power: repeats=[]: name at least one"),

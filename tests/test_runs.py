@@ -76,6 +76,18 @@ def test_where_outputs_lie_does_not_make_another_run(params, tmp_path):
     assert locate_run(NAME, params()).folder.name[-8:] == locate_run(NAME, there).folder.name[-8:]
 
 
+def test_another_content_of_what_is_named_is_another_run(params, tmp_path):
+    (tmp_path / "model").mkdir()
+    files = {"labels": tmp_path / "labels.jsonl", "judge": tmp_path / "model" / "config.json"}
+    for name, path in files.items():
+        found = set()
+        for content in ("one", "two"):
+            path.write_text(content)
+            given = {"labels": str(path), "judge": f"entailment/{path.parent}"}[name]
+            found.add(locate_run(NAME, params(**{name: given})).folder.name[-8:])
+        assert len(found) == 2, name
+
+
 def test_a_finished_run_stays_finished(params):
     run = start_run(NAME, params())
     run.finish({})

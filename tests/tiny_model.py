@@ -1,4 +1,4 @@
-"""A Qwen3 of random weights and its tokenizer, small enough to be made in a second."""
+"""Models of random weights and their tokenizers, small enough to be made in a second."""
 
 from pathlib import Path
 
@@ -43,4 +43,35 @@ def make_tiny_model(folder: Path) -> Path:
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     wrapped.save_pretrained(folder)
+    return folder
+
+
+def make_tiny_classifier(folder: Path, labels: list[str], bias: list[float]) -> Path:
+    """Make a BERT of random weights that tells `labels` apart, some more likely than others."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = ["the", "tide", "rises", "twice", "a", "day", "moon", "pulls", "water", ".", "not"]
+    letters = [
+        f"{joint}{c}" for joint in ("", "##") for c in "abcdefghijklmnopqrstuvwxyz0123456789"
+    ]
+    (folder / "vocab.txt").write_text("\n".join(dict.fromkeys([*marks, *words, *letters])) + "\n")
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+        initializer_range=0.5,
+    )
+    model = BertForSequenceClassification(config)
+    model.classifier.bias.data = torch.tensor(bias)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

@@ -32,6 +32,9 @@ BAND = (0.2, 0.8)
 CALLS_PER_ROLLOUT = 2
 # A gain of the best of k rewrites that is worth a training, in key-point probability.
 WORTH = 0.05
+# Least distance of two rewrites' answers. The shipped record was made with it, and holds no fresh
+# answers of rewrites that another judge calls the best: there `fresh_answers` is 0.
+_STEP = 12
 _FRESH, _SAME = "best of k, fresh answers", "best of k, same answers"
 _ROOM, _CURSE, _IN_BAND = "room above the mean", "winner's curse", "in the trainable band"
 _WASTED, _USEFUL = "no variance, G = {}", "useful groups in 1,000 calls, G = {}"
@@ -56,7 +59,7 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
     # An answer's index is one that no other rewrite has: the offline engine's noise would be
     # theirs too, and the answers of two rewrites no independent draws. The first rewrite has the
     # comparison's.
-    step = options.answers + options.fresh_answers
+    step = max(options.answers + options.fresh_answers, _STEP)
 
     async def one(example: Example, point: KeyPoint) -> list[dict[str, Any]]:
         pages = await gather_all(
@@ -71,7 +74,8 @@ def ask(setting: Setting, progress: Progress | None = None) -> pd.DataFrame:
         rows = await gather_all(sample(i, j, "choose") for i in numbers for j in answers)
         best = best_rewrite(rows, f"{seed}|best|{example.query_id}|{point.number}")
         if best is not None:
-            rows += await gather_all(sample(best, j, "fresh") for j in range(len(answers), step))
+            anew = range(len(answers), len(answers) + options.fresh_answers)
+            rows += await gather_all(sample(best, j, "fresh") for j in anew)
         return rows
 
     tasks = [one(example, point) for example, point in setting.pairs]
@@ -91,9 +95,9 @@ def unit_table(samples: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Indexed by query and key point: `mean` over rewrites, `best` (largest rewrite mean),
-        `fresh` (the best's fresh answers), `rewrite_variance` and `answer_variance` (unbiased),
-        `mean_variance` (of `mean`, unbiased), `rewrite_means` (an array), and `first` and
-        `second`: the mean by halves of the answers.
+        `fresh` (the best's fresh answers; without any, by halves), `rewrite_variance` and
+        `answer_variance` (unbiased), `mean_variance` (of `mean`, unbiased), `rewrite_means` (an
+        array), and `first` and `second`: the mean by halves of the answers.
     """
     scored = samples.dropna(subset="supported")
     chosen, fresh = (scored[scored["stage"] == stage] for stage in ("choose", "fresh"))
@@ -103,11 +107,17 @@ def unit_table(samples: pd.DataFrame) -> pd.DataFrame:
     spread = means.var().where((by_unit["var"].count() == count) & (count > 1))
     half = (chosen["repeat"] % 2).map({0: "first", 1: "second"}).rename("half")
     halves = chosen.groupby([*UNIT, "rewrite", half])["supported"].mean()
+    anew = fresh.groupby(UNIT)["supported"].mean()
+    if fresh.empty:
+        by_half = pd.DataFrame(halves.unstack()).reindex(columns=["first", "second"]).dropna()
+        best = by_half.eq(by_half.groupby(UNIT).transform("max")).to_numpy()
+        other = np.where(best, by_half[["second", "first"]].to_numpy(float), np.nan)
+        anew = pd.DataFrame(other, by_half.index).groupby(UNIT).mean().mean(axis=1)
     units = pd.DataFrame(
         {
             "mean": means.mean(),
             "best": means.max(),
-            "fresh": fresh.groupby(UNIT)["supported"].mean(),
+            "fresh": anew,
             "rewrite_variance": spread - by_unit["error"].mean(),
             "answer_variance": by_unit["var"].mean().where(spread.notna()),
             "mean_variance": spread / count,

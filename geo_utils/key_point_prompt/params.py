@@ -13,7 +13,7 @@ from geo_utils.roles.params import WITHOUT_LOGPROBS, EvaluationParams, Model, Mo
 Count = Annotated[int, Field(ge=1, le=100_000, strict=True)]
 Method = Annotated[str, AfterValidator(known_method)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-JudgeKind = Literal["lexical", "lexical strict", "verdict", "batch", "soft"]
+JudgeKind = Literal["lexical", "lexical strict", "entailment", "verdict", "batch", "soft"]
 
 
 class HeadroomOptions(Options):
@@ -22,14 +22,15 @@ class HeadroomOptions(Options):
     Attributes:
         rewrites: k, sampled rewrites of a page.
         answers: m, sampled answers a rewrite.
-        fresh_answers: Answers that only the best rewrite gets, drawn after it was chosen.
+        fresh_answers: Answers that only the best rewrite gets, drawn after it was chosen; 0 for
+            none: the best by one half of the answers is then judged by the other half.
         groups: Group sizes of GRPO to count.
         queries: How many queries, drawn from the seed; none for all.
     """
 
     rewrites: Annotated[int, Field(le=16, strict=True)] = 8
     answers: Annotated[int, Field(le=100, strict=True)] = 4
-    fresh_answers: Count = 8
+    fresh_answers: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 8
     groups: list[Annotated[int, Field(ge=2, le=1024, strict=True)]] = [4, 8, 16]
     queries: Count | None = None
 
@@ -122,20 +123,10 @@ class JudgeCheckOptions(Options):
     Attributes:
         answers: How many answers, drawn from the seed; none for all.
         judges: Which; none for all that the run's judge can be.
-        labels: A sheet of hand labels, as `judges.label_sheet` writes it and a person fills it.
     """
 
     answers: Count | None = 200
     judges: list[JudgeKind] | None = None
-    labels: str | None = None
-
-    @model_validator(mode="after")
-    def _two_judges(self) -> Self:
-        if self.judges is not None and len(set(self.judges)) < 2 and self.labels is None:
-            raise ValueError(
-                f"judges={self.judges!r}: an agreement needs two judges, or labels of a person"
-            )
-        return self
 
 
 class PowerOptions(Options):
@@ -168,7 +159,7 @@ class StudyOptions(Options):
         headroom: What training could gain.
         adoption: What happens when other pages do the same.
         transfer: Whether a lift holds under another engine.
-        judges: Whether judges agree with each other, and with a person.
+        judges: Whether judges agree with each other, and with hand labels.
         power: How many queries a lift needs; calls nothing.
     """
 
@@ -249,12 +240,21 @@ class KeyPointPromptParams(EvaluationParams):
     def _check_judges(self) -> Self:
         """Refuse judges that the run's judge cannot be."""
         asked = self.studies.judges and self.studies.judges.judges
+        if asked is not None and len(set(asked)) < 2 and not self.labels:
+            raise ValueError(
+                f"studies.judges.judges={asked!r}: an agreement needs two judges, or hand labels"
+            )
+        own = {"offline": [], "entailment": ["entailment"]}.get(
+            ModelName.read(self.judge).backend, ["verdict", "batch"]
+        )
+        known = ["lexical", "lexical strict", *own, *["soft"] * has_logprobs(self.judge)]
+        needs = {"soft": "log-probabilities", "entailment": "judge=entailment/ID"}
         for kind in asked or ():
-            where, judge = f"studies.judges.judges: {kind!r} needs", f"judge={self.judge!r}"
-            if self.judge.startswith("offline") and not kind.startswith("lexical"):
-                raise ValueError(f"{where} a model; {judge} is one of lexical, lexical strict")
-            if kind == "soft" and not has_logprobs(self.judge):
-                raise ValueError(f"{where} log-probabilities, which {judge} does not give")
+            if kind not in known:
+                raise ValueError(
+                    f"studies.judges.judges: {kind!r} needs {needs.get(kind, 'a model')}; "
+                    f"judge={self.judge!r} is one of {', '.join(known)}"
+                )
         return self
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from geo_utils.corpus import Example
-from geo_utils.files import resolve_path
 from geo_utils.key_point_prompt import adoption, headroom, judges, power, transfer
 from geo_utils.key_point_prompt.params import KeyPointPromptParams
 from geo_utils.key_point_prompt.study import Found, Setting
@@ -65,8 +64,8 @@ class Studies:
         Args:
             examples: The corpus.
             samples: Of the comparison.
-            run: `headroom.parquet`, `adoption.parquet`, `transfer.parquet`, `judges.parquet` and
-                `label_sheet.csv` are written to its folder.
+            run: `headroom.parquet`, `adoption.parquet`, `transfer.parquet` and `judges.parquet`
+                are written to its folder.
 
         Returns:
             What each study found, by its name, or that it is off, or found nothing.
@@ -106,9 +105,6 @@ def check_studies(params: KeyPointPromptParams, examples: Sequence[Example]) -> 
             f"studies.adoption: every query of corpus {params.corpus.name!r} has one source; "
             "adoption needs at least two, set studies.adoption=null"
         )
-    labels = options.judges.labels if options.judges else None
-    if labels is not None and not resolve_path(labels).is_file():
-        raise ParameterError(f"studies.judges.labels={labels!r}: no such file")
     if options.power and options.power.pilot is not None:
         power.load_pilot(options.power.pilot)
 

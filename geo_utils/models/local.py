@@ -307,6 +307,94 @@ def _seed(request: Request) -> int:
     return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=7).digest(), "big")
 
 
+ENTAILMENT = ("entailment", "neutral", "contradiction")
+
+
+def entailment_prompt(text: str, claim: str) -> str:
+    """Return what `entailment_local` is asked: does the text entail the claim?"""
+    return json.dumps([text, claim], ensure_ascii=False)
+
+
+def entailment_local(model: str, max_batch: int = 32, device: str | None = None) -> InProcess:
+    """Return a cross-encoder that reads two texts and tells whether the first entails the second.
+
+    It answers an `entailment_prompt` with the likeliest of `ENTAILMENT` and the log-probability of
+    each; one without a label of its own, as contradiction in a model of two labels, is left out.
+
+    Args:
+        model: Folder or Hub id of a sequence-classification model trained on natural language
+            inference; its `id2label` says which of its labels is which.
+        max_batch: Most pairs read together.
+        device: Such as `cuda:1`; default, the first GPU, else the CPU.
+    """
+
+    def load() -> tuple[Any, Any]:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model)
+            with _LOADING:
+                loaded: Any = AutoModelForSequenceClassification.from_pretrained(model)
+                loaded.to(place)
+        except (OSError, ValueError) as error:
+            raise FatalError(f"entailment model {model!r} cannot be loaded: {error}") from None
+        if "entailment" not in _meanings(loaded):
+            names = ", ".join(map(str, loaded.config.id2label.values()))
+            raise FatalError(
+                f"entailment model {model!r} tells {names} apart, and none of these is "
+                "entailment: name a model trained on natural language inference, such as "
+                "cross-encoder/nli-deberta-v3-base, or give its labels their names under "
+                "`id2label` of its config.json"
+            )
+        return tokenizer, loaded.eval()
+
+    return InProcess(model, weights_id(model), load, partial(_entailments, model), max_batch)
+
+
+def _meanings(model: Any) -> list[str]:
+    """Return for each label of a model, in its own order, which of `ENTAILMENT` it is."""
+    named = [str(model.config.id2label[i]).lower() for i in range(model.config.num_labels)]
+    known = {"entail": "entailment", "contra": "contradiction"}
+    return [known.get(name[:6], "neutral") for name in named]
+
+
+def _entailments(
+    name: str, loaded: tuple[Any, Any], requests: Sequence[Request]
+) -> list[Completion]:
+    import torch
+
+    tokenizer, model = loaded
+    started, meanings = time.monotonic(), _meanings(model)
+    texts, claims = zip(*(json.loads(request.prompt) for request in requests), strict=True)
+    longest = min(tokenizer.model_max_length, 512)  # as such models were trained
+    batch = tokenizer(
+        list(texts),
+        list(claims),
+        return_tensors="pt",
+        padding=True,
+        truncation=True,
+        max_length=longest,
+    ).to(model.device)
+    with torch.inference_mode():
+        logs = torch.log_softmax(model(**batch).logits.float(), dim=-1)
+    answers = []
+    for row, mask in zip(logs, batch["attention_mask"], strict=True):
+        own = {label: [i for i, m in enumerate(meanings) if m == label] for label in ENTAILMENT}
+        found = {k: float(torch.logsumexp(row[places], 0)) for k, places in own.items() if places}
+        answers.append(
+            Completion(
+                max(found, key=lambda label: found[label]),
+                tokens_in=int(mask.sum()),
+                logprobs=found,
+                latency_s=time.monotonic() - started,
+                served_by=name,
+            )
+        )
+    return answers
+
+
 def vllm_local(model: str, device: str | None = None) -> InProcess:
     """Return a model on vLLM without a server.
 

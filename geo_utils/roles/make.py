@@ -17,7 +17,7 @@ from geo_utils.models.base import FatalError, LanguageModel, ModelError, Samplin
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller, Planner, RateLimit, Retries
 from geo_utils.models.known import retirement
-from geo_utils.models.local import transformers_local, vllm_local
+from geo_utils.models.local import entailment_local, transformers_local, vllm_local
 from geo_utils.models.loops import gather_all, run_sync
 from geo_utils.models.record import Recorded, open_record
 from geo_utils.models.usage import Usage
@@ -25,9 +25,10 @@ from geo_utils.prompts import load_template
 from geo_utils.roles import by_model
 from geo_utils.roles.by_model import Completes, ModelEngine, ModelJudge, ModelRewriter
 from geo_utils.roles.engines import Engine, ExtractiveEngine
-from geo_utils.roles.judges import Judge, LexicalJudge
+from geo_utils.roles.entailment import EntailmentJudge
+from geo_utils.roles.judges import STRICT, Judge, LexicalJudge
 from geo_utils.roles.methods import MODEL_FREE_METHODS, is_policy
-from geo_utils.roles.params import ModelName, Role, RunParams
+from geo_utils.roles.params import IN_PROCESS, ModelName, Role, RunParams
 from geo_utils.roles.policies import policy_rewriter
 from geo_utils.roles.rewriters import EditRewriter, Rewriter
 from geo_utils.runs import Run, provenance
@@ -62,7 +63,8 @@ class Roles:
     @property
     def extractor(self) -> Completes | None:
         """What reads key points off pages that bring none: the judge's model, else another's."""
-        found = (self.callers.get(role) for role in ("judge", "rewriter", "engine"))
+        writes = () if isinstance(self.judge, EntailmentJudge) else ("judge",)
+        found = (self.callers.get(role) for role in (*writes, "rewriter", "engine"))
         return next((caller for caller in found if caller is not None), None)
 
     @property
@@ -136,7 +138,11 @@ class Roles:
         }
         for role, further in (also or {}).items():
             names[role] += further
-        return {n: load_template(n, self.prompts).hash for r in self.callers for n in names[r]}
+        if isinstance(self.judge, EntailmentJudge):  # is asked no prompt
+            del names["judge"]
+        return {
+            n: load_template(n, self.prompts).hash for r in self.callers for n in names.get(r, ())
+        }
 
 
 def make_roles(params: RunParams, like: Roles | None = None, run: Run | None = None) -> Roles:
@@ -183,7 +189,8 @@ def make_roles(params: RunParams, like: Roles | None = None, run: Run | None = N
         if is_policy(method)
     }
     if run:
-        told = {r: c.model.takes.told(_sampling(params, r)) for r, c in callers.items()}
+        drawn = {r: c for r, c in callers.items() if not params.roles[r].startswith("entailment/")}
+        told = {r: c.model.takes.told(_sampling(params, r)) for r, c in drawn.items()}
         run.update(sampling=told)
     return _roles(params, callers, usage, policies, models)
 
@@ -203,7 +210,7 @@ def make_caller(
     """
     options, folder, limit = params.calls, resolve_path(params.paths.cache), None
     tries = {"max_tries": options.max_tries, "max_retries": options.max_retries}
-    if backend in (None, "transformers", "vllm"):
+    if backend is None or backend in IN_PROCESS:
         retries = Retries(1024, _PATIENCE_S, _PATIENCE_S, **tries)
     else:
         retries = Retries(options.max_concurrency, options.timeout_s, options.deadline_s, **tries)
@@ -257,6 +264,8 @@ def make_model(name: ModelName, servers: tuple[str, ...] = ()) -> LanguageModel:
         from geo_utils.models.openai_server import OpenAIServer
 
         return OpenAIServer(name.id, servers)
+    if name.backend == "entailment":
+        return entailment_local(name.id, device=name.gpu)
     local = vllm_local if name.backend == "vllm" else transformers_local
     return local(name.id, device=name.gpu)
 
@@ -270,11 +279,13 @@ def _roles(
 ) -> Roles:
     prompts = params.paths.templates
     engine: Engine = ExtractiveEngine(seed=params.seed)
-    judge: Judge = LexicalJudge(0.7, 1) if params.judge == "offline/strict" else LexicalJudge()
+    judge: Judge = STRICT if params.judge == "offline/strict" else LexicalJudge()
     rewriter: Rewriter = EditRewriter()
     if "engine" in callers:
         engine = ModelEngine(callers["engine"], _sampling(params, "engine"), prompts)
-    if "judge" in callers:
+    if "judge" in callers and ModelName.read(params.judge).backend == "entailment":
+        judge = EntailmentJudge(callers["judge"])
+    elif "judge" in callers:
         soft = params.sampling.judge_mode == "soft"
         judge = ModelJudge(callers["judge"], soft, prompts, _sampling(params, "judge"))
     if "rewriter" in callers:

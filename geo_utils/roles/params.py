@@ -32,12 +32,14 @@ from geo_utils.roles.methods import check_methods, is_policy
 KeyPointChoice = Literal["one", "all", "exclusive"]  # as `corpus.choose_key_points`
 Role = Literal["engine", "judge", "rewriter"]
 ROLES: tuple[Role, ...] = ("engine", "judge", "rewriter")
-BACKENDS = ("offline", "gemini", "openai", "vllm", "transformers")
-WITHOUT_LOGPROBS = ("offline", "gemini")
+IN_PROCESS = ("vllm", "transformers", "entailment")
+BACKENDS = ("offline", "gemini", "openai", *IN_PROCESS)
+WITHOUT_LOGPROBS = ("offline", "gemini", "entailment")
 _FORMS = (
     f"offline; gemini/ID, such as gemini/{DEFAULT_MODEL}; openai/ID, a model of any "
     "OpenAI-compatible server, with its address under servers; vllm/ID or transformers/ID, a Hub "
-    "id or folder in this process, on another GPU as vllm/ID@cuda:1"
+    "id or folder in this process, on another GPU as vllm/ID@cuda:1; for a judge also "
+    "entailment/ID, a sequence-classification model trained on natural language inference"
 )
 
 
@@ -74,7 +76,7 @@ class ModelName(NamedTuple):
                 f"one, such as gemini/{DEFAULT_MODEL}"
             )
         name, at, gpu = name.partition("@cuda:")
-        if not name.strip("/ ") or (at and not (gpu.isdecimal() and backend[0] in "vt")):
+        if not name.strip("/ ") or (at and not (gpu.isdecimal() and backend in IN_PROCESS)):
             raise ValueError(f"{text!r} lacks the model's id, or its GPU is none; write {_FORMS}")
         return cls(backend, name, f"cuda:{gpu}" if at else None)
 
@@ -236,7 +238,7 @@ class RunParams(NotebookParams):
         engine: The model that answers: `offline`, or `gemini/ID`, `openai/ID`, `vllm/ID` or
             `transformers/ID`.
         judge: The model that gives verdicts; `offline/strict` wants the point's words in one
-            sentence.
+            sentence, `entailment/ID` is a cross-encoder that tells whether the answer entails it.
         seed: Seed of every draw.
         servers: Addresses, one or several, by role or by a model's name, which wins: for `openai/`
             those of the server and its replicas, most end in `/v1`; for `gemini/` one that stands
@@ -319,7 +321,7 @@ class RunParams(NotebookParams):
     def gpus_needed(self) -> int:
         """How many GPUs the run needs: its own, if it loads a model, and one a local server."""
         backends = {ModelName.read(text).backend for text in self.roles.values()}
-        own = bool({"vllm", "transformers"} & backends) and not self.recorded
+        own = bool(backends.intersection(IN_PROCESS)) and not self.recorded
         own = own or any(map(is_policy, self.methods))
         return int(own) + len(self.servers_here)
 
@@ -345,6 +347,11 @@ class RunParams(NotebookParams):
             backend, name, _ = ModelName.read(text)
             if backend == "offline" and name and role != "judge":
                 raise ValueError(f"{role}={text!r}: only a judge is strict; write offline")
+            if backend == "entailment" and role != "judge":
+                raise ValueError(
+                    f"{role}={text!r}: an entailment model writes nothing and can only judge; "
+                    "name a language model"
+                )
             if backend == "openai" and not self.addresses(role) and not self.recorded:
                 raise ValueError(
                     f"servers={self.servers!r}: {role}={text!r} needs an address, such as "
@@ -387,12 +394,15 @@ class EvaluationParams(RunParams):
         repeats: Sampled answers a page.
         record: Folder of recorded answers, which stand in for all models: nothing is called, and
             what it does not hold stops the run.
+        labels: File of hand labels, as `geo labels import` makes it, that probabilities are
+            corrected with; empty for none.
     """
 
     corpus: Annotated[ChosenCorpus, Field(strict=False)]
     rewriter: Model
     repeats: Annotated[int, Field(ge=1, le=1000)]
     record: Annotated[str, Field(min_length=1)] | None
+    labels: str
 
     @property
     def recorded(self) -> Path | None:
@@ -408,6 +418,15 @@ class EvaluationParams(RunParams):
     def key_points(self) -> KeyPointChoice:
         """Which key points of a page."""
         return self.corpus.key_points
+
+    @field_validator("labels")
+    @classmethod
+    def _there(cls, labels: str) -> str:
+        if labels and not resolve_path(labels).is_file():
+            raise ValueError(
+                f"{labels!r}: no such file; make it by `geo labels import`, or go without: ''"
+            )
+        return labels
 
     @model_validator(mode="after")
     def _check_methods(self) -> Self:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from geo_utils.certificate import FEWEST, Correction
 from geo_utils.corpus import Corpus, Example, KeyPoint
 from geo_utils.roles.methods import INVENTING, PREVIOUS, is_pooled, label, published_method
 from geo_utils.statistics import with_interval
@@ -79,6 +80,89 @@ def rival_table(found: pd.DataFrame, method: str, caption: str) -> Styler:
     told = "Key-point probability on the same pairs; bold: clear after Holm over the rows"
     marked = [label(str(rival)) for rival in found.index[found["clear"]]]
     return over_queries(table.rename_axis(None), marked, f"{told}. {caption}")
+
+
+def correction_tables(found: Correction | None, caption: str) -> list[Styler]:
+    """Lay out what is as judged and corrected by hand labels, and the judge's certificate.
+
+    Args:
+        found: As `certificate.correct` returns it; without labels there is no table.
+        caption: What the figures rest on.
+    """
+    if found is None or found.judge.empty:
+        return []
+    own, judge = found.probabilities, found.judge
+    shown = {"as judged": intervals(own, "raw"), "corrected": intervals(own, "corrected")}
+    for name, kind in (("lift as judged", "raw"), ("lift corrected", "corrected")):
+        lifts = intervals(found.lifts, kind, signed=True)
+        shown[name] = lifts.reindex(own.index, fill_value=DASH)
+    shown |= {"n samples": own["n_samples"], "n labels": own["n_labels"]}
+    shown["why not corrected"] = own["note"]
+    held = {
+        "readers' kappa": intervals(judge, "readers"),
+        "judge's kappa": intervals(judge, "kappa"),
+        "recall": intervals(judge, "recall"),
+        "n supported": judge["n_recall"],
+        "specificity": intervals(judge, "specificity"),
+        "n other": judge["n_specificity"],
+        "readers disagree": judge["disagreements"],
+        "n queries": judge["n_queries"],
+    }
+    fit = f"{found.fit} of {len(found.labels.table)} hand labels are of answers of this run."
+    parts = [
+        (shown, "Key-point probability and its lift over the original page, paired."),
+        (held, "The judge against the readers where they agree, on supported or not."),
+    ]
+    return [
+        over_queries(
+            pd.DataFrame(rows).rename(index=label).rename_axis(None), [], f"{told} {fit} {caption}"
+        )
+        for rows, told in parts
+    ]
+
+
+def correction_findings(found: Correction | None) -> str:
+    """Say in Markdown how far the judge is right, and what is left of the lifts corrected for it.
+
+    Args:
+        found: As `certificate.correct` returns it.
+    """
+    if found is None:
+        return (
+            "No hand labels: every probability stays as the judge saw it, with its errors. `geo "
+            "labels export` draws answers of this run for two readers, `geo labels import` joins "
+            "what they write to a file, and the parameter `labels` names it."
+        )
+    total, about = len(found.labels.table), found.labels.about
+    if found.judge.empty:
+        run = about.get("run", "another run")
+        return f"None of the {total} hand labels, of {run}, is of an answer of this run."
+    lifts = found.lifts[found.lifts["note"] == ""]
+    own = found.probabilities.loc[lifts.index]
+    rows = zip(
+        map(label, own.index),
+        *(intervals(own, kind) for kind in ("raw", "corrected")),
+        *(intervals(lifts, kind, signed=True) for kind in ("raw", "corrected")),
+        own["n_labels"],
+        strict=True,
+    )
+    lines = [
+        f"- **{name.capitalize()}**: {raw} as judged, {corrected} corrected; over the original "
+        f"page {lift} as judged, **{left} corrected** (n = {n} labels)."
+        for name, raw, corrected, lift, left, n in rows
+    ]
+    every = found.judge.tail(1)  # all arms, or the one that there is
+    recall, specificity, kappa, readers = (
+        intervals(every, name).item() for name in ("recall", "specificity", "kappa", "readers")
+    )
+    told = (
+        f"{found.fit} of {total} hand labels are of answers of this run. Of what both readers call "
+        f"supported the judge finds {recall}, n = {every['n_recall'].item():.0f}; of the rest it "
+        f"refuses {specificity}, n = {every['n_specificity'].item():.0f}. Its kappa with them is "
+        f"{kappa}, theirs {readers}. Who read: {'; '.join(about.get('readers', {}).values())}. "
+        f"A method with fewer than {FEWEST} labels stays as judged."
+    )
+    return "\n".join([*lines, "", told])
 
 
 def visibility_table(summary: pd.DataFrame, caption: str) -> Styler:

@@ -1,7 +1,6 @@
 """The studies of notebook 03: tables worked by hand, and runs through the offline roles."""
 
 import itertools
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +10,7 @@ from conftest import make_example, make_row
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geo_utils.certificate import Labels, answer_sha
 from geo_utils.corpus import KeyPoint, choose_key_points, draw_queries, load_corpus
 from geo_utils.evaluate import Scorer, evaluate
 from geo_utils.key_point_prompt import adoption, headroom
@@ -29,12 +29,11 @@ from geo_utils.key_point_prompt.headroom import (
 )
 from geo_utils.key_point_prompt.judges import (
     accuracy_table,
-    answer_id,
+    agreement_text,
     judge_again,
     judges_of,
     kappa_table,
-    label_sheet,
-    with_labels,
+    with_readers,
 )
 from geo_utils.key_point_prompt.params import (
     AdoptionOptions,
@@ -331,8 +330,8 @@ def verdicts(**judges):
         {f"verdict: {name}": given for name, given in judges.items()}, dtype=object
     )
     texts = {"query": "q?", "key_point": "k", "answer": [f"a{i}" for i in range(len(table))]}
-    ids = [answer_id("q", "k", text) for text in texts["answer"]]
-    return table.assign(**texts, answer_id=ids, query_id=[f"q{i % 5}" for i in range(len(table))])
+    ids = [answer_sha("q", "k", text) for text in texts["answer"]]
+    return table.assign(**texts, answer_sha=ids, query_id=[f"q{i % 5}" for i in range(len(table))])
 
 
 Y, N, C = "supported", "omitted", "contradicted"
@@ -363,57 +362,40 @@ class TestAgreement:
             return Verdict("omitted")
 
         table = judge_again(samples, CORPUS, judges | {"never": never})
-        known = {answer_id(r.query_id, r.key_point, r.answer): r.verdict
+        known = {answer_sha(r.query_id, r.key_point, r.answer): r.verdict
                  for r in samples.itertuples()}  # fmt: skip
-        assert dict(zip(table["answer_id"], table["verdict: lexical"], strict=True)) == known
+        assert dict(zip(table["answer_sha"], table["verdict: lexical"], strict=True)) == known
         assert set(table["verdict: never"]) == {"omitted"}
         few = judge_again(samples, CORPUS, judges, answers=3)
-        assert len(few) == 3 and set(few["answer_id"]) < set(table["answer_id"])
+        assert len(few) == 3 and set(few["answer_sha"]) < set(table["answer_sha"])
+        labelled = set(table["answer_sha"]) - set(few["answer_sha"])
+        few = judge_again(samples, CORPUS, judges, answers=3, first=labelled)
+        assert set(few["answer_sha"]) <= labelled
 
-    def test_the_sheet_goes_out_blind_and_comes_back(self, tmp_path):
-        table = verdicts(one=[Y, Y, N, N], two=[Y, N, None, N])
-        path = tmp_path / "sheet.csv"
-        path.write_text(label_sheet(table, path))
-        assert "verdict" not in path.read_text()
-        sheet = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("answer_id")
-        for name, label in zip(table["answer_id"], [" Supported", Y, Y, C], strict=True):
-            sheet.loc[name, "label"] = label
-        sheet.to_csv(path)
-        accuracy = accuracy_table(with_labels(table, path))
-        # one: calls 2 supported, both right; of the person's 3 it finds 2; refuses the 1 other
+    def test_readers_are_held_to_by_hand(self):
+        """Of the 4 that both read alike 2 are supported; two finds one of them."""
+        table = verdicts(one=[Y, Y, N, N, Y], two=[Y, N, None, N, Y])
+        read = table.assign(reader_a=[Y, Y, N, C, Y], reader_b=[Y, Y, N, N, N])
+        found = with_readers(table[::-1], Labels({}, read))
+        assert found["verdict: reader a"].tolist() == [Y, C, N, Y, Y]
+        accuracy = accuracy_table(found)
+        assert list(accuracy.index) == ["one", "two"]
         one, two = accuracy.loc["one"], accuracy.loc["two"]
-        assert (one["precision"], one["recall"], one["specificity"]) == (1.0, 2 / 3, 1.0)
+        assert (one["precision"], one["recall"], one["specificity"]) == (1.0, 1.0, 1.0)
         assert (two["recall"], two["n_recall"], two["abstentions"]) == (0.5, 2, 1)
-        assert one["precision_low"] < 1.0 == one["precision_high"]
+        assert two["n_specificity"] == 1 and one["precision_low"] < 1.0 == one["precision_high"]
+        assert "reader a – reader b" in kappa_table(found).index
+        assert accuracy_table(table).empty
+        assert accuracy_table(with_readers(table, Labels({}, read[:0]))).empty
 
-    def test_a_sheet_that_is_written_again_keeps_its_labels_by_answer(self, tmp_path):
-        table, path = verdicts(one=[Y, N, N]), tmp_path / "sheet.csv"
-        first, second, third = table["answer_id"]
-        path.write_text(f"answer_id,label\n{third}, Omitted\n{first},\ngone,supported\n")
-        path.write_text(label_sheet(table, path))
-        sheet = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("answer_id")
-        assert sheet["label"].to_dict() == {first: "", second: "", third: " Omitted"}
-        path.write_text("a note\n")
-        with pytest.raises(ValueError, match="no column answer_id, label"):
-            label_sheet(table, path)
-
-    def test_without_labels_there_is_no_row(self):
-        assert accuracy_table(verdicts(one=[Y, N])).empty
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("answer_id,label\nx,yes\n", "line 2: label='yes'; choose from supported"),
-            ("answer_id,note\nx,yes\n", "no column label"),
-            ("answer_id,label\nx,omitted\n", "none of its 1 labels is for these answers"),
-            ("answer_id,label\nx,omitted\nx,supported\n", "answer x has two different labels"),
-        ],
-    )
-    def test_a_wrong_sheet_says_what_is_wrong(self, tmp_path, text, message):
-        path = tmp_path / "sheet.csv"
-        path.write_text(text)
-        with pytest.raises(ValueError, match=re.escape(message)):
-            with_labels(verdicts(one=[Y]), path)
+    def test_the_worst_pair_is_named(self):
+        rows = {"a – b": (0.9, 0.95), "a – c": (0.25, 0.625)}
+        found = pd.DataFrame.from_dict(rows, orient="index", columns=["kappa", "agreement"])
+        assert agreement_text(found) == (
+            "Judges agree least at kappa 0.25 (a – c: 62% equal verdicts)"
+        )
+        assert agreement_text(found[:1]) == "A – b: kappa 0.90, 95% equal verdicts"
+        assert "one and the same throughout" in agreement_text(found.assign(kappa=np.nan))
 
 
 def pilot_of(between, points, within, points_a_query=1.0):

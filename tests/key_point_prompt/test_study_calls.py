@@ -1,5 +1,7 @@
 """The studies with a model: counted before, kept after, the same when they are resumed."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +21,7 @@ DEFAULTS = default_parameters(PROJECT / "notebooks" / "03_key_point_prompt.ipynb
 TABLES = ("headroom", "adoption", "transfer", "judges")
 
 
-def parameters(server, root, **calls):
+def parameters(server, root, labels="", **calls):
     other = "gemini/gemini-2.5-flash"
     roles = ("engine", "judge", "rewriter")
     return KeyPointPromptParams.check(
@@ -29,6 +31,7 @@ def parameters(server, root, **calls):
             "servers": {role: server.url for role in (*roles, other)},
             "corpus": {"limit": 2},
             "repeats": 2,
+            "labels": labels,
             "baseline_methods": ["original"],
             "paths": {"output": str(root), "cache": str(root / "cache")},
             "calls": {"timeout_s": 60, "max_tries": 4} | calls,
@@ -43,8 +46,8 @@ def parameters(server, root, **calls):
     )
 
 
-def planned_and_run(server, root, **calls):
-    params = parameters(server, root, **calls)
+def planned_and_run(server, root, labels="", **calls):
+    params = parameters(server, root, labels, **calls)
     examples = load_corpus(**params.corpus_options)
     roles = make_roles(params)
     studies = make_studies(params, roles)
@@ -80,18 +83,21 @@ def test_they_are_counted_kept_and_resumed(gemini_server, tmp_path):
     sources = found["adoption"].tables["samples"].drop_duplicates(["query_id", "source"])
     assert sources["origin"].value_counts().to_dict() == {"target": 2, "model": 8}
 
-    path = tmp_path / "whole" / "label_sheet.csv"
-    filled = pd.read_csv(path, dtype=str).assign(label=["supported", "omitted", "contradicted"])
-    filled.to_csv(path, index=False)
-    again, _, _ = planned_and_run(server, tmp_path / "whole")
+    rows = found["judges"].tables["samples"].assign(key_point_number=1, method="original")
+    rows = rows.assign(repeat=range(3), reader_a="supported", reader_b="omitted")
+    path = tmp_path / "labels.jsonl"
+    names = ["query_id", "key_point_number", "repeat", "method", "answer_sha", "key_point"]
+    labels = rows[[*names, "reader_a", "reader_b"]].to_json(orient="records", lines=True)
+    path.write_text(json.dumps({"labels": {}}) + "\n" + labels)
+    again, found, _ = planned_and_run(server, tmp_path / "whole", str(path))
     assert again["calls"].sum() == 0 and again["held"].sum() > 0
-    pd.testing.assert_frame_equal(pd.read_csv(path, dtype=str), filled)  # labels are not lost
+    assert "reader a – reader b" in found["judges"].tables["kappa"].index
     assert len(server.entries()) == asked
 
     for _ in range(2):
         with pytest.raises(RunInterrupted, match="max_calls"):
-            planned_and_run(server, tmp_path / "cut", max_calls=asked // 3)
-    planned_and_run(server, tmp_path / "cut")
+            planned_and_run(server, tmp_path / "cut", str(path), max_calls=asked // 3)
+    planned_and_run(server, tmp_path / "cut", str(path))
     assert len(server.entries()) == 2 * asked  # two caches; nothing asked twice in either
     for name in TABLES:
         whole, cut = (pd.read_parquet(tmp_path / f / f"{name}.parquet") for f in ("whole", "cut"))
@@ -139,17 +145,7 @@ def test_a_corpus_of_single_sources_is_refused_for_adoption(tmp_path):
     check_studies(params, [single, make_example("q2")])
 
 
-@pytest.mark.parametrize(
-    ("studies", "message"),
-    [
-        ({"judges": {"labels": "no/such.csv"}}, "studies.judges.labels='no/such.csv': no such"),
-        (
-            {"power": {"pilot": "no/run"}},
-            "studies.power.pilot='no/run': cannot read samples.parquet",
-        ),
-    ],
-)
-def test_files_that_are_not_there_are_named(studies, message):
-    params = KeyPointPromptParams.check(DEFAULTS | {"studies": studies})
-    with pytest.raises(ValueError, match=message):
+def test_a_pilot_that_is_not_there_is_named():
+    params = KeyPointPromptParams.check(DEFAULTS | {"studies": {"power": {"pilot": "no/run"}}})
+    with pytest.raises(ValueError, match=r"studies.power.pilot='no/run': cannot read samples.par"):
         check_studies(params, load_corpus().examples[:2])

@@ -11,6 +11,8 @@ from test_caller import QUICK, Scripted, ask
 from test_models import Replica
 
 from geo_utils.corpus import load_corpus
+from geo_utils.key_point_prompt.studies import STUDIES, make_studies
+from geo_utils.key_point_prompt.study import Setting
 from geo_utils.models.base import Completion, FatalError, UnusableError
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller
@@ -18,6 +20,7 @@ from geo_utils.models.loops import run_sync
 from geo_utils.models.record import Record, Recorded, write_record
 from geo_utils.models.usage import Usage
 from geo_utils.notebooks import read_parameters
+from geo_utils.plan import quiet
 from geo_utils.prompts import load_template
 from geo_utils.roles.make import make_roles
 from geo_utils.roles.methods import label
@@ -150,6 +153,15 @@ class TestShipped:
         assert lost.str.startswith("rewriter: short").all()
         assert not sum(role["calls"] for role in roles.usage.report().values())
         assert "recorded 2026-11-29 on one NVIDIA H200, nothing was called" in roles.source()
+
+    @pytest.mark.parametrize("judge", ["offline", "offline/strict"])
+    def test_it_answers_the_studies_whatever_the_judge_says(self, judge):
+        params = read_parameters("03", "recorded", [("corpus.limit", "4"), ("judge", judge)])[2]
+        roles, examples = make_roles(params), load_corpus(**params.corpus_options)
+        for name, made in make_studies(params, roles).made.items():
+            setting = Setting(params, getattr(params.studies, name), made, examples, pd.DataFrame())
+            assert name == "power" or STUDIES[name].ask(setting, quiet)["answer"].notna().any()
+        assert not sum(role["calls"] for role in roles.usage.report().values())
 
     def test_the_readmes_table_is_what_it_says(self):
         params = read_parameters("03", "recorded")[2]

@@ -8,9 +8,9 @@ from geo_utils.citations import parse_answer
 from geo_utils.corpus import KeyPoint, load_corpus
 from geo_utils.lexical import SUPPORT_THRESHOLD, bm25, coverage
 from geo_utils.roles.engines import Emphasis, ExtractiveEngine
-from geo_utils.roles.judges import LexicalJudge
+from geo_utils.roles.judges import STRICT, LexicalJudge
 from geo_utils.roles.rewriters import EDITS, EditRewriter
-from geo_utils.text import words
+from geo_utils.text import sentences, words
 
 QUERY = "how do tides work?"
 POINT = KeyPoint(1, "The Moon raises two bulges of water.")
@@ -163,6 +163,17 @@ class TestJudge:
             "The Moon is far. Boats wait. Fish sleep. Two are here. Cats run. Bulges. Ice water."
         )
         assert run(LexicalJudge().judge(POINT.content, scattered)).label == "omitted"
+
+    def test_what_was_said_before_counts_half_and_to_the_strict_judge_nothing(self):
+        claim = "Volcanoes of Iceland heat houses in Reykjavik through pipes."
+        text = (
+            "Iceland has many volcanoes. They were feared for long. Today they heat houses through "
+            "pipes. Reykjavik was first."
+        )
+        found = coverage(claim, sentences(text))
+        assert found.score < SUPPORT_THRESHOLD < found.support() < found.anywhere == 1.0
+        labels = [run(j.judge(claim, text)).label for j in (LexicalJudge(), STRICT)]
+        assert labels == ["supported", "omitted"]
 
     def test_the_window_is_the_shortest_best_one(self):
         found = coverage(
