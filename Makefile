@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 .PHONY: demo weekly index test bench lab lint setup lock clean
 .DEFAULT_GOAL := demo
 
-demo: setup ## the experiment, offline: notebooks 01 to 05 on the shipped sample
+demo: setup ## the experiment: notebooks 01 to 05 on the shipped sample, 02 and 03 on recorded answers
 	$(BIN)/geo run 01 smoke
-	$(BIN)/geo run 02 smoke
-	$(BIN)/geo run 03 smoke
+	$(BIN)/geo run 02 recorded
+	$(BIN)/geo run 03 recorded
 	$(BIN)/geo run 04 smoke
 	$(BIN)/geo run 05 smoke
 

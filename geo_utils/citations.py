@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from geo_utils.text import STOPWORDS, sentences
 
@@ -242,6 +243,7 @@ def citation_numbers(inside: str) -> list[int] | None:
     return None if 0 in numbers and len(numbers) > 1 else numbers  # [0, 1] is an interval
 
 
+@lru_cache(maxsize=8192)  # one answer is read for many key points and analyses
 def parse_answer(answer: str, n_sources: int) -> CitedAnswer:
     """Split an answer into sentences and resolve their citations.
 
@@ -347,6 +349,7 @@ def _begins_list(line: str) -> bool:
     return _LISTED.match(line) is not None or _is_heading(line)
 
 
+@lru_cache(maxsize=256)  # parsed and stripped, one after the other
 def _one_form(text: str) -> str:
     parts = _CODE.split(_ADDRESS.sub(_own_hidden, text))
     for place, part in enumerate(parts):

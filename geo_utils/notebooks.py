@@ -276,7 +276,9 @@ def _headline_text(run: Run) -> str:
 
     record = Record(run.folder)
     found = results(record)
-    told = [r for r in found if r.quantity in (PROBABILITY, "gain")]
+    told = [
+        r for r in found if r.quantity in (PROBABILITY, "gain") or "corrected lift" in r.quantity
+    ]
     what, found = (PROBABILITY, told) if told else ("headline", found)
     lines = [f"  {what} ({record.provenance}):"]
     lines += [f"  {r.method or r.quantity:20} {r.text:22} {r.counts}" for r in found]

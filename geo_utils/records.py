@@ -39,6 +39,7 @@ _COUNTS = {
     "n_queries": "queries",
     "n_samples": "samples",
     "n_pairs": "pairs",
+    "n_labels": "labels",
     "n_steps": "steps",
     "n": "",
 }
@@ -293,7 +294,8 @@ class Result:
         if self.low is None and not self.counts:
             return f"{self.mean:,.0f}"
         low, high = (nan if end is None else end for end in (self.low, self.high))
-        return with_interval(self.mean, low, high, signed=self.quantity == "gain")
+        signed = self.quantity == "gain" or "lift over" in self.quantity
+        return with_interval(self.mean, low, high, signed)
 
 
 def results(record: Record) -> list[Result]:

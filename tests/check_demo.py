@@ -7,9 +7,9 @@ from pathlib import Path
 root = Path(__file__).resolve().parent.parent / "outputs"
 
 
-def newest(notebook: str) -> Path:
+def newest(notebook: str, variant: str = "smoke") -> Path:
     """Return the folder of the newest run."""
-    return max((root / notebook / "smoke").glob("*/manifest.json")).parent
+    return max((root / notebook / variant).glob("*/manifest.json")).parent
 
 
 lines = (newest("01_efficiency") / "rows.jsonl").read_text(encoding="utf-8").splitlines()
@@ -23,6 +23,15 @@ if len(covered) != 5 or any(abs(share - 1) > 0.02 for share in covered.values())
 asked = {row["setting"]: row["calls_per_1000"] for row in rows if row["reward"] == "gemini"}
 if set(asked.values()) != {2000.0}:  # an engine and a judge call a rollout
     sys.exit(f"calls of 1,000 rollouts: {asked}")
+
+for notebook in ("02_baseline_rewrites", "03_key_point_prompt"):
+    folder = newest(notebook, "recorded")
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    calls = sum(role["calls"] for role in manifest["usage"]["roles"].values())
+    lifts = manifest["headline"]["corrected lift over original"]
+    sys.stdout.write(f"{folder.name}: {manifest['status']}, {calls} calls, {lifts['key_point']}\n")
+    if manifest["status"] != "finished" or calls or len(lifts) != 3:
+        sys.exit(f"{notebook} on the record: not finished, or it called, or lifts {[*lifts]}")
 
 folder = newest("04_grpo")
 manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))

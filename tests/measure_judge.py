@@ -1,7 +1,7 @@
 """What the lexical judge can tell apart: `python tests/measure_judge.py --corpus sample`.
 
 With `--labels FILE` it is held to hand labels: JSON lines with `query_id`, `method`, `key_point`,
-`answer`, `reader_a` and `reader_b`.
+`answer`, `reader_a` and `reader_b`; with `--record` to those of the record.
 """
 
 import argparse
@@ -12,10 +12,13 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import mannwhitneyu
 
+from geo_utils.certificate import load_labels, with_labels
 from geo_utils.citations import strip_citations
 from geo_utils.corpus import load_corpus
 from geo_utils.lexical import SUPPORT_THRESHOLD, coverage
+from geo_utils.notebooks import read_parameters
 from geo_utils.roles.judges import LexicalJudge
+from geo_utils.roles.make import make_roles
 from geo_utils.statistics import kappa
 from geo_utils.text import sentences
 
@@ -59,12 +62,22 @@ def fitted_threshold(scores, supported):
     return -intercept / slope
 
 
-def on_labels(path):
+def recorded_rows():
+    """Return the labelled answers of notebook 03 on the record, where the readers agree."""
+    params = read_parameters("03", "recorded")[2]
+    samples = make_roles(params).evaluate(load_corpus(**params.corpus_options), params.methods)
+    read = with_labels(samples, load_labels(params.labels))
+    return read[read["truth"].isin([0.0, 1.0])].to_dict("records")
+
+
+def on_labels(rows):
     """Return lines that hold the judge to hand labels, as it is and with other thresholds.
 
     Half of the queries choose a threshold, the other half measure it, and the reverse: 200 draws.
+
+    Args:
+        rows: With `query_id`, `method`, `key_point`, `answer` and `reader_a`.
     """
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     split = [sentences(strip_citations(row["answer"])) for row in rows]
     scores = np.array(
         [coverage(r["key_point"], s).support() for r, s in zip(rows, split, strict=True)]
@@ -106,9 +119,13 @@ def main():
     parser.add_argument("--corpus", default="sample")
     parser.add_argument("--path")
     parser.add_argument("--labels", type=Path)
+    parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
+    rows = recorded_rows() if args.record else []
     if args.labels:
-        print("\n".join(on_labels(args.labels)))  # noqa: T201
+        rows = [json.loads(line) for line in args.labels.read_text("utf-8").splitlines()]
+    if rows:
+        print("\n".join(on_labels(rows)))  # noqa: T201
         return
     corpus = load_corpus(args.corpus, path=args.path)
     scores = support_scores(corpus.examples)

@@ -96,19 +96,11 @@ class TestSmoke:
         assert [*rivals][2:] == ["paste_key_point", "repeat_key_point"]
         assert rivals[pooled(2)]["low"] > 0 and rivals["original"]["n_samples"] == 90
 
-    @pytest.mark.parametrize("finished", [NB03], indirect=True)
-    def test_the_readmes_table_is_the_demos(self, finished):
-        _, _, run = finished
-        readme = (PROJECT / "README.md").read_text()
-        for row in run.manifest["headline"]["methods"].values():
-            number = "{key_point_probability:.3f} [{ci_low:.3f}, {ci_high:.3f}]".format(**row)
-            assert number in readme
-
     def test_the_report_says_offline_and_carries_no_code(self, finished):
         _, _, run = finished
         report = (run.folder / "report.html").read_text()
         slides = (run.folder / "slides.html").read_text()
-        assert "offline roles: extractive engine" in report
+        assert "offline roles: extractive engine" in report and "No hand labels: " in report
         assert "from_notebook" not in report + slides
 
     @pytest.mark.parametrize("finished", [NB03], indirect=True)
@@ -226,6 +218,16 @@ class TestBadParameters:
         assert "params = BaselineRewritesParams.from_notebook(" in last_executed(out)
         assert heavy_imports() == {"papermill", "nbclient", "ipykernel"}
         assert not (tmp_path / NB02).exists()
+
+
+def test_labels_that_cannot_be_read_stop_a_run_before_its_corpus(tmp_path):
+    (tmp_path / "labels.jsonl").write_text('{"labels": {}}\n{"query_id": "q"}\n')
+    done = run_notebook(NB03, "smoke", tmp_path, ("labels", tmp_path / "labels.jsonl"))
+    assert done.returncode == 1
+    run = only_run(tmp_path, NB03)
+    said = "labels.jsonl, line 2: no key_point_number, repeat, method"
+    assert said in run.manifest["reason"] and "`geo labels import`" in run.manifest["reason"]
+    assert "load_labels(params.labels)" in last_executed(run.folder / "notebook.ipynb")
 
 
 class TestFullDisk:

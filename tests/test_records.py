@@ -153,12 +153,16 @@ class TestHeadlines:
         headline = {
             "gain": {"mean": 0.25, "low": 0.1, "high": 0.4, "p": 0.01, "n_queries": 15},
             "fastest": {"step_s": 2.5}, "settings": 7, "note": "text", "missing": None,
+            "corrected lift over original": {
+                "key_point": {"mean": 0.1, "raw": 0.2, "n_samples": 9, "n_labels": 4}
+            },
         }  # fmt: skip
         record = Record(make_run(tmp_path, "20260101-1", headline=headline))
         assert [(r.quantity, r.text, r.counts) for r in results(record)] == [
             ("gain", "+0.250 [+0.100, +0.400]", "n = 15 queries"),
             ("fastest.step_s", "2.500", "n not recorded"),
             ("settings", "7", ""),
+            ("corrected lift over original.key_point", "+0.100", "n = 9 samples, 4 labels"),
         ]
 
     @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from geo_utils.citations import CitedSentence, parse_answer
+from geo_utils.citations import parse_answer
 from geo_utils.lexical import coverage
 from geo_utils.roles.methods import is_arm, label
 from geo_utils.show.plots import basis, interval_figure, method_rows
@@ -38,16 +37,11 @@ def carrier(key_point: str, answer: str, n_sources: int) -> tuple[str, tuple[int
         The sentence without its marks and 0-based places of the sources it cites; empty if no
         sentence shares a word with the point.
     """
-    parsed = _parsed(answer, n_sources)
+    parsed = parse_answer(answer, n_sources).sentences
     found = coverage(key_point, [sentence.text for sentence in parsed], window=1)
     if not found.end:
         return "", ()
     return parsed[found.start].text, parsed[found.start].citations
-
-
-@lru_cache(maxsize=8192)
-def _parsed(answer: str, n_sources: int) -> tuple[CitedSentence, ...]:
-    return parse_answer(answer, n_sources).sentences
 
 
 def attribution(samples: pd.DataFrame) -> pd.DataFrame:

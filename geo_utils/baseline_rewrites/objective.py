@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import pandas as pd
 from pandas.io.formats.style import Styler
 
@@ -40,9 +42,9 @@ def objective_table(samples: pd.DataFrame, summary: pd.DataFrame, caption: str) 
         caption: What the figures rest on.
     """
     own = pd.DataFrame(visibility_table(summary, caption).data)  # type: ignore[attr-defined]
-    upstream = samples.apply(_upstream_pawc, axis=1, result_type="expand")
-    for column, name in enumerate(_UPSTREAM.values()):
-        found = means(samples[["query_id", "method"]].assign(mean=upstream[column]), "mean")
+    upstream = samples[["query_id", "method"]].join(upstream_pawc(samples))
+    for convention, name in _UPSTREAM.items():
+        found = means(upstream, convention)
         own[name] = intervals(found.reindex(summary.index)).tolist()
     published = {
         f"in the paper: {label(method)}": {"PAWC": f"{share / 100:.3f}"}
@@ -59,10 +61,15 @@ def objective_table(samples: pd.DataFrame, summary: pd.DataFrame, caption: str) 
     return styled(table, best, f"{told}. {caption}")
 
 
-def _upstream_pawc(sample: pd.Series) -> list[float]:
+def upstream_pawc(samples: pd.DataFrame) -> pd.DataFrame:
     """Return the target's PAWC by each upstream formula; NaN where the corrected figure is."""
-    if pd.isna(sample["pawc"]) or not isinstance(sample["answer"], str):
-        return [float("nan")] * len(_UPSTREAM)
-    split, n = upstream_sentences(sample["answer"]), len(sample["source_order"])
-    place = sample["target_place"]
-    return [float(visibility_from_sentences(split, n, c).pawc[place]) for c in _UPSTREAM]
+    scored = samples[samples["pawc"].notna() & samples["answer"].notna()]
+    columns = scored["answer"], scored["source_order"].map(len), scored["target_place"].astype(int)
+    rows = [_pawc(*each) for each in zip(*columns, strict=True)]
+    return pd.DataFrame(rows, scored.index, list(_UPSTREAM)).reindex(samples.index)
+
+
+@lru_cache(maxsize=8192)  # one answer is judged on many key points
+def _pawc(answer: str, n_sources: int, place: int) -> list[float]:
+    split = upstream_sentences(answer)
+    return [float(visibility_from_sentences(split, n_sources, c).pawc[place]) for c in _UPSTREAM]

@@ -97,20 +97,20 @@ def correction_tables(found: Correction | None, caption: str) -> list[Styler]:
         lifts = intervals(found.lifts, kind, signed=True)
         shown[name] = lifts.reindex(own.index, fill_value=DASH)
     shown |= {"n samples": own["n_samples"], "n labels": own["n_labels"]}
-    shown["why not corrected"] = own["note"]
     held = {
         "readers' kappa": intervals(judge, "readers"),
         "judge's kappa": intervals(judge, "kappa"),
         "recall": intervals(judge, "recall"),
-        "n supported": judge["n_recall"],
+        "n supported": judge["n_recall"].astype(int),
         "specificity": intervals(judge, "specificity"),
-        "n other": judge["n_specificity"],
+        "n other": judge["n_specificity"].astype(int),
         "readers disagree": judge["disagreements"],
         "n queries": judge["n_queries"],
     }
     fit = f"{found.fit} of {len(found.labels.table)} hand labels are of answers of this run."
+    few = f"fewer than {FEWEST} labels correct nothing"
     parts = [
-        (shown, "Key-point probability and its lift over the original page, paired."),
+        (shown, f"Key-point probability, and lift over the original page, paired; {few}."),
         (held, "The judge against the readers where they agree, on supported or not."),
     ]
     return [

@@ -46,7 +46,7 @@ from geo_utils.baseline_rewrites.funnel import (
     funnel_figure,
     funnel_table,
 )
-from geo_utils.baseline_rewrites.objective import _upstream_pawc, objective_table
+from geo_utils.baseline_rewrites.objective import objective_table, upstream_pawc
 from geo_utils.baseline_rewrites.params import AnalysisOptions, BaselineRewritesParams
 from geo_utils.baseline_rewrites.side_effects import collateral_figure, collateral_table
 from geo_utils.collateral import (
@@ -481,10 +481,10 @@ class TestObjective:
         rows = [row | {"target_place": place} for place in (0, 1)]
         rows += [row | {"target_place": 0, "answer": "Nothing is cited here."}]
         rows += [row | {"target_place": 0, "pawc": NAN}]
-        found = pd.DataFrame([_upstream_pawc(pd.Series(row)) for row in rows])
+        found = upstream_pawc(pd.DataFrame(rows))
         # GEO gives [1] to the first source, AutoGEO to the second; both a third where none is.
-        assert found[0].tolist()[:3] == pytest.approx([1, 0, 1 / 3])
-        assert found[1].tolist()[:3] == pytest.approx([0, 1, 1 / 3])
+        assert found["geo"].tolist()[:3] == pytest.approx([1, 0, 1 / 3])
+        assert found["autogeo"].tolist()[:3] == pytest.approx([0, 1, 1 / 3])
         assert found.iloc[3].isna().all()
 
 

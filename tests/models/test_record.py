@@ -10,6 +10,7 @@ from headless import command, sets
 from test_caller import QUICK, Scripted, ask
 from test_models import Replica
 
+from geo_utils.certificate import certificate, correct, load_labels, with_labels
 from geo_utils.corpus import load_corpus
 from geo_utils.key_point_prompt.studies import STUDIES, make_studies
 from geo_utils.key_point_prompt.study import Setting
@@ -23,12 +24,14 @@ from geo_utils.notebooks import read_parameters
 from geo_utils.plan import quiet
 from geo_utils.prompts import load_template
 from geo_utils.roles.make import make_roles
-from geo_utils.roles.methods import label
+from geo_utils.roles.methods import PREVIOUS, label
 from geo_utils.roles.simulated_gemini import reply
+from geo_utils.show.tables import intervals
 from geo_utils.summary import summarise
 
 METHODS = ["original", "key_point"]
 SHIPPED = PROJECT / "geo_utils" / "data" / "record"
+LABELS = SHIPPED / "labels.jsonl"
 
 
 @pytest.fixture
@@ -138,6 +141,14 @@ def test_an_evaluation_is_replayed_to_the_same_table(gemini_server, tmp_path):
     assert not sum(role["calls"] for role in roles.usage.report().values())
 
 
+@pytest.fixture(scope="module")
+def recorded_03():
+    """The samples of notebook 03 on the record, and their seed."""
+    params = read_parameters("03", "recorded")[2]
+    samples = make_roles(params).evaluate(load_corpus(**params.corpus_options), params.methods)
+    return samples, params.seed
+
+
 class TestShipped:
     def test_its_templates_are_the_shipped_ones(self):
         """Where one was changed on purpose, `geo record` makes the record anew."""
@@ -163,22 +174,46 @@ class TestShipped:
             assert name == "power" or STUDIES[name].ask(setting, quiet)["answer"].notna().any()
         assert not sum(role["calls"] for role in roles.usage.report().values())
 
-    def test_the_readmes_table_is_what_it_says(self):
-        params = read_parameters("03", "recorded")[2]
-        samples = make_roles(params).evaluate(load_corpus(**params.corpus_options), params.methods)
-        table = summarise(samples, seed=params.seed)
-        section = (PROJECT / "README.md").read_text().partition("| recorded |")[2]
-        rows = section.partition("\n\n")[0].splitlines()[2:]
+    def test_the_readmes_tables_are_what_it_says(self, recorded_03):
+        samples, seed = recorded_03
+        summary, found = summarise(samples, seed=seed), correct(samples, load_labels(str(LABELS)))
+        readme = (PROJECT / "README.md").read_text()
+
+        def told(head):
+            rows = readme.partition(head)[2].partition("\n\n")[0].splitlines()[2:]
+            return [[cell.strip() for cell in row.strip("| ").split("|")] for row in rows]
+
+        def line(table, kind, name, signed=False):
+            return intervals(table, kind, signed=signed).get(name, "–")
+
+        rows = told("| key-point probability |")
         assert len(rows) == 5
-        for row in rows:
-            name, said, n = (cell.strip(" *") for cell in row.strip("|").split("|"))
-            (found,) = (r for m, r in table.iterrows() if label(str(m)) == name)
-            bounds = [found[c] for c in ("key_point_probability", "ci_low", "ci_high")]
-            assert said == "{:.3f} [{:.3f}, {:.3f}]".format(*bounds), name
-            assert n == (
-                f"{found['n_examples']} queries, {found['n_samples']} samples, "
-                f"{found['abstentions']} abstentions"
-            ), name
+        for name, *cells in rows:
+            (method,) = (str(m) for m in summary.index if label(str(m)) == name)
+            row, own, lifts = summary.loc[method], found.probabilities, found.lifts
+            assert cells == [
+                *(line(own, kind, method) for kind in ("raw", "corrected")),
+                *(line(lifts, kind, method, signed=True) for kind in ("raw", "corrected")),
+                f"{row['n_samples']} samples of {row['n_examples']} queries, "
+                f"{row['abstentions']} abstentions, {own.loc[method, 'n_labels']} labels",
+            ]
+            assert own.loc[method, "raw"] == pytest.approx(row["key_point_probability"])
+        judge = found.judge
+        for name, *cells in (rows := told("| arm |")):
+            (arm,) = (str(a) for a in judge.index if label(str(a)) == name)
+            rates = [
+                f"{line(judge, rate, arm)}, n = {judge.loc[arm, f'n_{rate}']:.0f}"
+                for rate in ("recall", "specificity")
+            ]
+            assert cells == [line(judge, "kappa", arm), *rates]
+        assert len(rows) == len(judge) == 5
+
+    def test_the_judge_holds_on_labels_that_it_was_not_tuned_on(self, recorded_03):
+        read = with_labels(recorded_03[0], load_labels(str(LABELS)))
+        assert certificate(read)["kappa"]["all arms"] >= 0.78
+        for made in (("key_point", "paste_key_point"), ("original", *PREVIOUS)):
+            both = certificate(read[read["method"].isin(made)]).iloc[-1]
+            assert both["recall"] >= 0.7 and both["specificity"] >= 0.98
 
     def test_a_changed_prompt_stops_before_any_figure(self, tmp_path):
         template = load_template("engine_answer")
