@@ -27,6 +27,7 @@ import psutil
 import yaml
 
 from geo_utils.files import from_root, project_root, resolve_path, write_atomic
+from geo_utils.models.base import redacted
 from geo_utils.models.record import open_record
 from geo_utils.parameters import NotebookParams
 from geo_utils.roles.params import RunParams
@@ -99,6 +100,7 @@ class Run:
     def end(self, status: Status, reason: str | None = None) -> None:
         """Record how the run ended; one that has finished, now or before, stays finished."""
         manifest = self.manifest
+        reason = reason and redacted(reason, 2000)  # it may be another program's last words
         try:
             if manifest.get("headline") is None:
                 self.update(status=status, ended_at=_now(), reason=reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import nupunkt
@@ -29,21 +29,27 @@ _LIST_NUMBER = regex.compile(r"(?m)^[ \t]*(?:#+[ \t]*)?\d+[.)]\s")
 _CONTROL = regex.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _LINE_BREAK = regex.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 
+# Characters that take no room, with which a word can be broken for a filter but not for a model.
+NO_WIDTH = regex.compile(r"\p{Default_Ignorable_Code_Point}")
+
+
+def _tags(names: Iterable[str]) -> str:
+    """Return a pattern of tags of these names, from behind their first bracket, in any disguise."""
+    spelt = "|".join(f"{NO_WIDTH.pattern}{{0,9}}".join(map(regex.escape, name)) for name in names)
+    gap = rf"(?:\s|{NO_WIDTH.pattern}){{0,64}}+"
+    end = r"(?![\w-])[^<>\uff1c\uff1e\ufe65]{0,80}[>\uff1e\ufe65]?"
+    return rf"{gap}[\\/\uff0f]{{0,2}}{gap}(?:{spelt}){end}"
+
+
 # What stands for an end of the text in a prompt or a chat: the prompt templates' own tags, and the
 # marks by which a model's tokenizer or server knows turns, thoughts and tools. Most families write
 # <|...|> (Qwen, Llama 3 and 4, Phi, Granite, GLM, Kimi, InternLM, Cohere; DeepSeek and Hunyuan with
 # wide bars); the others have names of their own. Turns in plain words, such as "User:", are text.
-# Characters that take no room, with which a word can be broken for a filter but not for a model.
-NO_WIDTH = regex.compile(r"\p{Default_Ignorable_Code_Point}")
-_TAGS = "|".join(
-    f"{NO_WIDTH.pattern}{{0,9}}".join(name)
-    for name in ("query", "sources", "source", "page", "key_points", "key_point", "answer", "rules")
-)
+_OWN = ("query", "sources", "source", "page", "key_points", "key_point", "answer", "rules")
 DELIMITER = regex.compile(
     rf"""(?ix)
     [<\uff1c\ufe64] (?:
-        (?:\s|{NO_WIDTH.pattern}){{0,64}}+ [\\/\uff0f]{{0,2}} (?:\s|{NO_WIDTH.pattern}){{0,64}}+
-          (?:{_TAGS}) (?![\w-]) [^<>\uff1c\uff1e\ufe65]{{0,80}} [>\uff1e\ufe65]?
+        {_tags(_OWN)}
       | [|\uff5c] (?!\s)[^|\uff5c<>\n]{{2,60}}(?<!\s) [|\uff5c][>\uff1e] | \|\w{{2,30}}>
       | \w{{2,30}}\|> | /?[|\uff5c]{{1,2}}DSML[|\uff5c]                           # DeepSeek's tools
       | /?(?:
@@ -98,11 +104,24 @@ def clean_text(text: str) -> str:
     return plain.encode("utf-8", "ignore").decode("utf-8")
 
 
-def inert(text: str) -> str:
-    """Return the text with other brackets in what would end it in a prompt or a chat."""
-    if not any(part in text for part in _PARTS):  # as nearly always, and a tenth of the time
-        return text
-    return DELIMITER.sub(lambda found: found[0].translate(_OTHER), text)
+def inert(text: str, tags: Iterable[str] = ()) -> str:
+    """Return the text with other brackets in what would end it in a prompt or a chat.
+
+    Args:
+        text: Any text.
+        tags: Names of the prompt's tags beside those of the shipped templates.
+    """
+    # Without any, as nearly always, it takes a tenth of the time.
+    if any(part in text for part in _PARTS):
+        text = DELIMITER.sub(lambda found: found[0].translate(_OTHER), text)
+    if other := tuple(sorted(set(tags).difference(_OWN))):
+        text = _of(other).sub(lambda found: found[0].translate(_OTHER), text)
+    return text
+
+
+@lru_cache(maxsize=64)
+def _of(names: tuple[str, ...]) -> regex.Pattern[str]:
+    return regex.compile(rf"(?i)[<\uff1c\ufe64]{_tags(names)}")
 
 
 def sentences(text: str) -> list[str]:

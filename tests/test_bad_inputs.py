@@ -33,6 +33,9 @@ BAD = [  # notebook, file, NAME=VALUE, what is said of it
     ("02", "../02_baseline_rewrites/nothing.yaml", "", "no parameter file"),
     ("02", "smoke", "servers={engine: 'http://me:secret@host/v1'}", "holds no name, password or"),
     ("02", "smoke", "servers={engine: 'http://host/v1?key=a'}", "holds no name, password or"),
+    ("02", "smoke", "servers={engine: 'http://host/v1;key=a'}", "holds no name, password or"),
+    ("02", "smoke", "servers={engine: 'http://me%3Aa%40host/v1'}", "holds no name, password or"),
+    ("02", "smoke", "servers={engine: 'http://h/sk-aaaaaaaaaaaaaaaa1/v1'}", "holds no name, passw"),
     # forms
     ("02", "smoke", "methods", "'methods': write NAME=VALUE, such as repeats=3"),
     ("02", "smoke", "=3", "'=3': write NAME=VALUE"),

@@ -55,7 +55,8 @@ def test_the_same_parameters_resume_an_unfinished_run(params):
     first = start_run(NAME, params())
     assert start_run(NAME, params()).folder == first.folder
     assert len(first.manifest["attempts"]) == 2
-    first.end("failed", "why")
+    first.end("failed", "why: api_key=hunter2hunter")
+    assert first.manifest["reason"] == "why: api_key=[secret]"
     assert start_run(NAME, params()).folder == first.folder
     assert first.manifest["reason"] is None
     assert start_run(NAME, params(seed=1)).folder != first.folder

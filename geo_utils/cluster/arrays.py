@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from geo_utils.files import project_root, resolve_path, write_atomic
+from geo_utils.models.base import redacted
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameters import (
     NotebookParams,
@@ -102,7 +103,7 @@ class SlurmSettings(BaseModel):
     def _one_line_each(cls, lines: list[str]) -> list[str]:
         for line in lines:
             if _CONTROL.search(line):
-                raise ValueError(f"{line!r}: one line each, without line breaks")
+                raise ValueError(f"{redacted(line)!r}: one line each, without line breaks")
         return lines
 
     @field_validator("sbatch")

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from geo_utils.cluster.supervisor import Supervised
+from geo_utils.models.base import redacted
 from geo_utils.parameters import LocalServer
 
 # What a policy server needs to take new weights and to give the sampled tokens' probabilities.
@@ -116,7 +117,7 @@ def wait_until_up(program: Supervised, url: str, name: str, start_s: float) -> N
         if _answers(url):
             return
         time.sleep(0.2)
-    tail = program.tail(1500)
+    tail = redacted(program.tail(1500), 1500)
     said = f"was not up after {start_s:g} s" if status is None else f"ended with status {status}"
     raise ServerError(f"{name} {said}: {tail[-600:]}", tail)
 

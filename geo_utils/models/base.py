@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import json
 import os
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated, Any, Protocol
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -200,7 +205,14 @@ class LanguageModel(Protocol):
         ...
 
 
-class ModelError(Exception):
+class _ServiceError(Exception):
+    """An error whose message may quote a service; what may be a secret is taken out of it."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_without_credentials(message))
+
+
+class ModelError(_ServiceError):
     """A completion that could not be had: an abstention; failures are counted by `kind`."""
 
     kind = "error"
@@ -243,24 +255,77 @@ class UnusableError(ModelError):
         self.kind, self.again, self.counts = kind, again, counts
 
 
-_SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASS", "CREDENTIALS", "_PAT")
-_LOGIN = re.compile(r"(?<=://)[^/\s]{1,200}@")
-
-
-class FatalError(Exception):
+class FatalError(_ServiceError):
     """No call of this run can succeed: refused key, unknown model. Stops the run."""
 
 
+# A name that ends in one of these words, or in one and a number or "OLD" behind it.
+_SECRET_NAME = re.compile(
+    r"(?:KEY|TOKEN|SECRET|PASS(?:WORD|WD|PHRASE)?|CREDENTIALS?|_PWD?|_PAT|_AUTH)(?:_\w{1,3})?$",
+    re.IGNORECASE,
+)
+_LOGIN = re.compile(r"(?<=://)[^/\s]{1,1000}@")
+# In messages also what looks like a key or a password, by its name, its form or its place.
+_CREDENTIALS = (
+    (
+        re.compile(
+            r"((?:\b(?:bearer|basic)\s{1,9}|(?:api[_-]?key|token|secret|passw(?:or)?d|pwd|[?&;]key)"
+            r"[\"']?\s?[=:]\s?[\"']?)(?:bearer\s|basic\s)?)"
+            r"(?=[^\s\"'&,;<>]{0,99}\d)[^\s\"'&,;<>]{8,}",
+            re.IGNORECASE,
+        ),
+        r"\1[secret]",
+    ),
+    (
+        re.compile(
+            r"\b(?:[spr]k[-_][\w-]{16,}|AIza[\w-]{20,}|(?:hf|gh[a-z]|github_pat)_\w{16,}|"
+            r"(?:nvapi|glpat|xox[a-z])-[\w-]{16,}|A[KS]IA[\dA-Z]{12,}|eyJ[\w-]{10,300}\.[\w.-]{6,})"
+        ),
+        "[key]",
+    ),
+    (
+        re.compile(
+            r"(?:(?<=://)[^\s/@:]{1,99}:[^\s@]{1,400}|\b[\w.+-]{1,64}:[^\s@/]{3,400})@(?=[\w\[])"
+        ),
+        "",
+    ),
+)
+
+
 def redacted(text: str, longest: int = 300) -> str:
-    """Return a service's message without secrets, and no longer than that."""
-    return without_secrets(text)[:longest]
+    """Return a service's message without what may be a secret, and no longer than that."""
+    return _without_credentials(text[: longest + 5_000])[:longest]
 
 
 def without_secrets(text: str) -> str:
-    """Return the text without the environment's keys and passwords, and those in addresses."""
-    secret = [name for name in os.environ if name.upper().endswith(_SECRET_NAMES)]
-    named = [(os.environ.get(name, "").strip(), name) for name in secret]
-    for value, name in sorted(named, key=lambda pair: -len(pair[0])):
-        if len(value) >= 16 or (len(value) >= 8 and re.search(r"\d", value)):  # and no plain word
-            text = text.replace(value, f"[{name}]")
+    """Return a text without the environment's keys and passwords, and those in addresses.
+
+    They are found in any case, and as addresses, JSON, HTML and base64 write them.
+    """
+    secret = filter(_SECRET_NAME.search, os.environ)
+    lowered = text.lower()
+    for spelt, name in _spellings(tuple((os.environ.get(n, "").strip(), n) for n in secret)):
+        if spelt in lowered:
+            text = re.sub(re.escape(spelt), f"[{name}]", text, flags=re.IGNORECASE)
     return _LOGIN.sub("", text)
+
+
+def _without_credentials(text: str) -> str:
+    text = without_secrets(text)
+    for credentials, instead in _CREDENTIALS:
+        text = credentials.sub(instead, text)
+    return text
+
+
+@lru_cache(maxsize=16)
+def _spellings(named: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
+    """Return each way to write a secret, in lower case, with its name; the longest come first."""
+    found: set[tuple[str, str]] = set()
+    for value, name in named:
+        if len(value) >= 16 or (len(value) >= 8 and re.search(r"\d", value)):  # and no plain word
+            inside = json.dumps(value)[1:-1]
+            plain = (value, inside, inside.replace("/", "\\/"), html.escape(value))
+            coded = base64.b64encode(value.encode()).decode().rstrip("=")
+            spelt = (*plain, quote(value), quote(value, safe=""), coded)
+            found |= {(one.lower(), name) for one in spelt}
+    return sorted(found, key=lambda each: (-len(each[0]), each))

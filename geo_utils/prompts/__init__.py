@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ class Template:
         """
         template = string.Template(self.text)
         used = set(template.get_identifiers())
-        put = {name: _put(value) for name, value in values.items()}
+        tags = re.findall(r"</?([A-Za-z][\w-]*)", self.text)
+        put = {name: _put(value, tags) for name, value in values.items()}
         for value in values.values():
             if not isinstance(value, str):
                 put["source_numbers"] = ", ".join(f"[{i}]" for i in range(1, len(value) + 1))
@@ -66,11 +68,13 @@ class Template:
         return template.substitute(put)
 
 
-def _put(value: str | Sequence[str]) -> str:
+def _put(value: str | Sequence[str], tags: Sequence[str]) -> str:
     if isinstance(value, str):
-        return inert(value)
-    each = (f'<source number="{i}">\n{inert(text)}\n</source>' for i, text in enumerate(value, 1))
-    return "\n\n".join(each)
+        return inert(value, tags)
+    each = (inert(text, tags) for text in value)
+    return "\n\n".join(
+        f'<source number="{i}">\n{text}\n</source>' for i, text in enumerate(each, 1)
+    )
 
 
 def load_template(name: str, folder: Path | None = None) -> Template:

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from geo_utils.files import resolve_path
-from geo_utils.models.base import Price, Sampling, Takes
+from geo_utils.models.base import Price, Sampling, Takes, redacted
 from geo_utils.models.known import DEFAULT_MODEL, gemini_takes
 from geo_utils.parameters import (
     LocalServer,
@@ -96,7 +96,8 @@ def read_addresses(given: Any) -> Any:
         ValueError: It is none, or holds a password or key, which the message does not show.
     """
     found = [given] if isinstance(given, str) else given
-    if re.search(r"[@?#\uff20]", str(given)):
+    text = str(given)
+    if re.search(r"[@?#;=%\uff20]", text) or redacted(text, len(text)) != text:
         raise ValueError(
             "an address holds no name, password or key, since it is kept with the results; write "
             "http://HOST:PORT/v1 and set the key in the environment (OPENAI_API_KEY)"

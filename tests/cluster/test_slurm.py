@@ -118,6 +118,7 @@ class TestSettings:
             ('sbatch: ["--mem=1G\\ntouch x"]', "without line breaks"),
             ('sbatch: ["--mem=1G\\u2028touch x"]', "without line breaks"),
             ('setup: ["module load a\\ntouch x"]', "without line breaks"),
+            ('setup: ["export T_TOKEN=hunter2hunter\\nx"]', r"N=\[secret\].*without line breaks"),
             ('partition: "gpu\\ntouch x"', "partition='gpu.*string should match"),
             ('partition: "gpu\\n"', "partition='gpu.*string should match"),
             ("account: 'lab; touch x'", "account='lab; touch x': string should match"),

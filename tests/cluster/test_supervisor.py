@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from geo_utils.cluster.servers import ServerError, wait_until_up
 from geo_utils.cluster.supervisor import Supervised
 
 # A program with a child in a session of its own that ignores SIGTERM, as an engine's worker may.
@@ -103,3 +104,12 @@ def test_a_program_that_is_not_there_says_so(tmp_path):
     with Supervised(["no-such-program-here"], tmp_path / "log") as running:
         assert running.wait(60) == 127
         assert "no-such-program-here" in running.tail()
+
+
+def test_a_servers_last_words_are_told_without_its_key(tmp_path):
+    ends = "import sys; print('args: api_key=hunter2hunter2'); sys.exit(3)"
+    with Supervised([sys.executable, "-c", ends], tmp_path / "log") as program:
+        while program.poll() is None:
+            time.sleep(0.05)
+        with pytest.raises(ServerError, match=r"ended with status 3: args: api_key=\[secret\]"):
+            wait_until_up(program, "http://127.0.0.1:9/health", "server", 60)

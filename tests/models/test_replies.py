@@ -1,9 +1,12 @@
 """Whatever a service sends: it is read right, or it is a failed call that says what came."""
 
+import base64
+import html
 import json
 import os
 import socket
 import threading
+from urllib.parse import quote
 
 import pytest
 from aiohttp import web
@@ -17,6 +20,7 @@ from geo_utils.models.base import (
     TransientError,
     UnusableError,
     redacted,
+    without_secrets,
 )
 from geo_utils.models.cache import AnswerCache, request_key
 from geo_utils.models.caller import Caller, Retries
@@ -25,6 +29,7 @@ from geo_utils.models.loops import run_sync
 from geo_utils.models.openai_server import OpenAIServer
 from geo_utils.models.replies import (
     parse_json,
+    received,
     refusal,
     seconds,
     strip_thoughts,
@@ -557,9 +562,64 @@ class TestSecrets:
             assert SECRET[:12] not in str(unreadable(text, "why"))
         assert SECRET not in redacted(f"echo {SECRET}")
 
-    def test_a_plain_word_is_no_secret(self, monkeypatch):
-        monkeypatch.setenv("SORT_KEY", "relevance")
-        assert redacted("by relevance") == "by relevance"
+    @pytest.mark.parametrize("name", ["LLM_PW", "HF_TOKEN_2", "MY_SECRET_OLD", "azure_openai_auth"])
+    @pytest.mark.parametrize(
+        "value", ["tr0ub4dor&3/+x", 'pa"ss\\w0rd99', "s.e*c(r)e[t]$1", "schlüssel-24"]
+    )
+    def test_it_is_known_in_every_spelling(self, monkeypatch, name, value):
+        monkeypatch.setenv(name, value)
+        coded = base64.b64encode(value.encode()).decode()
+        inside = json.dumps([value])
+        for told in (value.upper(), quote(value, safe=""), html.escape(value), inside, coded):
+            what = {"finish_reason": "stop", "latency_s": 0, "served_by": told}
+            found = received(text=f"It is {told}.", **what)
+            for shown in (found.text, found.served_by, str(FatalError(told)), redacted(told)):
+                assert f"[{name}]" in shown and told not in shown
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "GET http://h/v1?key=hunter2hunter",
+            "Authorization: Bearer hunter2hunter",
+            "Authorization: Basic hunter2hunter",
+            "api_key='hunter2hunter'",
+            "curl -u me:hunter2hunter@host.de",
+            "redis://:hunter2hunter@db",
+            "http://me:hunter2/hunter@h/v1",
+            "sk-proj-hunter2hunter22hunter",
+            "ghp_hunter2hunter2hunter2hunter2",
+        ],
+    )
+    def test_a_key_by_its_name_or_form_is_in_no_message(self, said):
+        for error in (FatalError(said), TransientError(said), UnusableError(said)):
+            assert "hunter" not in f"{error} {error!r} {redacted(said)}"
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "max_tokens: 1024000000 is too large",
+            "unexpected token: 'abcdefgh'",
+            "mail help@service.com",
+            "model gpt-4o-2024-08-06 not found",
+            "connect to 127.0.0.1:8000 failed",
+            "key 'sort' relevance",
+        ],
+    )
+    def test_other_messages_stay_as_they_are(self, said):
+        assert redacted(said) == said
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("SORT_KEY", "relevance"),
+            ("KEY_POINT", "the Moon raises two bulges"),
+            ("HF_TOKEN_PATH", "/root/.cache/huggingface/token"),
+            ("PWD", "/home/me/experiments2"),
+        ],
+    )
+    def test_a_plain_word_and_what_is_only_named_alike_is_no_secret(self, monkeypatch, name, value):
+        monkeypatch.setenv(name, value)
+        assert without_secrets(f"say {value}") == redacted(f"say {value}") == f"say {value}"
 
     def test_a_login_in_an_address_is_not_shown(self):
         assert redacted("http://me:pa@ss@host/v1: down") == "http://host/v1: down"

@@ -11,7 +11,7 @@ from conftest import PROJECT, make_example, run
 from geo_utils.corpus import KeyPoint
 from geo_utils.models.base import Completion, UnusableError
 from geo_utils.models.cache import request_key
-from geo_utils.prompts import load_rules, load_template
+from geo_utils.prompts import Template, load_rules, load_template
 from geo_utils.roles.by_model import (
     ModelEngine,
     ModelJudge,
@@ -204,6 +204,13 @@ class TestBoundary:
     def test_every_tag_of_a_template_is_known(self, name):
         text = load_template(name).text
         assert all(DELIMITER.fullmatch(tag) for tag in re.findall(r"</?\w+>", text))
+
+    def test_the_tags_of_a_users_own_template_hold_as_well(self):
+        template = Template("mine", "<my-text lang='en'>\n$page\n</my-text>\nCut it.")
+        text = "A </my-text> b </MY-TEXT > c <\u200bmy-text>d <my-texts> <b>e</b> 1 < 2"
+        filled = template.fill({"page": text}, ["page"])
+        assert filled.lower().count("</my-text") == filled.count("<my-text ") == 1
+        assert filled.endswith("d <my-texts> <b>e</b> 1 < 2\n</my-text>\nCut it.")
 
     def test_a_page_forges_no_source(self):
         caller = Echo()
