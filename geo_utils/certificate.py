@@ -316,7 +316,7 @@ def corrected_probabilities(samples: pd.DataFrame) -> pd.DataFrame:
             error = _jackknife_error(moves)
             found = cluster_mean(*_values(part, "truth"), bounded=True)
             if 0 < mean < 1 and error > 0:
-                ends = wilson_interval(mean, error, found.n_clusters, len(part))
+                ends = wilson_interval(mean, error, interval_reach(found.n_clusters), len(part))
                 found = Estimate(mean, *ends, found.n_clusters, found.n_samples)
         rows[arm] = _row(raw=raw, corrected=found) | _counts(part) | {"note": note}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")

@@ -10,7 +10,7 @@ import pandas as pd
 
 from geo_utils.models.usage import Usage
 from geo_utils.roles.methods import PREVIOUS, is_pooled, pooled
-from geo_utils.statistics import cluster_mean, holm, paired_difference
+from geo_utils.statistics import cluster_mean, cross_fitted, holm, paired_difference
 from geo_utils.visibility import FIGURES
 
 ALPHA = 0.05
@@ -150,6 +150,94 @@ def with_pooled(samples: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([samples.iloc[:behind], rows, samples.iloc[behind:]], ignore_index=True)
 
 
+def leading(
+    samples: pd.DataFrame, column: str, seed: int = 0, among: Container[object] | None = None
+) -> pd.Series:
+    """Tell which method leads in a column, if one does.
+
+    It does if its paired difference to the runner-up has an interval above 0, and p below 0.05.
+    Of 1,000 studies of six methods on 30 queries, `python tests/measure_verdicts.py winners`, none
+    named a leader where all were alike, 0.5 % where one was ahead by 0.05 and 88.3 % where it was
+    by 0.25, always that one.
+
+    Args:
+        samples: As `evaluate.evaluate` returns it; pooled methods do not compete.
+        column: A number a sample; NaN is an abstention.
+        seed: Seed of the permutations.
+        among: The methods that compete; default, all.
+
+    Returns:
+        Indexed by method: true for the one that leads, if there is one.
+    """
+    shares = samples.groupby("method", sort=False)[column].mean().astype(float)
+    leads = pd.Series(False, index=shares.index)
+    compete = [not is_pooled(m) and (among is None or m in among) for m in shares.index]
+    first = shares[compete].nlargest(2)
+    if len(first) == 2:
+        both = samples[samples["method"].isin(first.index)].set_index([*PAIR, "method"])
+        ahead = both[column].astype(float).unstack()[list(first.index)].dropna()
+        best, second = ahead.to_numpy().T
+        queries = ahead.index.get_level_values("query_id").tolist()
+        if cluster_mean(best - second, queries).low > 0:
+            p_value = paired_difference(best, second, queries, seed).p_value
+            leads[first.index[0]] = p_value < ALPHA
+    return leads
+
+
+def by_query(samples: pd.DataFrame, reference: str = "original") -> pd.DataFrame:
+    """Look behind the mean: on how many queries each method wins, and how it does on the worst.
+
+    The worst is chosen on some answers and its difference taken from the others
+    (`statistics.cross_fitted`): the lowest of many noisy means is low by bad luck alone.
+    Of 1,000 planted studies of 30 pages with 3 queries, the intervals of `net`, `page_mean` and
+    `page_worst` held the truth in 95.2 %, 94.6 % and 95.3 %,
+    `python tests/measure_verdicts.py queries`.
+
+    Args:
+        samples: As `evaluate.evaluate` returns it.
+        reference: The method that differences in `supported` are taken to.
+
+    Returns:
+        Indexed by method: over queries `wins`, `ties`, `losses` and `net` (wins minus losses, a
+        share of the `n_queries`), `lowest_query` and its difference `lowest`, and `worst`: the
+        difference of the worst on other answers; NaN with one answer a page. Over the `n_pages`
+        that several queries share: `page_mean` and `page_worst`, the differences of all and of the
+        worst of a page's queries. `net`, `page_mean` and `page_worst` with `_low` and `_high`, the
+        queries of a page being no independent draws.
+    """
+    wide = samples.pivot(index=PAIR, columns="method", values="supported").astype(float)
+    own = samples[samples["method"] == reference].drop_duplicates("query_id")
+    pages = own.set_index("query_id")["page"]
+    pages = pages.where(pages.duplicated(keep=False) & pages.notna(), pages.index.to_series())
+    rows = {}
+    for method in wide.columns.drop(reference):
+        changes = (wide[method] - wide[reference]).dropna().groupby(["query_id", "repeat"]).mean()
+        table = changes.unstack("repeat")
+        each = table.mean(axis=1)
+        page = pages.reindex(each.index)
+        net = cluster_mean(np.sign(each.to_numpy()), page.tolist())
+        row: dict[str, Any] = {"n_queries": len(each), "worst": _worst(table)}
+        row |= {"wins": (each > 0).sum(), "ties": (each == 0).sum(), "losses": (each < 0).sum()}
+        low, high = np.clip([net.low, net.high], -1.0, 1.0).tolist()
+        row |= {"net": net.mean, "net_low": low, "net_high": high}
+        row |= {"lowest_query": each.idxmin() if len(each) else None, "lowest": each.min()}
+        shared = [part for _, part in table.groupby(page.to_numpy()) if len(part) > 1]
+        parts = {"page_mean": [part.mean(axis=1).mean() for part in shared]}
+        parts["page_worst"] = [_worst(part) for part in shared]
+        for name, values in parts.items():
+            found = cluster_mean(np.array(values, dtype=float), range(len(values)))
+            row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+        rows[method] = row | {"n_pages": len(shared)}
+    order = [method for method in dict.fromkeys(samples["method"]) if method != reference]
+    return pd.DataFrame.from_dict(rows, orient="index").reindex(order).rename_axis("method")
+
+
+def _worst(table: pd.DataFrame) -> float:
+    """Return the difference of the worst query on answers that did not choose it."""
+    scores = cross_fitted(-table.to_numpy(float))
+    return float(-np.nanmean(scores)) if (~np.isnan(scores)).any() else float("nan")
+
+
 def against(samples: pd.DataFrame, method: str, seed: int = 0) -> pd.DataFrame:
     """Compare a method's key-point probability with all that it has to beat, on the same pairs.
 
@@ -189,7 +277,8 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
         `n_uncited` answers that cite no source), each with `_low` and `_high`, `page_words`;
         against the reference
         `difference`, `difference_low`, `difference_high`, `p_value`, `p_holm` (over the methods),
-        `pairs_dropped`, and `clear`: whether the adjusted p-value is below 0.05.
+        `pairs_dropped`, and `clear`: whether the adjusted p-value is below 0.05; `leads` and
+        `pawc_leads`, as `leading` tells of the key point and of the visibility.
     """
     samples = with_pooled(samples.assign(uncited=samples["uncited"].astype(float)))
     columns = ["supported", *FIGURES, "kept", "grounded", "uncited"]
@@ -205,6 +294,8 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
     summary = summary.rename(columns=names)
     groups = samples.groupby("method")
     summary["abstentions"] = groups.size() - summary["n_samples"]
+    summary["leads"] = leading(samples, "supported", seed)
+    summary["pawc_leads"] = leading(samples, "pawc", seed)
     summary["page_words"] = groups["page_words"].agg(lambda words: words.astype(float).mean())
     changes = {
         "difference": "difference",
@@ -250,9 +341,10 @@ def plain_numbers(table: pd.DataFrame) -> dict[str, dict[str, float | int | None
 
 
 def usage_report(samples: pd.DataFrame, usage: Usage) -> dict[str, Any]:
-    """Return what a run used, for its manifest: samples, abstentions, and usage by role."""
+    """Return what a run used, for its manifest: samples, abstentions, models, usage by role."""
     return {
         "samples": len(samples),
         "abstentions": int(samples["abstention"].notna().sum()),
+        "served_by": sorted(usage.served_by),
         "roles": usage.report(),
     }

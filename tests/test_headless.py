@@ -72,6 +72,7 @@ class TestSmoke:
         assert manifest["usage"] == {
             "samples": 30 * 3 * (len(manifest["headline"]["methods"]) - 1),  # one row is pooled
             "abstentions": 0,
+            "served_by": [],
             "roles": {},
         }
         for row in manifest["headline"]["methods"].values():
@@ -107,7 +108,7 @@ class TestSmoke:
     def test_the_studies_are_in_manifest_figures_and_report(self, finished):
         _, _, run = finished
         found = run.manifest["headline"]["studies"]
-        gain = found["headroom"]["best of k, fresh answers"]
+        gain = found["headroom"]["gain of the best of k"]
         assert gain["low"] <= gain["mean"] <= gain["high"]
         assert found["adoption"]["5"]["adopter"] > found["adoption"]["0"]["other"]
         figures = {path.stem for path in (run.folder / "figures").glob("*.png")}

@@ -6,8 +6,23 @@ import pytest
 
 from geo_utils.roles.methods import pooled
 from geo_utils.show.plots import difference_figure, rival_figure
-from geo_utils.show.tables import findings, method_table, rival_findings, rival_table
-from geo_utils.summary import against, headline, rivals_headline, summarise, with_pooled
+from geo_utils.show.tables import (
+    findings,
+    method_table,
+    query_table,
+    query_text,
+    rival_findings,
+    rival_table,
+)
+from geo_utils.summary import (
+    against,
+    by_query,
+    headline,
+    leading,
+    rivals_headline,
+    summarise,
+    with_pooled,
+)
 from geo_utils.visibility import FIGURES
 
 NAN = np.nan
@@ -142,3 +157,73 @@ class TestFirstTable:
             assert "lets the rewriter invent" in text
         plain = method_table(summarise(of("original", "fluency")), "src").caption
         assert "Pooled" not in plain and "As published" not in plain
+
+
+def repeated(**methods):
+    """Rows of a samples table: for each method a list of queries, each a list of repeats."""
+    rows = [
+        {"query_id": f"q{q}", "key_point_number": 1, "repeat": r, "method": m, "supported": value}
+        for m, queries in methods.items()
+        for q, values in enumerate(queries)
+        for r, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+class TestLeading:
+    def test_the_best_leads_if_the_runner_up_is_clearly_behind(self):
+        apart = repeated(
+            original=[[0.0]] * 12, second=[[0.0]] * 9 + [[1.0]] * 3, best=[[1.0]] * 11 + [[0.0]]
+        )
+        assert leading(apart, "supported").to_dict() == {
+            "original": False, "second": False, "best": True,
+        }  # fmt: skip
+        assert not leading(apart, "supported", among=["original", "second"]).any()
+
+    def test_nobody_leads_with_p_one(self):
+        """One query alone differs; then all do and alike, but there are three of them."""
+        assert not leading(repeated(a=[[0]] * 9 + [[1]], b=[[0]] * 10), "supported").any()
+        assert not leading(repeated(a=[[1, 1]] * 3, b=[[0, 0]] * 3), "supported").any()
+
+    def test_a_pool_does_not_compete_and_a_lone_method_leads_nobody(self):
+        samples = repeated(**{POOL: [[1.0]] * 12, "a": [[0.0]] * 12})
+        assert not leading(samples, "supported").any()
+
+
+class TestByQuery:
+    def test_by_hand(self):
+        found = by_query(
+            repeated(original=[[0, 0], [1, 1], [1, 0], [1, 1]],
+                     better=[[1, 1], [1, 1], [1, 1], [0, 1]]).assign(page="p")
+        ).loc["better"]  # fmt: skip
+        assert (found["wins"], found["ties"], found["losses"], found["n_queries"]) == (2, 1, 1, 4)
+        assert found["net"] == 0.25 and (found["lowest_query"], found["lowest"]) == ("q3", -0.5)
+        # By the second answer q0 1, q1 0, q2 1, q3 0: q1 and q3 tie, their firsts 0 and -1; by the
+        # first q3 is lowest, its second 0.
+        assert found["worst"] == (-0.5 + 0) / 2
+
+    def test_one_answer_a_page_has_no_other_answers(self):
+        found = by_query(repeated(original=[[0], [1]], a=[[1], [NAN]]).assign(page="p"))
+        assert np.isnan(found.loc["a", "worst"]) and found.loc["a", "n_queries"] == 1
+        assert "lowest" not in query_text(found, "a")
+
+    def test_pages_that_several_queries_share(self):
+        """Two pages of two queries, one of a single query, which has no worst."""
+        samples = repeated(
+            original=[[0, 0]] * 5, m=[[1, 1], [0, 0], [1, 1], [1, 1], [0, 0]]
+        ).assign(page=lambda t: t["query_id"].map(dict(q0="a", q1="a", q2="b", q3="b", q4="c")))
+        row = by_query(samples).loc["m"]
+        assert (row["n_pages"], row["page_mean"], row["page_worst"]) == (2, 0.75, 0.5)
+        assert "The worst query of a page changes by +0.500" in query_text(by_query(samples), "m")
+        assert "worst of a page" in query_table(by_query(samples), "src").data
+        whole = by_query(samples.assign(page=samples["query_id"])).loc["m"]
+        assert whole["n_pages"] == 0
+        # What the queries of a page share is no second draw.
+        assert row["net_high"] - row["net_low"] > whole["net_high"] - whole["net_low"]
+
+    def test_in_words(self):
+        found = by_query(SAMPLES.assign(page=SAMPLES["query_id"]))
+        assert list(found.index) == [*SUPPORTED][1:]
+        told = query_text(found, "paste_key_point")
+        assert "better than the original page on 3 of 4 queries, the same on 1 and worse on" in told
+        assert "worst of a page" not in query_table(found, "src").data

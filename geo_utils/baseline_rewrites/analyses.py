@@ -19,7 +19,7 @@ from geo_utils.fidelity import check_pages, original_support
 from geo_utils.plan import Rehearsal, quiet
 from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import is_arm
-from geo_utils.summary import against, means, plain_numbers, with_pooled
+from geo_utils.summary import against, leading, means, plain_numbers, with_pooled
 
 Tables = dict[str, pd.DataFrame]
 T = TypeVar("T")
@@ -86,7 +86,7 @@ def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> T
         seed: Seed of resampling and permutations.
 
     Returns:
-        `strict` (as `summary.means`), `against` (of the key-point rewrite, if it is among the
+        `strict` (as `strict_means`), `against` (of the key-point rewrite, if it is among the
         methods) and some of `lifts`, `placebos`, `funnel`, `collateral` and `frontier`, each by
         the function of that name. Empty if a method has no score at all.
     """
@@ -95,15 +95,21 @@ def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> T
     if not scored.all():
         return {}
     makers: dict[str, tuple[bool, Callable[[], pd.DataFrame]]] = {
-        "strict": (True, lambda: means(with_pooled(own), "strict", bounded=True)),
+        "strict": (True, lambda: strict_means(own, seed)),
         "against": ("key_point" in scored, lambda: against(own, "key_point", seed)),
         "lifts": (options.removed, lambda: lifts(samples, seed)),
-        "placebos": (bool(options.placebo), lambda: placebos(samples, seed)),
+        "placebos": (bool(options.placebo), lambda: placebos(samples, options.margin, seed)),
         "funnel": (options.funnel, lambda: funnel(samples)),
         "collateral": (options.collateral, lambda: collateral(samples, seed)),
         "frontier": (options.frontier, lambda: frontier(samples, seed)),
     }
     return {name: make() for name, (wanted, make) in makers.items() if wanted}
+
+
+def strict_means(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Return the strict probability by method, as `summary.means`, and which method `leads`."""
+    every = with_pooled(samples)
+    return means(every, "strict", bounded=True).assign(leads=leading(every, "strict", seed))
 
 
 def drawn(make: Callable[..., T], table: pd.DataFrame | None, *more: Any) -> T | None:

@@ -9,9 +9,16 @@ from pandas.io.formats.style import Styler
 
 from geo_utils.baseline_rewrites.side_effects import panel_figure
 from geo_utils.roles.methods import is_arm, label
-from geo_utils.show.plots import basis, interval_figure, method_rows, points, probability_figure
+from geo_utils.show.plots import (
+    basis,
+    claim,
+    interval_figure,
+    method_rows,
+    points,
+    probability_figure,
+)
 from geo_utils.show.tables import intervals, styled
-from geo_utils.summary import contrasts, estimates
+from geo_utils.summary import contrasts, estimates, leading
 
 
 def frontier(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -28,7 +35,7 @@ def frontier(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         `flagged` (share of samples whose page has a new instruction), `faithful` (share that
         passes the gate), `strict` (the strict probability, with its interval) and `efficient`:
         no other method has at least its lift and fidelity and at most its added words and flags,
-        and is better in one of them.
+        and is better in one of them; `leads`, as `summary.leading`, of those without a flag.
     """
     own = samples[~samples["method"].map(is_arm)].copy()
     own["words_added"] = (own["page_words"] - own["original_words"]) / own["original_words"]
@@ -41,7 +48,9 @@ def frontier(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     gains = found[["difference", "fidelity", "words_added", "flagged"]] * [1, 1, -1, -1]
     as_good = {m: (gains >= gains.loc[m]).all(axis=1) for m in gains.index}
     better = {m: (gains > gains.loc[m]).any(axis=1) for m in gains.index}
-    return found.assign(efficient=[not (as_good[m] & better[m]).any() for m in gains.index])
+    found["efficient"] = [not (as_good[m] & better[m]).any() for m in gains.index]
+    clean = found.index[found["flagged"] == 0]
+    return found.assign(leads=leading(own, "supported", seed, clean).reindex(found.index))
 
 
 def strict_figure(summary: pd.DataFrame, strict: pd.DataFrame | None, source: str) -> Figure:
@@ -49,18 +58,16 @@ def strict_figure(summary: pd.DataFrame, strict: pd.DataFrame | None, source: st
 
     Args:
         summary: As `summary.summarise` returns it.
-        strict: As `summary.means` returns it for the column `strict`; None leaves it out.
+        strict: As `summary.means` returns it for the column `strict`, with `leads`; None leaves it
+            out.
         source: Where the figures come from.
     """
     if strict is None:
         return probability_figure(summary, source)
-    best, honest = str(summary["key_point_probability"].idxmax()), str(strict["mean"].idxmax())
-    share, kept = summary["key_point_probability"][best], strict["mean"][honest]
-    other = "" if best == honest else f"{label(honest)} leads with "
-    title = (
-        f"{label(best).capitalize()} puts the key point into {share:.0%} of answers; "
-        f"{other}{kept:.0%} count once unfaithful rewrites are failures"
-    )
+    leader = strict.index[strict["leads"]]
+    most = f"{label(str(leader[0]))} leads with" if len(leader) else "at most"
+    count = "count once unfaithful rewrites are failures"
+    title = f"{claim(summary)}; {most} {strict['mean'].max():.0%} {count}"
     texts = [f"{text} strict" for text in intervals(strict)]
     held = method_rows(strict).assign(marker="D", hollow=True, text=texts)
     rows = pd.concat([method_rows(summary, "key_point_probability", "ci"), held])
@@ -83,15 +90,17 @@ def frontier_figure(found: pd.DataFrame, source: str, gate: float) -> Figure | N
     clean = found[found["flagged"] == 0]
     title = "Every method's pages carry instructions to the engine"
     if len(clean):
-        best = clean.loc[str(clean["difference"].idxmax())]
-        name, gain = label(str(best.name)), points(best["difference"])
-        price = f"at fidelity {best['fidelity']:.2f} and {best['words_added']:+.0%} words"
-        title = (
-            f"{name.capitalize()} gains most of the methods without instructions: {gain} {price}"
-            if best["clear"] and best["difference"] > 0
-            else f"No method without instructions clearly gains; the most is {gain}, by {name}, "
-            f"{price}"
-        )
+        gains = clean[clean["clear"] & (clean["difference"] > 0)]
+        title = "No method without instructions clearly gains"
+        if len(gains):
+            title = f"{len(gains)} of {len(clean)} methods without instructions clearly gain"
+            title += f", at most {points(gains['difference'].max())}; none clearly leads"
+        for name, best in gains[gains["leads"]].iterrows():
+            title = (
+                f"{label(str(name)).capitalize()} gains most of the methods without instructions: "
+                f"{points(best['difference'])} at fidelity {best['fidelity']:.2f} and "
+                f"{best['words_added']:+.0%} words"
+            )
     fidelity = "fidelity: the worse of kept and grounded"
     shown = {
         "lift over the original page": ("difference", None, "{:+.2f}"),
@@ -135,5 +144,8 @@ def frontier_table(found: pd.DataFrame, caption: str) -> Styler:
         }
     ).rename(index=label)
     marked = [label(str(method)) for method in found.index[found["efficient"]]]
-    told = "Bold: no other method is as good in lift, fidelity, words and flags and better in one"
+    told = (
+        "Bold: by these means, which are not tested, no other method is as good in lift, fidelity, "
+        "words and flags and better in one"
+    )
     return styled(table.rename_axis(None), marked, f"{told}. {caption}")

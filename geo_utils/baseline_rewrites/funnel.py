@@ -14,7 +14,7 @@ from pandas.io.formats.style import Styler
 from geo_utils.citations import parse_answer
 from geo_utils.lexical import coverage
 from geo_utils.roles.methods import is_arm, label
-from geo_utils.show.plots import basis, interval_figure, method_rows
+from geo_utils.show.plots import basis, interval_figure, method_rows, share_range
 from geo_utils.show.tables import intervals, styled
 from geo_utils.summary import means
 
@@ -96,14 +96,14 @@ def funnel(samples: pd.DataFrame) -> pd.DataFrame:
 def funnel_figure(found: pd.DataFrame, source: str) -> Figure:
     """Draw how often the point is in the answer, credited, and the page's own; see `funnel`."""
     wide = found["mean"].unstack()
-    best = str(wide["supported"].idxmax())
+    spans = {stage: share_range(wide[stage]) for stage in wide}
     title = (
-        f"{label(best).capitalize()}: the point is in {wide['supported'][best]:.0%} of answers and "
-        f"credited to the target in {wide['credited'][best]:.0%}"
+        f"By method, the point is in {spans['supported']} of answers and credited to the target in "
+        f"{spans['credited']}"
     )
     marks = "Dot: in the answer; square: its sentence cites the target"
     if "attributed" in wide:
-        title += f"; the original page holds it in {wide['attributed'][best]:.0%}"
+        title += f"; the original page holds it in {spans['attributed']}"
         marks += "; diamond: and the original page holds it"
     stages = found.index.get_level_values("stage")
     rows = method_rows(found.droplevel("stage")).assign(

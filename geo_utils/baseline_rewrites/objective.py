@@ -8,7 +8,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from geo_utils.roles.methods import label
-from geo_utils.show.tables import DASH, intervals, styled, visibility_table
+from geo_utils.show.tables import DASH, intervals, marked_leader, styled, visibility_table
 from geo_utils.summary import means
 from geo_utils.visibility import Convention, upstream_sentences, visibility_from_sentences
 
@@ -57,8 +57,8 @@ def objective_table(samples: pd.DataFrame, summary: pd.DataFrame, caption: str) 
         f"In the paper: {GEO_PAPER}, other data and engine, beside it AutoGEO's overall score in "
         f"per cent, {AUTOGEO_OVERALL}; for orientation, not for comparison"
     )
-    best = [label(str(summary["pawc"].idxmax()))] if summary["pawc"].notna().any() else []
-    return styled(table, best, f"{told}. {caption}")
+    marked, bold = marked_leader(summary["pawc_leads"])
+    return styled(table, marked, f"{told}. {bold} {caption}")
 
 
 def upstream_pawc(samples: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ class AnalysisOptions(Options):
         no_sources: Answer from no source at all, which only a model can: as many.
         placebo: Methods whose rewrites are shuffled among the queries: as many for each, and for
             the original pages, shuffled likewise.
+        margin: Difference in key-point probability up to which a placebo has lost its effect.
         original_support: Ask the judge whether the original page supports the key point: one call
             a key point. The funnel's third step and a part of the fidelity gate.
         collateral: Ask the judge for the page's other key points and the other sources' points:
@@ -32,6 +33,7 @@ class AnalysisOptions(Options):
     removed: StrictBool = False
     no_sources: StrictBool = False
     placebo: list[str] = []
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
     original_support: StrictBool = False
     collateral: StrictBool = False
     gate: Annotated[float, Field(ge=0, le=1)] = 0.8

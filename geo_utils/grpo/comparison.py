@@ -98,14 +98,14 @@ def training_findings(summary: pd.DataFrame, gains: pd.DataFrame, source: str) -
     verb = "raised" if gain["difference"] > 0 else "lowered"
     claim = f"**clearly {verb}**" if clear else "did **not clearly** change"
     others = summary["key_point_probability"].drop(index=[BEFORE, AFTER])
-    best, strongest = str(others.idxmax()), float(others.max())
+    highest, share = str(others.idxmax()), float(others.max())
     return f"""\
 - Training {claim} the key-point probability on held-out queries: {change}, \
 p = {gain["p_value"]:.4f}, {gain["n_examples"]:.0f} queries, {gain["n_samples"]:.0f} pairs, \
 {gain["abstentions"]:.0f} pairs dropped for abstentions.
 - The trained policy stands at {after["key_point_probability"]:.3f}, \
-{after["key_point_probability"] - strongest:+.3f} beside the best other method \
-({label(best)}, {strongest:.3f}; not tested here).
+{after["key_point_probability"] - share:+.3f} beside the highest of the other methods \
+({label(highest)}, {share:.3f}; not tested here).
 - Its pages have {after["page_words"]:.0f} words (original \
 {summary["page_words"]["original"]:.0f}) and keep {after["kept"]:.1%} of the original; \
 {after["grounded"]:.1%} of them is grounded in it or is the key point.

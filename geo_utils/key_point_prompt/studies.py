@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from geo_utils.corpus import Example
+from geo_utils.earlier import Levels
 from geo_utils.key_point_prompt import adoption, headroom, judges, power, transfer
 from geo_utils.key_point_prompt.params import KeyPointPromptParams
 from geo_utils.key_point_prompt.study import Found, Setting
@@ -107,6 +108,29 @@ def check_studies(params: KeyPointPromptParams, examples: Sequence[Example]) -> 
         )
     if options.power and options.power.pilot is not None:
         power.load_pilot(options.power.pilot)
+
+
+def study_levels(found: Mapping[str, Found], samples: pd.DataFrame) -> dict[str, Levels]:
+    """Return what the studies ran more than once: judges on the same answers, engines.
+
+    Args:
+        found: As `Studies.run` returns it.
+        samples: Of the comparison.
+    """
+    levels: dict[str, Levels] = {}
+    judged = found["judges"].tables.get("samples", pd.DataFrame())
+    for name in (f"verdict: {judge}" for judge in judges.judges_in(judged)):
+        if name == f"verdict: {judges.HUMAN}":
+            continue
+        own = samples.merge(judged[["query_id", "key_point", "answer", name]], how="left")
+        supported = own[name].eq("supported").astype(float).where(own[name].notna())
+        judge = name.removeprefix("verdict: ")
+        levels.setdefault("judge", {})[judge] = own.assign(supported=supported)
+    moved = found["transfer"].tables.get("samples", pd.DataFrame())
+    if len(moved):
+        own = moved[moved["rewriter"] == transfer.OWN]
+        levels["engine"] = {str(name): part for name, part in own.groupby("engine", sort=False)}
+    return levels
 
 
 def study_headline(found: Mapping[str, Found]) -> dict[str, Any]:

@@ -186,10 +186,11 @@ def transfer_figure(table: pd.DataFrame, loss: pd.DataFrame, note: str) -> Figur
     others = table[table["engine"] != table["engine"].iloc[0]]
     raised = (others["clear"] & (others["difference"] > 0)).sum()
     title = f"Under another engine {raised} of {len(others)} lifts are clearly there"
-    if loss["difference"].notna().any():
-        most = loss.sort_values("difference").iloc[0]
+    fallen = loss[loss["high"] < 0].sort_values("difference")
+    if len(fallen):
+        most = fallen.iloc[0]
         title += (
-            f"; {label(most['method'])} under '{most['engine']}' moves most: "
+            f"; {label(most['method'])} under '{most['engine']}' clearly falls: "
             f"{most['difference']:+.2f}"
         )
     table = table.sort_values(["rewriter", "method"], kind="stable")

@@ -129,39 +129,58 @@ def probability_figure(
         source: Where the figures come from, as `Roles.source` says it.
         references: Labelled vertical lines, such as `EARLIER_STUDY`.
     """
-    shares = summary["key_point_probability"]
-    scored = bool(shares.notna().all())
-    raised = shares[summary["clear"].eq(True) & summary["difference"].gt(0)]
-    raised = raised.drop(index=list(filter(is_pooled, raised.index)))
-    title = _unscored(summary)
-    if scored:
-        base = f"the original page into {shares['original']:.0%}"
-        title = f"No method clearly puts the key point into more answers than {base}"
-    if scored and len(raised):
-        best = str(raised.idxmax())
-        name = label(best).capitalize()
-        title = f"{name} puts the key point into {shares[best]:.0%} of answers, {base}"
+    scored = bool(summary["key_point_probability"].notna().all())
+    title = claim(summary)
     return interval_figure(
         method_rows(summary, "key_point_probability", "ci"), title, "key-point probability",
         basis(summary, source), limits=(0, 1.0), lines=references if scored else None,
     )  # fmt: skip
 
 
+def claim(summary: pd.DataFrame) -> str:
+    """Say which method puts the key point into more answers, as far as the intervals bear it out.
+
+    Args:
+        summary: As `summary.summarise` returns it.
+    """
+    methods = summary.loc[[not is_pooled(name) for name in summary.index]]
+    shares, leader = methods["key_point_probability"], methods.index[methods["leads"]]
+    if shares.isna().any():
+        return _unscored(summary)
+    if shares.nunique() == 1 and shares.iloc[0] in (0, 1):
+        end, what = ("Ceiling", "every") if shares.iloc[0] else ("Floor", "no")
+        return f"{end}: {what} answer carries the key point, whatever the method; none can differ"
+    base, raised = f"{shares['original']:.0%}", methods["clear"] & (methods["difference"] > 0)
+    if len(leader):
+        name, share = label(str(leader[0])).capitalize(), shares[leader[0]]
+        rest = "" if leader[0] == "original" else f", the original page into {base}"
+        return f"{name} puts the key point into {share:.0%} of answers, more than all others{rest}"
+    if raised.any():
+        return (
+            f"{_raise(methods)} the key-point probability over the original page's {base}; no "
+            "method is clearly above all others"
+        )
+    differs = "is clearly above" if methods["clear"].any() else "differs clearly from"
+    return f"No method {differs} the original page: key point in {base} of its answers"
+
+
 def difference_figure(summary: pd.DataFrame, source: str) -> Figure:
     """Draw each method's paired difference to the original page."""
     shown = summary.drop(index="original")
     methods = shown.drop(index=list(filter(is_pooled, shown.index)))
-    raised = methods[methods["clear"] & (methods["difference"] > 0)]
-    clear = [label(str(method)) for method in raised.index]
-    title = (
-        f"{len(clear)} of {len(methods)} methods clearly raise the key-point probability"
-        if len(clear) > 2 or not clear
-        else f"{' and '.join(clear).capitalize()} clearly raise{'s' * (len(clear) == 1)} "
-        "the key-point probability"
-    )
+    title = f"{_raise(methods)} the key-point probability"
     rows = method_rows(shown, "difference", "difference")
     quantity = "difference to the original page, paired"
     return interval_figure(rows, title, quantity, basis(shown, source), signed=True)
+
+
+def _raise(methods: pd.DataFrame) -> str:
+    """Say which methods clearly raise something: by name, if they are one or two."""
+    raised = methods.index[methods["clear"].eq(True) & methods["difference"].gt(0)]
+    if len(raised) in (1, 2):
+        return f"{listed(raised).capitalize()} clearly raise{'s' * (len(raised) == 1)}"
+    rivals = methods.index.drop("original", errors="ignore")
+    return f"{len(raised)} of {len(rivals)} methods clearly raise"
 
 
 def rival_figure(found: pd.DataFrame, method: str, source: str) -> Figure:
@@ -189,14 +208,12 @@ def visibility_figure(summary: pd.DataFrame, source: str) -> Figure:
     shares = summary["pawc"]
     title = _unscored(summary)
     if shares.notna().all():
-        best, own = str(shares.idxmax()), shares["original"]
-        apart = summary["pawc_low"][best] > summary["pawc_high"]["original"]
-        verdict = (
-            f"{label(best).capitalize()} gives the target page more visibility"
-            if apart
-            else "No method's visibility lies clearly above the original page's"
-        )
-        title = f"{verdict}: PAWC at most {shares.max():.2f}, original {own:.2f}"
+        leader = shares.index[summary["pawc_leads"]].drop("original", errors="ignore")
+        verdict = "No method clearly gives the target page more visibility than all others"
+        if len(leader):
+            name = label(str(leader[0])).capitalize()
+            verdict = f"{name} gives the target page more visibility than all others"
+        title = f"{verdict}: PAWC at most {shares.max():.2f}, original {shares['original']:.2f}"
     quantity = "position-adjusted word count of the target, share"
     return interval_figure(
         method_rows(summary, "pawc", "pawc"), title, quantity, basis(summary, source)
@@ -206,6 +223,12 @@ def visibility_figure(summary: pd.DataFrame, source: str) -> Figure:
 def points(difference: Any) -> str:
     """Write a difference of probabilities in percentage points."""
     return f"{100 * difference:+.0f} points"
+
+
+def share_range(shares: pd.Series) -> str:
+    """Write the lowest and the highest of some shares, or the one that they are."""
+    ends = dict.fromkeys(f"{share:.0%}" for share in (shares.min(), shares.max()))
+    return " to ".join(ends)
 
 
 def listed(methods: Iterable[object]) -> str:

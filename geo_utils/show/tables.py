@@ -34,7 +34,7 @@ def abstentions(found: pd.DataFrame) -> int:
 
 
 def method_table(summary: pd.DataFrame, caption: str) -> Styler:
-    """Lay out a summary, one row a method, best probability marked.
+    """Lay out a summary, one row a method, the one that leads marked.
 
     Args:
         summary: As `summary.summarise` returns it.
@@ -52,10 +52,68 @@ def method_table(summary: pd.DataFrame, caption: str) -> Styler:
             "words in page": summary["page_words"].map("{:.0f}".format),
         }
     ).rename(index=label)
-    best = summary["key_point_probability"].max()
-    marked = [label(str(m)) for m in summary.index[summary["key_point_probability"] == best]]
-    told = " ".join([*_about_methods(summary.index), caption])
+    marked, bold = marked_leader(summary["leads"])
+    told = " ".join([bold, *_about_methods(summary.index), caption])
     return over_queries(table.rename_axis(None), marked, told)
+
+
+def marked_leader(leads: pd.Series) -> tuple[list[str], str]:
+    """Return the row to print bold, and what a caption says of it; see `summary.leading`."""
+    marked = [label(str(method)) for method in leads.index[leads]]
+    if marked:
+        return (
+            marked,
+            "Bold: above the runner-up, the interval of the difference excludes 0.",
+        )
+    return marked, "No row is bold: no method is clearly above the runner-up."
+
+
+def query_table(found: pd.DataFrame, caption: str) -> Styler:
+    """Lay out what is behind each method's mean: queries won, tied and lost, and the worst.
+
+    Args:
+        found: As `summary.by_query` returns it.
+        caption: What the figures rest on.
+    """
+    shown = {name: found[name] for name in ("wins", "ties", "losses")}
+    shown["wins minus losses"] = intervals(found, "net", signed=True)
+    shown["lowest query"] = found["lowest_query"].fillna(DASH)
+    for name, text in (("lowest", "its difference"), ("worst", "worst, other answers")):
+        shown[text] = found[name].map("{:+z.3f}".format).replace("+nan", DASH)
+    shown["n queries"] = found["n_queries"]
+    if found["n_pages"].any():
+        for name, text in (("page_mean", "mean of a page"), ("page_worst", "worst of a page")):
+            shown[text] = intervals(found, name, signed=True)
+        shown["n pages"] = found["n_pages"]
+    told = (
+        "Against the original page. The lowest difference is low by bad luck as well; worst, other "
+        "answers: the lowest on some answers is chosen, its difference taken from the others"
+    )
+    table = pd.DataFrame(shown).rename(index=label).rename_axis(None)
+    return over_queries(table, [], f"{told}. {caption}")
+
+
+def query_text(found: pd.DataFrame, method: str) -> str:
+    """Say on how many queries a method wins, and how it does on the worst; see `query_table`."""
+    row: dict[Any, Any] = found.loc[method].to_dict()
+    net, worst = (
+        with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"], signed=True)
+        for name in ("net", "page_worst")
+    )
+    text = (
+        f"- Query by query, {label(method)} does better than the original page on {row['wins']} of "
+        f"{row['n_queries']} queries, the same on {row['ties']} and worse on {row['losses']}; wins "
+        f"minus losses are {net} of the queries."
+    )
+    if row["losses"] and pd.notna(row["worst"]):
+        text += (
+            f" The lowest, {row['lowest_query']}, changes by {row['lowest']:+.3f}, part of it bad "
+            "luck: what is lowest on some answers changes on the others by "
+            f"{row['worst']:+z.3f}."
+        )
+    if row["n_pages"]:
+        text += f" The worst query of a page changes by {worst}, {row['n_pages']} pages."
+    return text
 
 
 def rival_table(found: pd.DataFrame, method: str, caption: str) -> Styler:
@@ -174,8 +232,8 @@ def visibility_table(summary: pd.DataFrame, caption: str) -> Styler:
         }
     )
     table["n answers"] = summary["n_answers"]
-    marked = [label(str(summary["pawc"].idxmax()))] if summary["pawc"].notna().any() else []
-    return over_queries(table.rename(index=label).rename_axis(None), marked, caption)
+    marked, bold = marked_leader(summary["pawc_leads"])
+    return over_queries(table.rename(index=label).rename_axis(None), marked, f"{bold} {caption}")
 
 
 def page_table(summary: pd.DataFrame, caption: str) -> Styler:

@@ -12,6 +12,7 @@ from headless import only_run, run_notebook
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
+from measure_verdicts import differences
 
 from geo_utils.baseline_rewrites.analyses import (
     add_analyses,
@@ -25,12 +26,14 @@ from geo_utils.baseline_rewrites.counterfactual import (
     _donors,
     arms,
     contribution,
+    equivalence,
     evaluate_arms,
     lift_figure,
     lift_table,
     lifts,
     placebo_figure,
     placebo_table,
+    placebo_text,
     placebos,
 )
 from geo_utils.baseline_rewrites.frontier import (
@@ -72,6 +75,7 @@ from geo_utils.roles.make import make_roles
 from geo_utils.roles.methods import is_arm, is_policy, placebo_of, shuffled_method
 from geo_utils.roles.rewriters import EDITS
 from geo_utils.show.report import render_report
+from geo_utils.statistics import cluster_mean
 from geo_utils.summary import contrasts, means, summarise
 
 NB02 = "02_baseline_rewrites"
@@ -212,15 +216,74 @@ class TestArms:
             "anyway": 0.25, "through the page": 0.5, "despite the page": 0.25, "neither": 0.0,
         }  # fmt: skip
 
-    def test_a_placebo_that_keeps_its_lift_is_not_lost(self):
+    def test_a_placebo_by_hand(self):
         names = {"placebo of original": [[0, 0]] * 6, "placebo of good": [[0, 1], [0, 0]] * 3}
         names |= {"placebo of magic": [[1, 1], [1, 0]] * 3, "original": [[0, 0]] * 6}
         names |= {"good": [[1, 1]] * 6, "magic": [[1, 1]] * 6}
         found = placebos(samples_of(**names))
         shuffled = found.xs("shuffled", level="pages")
         assert shuffled["difference"].to_dict() == {"good": 0.25, "magic": 0.75}
-        assert not shuffled.loc["magic", "lost"]
+        assert shuffled["verdict"].to_dict() == {"good": "not decided", "magic": "kept"}
         assert found.loc[("good", "own"), "difference"] == 1.0
+
+
+def shown_to_be(mean, half, n, margin=0.05):
+    """What is said of a placebo's difference, by its mean and the half-width of its interval."""
+    row = {"difference": mean, "low": mean - half, "high": mean + half, "n_examples": n}
+    index = pd.MultiIndex.from_tuples([("fluency", "shuffled")], names=["method", "pages"])
+    table = pd.DataFrame([row], index=index)
+    table = table.join(equivalence(table, margin))
+    return table["verdict"].iloc[0], placebo_text(table)
+
+
+class TestEquivalence:
+    @pytest.mark.parametrize(
+        ("mean", "half", "n", "verdict", "said"),
+        [
+            (
+                0.0,
+                0.05,
+                120,
+                "lost",
+                "by +0.000 [-0.042, +0.042] (90 % interval, 120 queries), less",
+            ),
+            (
+                0.1,
+                0.04,
+                120,
+                "kept",
+                "by +0.100 [+0.060, +0.140] (95 % interval, 120 queries), more",
+            ),
+            (-0.1, 0.04, 120, "kept", "by -0.100 [-0.140, -0.060]"),
+            # an interval that holds 0 is not enough
+            (
+                0.0,
+                0.12,
+                60,
+                "not decided",
+                "either way counts as none; about 182 more queries would",
+            ),
+            (0.1, 0.12, 30, "not decided", "about 143 more queries would decide it"),
+            (0.05, 0.1, 30, "not decided", "so close to it that no number of queries"),
+            # nothing changed, in too few queries to say so of all, and in enough
+            (0.0, NAN, 30, "not decided", "by +0.000 (95 % interval"),
+            (0.0, NAN, 59, "lost", "by +0.000 [-0.050, +0.050] (90 % interval, 59 queries)"),
+            (NAN, NAN, 0, "not decided", "could not be scored"),
+        ],
+    )
+    def test_three_words_that_follow_the_interval(self, mean, half, n, verdict, said):
+        found, text = shown_to_be(mean, half, n)
+        assert found == verdict and said in text
+
+    def test_a_placebo_that_keeps_a_tenth_is_not_lost_with_30_queries(self):
+        """Its interval covers 0 in most runs."""
+        covered = 0
+        for seed in range(150):
+            values = differences(np.random.default_rng(seed), 0.1, 30)
+            found = cluster_mean(values.ravel(), np.arange(30).repeat(3).tolist())
+            covered += found.low < 0
+            assert shown_to_be(found.mean, found.high - found.mean, 30)[0] != "lost"
+        assert covered > 75
 
 
 SAMPLE = load_corpus("sample")
@@ -243,7 +306,9 @@ class TestPlacebo:
         found = analysed[3]["placebos"]
         own, shuffled = (found.loc[("paste_key_point", kind)] for kind in ("own", "shuffled"))
         assert own["low"] > 0.1
-        assert shuffled["lost"] and abs(shuffled["difference"]) < 0.05
+        assert shuffled["verdict"] == "not decided" and abs(shuffled["difference"]) < 0.05
+        told = placebo_text(found)
+        assert "30 queries" in told and "more queries would decide it" in told
 
 
 class TestFunnel:

@@ -6,10 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_example
+from measure_verdicts import CHANCES, study
 
 from geo_utils.corpus import load_corpus
 from geo_utils.evaluate import evaluate
-from geo_utils.key_point_prompt.headroom import headroom_strata, headroom_table, unit_table
+from geo_utils.key_point_prompt.headroom import (
+    headroom_strata,
+    headroom_table,
+    unit_table,
+    verdict,
+)
 from geo_utils.roles.engines import ExtractiveEngine
 from geo_utils.roles.judges import LexicalJudge
 from geo_utils.roles.rewriters import Rewrite
@@ -166,13 +172,26 @@ class TestHeadroom:
         raw = np.mean([np.var(means, ddof=1) for means in units["rewrite_means"]])
         assert raw > 0.04 and abs(units["rewrite_variance"].mean()) < 0.01
 
-    @pytest.mark.parametrize("fresh", [4, 0])  # without any, by halves
-    def test_fresh_answers_have_no_winners_curse(self, fresh):
-        found = tables(0.0, fresh)
-        same = np.array([t["mean"]["best of k, same answers"] for t in found])
-        rows = [t.loc["best of k, fresh answers"] for t in found]
-        assert abs(np.mean([row["mean"] for row in rows])) < 0.02 and same.mean() > 0.2
+    def test_other_answers_have_no_winners_curse(self):
+        other = np.array([t["mean"]["best of k, other answers"] for t in tables(0.0)])
+        same = np.array([t["mean"]["best of k, same answers"] for t in tables(0.0)])
+        assert abs(other.mean()) < 0.02 and same.mean() > 0.2
+        rows = [t.loc["best of k, other answers"] for t in tables(0.0)]
         assert sum(row["low"] <= 0 <= row["high"] for row in rows) >= ENOUGH
+
+    def test_a_gain_of_017_is_not_called_little(self):
+        """Four answers a rewrite choose badly, which is no reason to call the gain small."""
+        said, held = [], 0
+        for seed in range(150):
+            rng = np.random.default_rng(seed)
+            table = headroom_table(study(rng, CHANCES["normal"](rng, 30, 8)), [])
+            gain = table.loc["gain of the best of k"]
+            said.append(verdict(table))
+            held += gain["low"] <= 0.17 <= gain["high"]
+        assert held >= 140
+        told = [text.partition(":")[0] for text in said]
+        assert set(told) <= {"There is headroom", "Whether there is headroom is not decided"}
+        assert all("30 queries" in text and "[" in text for text in said)
 
     def test_strata_are_made_by_other_answers_than_their_gain(self):
         gains = [headroom_strata(rollouts(seed, 0.0))["gain"] for seed in range(40)]

@@ -4,10 +4,11 @@ import pandas as pd
 import pytest
 
 from geo_utils.show.plots import difference_figure, probability_figure, visibility_figure
+from geo_utils.show.tables import method_table
 
 
-def summary(*rows):
-    """Rows of (method, probability, difference, clear, PAWC)."""
+def summary(*rows, leads=None, seen=None):
+    """Rows of (method, probability, difference, clear, PAWC); who leads in support and in PAWC."""
     made = []
     for method, share, difference, clear, pawc in rows:
         row = {
@@ -16,6 +17,8 @@ def summary(*rows):
             "difference": difference,
             "clear": clear,
             "pawc": pawc,
+            "leads": method == leads,
+            "pawc_leads": method == seen,
             "n_examples": 9,
             "n_samples": 27,
             "abstentions": 0,
@@ -23,7 +26,7 @@ def summary(*rows):
         for name, value in (("ci", share), ("difference", difference), ("pawc", pawc)):
             row |= {f"{name}_low": value - 0.05, f"{name}_high": value + 0.05}
         made.append(row)
-    return pd.DataFrame(made).set_index("method")  # fmt: skip
+    return pd.DataFrame(made).set_index("method")
 
 
 def title(figure):
@@ -33,23 +36,49 @@ def title(figure):
 ORIGINAL = ("original", 0.2, float("nan"), False, 0.2)
 
 
+FLUENCY, KEY_POINT = ("fluency", 0.5, 0.3, True, 0.3), ("key_point", 0.6, 0.4, True, 0.5)
+
+
 @pytest.mark.parametrize(
-    ("rows", "probability", "difference", "visibility"),
+    ("rows", "leads", "probability", "difference"),
     [
         # a method with p = 1 is no headline, however it looks
-        ([ORIGINAL, ("fluency", 0.3, 0.1, False, 0.25)],
-         "No method clearly puts the key point into more answers than the original page into 20%",
-         "0 of 1 methods clearly raise", "No method's visibility lies clearly above"),
-        # the best that is clear, not the best
-        ([ORIGINAL, ("fluency", 0.5, 0.3, False, 0.2), ("key_point", 0.4, 0.2, True, 0.5)],
-         "puts the key point into 40% of answers", "clearly raises", "more visibility: PAWC at m"),
+        ([ORIGINAL, ("fluency", 0.3, 0.1, False, 0.25)], None,
+         "No method differs clearly from the original page: key point in 20% of its answers",
+         "0 of 1 methods clearly raise"),
+        # two that are both above the original page, and not apart
+        ([ORIGINAL, FLUENCY, KEY_POINT], None,
+         "Fluency and key-point rewrite clearly raise the key-point probability over the original "
+         "page's 20%; no method is clearly above all others", "Fluency and key-point rewrite"),
+        # one that is above all others
+        ([ORIGINAL, FLUENCY, KEY_POINT], "key_point",
+         "Key-point rewrite puts the key point into 60% of answers, more than all others, the "
+         "original page into 20%", "clearly raise"),
         # one that is clearly worse
-        ([ORIGINAL, ("fluency", 0.1, -0.1, True, 0.1)],
-         "No method clearly puts", "0 of 1 methods clearly raise", "No method's visibility"),
+        ([ORIGINAL, ("fluency", 0.1, -0.1, True, 0.1)], None,
+         "No method is clearly above the original page", "0 of 1 methods clearly raise"),
+        ([("original", 1.0, float("nan"), False, 0.2), ("fluency", 1.0, 0.0, False, 0.2)], None,
+         "Ceiling: every answer carries the key point", "0 of 1 methods"),
+        ([("original", 0.0, float("nan"), False, 0.2), ("fluency", 0.0, 0.0, False, 0.2)], None,
+         "Floor: no answer carries the key point", "0 of 1 methods"),
     ],
 )  # fmt: skip
-def test_titles_claim_what_is_clear(rows, probability, difference, visibility):
-    table = summary(*rows)
-    assert probability in title(probability_figure(table, "s"))
+def test_titles_claim_what_is_clear(rows, leads, probability, difference):
+    table = summary(*rows, leads=leads)
+    assert title(probability_figure(table, "s")).startswith(probability)
     assert difference in title(difference_figure(table, "s"))
-    assert visibility in title(visibility_figure(table, "s"))
+
+
+def test_visibility_names_who_leads():
+    rows = [ORIGINAL, FLUENCY, KEY_POINT]
+    assert title(visibility_figure(summary(*rows), "s")).startswith("No method clearly gives")
+    led = title(visibility_figure(summary(*rows, seen="key_point"), "s"))
+    assert led.startswith("Key-point rewrite gives the target page more visibility than all others")
+
+
+@pytest.mark.parametrize("leads", [None, "key_point"])
+def test_a_row_is_bold_if_it_leads(leads):
+    columns = dict.fromkeys(["uncited", "uncited_low", "uncited_high", "p_holm", "page_words"], 0.5)
+    table = method_table(summary(ORIGINAL, KEY_POINT, leads=leads).assign(**columns), "s")
+    assert ("font-weight: bold" in table.to_html()) == (leads is not None)
+    assert ("No row is bold" in table.caption) == (leads is None)
