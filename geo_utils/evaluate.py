@@ -19,7 +19,7 @@ import pandas as pd
 
 from geo_utils.citations import parse_answer
 from geo_utils.corpus import Example, KeyPoint, KeyPointChoice, choose_key_points
-from geo_utils.fidelity import fidelity
+from geo_utils.fidelity import COLUMNS, page_fidelity
 from geo_utils.files import write_atomic
 from geo_utils.models.loops import gather_all, run_sync
 from geo_utils.notebooks import LOGGED_S, PROGRESS
@@ -147,9 +147,9 @@ def evaluate(
     Returns:
         One row per example x key point x method x repeat, in that order: ids, key point, source
         order, page and its hashes, how many `echoes` of the prompt a model's reply had, which are
-        left out, the page's lexical fidelity (`kept`, `grounded`), answer, verdict with
-        `score` and explanation, the target's visibility (`word`, `position`, `pawc`), lengths in
-        words, and the reason of an abstention.
+        left out, the page's fidelity (`fidelity.COLUMNS`; NaN where the judge could not compare
+        it), answer, verdict with `score` and explanation, the target's visibility (`word`,
+        `position`, `pawc`), lengths in words, and the reason of an abstention.
         `supported` is 1.0, 0.0 or NaN; a sample that could not be scored is never 0. A policy
         that wrote no page has failed, as in its training: verdict `no page`, all figures 0.
 
@@ -169,7 +169,12 @@ def evaluate(
     async def one(example: Example, point: KeyPoint, method: str) -> list[Row]:
         rewrite = await rewrite_by.rewrite(method, example, point)
         numbers = range(repeats)
-        return await gather_all(scorer.rewrite(example, point, method, rewrite, i) for i in numbers)
+        scored = (scorer.rewrite(example, point, method, rewrite, i) for i in numbers)
+        rows = await gather_all(scored)
+        if rewrite.abstention:
+            return rows
+        found = await page_fidelity(example.target, rewrite.text, [point.content], judge)
+        return [row | (found.row() if found else {}) for row in rows]
 
     tasks = [one(example, point, method) for example, point in pairs for method in methods]
     return samples_of(tasks, progress or Counter("samples"), repeats)
@@ -225,9 +230,7 @@ class Scorer:
             "echoes": np.nan if rewrite.echoes is None else float(rewrite.echoes),
         }
         if page is not None:
-            true = fidelity(example.target, page, [point.content])
             row |= {"page_words": float(len(words(page)))}
-            row |= {"kept": true.kept, "grounded": true.grounded}
             return row | await self.page(example, point, page, repeat)
         if rewrite.own_failure:
             reason = {"verdict": "no page", "explanation": rewrite.abstention, "abstention": None}
@@ -338,6 +341,6 @@ def empty_row(
         "uncited": None,
         **dict.fromkeys(("citations_out_of_range", "citations_unparsed"), np.nan),
         "original_words": len(words(example.target)),
-        **dict.fromkeys(("echoes", "page_words", "kept", "grounded", "answer_words"), np.nan),
+        **dict.fromkeys(("echoes", "page_words", *COLUMNS, "answer_words"), np.nan),
         "abstention": None,
     }

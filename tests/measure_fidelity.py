@@ -16,13 +16,13 @@ from geo_utils.corpus import load_corpus
 from geo_utils.fidelity import fidelity
 
 GATE = 0.8
+PAGES = Path(__file__).parent / "data" / "fidelity_pages.jsonl"
 
 
 def fidelity_pages(sealed):
     """Return (original, rewritten page, kind, whether it is faithful) of one half."""
     originals = {example.query_id: example.target for example in load_corpus("sample")}
-    path = Path(__file__).parent / "data" / "fidelity_pages.jsonl"
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    rows = map(json.loads, PAGES.read_text(encoding="utf-8").splitlines())
     return [
         (originals[row["query_id"]], row["text"], row["kind"], row["faithful"])
         for row in rows
