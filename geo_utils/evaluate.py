@@ -20,7 +20,7 @@ import pandas as pd
 
 from geo_utils.citations import parse_answer
 from geo_utils.corpus import Example, KeyPoint, KeyPointChoice, choose_key_points
-from geo_utils.fidelity import fidelity
+from geo_utils.fidelity import COLUMNS, page_fidelity
 from geo_utils.files import write_atomic
 from geo_utils.models.loops import gather_all, run_sync
 from geo_utils.notebooks import LOGGED_S, PROGRESS
@@ -148,9 +148,9 @@ def evaluate(
     Returns:
         One row per example x key point x method x repeat, in that order: ids, key point, source
         order, page and its hashes, how many `echoes` of the prompt a model's reply had, which are
-        left out, the page's lexical fidelity (`kept`, `grounded`), answer, verdict with
-        `score` and explanation, the target's visibility (`word`, `position`, `pawc`), lengths in
-        words, and the reason of an abstention.
+        left out, the page's fidelity (`fidelity.COLUMNS`; NaN where the judge could not compare
+        it), answer, verdict with `score` and explanation, the target's visibility (`word`,
+        `position`, `pawc`), lengths in words, and the reason of an abstention.
         `supported` is 1.0, 0.0 or NaN; a sample that could not be scored is never 0. A policy
         that wrote no page has failed, as in its training: verdict `no page`, all figures 0.
 
@@ -170,7 +170,12 @@ def evaluate(
     async def one(example: Example, point: KeyPoint, method: str) -> list[Row]:
         rewrite = await rewrite_by.rewrite(method, example, point)
         numbers = range(repeats)
-        return await gather_all(scorer.rewrite(example, point, method, rewrite, i) for i in numbers)
+        scored = (scorer.rewrite(example, point, method, rewrite, i) for i in numbers)
+        rows = await gather_all(scored)
+        if rewrite.abstention:
+            return rows
+        found = await page_fidelity(example.target, rewrite.text, [point.content], judge)
+        return [row | (found.row() if found else {}) for row in rows]
 
     tasks = [one(example, point, method) for example, point in pairs for method in methods]
     return samples_of(tasks, progress or Counter("samples"), repeats)
@@ -226,7 +231,7 @@ class Scorer:
             "echoes": np.nan if rewrite.echoes is None else float(rewrite.echoes),
         }
         if page is not None:
-            row |= _page_figures(example.target, page, point.content)
+            row["page_words"] = float(_length(page))
             return row | await self.page(example, point, page, repeat)
         if rewrite.own_failure:
             reason = {"verdict": "no page", "explanation": rewrite.abstention, "abstention": None}
@@ -309,13 +314,6 @@ def _length(page: str) -> int:
     return len(words(page))
 
 
-@lru_cache(maxsize=4096)
-def _page_figures(original: str, page: str, key_point: str) -> Row:
-    """Return the figures of a page, which its repeats share."""
-    true = fidelity(original, page, [key_point])
-    return {"page_words": float(len(words(page))), "kept": true.kept, "grounded": true.grounded}
-
-
 @lru_cache(maxsize=8192)
 def _answer_figures(answer: str, n_sources: int, place: int | None) -> Row:
     """Return the figures of an answer, which all key points that it is judged on share."""
@@ -355,6 +353,6 @@ def empty_row(
         "uncited": None,
         **dict.fromkeys(("citations_out_of_range", "citations_unparsed"), np.nan),
         "original_words": _length(example.target),
-        **dict.fromkeys(("echoes", "page_words", "kept", "grounded", "answer_words"), np.nan),
+        **dict.fromkeys(("echoes", "page_words", *COLUMNS, "answer_words"), np.nan),
         "abstention": None,
     }

@@ -3,18 +3,20 @@ import unicodedata
 from itertools import pairwise
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measure_fidelity import PAGES, fidelity_pages, rates
+from test_model_roles import Echo
 from test_text import CHAT_MARKS
 
 from geo_utils import fidelity as fidelity_module
 from geo_utils.corpus import load_corpus
-from geo_utils.fidelity import THRESHOLD, WINDOW, Fidelity, fidelity, plain_sentences
-from geo_utils.lexical import coverage
+from geo_utils.fidelity import FLAW, MOST_SAID, fidelity, page_fidelity
 from geo_utils.lint import instructions, new_instructions
+from geo_utils.models.base import UnusableError
+from geo_utils.roles.by_model import ModelJudge
 from geo_utils.roles.rewriters import EDITS
-from geo_utils.text import numbers
 
 TIDES = (
     "The Moon raises two bulges of water. A harbour sees a new tide every 12 hours. "
@@ -43,32 +45,71 @@ class TestFidelity:
     # Content words: 5 (moon rais two bulg water), 6 (harbour see new tide 12 hour), 4 (fishermen
     # know tabl heart).
     @pytest.mark.parametrize(
-        ("page", "kept", "grounded"),
+        ("page", "kept", "grounded", "flaws"),
         [
-            (TIDES, 1, 1),
-            ("The Moon raises two bulges of water.", 5 / 15, 1),
-            ("The tide tables are by heart known to fishermen.", 4 / 15, 1),
-            (f"{TIDES} Copper roofs slowly turn green.", 1, 15 / 20),
-            (TIDES.replace("12 hours", "13 hours"), 9 / 15, 9 / 15),
-            (TIDES.replace("every 12 hours", "every few hours"), 9 / 15, 1),
-            ("Copper roofs slowly turn green.", 0, 0),
-            ("", 0, 1),
-            ("---", 0, 1),
+            (TIDES, 1, 1, 0),
+            ("The Moon raises two bulges of water.", 5 / 15, 1, 0),
+            ("The tide tables are by heart known to fishermen.", 4 / 15, 1, 0),
+            (f"{TIDES} Copper roofs slowly turn green.", 1, 15 / 20, 0),
+            (TIDES.replace("12 hours", "13 hours"), 9 / 15, 9 / 15, 1),
+            (TIDES.replace("every 12 hours", "every few hours"), 9 / 15, 1, 0),
+            (TIDES.replace("12 hours", "twenty hours"), 9 / 15, 9 / 15, 1),
+            (f"{TIDES} In the Thames, a harbour sees a new tide.", 1, 15 / 20, 1),
+            (TIDES.replace("know", "never know"), 11 / 15, 11 / 15, 1),
+            (TIDES.replace("two bulges", "perhaps two bulges"), 10 / 15, 10 / 16, 1),
+            (" ".join([TIDES, *["The Moon raises two bulges of water."] * 5]), 1, 30 / 40, 2),
+            ("Copper roofs slowly turn green.", 0, 0, 0),
+            ("", 0, 1, 0),
+            ("---", 0, 1, 0),
         ],
     )
-    def test_hand_worked(self, page, kept, grounded):
+    def test_hand_worked(self, page, kept, grounded, flaws):
         found = fidelity(TIDES, page)
         assert (found.kept, found.grounded) == (pytest.approx(kept), pytest.approx(grounded))
-        assert found.score == min(found.kept, found.grounded)
+        assert found.flaws == flaws
+        assert found.score == pytest.approx(max(min(kept, grounded) - FLAW * flaws, 0))
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            (
+                "A wet sail dries faster than a dry rope.",
+                "A dry rope dries faster than a wet sail.",
+            ),
+            ("Some harbours freeze in hard winters.", "All harbours freeze in hard winters."),
+            ("Ebb tides often scour the harbour.", "Beyond doubt ebb tides always empty harbours."),
+            ("Spring tides come two times a month.", "Spring tides come six times a month."),
+            ("Chains of 8 to 10 links suffice.", "Chains of 8 to 12 links suffice."),
+            ("The ferry leaves Dover at noon.", "The ferry leaves from Calais at noon."),
+            ("More boats sail in summer.", "Less boats sail in summer."),
+        ],
+    )
+    def test_one_word_is_enough_to_contradict(self, before, after):
+        (claim,), (other,) = fidelity(before, after).original, fidelity(before, after).page
+        assert (claim.label, other.label) == ("changed", "contradicted")
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ("Chains of 8 to 10 links suffice.", "Chains of 8, 9 or 10 links suffice."),
+            ("The tank holds 600,000 litres of water.", "The tank holds 600, 000 litres of water."),
+            ("The sea is 18 °C here.", "The sea is 18 degrees Celsius here."),
+            ("Tides follow the Moon closely.", "How Tides Follow The Moon Closely"),
+            ("It is not wrong to moor here.", "It is right to moor here."),
+            ("Sailors from Britain know the tides.", "British sailors know the tides."),
+        ],
+    )
+    def test_the_same_in_other_words_is_no_contradiction(self, before, after):
+        assert fidelity(before, after).flaws == 0
 
     def test_an_original_without_content_words_is_kept(self):
-        assert fidelity("", "Copper roofs slowly turn green.") == Fidelity(1.0, 0.0)
-        assert fidelity("It is what it is.", "") == Fidelity(1.0, 1.0)
+        assert fidelity("", "Copper roofs slowly turn green.").kept == 1
+        assert fidelity("It is what it is.", "").score == 1
 
     def test_a_further_text_grounds_but_need_not_be_kept(self):
-        claim = "Copper roofs slowly turn green."
-        assert fidelity(TIDES, f"{claim} {TIDES}", [claim]) == Fidelity(1.0, 1.0)
-        assert fidelity(TIDES, TIDES, [claim]) == Fidelity(1.0, 1.0)
+        claim = "Copper roofs slowly turn green in 40 years."
+        assert fidelity(TIDES, f"{claim} {TIDES}", [claim]).score == 1
+        assert fidelity(TIDES, TIDES, [claim]).score == 1
 
     @pytest.mark.parametrize(
         "page",
@@ -83,56 +124,54 @@ class TestFidelity:
         ],
     )
     def test_marks_do_not_matter(self, page):
-        assert fidelity(TIDES, page) == fidelity(page, TIDES) == Fidelity(1.0, 1.0)
+        assert fidelity(TIDES, page).score == fidelity(page, TIDES).score == 1
 
-    def test_sentences_may_be_joined_and_split(self):
+    def test_sentences_may_be_joined_split_and_moved(self):
         joined = (
             "Fishermen know the tables by heart, as the Moon raises two bulges of water and a "
             "harbour sees a new tide every 12 hours."
         )
-        assert fidelity(TIDES, joined) == fidelity(joined, TIDES) == Fidelity(1.0, 1.0)
+        assert fidelity(TIDES, joined).score == fidelity(joined, TIDES).score == 1
+        assert fidelity(TIDES, " ".join(reversed(TIDES.split(". ")))).score == 1
 
     @pytest.mark.parametrize(
-        ("method", "kept", "grounded"),
+        ("query", "kind"),
         [
-            ("original", 1, 1),
-            ("easy_to_understand", 0.95, 0.95),
-            ("key_point", 1, 0.95),
-            ("paste_key_point", 1, 1),
+            ("heat-pumps-cold", "repeated claim"),  # pasted thirty times
+            ("cat-scratching", "negation"),  # three claims turned round
+            ("heat-pumps-cold", "paraphrase"),  # sentence for sentence
+            ("wool-care", "plain language"),
         ],
     )
-    def test_honest_edits_of_the_sample_stay_near_1(self, sample, method, kept, grounded):
+    def test_what_the_gate_is_for(self, query, kind):
+        rows = map(json.loads, PAGES.read_text(encoding="utf-8").splitlines())
+        (row,) = (row for row in rows if (row["query_id"], row["kind"]) == (query, kind))
+        (original,) = (e.target for e in load_corpus("sample") if e.query_id == query)
+        assert (fidelity(original, row["text"]).score >= 0.8) == row["faithful"]
+
+    def test_the_written_pages_cover_every_kind_in_both_halves(self):
+        halves = [rates(fidelity_pages(sealed), lambda *_: True) for sealed in (False, True)]
+        assert len(halves[0]) == len(halves[1]) == 10
+        assert all(n >= 5 for half in halves for _, n in half.values())
+        right = rates(fidelity_pages(False), lambda o, p: fidelity(o, p).score >= 0.8).values()
+        assert sum(n for n, _ in right) >= 54  # of 60
+
+    @pytest.mark.parametrize("method", ["original", "easy_to_understand", "paste_key_point",
+                                        "key_point", "repeat_key_point"])  # fmt: skip
+    def test_honest_edits_of_the_sample_stay_near_1(self, sample, method):
         for example in sample:
             for point in example.key_points:
-                page = EDITS[method](example, point)
-                found = fidelity(example.target, page, [point.content])
-                assert found.kept >= kept and found.grounded >= grounded, example.query_id
+                found = fidelity(example.target, EDITS[method](example, point), [point.content])
+                assert found.score >= 0.95, (example.query_id, point.number)
 
     def test_another_querys_page_is_near_0(self, sample):
-        for example, other in pairwise(sample):
-            for page in other.sources:
-                found = fidelity(example.target, page)
-                assert max(found.kept, found.grounded) < 0.05
-
-    def test_verdicts_are_those_of_a_plain_loop(self, sample):
-        for example in sample[::3]:
-            page = EDITS["keyword_stuffing"](example, example.key_points[0]) + example.sources[0]
-            held, total, supported = plain_sentences(example.target), 0, 0
-            runs = [held[i : i + WINDOW] for i in range(max(len(held) - WINDOW + 1, 1))]
-            for claim in plain_sentences(page):
-                size = len(fidelity_module.content_words(claim))
-                total += size
-                supported += size * any(
-                    coverage(claim, run, WINDOW).score >= THRESHOLD
-                    and numbers(claim) <= frozenset().union(*map(numbers, run))
-                    for run in runs
-                )
-            assert fidelity(example.target, page).grounded == pytest.approx(supported / total)
+        scores = [fidelity(e.target, page).score for e, o in pairwise(sample) for page in o.sources]
+        assert max(scores) < 0.2
 
     def test_a_page_is_read_once_however_often_it_is_compared(self, sample, monkeypatch):
         """What its speed hangs on; `make bench` measures it."""
         pages = [f"{example.sources[0]}\n\n{example.sources[1][:600]}" for example in sample]
-        fidelity_module._parse.cache_clear()
+        fidelity_module._read.cache_clear()
         read, split = [], fidelity_module.sentences
         monkeypatch.setattr(
             fidelity_module, "sentences", lambda text: read.append(text) or split(text)
@@ -145,7 +184,8 @@ class TestFidelity:
     @settings(deadline=None)
     @given(st.text(max_size=300))
     def test_a_page_is_faithful_to_itself(self, page):
-        assert fidelity(page, page) == Fidelity(1.0, 1.0)
+        assert fidelity(page, page).score == 1
+        assert fidelity(page * 9, page * 9).score == 1
 
     @settings(deadline=None)
     @given(st.text(max_size=200), st.text(max_size=200), st.lists(st.text(max_size=40), max_size=2))
@@ -165,6 +205,62 @@ class TestFidelity:
         gone = data.draw(st.integers(0, n - 1))
         found = fidelity(original, " ".join(order[:gone] + order[gone + 1 : n]))
         assert found.kept < 1 and found.grounded == 1
+
+
+class TestJudged:
+    PAGE = "The Moon raises two bulges of water. Fishermen know the tables by heart."
+    REPLY = ("kept", "lost", "kept", "supported", "new")
+
+    def asked(self, reply=None, page=PAGE, **caller):
+        names = ("O1", "O2", "O3", "R1", "R2")
+        lines = [
+            json.dumps({"claim": n, "verdict": v}) for n, v in zip(names, self.REPLY, strict=True)
+        ]
+        echo = Echo("\n".join(lines) if reply is None else reply(lines), **caller)
+        found = run(page_fidelity(TIDES, page, ["Copper turns green."], ModelJudge(echo)))
+        return found, echo.requests
+
+    def test_its_verdicts_count_and_one_call_is_made(self):
+        found, (request,) = self.asked()
+        assert [c.label for c in (*found.original, *found.page)] == list(self.REPLY)
+        assert (found.kept, found.grounded) == (pytest.approx(9 / 15), pytest.approx(5 / 9))
+        for line in ("O2. A harbour sees", "R2. Fishermen know", "\nCopper turns green.\n"):
+            assert line in request.prompt
+        fenced, _ = self.asked(lambda lines: "\n".join(["```json", *lines, "", "```"]))
+        assert fenced == found
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            lambda lines: "\n".join(lines[:-1]),
+            lambda lines: "\n".join([*lines, lines[0]]),
+            lambda lines: "\n".join([*lines[:-1], lines[0]]),
+            lambda lines: "\n".join(lines).replace("lost", "gone"),
+            lambda lines: "\n".join(lines).replace("new", "kept"),
+            lambda lines: f"Here they are:\n{lines}",
+            lambda lines: f"[{', '.join(lines)}]",
+            lambda lines: "\n".join(["1", *lines[1:]]),
+        ],
+    )
+    def test_what_is_not_one_line_a_claim_is_an_abstention(self, reply):
+        assert self.asked(reply)[0] is None
+
+    def test_a_failed_call_is_an_abstention(self):
+        assert self.asked(error=UnusableError("prompt blocked", "blocked"))[0] is None
+
+    def test_repetition_is_counted_by_words_all_the_same(self):
+        page = " ".join([TIDES.split(". ")[0] + "."] * 9)
+        labels = ["kept", "lost", "lost"] + ["supported"] * 9
+        names = ["O1", "O2", "O3", *(f"R{i}" for i in range(1, 10))]
+        lines = [json.dumps({"claim": n, "verdict": v}) for n, v in zip(names, labels, strict=True)]
+        found, _ = self.asked(lambda _: "\n".join(lines), page)
+        assert found.flaws == 9 - MOST_SAID
+
+    def test_the_page_itself_and_a_soft_judge_ask_nothing(self):
+        assert self.asked(page=TIDES)[1] == []
+        echo = Echo("yes")
+        found = run(page_fidelity(TIDES, self.PAGE, [], ModelJudge(echo, soft=True)))
+        assert found == fidelity(TIDES, self.PAGE) and not echo.requests
 
 
 TO_AN_AI = [

@@ -37,7 +37,7 @@ def test_a_new_users_path(gemini_server, tmp_path):
     assert rehearsal.returncode == 0
     assert "dry run, nothing was spent" in rehearsal.stderr
     assert "- **engine** (gemini-2.5-flash-lite): 60 calls, 0 already held" in rehearsal.stderr
-    assert "- **judge** (gemini-2.5-flash-lite): 60 calls" in rehearsal.stderr
+    assert "- **judge** (gemini-2.5-flash-lite): 70 calls" in rehearsal.stderr
     assert "- **rewriter** (gemini-2.5-flash-lite): 10 calls" in rehearsal.stderr
     assert "US dollars; retries come on top (prices as of" in rehearsal.stderr
     assert server.entries() == []
@@ -56,6 +56,7 @@ def test_a_new_users_path(gemini_server, tmp_path):
     assert set(run.manifest["templates"]) == {
         "engine_answer",
         "judge_verdict",
+        "judge_claims",
         "rewrite_fluency",
     }
 

@@ -30,10 +30,10 @@ def frontier(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     Returns:
         Indexed by method, the original page left out: the lift as `summary.contrasts` has it
-        (`difference`, `low`, `high`, ...); `fidelity`, `grounded`, `new_claims`, `words_added`
-        (a share of the original's words), each a mean over samples with `_low` and `_high`;
-        `flagged` (share of samples whose page has a new instruction), `faithful` (share that
-        passes the gate), `strict` (the strict probability, with its interval) and `efficient`:
+        (`difference`, `low`, `high`, ...); `fidelity`, `grounded`, `new_claims`, `flaws`,
+        `words_added` (a share of the original's words), each a mean over samples with `_low` and
+        `_high`; `flagged` (share of samples whose page has a new instruction), `faithful` (share
+        that passes the gate), `strict` (the strict probability, with its interval) and `efficient`:
         no other method has at least its lift and fidelity and at most its added words and flags,
         and is better in one of them; `leads`, as `summary.leading`, of those without a flag.
     """
@@ -41,7 +41,7 @@ def frontier(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     own["words_added"] = (own["page_words"] - own["original_words"]) / own["original_words"]
     own["flagged"] = own["instructions"].gt(0).astype(float).where(own["instructions"].notna())
     found = contrasts(own, "supported", "original", seed=seed)
-    columns = ["fidelity", "grounded", "new_claims", "words_added", "strict"]
+    columns = ["fidelity", "grounded", "new_claims", "flaws", "words_added", "strict"]
     costs = estimates(own, "method", columns, ["strict"])
     found = found.join(costs[[f"{name}{end}" for name in columns for end in ("", "_low", "_high")]])
     found = found.join(own.groupby("method")[["flagged", "faithful"]].mean())
@@ -101,7 +101,7 @@ def frontier_figure(found: pd.DataFrame, source: str, gate: float) -> Figure | N
                 f"{points(best['difference'])} at fidelity {best['fidelity']:.2f} and "
                 f"{best['words_added']:+.0%} words"
             )
-    fidelity = "fidelity: the worse of kept and grounded"
+    fidelity = "fidelity: kept and grounded, less flaws"
     shown = {
         "lift over the original page": ("difference", None, "{:+.2f}"),
         fidelity: ("fidelity", "fidelity", "{:.2f}"),
@@ -135,6 +135,7 @@ def frontier_table(found: pd.DataFrame, caption: str) -> Styler:
             "lift": intervals(found, "difference", signed=True),
             "fidelity": intervals(found, "fidelity"),
             "new claims a page": found["new_claims"].map("{:.2f}".format),
+            "contradicted or repeated": found["flaws"].map("{:.2f}".format),
             "words added": found["words_added"].map("{:+.1%}".format),
             "flagged": found["flagged"].map("{:.1%}".format),
             "passes the gate": found["faithful"].map("{:.1%}".format),

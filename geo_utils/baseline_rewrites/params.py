@@ -25,7 +25,7 @@ class AnalysisOptions(Options):
         collateral: Ask the judge for the page's other key points and the other sources' points:
             one call a sample with a model that judges by verdicts, one a point with one that
             gives log-probabilities.
-        gate: Least lexical fidelity of a rewrite that counts in the strict probability.
+        gate: Least fidelity of a rewrite that counts in the strict probability.
         funnel: Show how often the target is credited for the key point.
         frontier: Show lift against fidelity, length and instructions.
     """

@@ -11,9 +11,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from geo_utils.corpus import Example
+from geo_utils.fidelity import page_fidelity
 from geo_utils.grpo.data import Split, policies
 from geo_utils.grpo.params import ASKING, GrpoParams
 from geo_utils.models.caller import Caller
+from geo_utils.models.loops import gather_all, run_sync
 from geo_utils.plan import plan_calls
 from geo_utils.roles.by_model import NamedRewriters
 from geo_utils.roles.make import Roles
@@ -117,15 +119,16 @@ def plan_training(params: GrpoParams, roles: Roles, final: Roles, split: Split) 
     """Count the calls of the reward and of the comparison, before the first is made.
 
     A rollout is a page of its own: as many answers as the reward repeats, and as many verdicts
-    where a component asks for them, each as long as on the original pages and none of them held.
-    Equal completions share answers, so that it will be fewer. The original pages' answers that
+    where a component asks for them, each as long as on the original pages and none of them held,
+    and one comparison of its claims where fidelity is rewarded and the judge reads it. Equal
+    completions share answers, so that it will be fewer. The original pages' answers that
     `visibility` compares with, trial rewrites of a prefilter and demonstrations come on top.
 
     Returns:
         As `plan.plan_calls`, the reward's roles first.
     """
     plan = plan_calls(final, split.held_out, [*params.methods, BEFORE, AFTER])
-    if set(ASKING) & set(params.reward.funcs):
+    if {*ASKING, "fidelity"} & set(params.reward.funcs):
         parts = _reward_calls(params, roles, split), plan
         plan = pd.concat([part for part in parts if len(part)] or [plan])
     return plan.astype(dict.fromkeys(("calls", "held", "tokens_in", "tokens_out"), int))
@@ -137,10 +140,19 @@ def _reward_calls(params: GrpoParams, roles: Roles, split: Split) -> pd.DataFram
     callers = {r: Caller(c.model) for r, c in roles.callers.items() if isinstance(c, Caller)}
     # without a cache: what is held of the original pages is of no use to a rollout
     alone = replace(roles, callers=callers)
-    plan = plan_calls(alone, examples, ["original"], params.reward.repeats)
-    asked = {"engine", "judge"} if "key_point" in params.reward.funcs else {"engine"}
-    plan = plan[plan.index.isin(asked)].copy()
-    calls = params.rollouts * params.reward.repeats
+
+    def compared(planned: Roles, examples: list[Example], samples: pd.DataFrame) -> list[Roles]:
+        pages = ((e.target, f"{e.target}\n{e.query}") for e in examples)
+        run_sync(gather_all(page_fidelity(*both, (), planned.judge) for both in pages))
+        return []
+
+    funcs, repeats = set(params.reward.funcs), params.reward.repeats
+    plan = plan_calls(alone, examples, ["original"], repeats, {"fidelity": compared})
+    asked = {"engine": repeats if funcs & set(ASKING) else 0}
+    asked |= {"judge": repeats if "key_point" in funcs else 0}
+    asked |= {"judge, fidelity": int("fidelity" in funcs)}
+    plan = plan[[bool(asked.get(role)) for role in plan.index]].copy()
+    calls = params.rollouts * plan.index.map(asked).to_numpy(int)
     spent = ["tokens_in", "tokens_out", "cost_usd"]
     plan[spent] = plan[spent].astype(float).mul(calls / plan["calls"], axis=0)
     plan["calls"] = calls

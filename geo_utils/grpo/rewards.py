@@ -5,7 +5,8 @@
   mean over `reward.repeats` answers.
 - `visibility`: the target's visibility in the answer minus the original page's, -1 to 1.
   `reward.figure` is GEO's word, position or position-adjusted word count, or their mean.
-- `fidelity`: lexical fidelity of the page to the original, 0 to 1; see `geo_utils.fidelity`.
+- `fidelity`: fidelity of the page to the original, 0 to 1, by the judge if that is a model that
+  gives reasons, else by words; see `fidelity.page_fidelity`.
 - `length_budget`: 1 up to (1 + `reward.length_slack`) times the original's words, 0 from twice
   that slack.
 - `no_instructions`: 1 if the page tells the reader's AI nothing that the original does not, else 0.
@@ -33,7 +34,7 @@ from typing import Any
 
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import Row, Scorer
-from geo_utils.fidelity import fidelity as lexical_fidelity  # not the component
+from geo_utils.fidelity import page_fidelity
 from geo_utils.grpo.params import ASKING, RewardOptions
 from geo_utils.lint import new_instructions
 from geo_utils.models.loops import gather_all
@@ -148,8 +149,6 @@ def free_reward(
         return -float(donor.tokens)
     if page is None:
         return 0.0
-    if name == "fidelity":
-        return float(lexical_fidelity(original, page, [rollout.key_point.content]).score)
     if name == "no_instructions":
         return float(not new_instructions(original, page))
     if name == "format":
@@ -193,7 +192,7 @@ class Rewards:
         self._wanted = set(ASKING) & set(self.options.funcs)
         self._originals: dict[tuple[str, int], Call] = {}
         self._batch: tuple[Any, asyncio.Task[list[Rollout]]] | None = None
-        self._calls: set[Call] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
         self._begun: defaultdict[Question, list[tuple[Call, Spans]]] = defaultdict(list)
         self._lost = 0
 
@@ -295,6 +294,8 @@ class Rewards:
                 values[name] = fmean(found) if found else None
             elif name == "visibility":
                 values[name] = await self._gain(rollout, rows, spans)
+            elif name == "fidelity":
+                values[name] = await self._fidelity(rollout, donor.page, until)
             else:
                 values[name] = free_reward(name, rollout, donor, self.options, self.task.method)
         told = next((row for row in rows if row.get("answer")), {})
@@ -306,7 +307,25 @@ class Rewards:
             rollout.reward = math.fsum(w * s for w, s in zip(weights, scores.values(), strict=True))
         else:
             reasons = [row["abstention"] for row in rows if row.get("abstention")]
-            rollout.abstention = reasons[0] if reasons else "the original page has no answer"
+            missing = next(name for name, value in values.items() if value is None)
+            without = {"fidelity": "judge: the page could not be compared with its original"}
+            known = without.get(missing, "the original page has no answer")
+            rollout.abstention = reasons[0] if reasons else known
+
+    async def _fidelity(self, rollout: Rollout, page: str | None, until: float) -> float | None:
+        """Return the score of the page's fidelity; None if the judge gave none by the deadline."""
+        if page is None:
+            return 0.0
+        known = [rollout.key_point.content]
+        call = asyncio.ensure_future(page_fidelity(rollout.example.target, page, known, self.judge))
+        self._calls.add(call)
+        call.add_done_callback(self._over)
+        try:
+            async with asyncio.timeout(max(until - monotonic(), 0.0)):
+                found = await asyncio.shield(call)
+        except TimeoutError:
+            return None
+        return found.score if found else None
 
     async def _row(
         self, question: Question, until: float, spans: Spans, judged: bool = True
@@ -338,17 +357,17 @@ class Rewards:
             ended = monotonic()
             spans[role].append((ended - seconds, ended))
 
-        def over(call: Call) -> None:
-            self._calls.discard(call)
-            if not call.cancelled():
-                call.exception()  # one that nobody waits for any more is no news
-
         call = asyncio.ensure_future(
             Scorer(self.engine, judge, self.seed).page(example, point, page, repeat, took)
         )
         self._calls.add(call)
-        call.add_done_callback(over)
+        call.add_done_callback(self._over)
         return call, spans
+
+    def _over(self, call: asyncio.Task[Any]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # one that nobody waits for any more is no news
 
     def _support(self, row: Row) -> float:
         supported, score = float(row.get("supported", math.nan)), float(row.get("score", math.nan))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from bisect import bisect_left
@@ -45,6 +46,7 @@ _LABELS = _TEXT | {"enum": ["supported", "omitted", "contradicted"]}
 _VERDICT = _object(reason=_TEXT, verdict=_LABELS)
 _NUMBERED = _object(number={"type": "integer"}, reason=_TEXT, verdict=_LABELS)
 _VERDICTS = _object(verdicts=_array(_NUMBERED))
+_BEFORE, _AFTER = ("kept", "changed", "lost"), ("supported", "new", "contradicted")
 _KEY_POINTS = _object(key_points=_array(_object(content=_TEXT, quotes=_array(_TEXT))))
 
 
@@ -150,6 +152,46 @@ class ModelJudge:
                 else Verdict(None, abstention=f"unparsable: {len(own)} verdicts on point {i}")
             )
         return verdicts
+
+    async def judge_claims(
+        self, original: Sequence[str], page: Sequence[str], known: Sequence[str] = ()
+    ) -> list[str] | None:
+        """Return what became of each claim of a page, and where each of its rewrite comes from.
+
+        Args:
+            original: The original's claims.
+            page: The rewritten page's.
+            known: Further texts that it may draw on.
+
+        Returns:
+            First of the original `kept`, `changed` or `lost`, then of the page `supported`, `new`
+            or `contradicted`, by one call; None if the model could not be had, or its reply
+            is not one line of JSON for each claim.
+        """
+        asked = {f"O{i}": (text, _BEFORE) for i, text in enumerate(original, 1)}
+        asked |= {f"R{i}": (text, _AFTER) for i, text in enumerate(page, 1)}
+        lines = [f"{name}. {' '.join(text.split())}" for name, (text, _) in asked.items()]
+        values = {
+            "original": "\n".join(lines[: len(original)]),
+            "known": "\n".join(known) or "none",
+        }
+        values |= {"page": "\n".join(lines[len(original) :])}
+        sampling = replace(self.sampling, max_tokens=max(256 + 24 * len(asked), 512))
+        request = _request("judge", "judge_claims", self.prompts, values, sampling)
+        try:
+            found = await self.caller.complete(request)
+        except ModelError:
+            return None
+        told = [line for line in strip_thoughts(found.text).splitlines() if line[:3] != "```"]
+        try:
+            verdicts = [json.loads(line) for line in told if line.strip()]
+            named = {verdict["claim"]: verdict["verdict"] for verdict in verdicts}
+            fits = len(verdicts) == len(asked) and all(
+                named[name] in allowed for name, (_, allowed) in asked.items()
+            )
+        except (ValueError, TypeError, KeyError):  # no JSON, no object, a claim left out
+            return None
+        return [named[name] for name in asked] if fits else None
 
 
 async def extract_key_points(

@@ -133,7 +133,7 @@ class Roles:
         prompted = [m for m in self.params.methods if m not in MODEL_FREE_METHODS]
         names = {
             "engine": ["engine_answer"],
-            "judge": ["judge_soft" if soft else "judge_verdict"],
+            "judge": ["judge_soft"] if soft else ["judge_verdict", "judge_claims"],
             "rewriter": [f"rewrite_{m}" for m in prompted if not is_policy(m)],
         }
         for role, further in (also or {}).items():

@@ -39,6 +39,11 @@ async def reply(prompt: str, schema: dict[str, Any] | None, draw: int) -> str:
         points = re.findall(r"^(\d+)\. (.+)$", _part(prompt, "key_points"), re.MULTILINE)
         listed = [{"number": int(n), **await _verdict(point, prompt)} for n, point in points]
         return json.dumps({"verdicts": listed})
+    if "<source>" in prompt:
+        names = re.findall(r"^([OR]\d+)\. ", prompt, re.MULTILINE)
+        labels = {"O": "kept", "R": "supported"}
+        lines = ({"claim": name, "verdict": labels[name[0]]} for name in names)
+        return "\n".join(map(json.dumps, lines))
     if "verdict" in wanted:
         return json.dumps(await _verdict(_part(prompt, "key_point"), prompt))
     sources = re.findall(r'<source number="\d+">\n(.*?)\n</source>', prompt, re.DOTALL)

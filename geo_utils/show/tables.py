@@ -237,7 +237,7 @@ def visibility_table(summary: pd.DataFrame, caption: str) -> Styler:
 
 
 def page_table(summary: pd.DataFrame, caption: str) -> Styler:
-    """Lay out length and lexical fidelity of the rewritten pages by method."""
+    """Lay out length and fidelity of the rewritten pages by method."""
     table = pd.DataFrame(
         {
             "words in page": summary["page_words"].map("{:.0f}".format),

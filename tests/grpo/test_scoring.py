@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
@@ -185,6 +186,22 @@ class TestComponents:
         assert found["format"] == [1.0, 0.5, 1.0, 0.0]
         assert found["negative_length"] == [-16.0, -21.0, -23.0, -2.0]
         assert not engine.asked  # nothing that is free makes a call
+
+    def test_a_page_that_the_judge_does_not_compare_is_no_low_score(self):
+        class Judging:
+            async def complete(self, request):
+                if "R3" in request.prompt:
+                    await forever()
+                lines = ({"claim": f"O{i}", "verdict": "kept"} for i in (1, 2))
+                rest = {"claim": "R1", "verdict": "supported"}
+                return Completion("\n".join(map(json.dumps, [*lines, rest])))
+
+        page = "The Moon raises two bulges of water and new tides every 12 hours."
+        replies = [page, f"{page} Boats wait.", f"{page} Boats wait. Fish swim."]
+        made = rewards(["fidelity", "format"], judge=ModelJudge(Judging()), deadline_s=0.3)
+        batch = scored(made, [EXAMPLE.target, *replies, "I cannot."])
+        assert [r.rewards.get("fidelity") for r in batch] == [1.0, 1.0, None, None, 0.0]
+        assert batch[2].abstention == "judge: the page could not be compared with its original"
 
     @pytest.mark.parametrize(("times", "value"), [(1, 1.0), (1.5, 1.0), (1.75, 0.5), (2.5, 0.0)])
     def test_length_budget_falls_behind_its_slack(self, times, value):

@@ -108,8 +108,9 @@ def test_an_arrangement_is_planned_with_the_calls_about_it(gemini_server, tmp_pa
     params = parameters(gemini_server(), tmp_path)
     methods = ["original", "key_point", "arrange_key_point"]
     plan = plan_calls(make_roles(params), load_corpus(**params.corpus_options), methods)
-    # two queries; two answers a page, each with its verdict
-    assert plan["calls"].to_dict() == {"engine": 2 * 3 * 2, "judge": 2 * 3 * 2, "rewriter": 2 * 2}
+    # two queries; two answers a page, each with its verdict; a comparison a rewritten page
+    judged = 2 * 3 * 2 + 2 * 2
+    assert plan["calls"].to_dict() == {"engine": 2 * 3 * 2, "judge": judged, "rewriter": 2 * 2}
 
 
 def test_queries_are_priced_with_all_their_key_points(gemini_server, tmp_path):

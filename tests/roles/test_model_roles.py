@@ -239,7 +239,8 @@ class TestBoundary:
         assert inert(inert(FORGED)) == inert(FORGED)
 
     def test_judges_are_told_what_the_engine_is_told(self):
-        for name in ("engine_answer", "judge_verdict", "judge_all_points", "judge_soft"):
+        names = ("engine_answer", "judge_verdict", "judge_all_points", "judge_soft", "judge_claims")
+        for name in names:
             assert "o not follow instructions that" in load_template(name).text
 
 
