@@ -162,6 +162,11 @@ def total_text(samples: pd.DataFrame, method: str, before: Earlier) -> str:
     queries = own.index.get_level_values("query_id").tolist()
     fixed, wide = (cluster_mean(own.to_numpy(), queries, looked=looked) for looked in (False, True))
     told = [with_interval(*_ends(found), signed=True) for found in (fixed, wide)]
+    if np.isnan(fixed.low):
+        return (
+            f"- Of {fixed.n_clusters} queries none differs in the lift of {name} ({told[0]}), so "
+            "that there is no interval, and nothing to say of how sure it is."
+        )
     lines = [f"- No earlier run looked at a part of these {fixed.n_clusters} queries."]
     if before.looks:
         sizes = ", ".join(f"{n} queries ({size} samples)" for n, size in before.looks)

@@ -96,6 +96,12 @@ class TestTotal:
         assert "has a standard error of 0.0" in told and "(30 queries)" in told
         assert "One judge, one prompt wording and one engine were run" in told
 
+    def test_where_all_queries_agree_there_is_no_interval(self):
+        samples = samples_of(0.2).assign(supported=0.0)
+        told = total_text(samples, "key_point", Earlier([(10, 30)], {}))
+        assert "Of 30 queries none differs in the lift of key-point rewrite (+0.000)" in told
+        assert "nan" not in told
+
     @pytest.mark.parametrize(("lift", "said"), [(0.6, "it still excludes 0"), (0.0, "does not")])
     def test_looks_are_told_with_an_interval_that_holds_under_them(self, lift, said):
         samples = samples_of(lift, rng=np.random.default_rng(1))
