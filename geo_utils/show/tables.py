@@ -250,7 +250,10 @@ def page_table(summary: pd.DataFrame, caption: str) -> Styler:
 
 
 def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
-    """Count the verdicts, abstentions and answers without citations by method."""
+    """Count verdicts, abstentions and answers without citations by method, and the share of echoes.
+
+    These are pieces of its prompt that a rewriter's reply repeats; they are taken out of the page.
+    """
     verdicts = samples["verdict"].fillna("abstained")
     counts = pd.crosstab(samples["method"], verdicts).reindex(
         index=list(dict.fromkeys(samples["method"])),
@@ -260,18 +263,25 @@ def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
     counts["uncited answers"] = samples["uncited"].eq(True).groupby(samples["method"]).sum()
     for name in ("citations_out_of_range", "citations_unparsed"):
         counts[name.replace("_", " ")] = samples.groupby("method")[name].sum().astype(int)
+    echoed = samples["echoes"].gt(0).astype(float).where(samples["echoes"].notna())
+    shares = echoed.groupby(samples["method"]).mean()
+    counts["replies with echoes removed"] = shares.map("{:.0%}".format, na_action="ignore")
     counts["n samples"] = samples.groupby("method").size()
     return over_queries(
-        counts.rename(index=label).rename_axis(index=None, columns=None), [], caption
+        counts.fillna(DASH).rename(index=label).rename_axis(index=None, columns=None), [], caption
     )
 
 
 def abstention_table(samples: pd.DataFrame) -> pd.DataFrame:
-    """Count the reasons of abstentions by method."""
+    """Count the abstentions of a kind by method, with an example of what was said."""
     lost = samples.dropna(subset="abstention")
     if lost.empty:
         return pd.DataFrame({"abstentions": ["none"]}, index=[""])
-    return lost.groupby(["method", "abstention"]).size().rename("samples").reset_index()
+    reasons = lost["abstention"].str.split().str.join(" ")
+    parts = reasons.str.extract(r"^(?P<abstention>(?:\w+: )?[^:]+)(?:: )?(?P<example>.*)$")
+    found = parts.assign(method=lost["method"]).groupby(["method", "abstention"], sort=False)
+    table = found.agg(samples=("example", "size"), example=("example", "first"))
+    return table.assign(example=table["example"].str.slice(0, 100)).reset_index()
 
 
 def corpus_table(corpus: Corpus, chosen: int) -> pd.DataFrame:

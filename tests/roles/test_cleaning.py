@@ -2,7 +2,6 @@
 
 import json
 
-import pandas as pd
 import pytest
 from conftest import make_example
 
@@ -11,7 +10,6 @@ from geo_utils.prompts import load_rules
 from geo_utils.roles.by_model import RewriteTask
 from geo_utils.roles.cleaning import clean_rewrite
 from geo_utils.roles.rewriters import Rewrite
-from geo_utils.show.tables import abstention_table
 
 PAGE = "The Moon raises two bulges of water. A harbour sees a new tide every 12 hours. " * 6
 
@@ -170,11 +168,6 @@ class TestCleaning:
     def test_what_is_no_page_is_an_abstention(self, reply, problem):
         found = clean_rewrite(reply, PAGE)
         assert found.text == "" and found.abstention.startswith(problem)
-
-    def test_short_rewrites_are_one_line_of_the_table_of_abstentions(self):
-        found = [clean_rewrite("Tides. " * n, PAGE).abstention for n in (1, 5)]
-        lost = pd.DataFrame({"method": "key_point", "abstention": found})
-        assert abstention_table(lost)["samples"].tolist() == [2]
 
 
 POINT = KeyPoint(1, "Two bulges of water follow the Moon around the Earth.")
