@@ -119,12 +119,12 @@ def study_levels(found: Mapping[str, Found], samples: pd.DataFrame) -> dict[str,
     """
     levels: dict[str, Levels] = {}
     judged = found["judges"].tables.get("samples", pd.DataFrame())
-    for name in (f"verdict: {judge}" for judge in judges.judges_in(judged)):
-        if name == f"verdict: {judges.HUMAN}":
+    for judge in judges.judges_in(judged):
+        if judge.startswith("reader "):  # of hand labels, which most answers lack
             continue
+        name = f"verdict: {judge}"
         own = samples.merge(judged[["query_id", "key_point", "answer", name]], how="left")
         supported = own[name].eq("supported").astype(float).where(own[name].notna())
-        judge = name.removeprefix("verdict: ")
         levels.setdefault("judge", {})[judge] = own.assign(supported=supported)
     moved = found["transfer"].tables.get("samples", pd.DataFrame())
     if len(moved):
