@@ -22,9 +22,9 @@ from geo_utils.parameters import ParameterError
 from geo_utils.records import (
     PROBABILITY,
     Record,
+    conclusion,
     find_records,
     flattened,
-    headline_phrase,
     results,
 )
 from geo_utils.roles.methods import label
@@ -102,7 +102,7 @@ def _row(record: Record, place: Path | None) -> dict[str, Any]:
         "record": record,
         "took": duration(record.seconds) + (f" ({attempts} attempts)" if attempts > 1 else ""),
         "changed": texts or ["default" if record.parameters else "not recorded"],
-        "headline": headline_phrase(record).replace("; ", "\n"),
+        "headline": conclusion(record).replace("; ", "\n"),
         "links": {
             name: _link(record.folder / file, place)
             for name, file in _LINKS.items()

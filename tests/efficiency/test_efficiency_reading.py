@@ -670,9 +670,13 @@ class TestShown:
     def test_the_headline_is_plain_json(self):
         plans, planned = plan(planned_work(self.results), self.options), recorded_settings("study")
         missing = unmeasured(self.results, planned)
-        head = efficiency_headline(self.results, plans, missing)
+        head = efficiency_headline(self.results, plans, missing, study_contrasts(self.results))
         read = json.loads(json.dumps(head, allow_nan=False))
         steps, lost = read["seconds per step, median [quartiles]"], read["settings not measured"]
+        fastest = read["fastest"]
+        assert fastest["setting"] == "ahead" and fastest["instead of"] == "stock"
+        ahead, stock = (steps[f"{name}, {fastest['work']}"]["mean"] for name in ("ahead", "stock"))
+        assert fastest["share of the time"]["mean"] == pytest.approx(ahead / stock)
         assert read["urgent"] == "ahead" and len(steps) == self.results["measured"].sum()
         assert lost == len(missing) > len(planned) - len(self.results)
 
