@@ -207,7 +207,7 @@ def efficiency_headline(
     one, many = best(plans, "hours"), best(plans, "sweep_hours")
     measured = results[results["measured"]]
     return {
-        "fastest": one and _fastest(one.setting, measured, pairs),
+        "fastest": one and _fastest(one.setting, results, pairs),
         "seconds per step, median [quartiles]": {
             f"{row.label}, {row.amount}": {
                 "mean": row.step_s,
@@ -223,9 +223,9 @@ def efficiency_headline(
     }
 
 
-def _fastest(setting: str, measured: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
+def _fastest(setting: str, results: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
     """Return a setting's step time, and the change that saved most of it within one sitting."""
-    row = next(each(planned_work(measured[measured["setting"] == setting])))
+    (row,) = each(planned_work(results).query("setting == @setting"))
     found: dict[str, Any] = {
         "setting": row.label,
         "work": row.amount,

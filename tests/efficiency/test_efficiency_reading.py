@@ -37,6 +37,7 @@ from geo_utils.efficiency.rows import (
     SLIDE_ROWS,
     Row,
     compared,
+    each,
     laid_out,
     placed,
     pooled,
@@ -792,3 +793,21 @@ class TestRecordedRows:
                 tokens_in, tokens_out = r.tokens_a_call["engine"]
                 assert tokens_in > 5 * 1300 and 350 < tokens_out < 500
                 assert r.tokens_per_1000 > 1000 * tokens_in
+
+
+def test_the_log_of_measurements_says_what_the_rows_say():
+    folder = PROJECT / "outputs" / "reference"
+    said, files = (folder / "README.md").read_text(), set()
+    for entry in re.findall(r"^- .*$", said, re.MULTILINE):
+        rows = []
+        for name in re.findall(r"`(h200_\w+)`", entry):
+            path = folder / "01_efficiency" / f"{name}.jsonl"
+            files.add(path)
+            rows += [Row.model_validate_json(line).model_dump() for line in path.open()]
+        told = {(row.setting, f"{row.step_s:.2f}") for row in each(table_of(rows))}
+        found = set(re.findall(r"`([a-z]\w+)`,? (?:takes |)([\d.]+) s", entry))
+        assert found <= told, found - told
+        assert rows or not found
+    assert files == set((folder / "01_efficiency").glob("*.jsonl"))
+    record = json.loads((PROJECT / "geo_utils" / "data" / "record" / "record.json").read_text())
+    assert f"{record['answers']:,} answers of {record['models'][0]}" in said
