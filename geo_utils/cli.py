@@ -182,7 +182,7 @@ def runs(
     from rich.table import Table
 
     from geo_utils.files import from_root, resolve_path
-    from geo_utils.records import find_records, headline_phrase, named_records
+    from geo_utils.records import conclusion, find_records, named_records
     from geo_utils.show.pages import write_comparison, write_index
 
     place = resolve_path(root)
@@ -196,7 +196,7 @@ def runs(
         table = Table("run", "status", "result", box=None, pad_edge=False)
         table.columns[0].no_wrap = True
         for record in records[-newest:]:
-            said = headline_phrase(record) or record.reason or ""
+            said = conclusion(record) or record.reason or ""
             table.add_row(*map(escape, (str(record), record.status, said)))
         Console(width=None if sys.stdout.isatty() else 160).print(table)
         _say(from_root(write_index(place)))

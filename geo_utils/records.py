@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from itertools import groupby
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any, get_args
 
+import pandas as pd
+
 from geo_utils.files import resolve_path
-from geo_utils.roles.methods import label
+from geo_utils.roles.methods import PREVIOUS, is_policy, is_pooled, label
 from geo_utils.runs import Run, Status, process_mark
-from geo_utils.statistics import with_interval
+from geo_utils.statistics import cluster_mean, with_interval
 
 # A notebook's folder starts with its number; caches, locks and prompts do not.
 _PATTERN = "[0-9][0-9]_*/*/*/manifest.json"
@@ -33,7 +33,7 @@ _REASONS = {
 }
 PROBABILITY = "key-point probability"
 _NO_N = "n not recorded"
-_MOST_NUMBERS = 4  # of a run in one line
+_MOST_NUMBERS = 5  # of a run in one sentence
 _COUNTS = {
     "n_examples": "queries",
     "n_queries": "queries",
@@ -98,6 +98,27 @@ class Record:
         """Whether it was a dry run, which ends without a result and as it should."""
         return self.reason.startswith("dry run")
 
+    def trial(self, least_queries: int) -> str:
+        """Say why the run only tries things out; empty where its numbers are to be shown.
+
+        A variant named `smoke...`, a limited corpus, a policy or engine of random weights or a
+        service that was simulated, fewer queries than asked for. Step times are as true with
+        random weights.
+        """
+        methods = self.headline.get("methods")
+        given = methods.values() if isinstance(methods, dict) else ()
+        rows = [row for row in given if isinstance(row, dict)]
+        queries = [row["n_examples"] for row in rows if isinstance(row.get("n_examples"), int)]
+        limit = self.parameters.get("corpus.limit")
+        if self.variant.startswith("smoke"):
+            return "smoke"
+        if limit is not None:
+            return f"corpus.limit={limit}"
+        if rows and (warned := [w for w in _WARNINGS if w in self.provenance]):
+            return ", ".join(warned)
+        few = bool(queries) and max(queries) < least_queries
+        return f"{max(queries)} queries" if few else ""
+
     @property
     def headline(self) -> dict[str, Any]:
         """The headline numbers; empty where there are none."""
@@ -107,12 +128,6 @@ class Record:
     def provenance(self) -> str:
         """Where the figures come from."""
         return self.manifest.get("provenance") or "source not recorded"
-
-    @property
-    def short_source(self) -> str:
-        """What the provenance warns of, else its first words."""
-        warned = [warning for warning in _WARNINGS if warning in self.provenance]
-        return ", ".join(warned) or re.split("[:,;]", self.provenance)[0]
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -314,39 +329,87 @@ def results(record: Record) -> list[Result]:
     return found + _estimates(headline, "")
 
 
-def telling_results(found: list[Result]) -> list[Result]:
-    """Return what a run is about: original, trained policy, best other method; then the rest.
+def conclusion(record: Record) -> str:
+    """Say in a sentence what a run found, computed from its headline.
 
-    Of the rest, a number without an n tells nobody anything.
+    Returns:
+        Of a comparison of methods, whether the study's method beats the original page, or what
+        training gained, where the headline holds that paired difference; then the key-point
+        probabilities of the original page, the previous methods, the method or policy under study
+        and the best of all. Of step times, the fastest and what it saves. Of anything else, its
+        first numbers. Empty where an unfinished run has none.
     """
+    found, head = results(record), record.headline
     rows = {r.method: r for r in found if r.quantity == PROBABILITY}
-    named = [rows.pop(name) for name in ("original", "policy/after") if name in rows]
-    rows.pop("policy/before", None)
-    scored = [row for row in rows.values() if row.mean is not None]
-    best = max(scored, key=lambda r: r.mean or 0.0, default=None)
-    rest = (r for r in found if r.quantity != PROBABILITY and r.counts != _NO_N)
-    return [*named, *([best] if best else []), *rest]
+    if rows:
+        verdict = _gained(record) or "Key point in the answer"
+        return f"{verdict}: {_numbers(_telling(rows))}."
+    fastest = head.get("fastest")
+    if isinstance(fastest, dict) and isinstance(fastest.get("setting"), str):
+        return _fastest(fastest)
+    told = [r for r in found if r.counts != _NO_N][:_MOST_NUMBERS]
+    if told:
+        return f"{_numbers(told)}."
+    return "No headline recorded." if record.status == "finished" else ""
 
 
-def interval_kind(found: Iterable[Result]) -> str:
-    """Say what the ends of these numbers are; a quantity with quartiles has them in its name."""
-    named = {"quartiles" in result.quantity for result in found if result.low is not None}
-    if named == {True}:
-        return "quartiles"
-    return "95 % interval" + ", or quartiles where named" * (True in named)
+def _telling(rows: dict[str, Result]) -> list[Result]:
+    """Return the original, the previous methods as one, what is under study, and the best."""
+    previous = [m for m in rows if is_pooled(m)] or [m for m in rows if m in PREVIOUS]
+    names = ["original", *previous[:1], "policy/before", "policy/after"]
+    names += [m for m in rows if m == "key_point" or (is_policy(m) and m not in names)]
+    scored = [m for m in rows if rows[m].mean is not None]
+    names += sorted(scored, key=lambda m: rows[m].mean or 0.0)[-1:]
+    return [rows[name] for name in dict.fromkeys(names) if name in rows]
 
 
-def headline_phrase(record: Record) -> str:
-    """Return the most telling results of a run in one line; counts that they share stand once."""
-    shown = telling_results(results(record))[:_MOST_NUMBERS]
-    if not shown:
-        return "no headline recorded" if record.status == "finished" else ""
-    parts = []
-    for counts, group in groupby(shown, key=lambda result: result.counts):
-        named = [f"{label(r.method) if r.method else r.quantity} {r.text}" for r in group]
-        each = " each" if len(named) > 1 else ""
-        parts.append("; ".join(named) + (f" ({counts}{each})" if counts else ""))
-    return "; ".join(parts)
+def _gained(record: Record) -> str:
+    """Say whether a paired difference of a comparison is clear; empty where there is none."""
+    lifts, gain = record.headline.get("lift over"), record.headline.get("gain")
+    lift = lifts.get("original") if isinstance(lifts, dict) else None
+    row = gain if isinstance(gain, dict) else lift
+    if not isinstance(row, dict):
+        return ""
+    shown = _result("gain", row, ("mean", "low", "high"))
+    if shown.mean is None:
+        return ""
+    p, ends = _number(row.get("p")), (shown.low or 0.0) * (shown.high or 0.0)
+    clear, more = p < 0.05 if p is not None else ends > 0, shown.mean > 0
+    if row is gain:
+        verb = f"clearly {'raised' if more else 'lowered'}" if clear else "did not clearly change"
+        said = f"Training {verb} the key-point probability on held-out queries"
+    else:
+        verb = ("clearly beats" if more else "is clearly worse than") if clear else ""
+        method = label(str(record.parameters.get("method", "key_point")))
+        said = f"The {method} {verb or 'does not clearly beat'} the original page"
+    return f"{said}, {shown.text} paired"
+
+
+def _fastest(found: Mapping[str, Any]) -> str:
+    """Say which step with an engine is the fastest, and what its last change saves."""
+    said = f"The fastest step with an engine is {found['setting']}"
+    seconds, share = found.get("seconds"), found.get("share of the time")
+    if isinstance(seconds, dict):
+        took = _result("", seconds, ("mean", "low", "high"))
+        work = f"{found['work']}, " if found.get("work") else ""
+        said += f", {took.text} s, median [quartiles] ({work}{took.counts})"
+    if isinstance(share, dict) and (part := _number(share.get("mean"))) is not None:
+        change = str(found.get("change"))
+        said += f"; {change[:1].lower()}{change[1:]}, saves {1 - part:.0%} of the time of "
+        said += str(found.get("instead of"))
+    return f"{said}."
+
+
+def _numbers(shown: Iterable[Result]) -> str:
+    """Write results one after the other, those of the same counts together."""
+    groups: dict[str, list[str]] = {}
+    for r in shown:
+        name = label(r.method) if r.method else r.quantity
+        groups.setdefault(r.counts, []).append(f"{name} {r.text}")
+    return "; ".join(
+        ", ".join(named) + (f" ({counts}{' each' * (len(named) > 1)})" if counts else "")
+        for counts, named in groups.items()
+    )
 
 
 def _estimates(values: Mapping[str, Any], prefix: str) -> list[Result]:
@@ -387,3 +450,36 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         return None
     return float(value)
+
+
+def paired_differences(one: Record, other: Record) -> pd.DataFrame:
+    """Compare the key-point probabilities of two runs on the key points that both have.
+
+    Returns:
+        Indexed by method of both: the mean over key points of the share of answers that carry it,
+        `other` minus `one`, as `mean` with `low` and `high`, its 95 % interval over queries;
+        `n_queries`, `n_points`, and `lost`: key points without a score in either. Empty where a
+        run has no samples, or not of the same corpus.
+    """
+    columns = ["method", "query_id", "key_point"]
+    corpora = [(record.manifest.get("inputs") or {}).get("corpus") for record in (one, other)]
+    shares, rows = [], {}
+    for record in (one, other):
+        try:
+            path = record.folder / "samples.parquet"
+            samples = pd.read_parquet(path, columns=[*columns, "supported"])
+            scores = samples["supported"].astype(float)
+        except (OSError, ValueError, TypeError, KeyError):  # none, torn, or of another shape
+            return pd.DataFrame()
+        shares.append(scores.groupby([samples[name] for name in columns], sort=False).mean())
+    both = pd.concat(shares, axis=1, join="inner", keys=["one", "other"])
+    changes = both["other"] - both["one"]
+    for method, change in changes.groupby("method", sort=False) if corpora[0] == corpora[1] else ():
+        queries = change.index.get_level_values("query_id").tolist()
+        found = cluster_mean(change.to_numpy(float), queries)
+        rows[method] = {
+            "mean": found.mean, "low": found.low, "high": found.high,
+            "n_queries": found.n_clusters, "n_points": found.n_samples,
+            "lost": len(change) - found.n_samples,
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")

@@ -7,6 +7,7 @@ import sys
 import time
 from datetime import date, datetime
 
+import pandas as pd
 import pytest
 from conftest import PROJECT
 from run_folders import HEADLINE, make_run, method_row
@@ -16,14 +17,16 @@ from geo_utils.parameters import ParameterError, default_parameters
 from geo_utils.records import (
     Record,
     choose_records,
+    conclusion,
     find_records,
-    headline_phrase,
+    paired_differences,
     results,
 )
 from geo_utils.runs import locate_run, process_mark
 from geo_utils.show.pages import changed_parameters, default_parameters_of
 from geo_utils.weekly.params import WeeklyParams
 
+LIFT = {"mean": 0.5, "low": 0.3, "high": 0.7, "n_examples": 30, "n_samples": 90}
 DEFAULTS = default_parameters(PROJECT / "notebooks" / "05_weekly.ipynb")
 
 
@@ -106,7 +109,7 @@ class TestStatus:
             make_run(tmp_path / entry, "20260101-1", **{entry: None})
             (record,) = find_records(tmp_path / entry)
             assert record.status == "finished" and str(record) and record.provenance
-            assert headline_phrase(record)
+            assert conclusion(record)
             assert chosen(tmp_path / entry, since="2026-01-01") == (["20260101-1"], [])
 
 
@@ -166,18 +169,88 @@ class TestHeadlines:
         ]
 
     @pytest.mark.parametrize(
-        ("methods", "phrase"),
+        ("headline", "said"),
         [
-            (HEADLINE["methods"], "original 0.400 [0.300, 0.500]; key-point rewrite 0.900"),
-            ({"original": method_row(None, None, None)}, "original no score"),
-            ({"policy/before": method_row(0.2, 0.1, 0.3), "policy/after": method_row(0.6, 0.5, 0.7),
-              "original": method_row(0.1, 0.0, 0.2)}, "original 0.100 [0.000, 0.200]; trained"),
-            ({"original": {"key_point_probability": 0.3}}, "original 0.300 (n not recorded)"),
+            (HEADLINE,
+             "Key point in the answer: original 0.400 [0.300, 0.500], keyword stuffing 0.500 "
+             "[0.400, 0.600], key-point rewrite 0.900 [0.800, 1.000] (n = 30 queries, 90 samples, "
+             "2 abstentions each)."),
+            (HEADLINE | {"lift over": {"original": LIFT | {"p": 0.01}}},
+             "The key-point rewrite clearly beats the original page, +0.500 [+0.300, +0.700] "
+             "paired: original 0.400"),
+            (HEADLINE | {"lift over": {"original": LIFT | {"p": 0.06}}},
+             "The key-point rewrite does not clearly beat the original page, +0.500"),
+            (HEADLINE | {"lift over": {"original": LIFT | {"mean": -0.5}}},
+             "The key-point rewrite is clearly worse than the original page, -0.500"),
+            ({"methods": {"original": method_row(0.1, 0.0, 0.2), "fluency": method_row(0.9, 0.8, 1),
+                          "policy/before": method_row(0.2, 0.1, 0.3),
+                          "policy/after": method_row(0.6, 0.5, 0.7, n_samples=80)},
+              "gain": LIFT},
+             "Training clearly raised the key-point probability on held-out queries, +0.500 "
+             "[+0.300, +0.700] paired: original 0.100 [0.000, 0.200], fluency 0.900 [0.800, 1.000],"
+             " policy before training 0.200 [0.100, 0.300] (n = 30 queries, 90 samples, 2 "
+             "abstentions each); trained policy 0.600 [0.500, 0.700] (n = 30 queries, 80 samples"),
+            ({"methods": {"original": method_row(0.4, 0.3, 0.5), "rules": method_row(0.9, 0.8, 1),
+                          "fluency": method_row(0.8, 0.7, 0.9),
+                          "previous methods (pooled over 2)": method_row(0.8, 0.7, 0.9)}},
+             "Key point in the answer: original 0.400 [0.300, 0.500], previous methods (pooled "
+             "over 2) 0.800 [0.700, 0.900], rules (as published) 0.900 [0.800, 1.000] (n"),
+            ({"methods": {"original": method_row(None, None, None)}},
+             "Key point in the answer: original no score (n"),
+            ({"methods": {"original": {"key_point_probability": 0.3}}, "gain": 3,
+              "lift over": [3]}, "Key point in the answer: original 0.300 (n not recorded)."),
+            ({"fastest": {
+                "setting": "ahead", "work": "16 x 512", "change": "One step ahead",
+                "instead of": "parallel", "share of the time": {"mean": 0.42},
+                "seconds": {"mean": 2.3, "low": 2.2, "high": 2.4, "n_steps": 4}}},
+             "The fastest step with an engine is ahead, 2.300 [2.200, 2.400] s, median [quartiles] "
+             "(16 x 512, n = 4 steps); one step ahead, saves 58% of the time of parallel."),
+            ({"fastest": 3, "settings": 7}, "fastest 3, settings 7."),
+            ({}, "No headline recorded."),
         ],
     )  # fmt: skip
-    def test_the_phrase_names_the_original_and_what_it_is_about(self, tmp_path, methods, phrase):
-        record = Record(make_run(tmp_path, "20260101-1", headline={"methods": methods}))
-        assert headline_phrase(record).startswith(phrase)
+    def test_the_conclusion_is_a_sentence_of_the_headline(self, tmp_path, headline, said):
+        record = Record(make_run(tmp_path, "20260101-1", headline=headline))
+        assert conclusion(record).startswith(said)
+
+
+class TestPaired:
+    @pytest.fixture
+    def make(self, tmp_path):
+        def make(run_id, answers, **manifest):
+            """`answers`: for each query and key point its verdicts, None for an abstention."""
+            folder = make_run(tmp_path, run_id, **manifest)
+            rows = [
+                {"method": method, "query_id": query, "key_point": point, "supported": found}
+                for (query, point), verdicts in answers.items()
+                for found in verdicts
+                for method in ("original", f"only in {run_id}")
+            ]
+            pd.DataFrame(rows).astype({"supported": object}).to_parquet(folder / "samples.parquet")
+            return Record(folder)
+
+        return make
+
+    def test_runs_are_compared_key_point_by_key_point(self, make):
+        shared = {(f"q{i}", "a"): [True, False] for i in range(4)}
+        one = make("20260101-1", shared | {("q9", "a"): [True], ("q0", "b"): [None]})
+        more = {(f"q{i}", "a"): [True] for i in range(3)} | {("q3", "a"): [True, False, None]}
+        other = make("20260101-2", more | {("q9", "other"): [True], ("q0", "b"): [True]})
+        (method,) = (found := paired_differences(one, other)).index
+        row = found.loc[method]
+        assert method == "original" and row["mean"] == pytest.approx(0.375)  # of .5 .5 .5 and 0
+        assert (row["n_queries"], row["n_points"], row["lost"]) == (4, 4, 1)
+        assert row["low"] == pytest.approx(0.375 - 0.125 * 3.1824463)  # Student's t, 3 degrees
+        assert paired_differences(other, one).loc["original", "mean"] == pytest.approx(-0.375)
+
+    def test_what_does_not_match_is_not_compared(self, make, tmp_path):
+        one = make("20260101-1", {("q", "a"): [True]})
+        elsewhere = make("20260101-2", {("q", "a"): [True]}, inputs={"corpus": "another"})
+        others = make("20260101-3", {("q", "b"): [True]})
+        torn = make("20260101-4", {("q", "a"): [True]})
+        (torn.folder / "samples.parquet").write_bytes(b"PAR1")
+        for other in (elsewhere, others, torn, Record(make_run(tmp_path, "20260101-5"))):
+            assert paired_differences(one, other).empty
 
 
 def test_parameters_that_are_not_the_default(tmp_path):
@@ -216,10 +289,13 @@ class TestWeeklyParams:
             ({"runs": ["05_weekly/default/20260102-1"]}, "is no run"),
             ({"notes": "nowhere.md"}, "'nowhere.md': no such file; copy params/05_weekly/notes.md"),
             ({"most_slides": 16}, "most_slides=16: input should be less than or equal to 15"),
+            ({"pptx": True}, "pptx: python-pptx is not installed; type .venv/bin/pip install -e"),
+            ({"least_queries": 0}, "least_queries=0: input should be greater than or equal to 1"),
             ({"note": "x"}, "'note' is no parameter; did you mean 'notes'?"),
         ],
     )
-    def test_what_cannot_be_used_is_said(self, check, changes, message):
+    def test_what_cannot_be_used_is_said(self, check, changes, message, monkeypatch):
+        monkeypatch.setattr("geo_utils.weekly.params.find_spec", lambda name: None)
         with pytest.raises(ParameterError) as raised:
             check(**changes)
         assert message in str(raised.value)

@@ -25,7 +25,7 @@ from geo_utils.cluster.arrays import (
 from geo_utils.files import read_jsonl, resolve_path, write_atomic
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameters import NotebookParams, ParameterError
-from geo_utils.records import Record, headline_phrase
+from geo_utils.records import Record, conclusion
 from geo_utils.runs import Run, locate_run
 
 # What each program is asked for, and where the task's number is in what it answers. The second
@@ -272,7 +272,7 @@ def headline_text(run: Run) -> str:
     last = [reward for reward in logged if reward is not None][-_LAST_STEPS:]
     if last and not run.manifest.get("headline"):
         return f"reward {sum(last) / len(last):.3f} (mean of the last {len(last)} steps)"
-    return headline_phrase(Record(run.folder)) or _NONE
+    return conclusion(Record(run.folder)) or _NONE
 
 
 def collect_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
@@ -290,7 +290,7 @@ def collect_table(submission: Submission) -> tuple[pd.DataFrame, list[str]]:
         if told is None or told.status != "finished" or not told.headline:
             missing.append(str(index))
             continue
-        said.append(f"task {index} ({described(changed)}): {headline_phrase(told)}")
+        said.append(f"task {index} ({described(changed)}): {conclusion(told)}")
         methods, gain = (told.headline.get(name) for name in ("methods", "gain"))
         methods = methods if isinstance(methods, dict) else {}
         for method, numbers in methods.items():

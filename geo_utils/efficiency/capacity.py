@@ -194,12 +194,20 @@ def plan_findings(
 
 
 def efficiency_headline(
-    results: pd.DataFrame, plans: pd.DataFrame, missing: pd.DataFrame
+    results: pd.DataFrame, plans: pd.DataFrame, missing: pd.DataFrame, pairs: pd.DataFrame
 ) -> dict[str, Any]:
-    """Return the numbers that the manifest records; `missing` as by `rows.unmeasured`."""
+    """Return the numbers that the manifest records.
+
+    Args:
+        results: As `rows.pooled` returns them.
+        plans: As `plan` returns them.
+        missing: As `rows.unmeasured` returns them.
+        pairs: As `contrasts.study_contrasts` returns them.
+    """
     one, many = best(plans, "hours"), best(plans, "sweep_hours")
     measured = results[results["measured"]]
     return {
+        "fastest": one and _fastest(one.setting, results, pairs),
         "seconds per step, median [quartiles]": {
             f"{row.label}, {row.amount}": {
                 "mean": row.step_s,
@@ -213,3 +221,19 @@ def efficiency_headline(
         "urgent": one and one.setting,
         "sweep": many and many.setting,
     }
+
+
+def _fastest(setting: str, results: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
+    """Return a setting's step time, and the change that saved most of it within one sitting."""
+    (row,) = each(planned_work(results).query("setting == @setting"))
+    found: dict[str, Any] = {
+        "setting": row.label,
+        "work": row.amount,
+        "seconds": {"mean": row.step_s, "low": row.low, "high": row.high, "n_steps": row.steps},
+    }
+    own = pairs[(pairs["setting"] == setting) & pairs["amount"].eq(row.amount)]
+    for pair in each(own.sort_values("ratio")[:1]):
+        share = {"mean": pair.ratio, "low": pair.ratio_low, "high": pair.ratio_high}
+        found |= {"change": pair.change, "instead of": pair.label_against}
+        found["share of the time"] = share | {"n_steps": int(pair.steps)}
+    return found

@@ -7,9 +7,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,16 +20,16 @@ from geo_utils.files import write_atomic
 from geo_utils.notebooks import NOTEBOOKS, read_parameters
 from geo_utils.parameters import ParameterError
 from geo_utils.records import (
-    PROBABILITY,
     Record,
+    conclusion,
     find_records,
     flattened,
-    headline_phrase,
+    paired_differences,
     results,
 )
 from geo_utils.roles.methods import label
 from geo_utils.show.jinja import TEMPLATES, filled, secured
-from geo_utils.show.plots import colour
+from geo_utils.statistics import with_interval
 
 _LINKS = {
     "report": "report.html",
@@ -38,6 +38,9 @@ _LINKS = {
     "notebook": "notebook.ipynb",
     "manifest": "manifest.json",
 }
+
+
+_MOST_PAIRS = 15
 
 
 def write_index(output_root: Path) -> Path:
@@ -68,29 +71,39 @@ def runs_view(records: Sequence[Record]) -> HTML:
     """Show runs side by side in a notebook cell, where there are two."""
     if len(records) < 2:
         return HTML(f"<p>{len(records)} finished run: nothing to compare.</p>")
-    return HTML(filled("runs.html", **_values(records, None), ticked=True, written=""))
+    return HTML(filled("runs.html", **_values(records, None, True), ticked=True, written=""))
 
 
 def _write(path: Path, records: Sequence[Record], title: str, anew: str, ticked: bool) -> None:
     written = f" · written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC{anew}"
-    values = _values(records, path.parent)
+    values = _values(records, path.parent, pairs=ticked)
     page = filled("index.html", **values, title=title, ticked=ticked, written=written)
     write_atomic(path, secured(page, [(TEMPLATES / "runs.js").read_text("utf-8")]))
 
 
-def _values(records: Sequence[Record], place: Path | None) -> dict[str, Any]:
+def _values(records: Sequence[Record], place: Path | None, pairs: bool) -> dict[str, Any]:
     """Return what the template asks for.
 
     Args:
         records: The runs, in the page's order.
         place: The page's folder, for its links to the runs; none for no links.
+        pairs: Whether runs of a notebook are compared sample by sample, if they are not many.
     """
+    both = [
+        two
+        for two in combinations(records if pairs else (), 2)
+        if two[0].notebook == two[1].notebook
+    ]
+    pairs &= len(both) <= _MOST_PAIRS
     counts = Counter(record.status for record in records)
     parts = [f"{len(records):,} run{'s' * (len(records) != 1)}"]
     return {
         "count": " · ".join([*parts, *(f"{n} {status}" for status, n in sorted(counts.items()))]),
         "runs": [_row(record, place) for record in records],
-        "compared": [_compared(record, place) for record in records],
+        "compared": {
+            "runs": [_compared(record, place) for record in records],
+            "paired": [found for found in map(_paired, both) if found] if pairs else None,
+        },
     }
 
 
@@ -101,8 +114,8 @@ def _row(record: Record, place: Path | None) -> dict[str, Any]:
     return {
         "record": record,
         "took": duration(record.seconds) + (f" ({attempts} attempts)" if attempts > 1 else ""),
-        "changed": texts or ["default" if record.parameters else "not recorded"],
-        "headline": headline_phrase(record).replace("; ", "\n"),
+        "changed": texts,
+        "found": conclusion(record),
         "links": {
             name: _link(record.folder / file, place)
             for name, file in _LINKS.items()
@@ -119,6 +132,7 @@ def _compared(record: Record, place: Path | None) -> dict[str, Any]:
         "id": record.run_id,
         "notebook": record.notebook,
         "variant": record.variant,
+        "found": conclusion(record),
         "finished": record.status == "finished",
         "ended": ": ".join(filter(None, [record.status, record.reason[:200]])),
         "took": duration(record.seconds),
@@ -129,17 +143,26 @@ def _compared(record: Record, place: Path | None) -> dict[str, Any]:
         "link": f"{_link(record.folder, place)}/" if place else None,
         "parameters": [(name, _text(value)) for name, value in record.parameters.items()],
         "results": [
-            asdict(result)
-            | {
-                "name": result.name,
-                "text": result.text,
-                "what": (label(result.method) if result.method else result.quantity).capitalize(),
-                "probability": result.quantity == PROBABILITY,
-                "shade": colour(result.method),
-            }
+            {"name": result.name, "text": result.text, "counts": result.counts}
             for result in results(record)
         ],
     }
+
+
+def _paired(pair: tuple[Record, Record]) -> dict[str, Any] | None:
+    """Return what two runs differ in query by query; None where their samples do not match."""
+    found = paired_differences(*pair)
+    rows = [
+        {
+            "name": label(str(method)).capitalize(),
+            "text": with_interval(row["mean"], row["low"], row["high"], signed=True),
+            "clear": row["low"] > 0 or row["high"] < 0,
+            "counts": f"n = {row['n_queries']:,} queries, {row['n_points']:,} key points, "
+            f"{row['lost']:,} more without a score in either",
+        }
+        for method, row in found.to_dict("index").items()
+    ]
+    return {"from": pair[0].run_id, "to": pair[1].run_id, "rows": rows} if rows else None
 
 
 def _link(path: Path, place: Path) -> str:

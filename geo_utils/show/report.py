@@ -17,6 +17,7 @@ from nbconvert import HTMLExporter, SlidesExporter
 
 from geo_utils.files import write_atomic
 from geo_utils.show.jinja import TEMPLATES, secured
+from geo_utils.show.pptx import write_pptx
 
 BROWSERS = (
     "chromium",
@@ -47,15 +48,15 @@ def render_report(
 
     Args:
         notebook: An executed notebook, also one that stopped half way.
-        manifest: The run's manifest, for the banner that says how the run ended; its parameter
-            `pdf` asks for the slides as PDF.
-        pdf: Asks for them as well.
+        manifest: The run's manifest, for the banner that says how the run ended; its parameters
+            `pdf` and `pptx` ask for the slides as PDF and as PowerPoint.
+        pdf: Asks for the PDF as well.
 
     Returns:
         Paths: `report` of `report.html` (all cells but their code, without those tagged
         `slides-only`) and `slides` of `slides.html` (the cells whose slide type is not `skip`),
-        neither of which loads anything from anywhere; and `pdf` where it was asked for, or the
-        words why there is none.
+        neither of which loads anything from anywhere; `pdf` and `pptx` where they were asked
+        for, or the words why there is none.
     """
     node = nbformat.read(notebook, as_version=4)
     folder, run = notebook.resolve().parent, manifest or {}
@@ -94,11 +95,16 @@ def render_report(
     slides = _REVEAL_LINK.sub(_inline_style, _PRINT.sub("", slides))
     slides = secured(slides, [runs, script, fit])
     write_atomic(folder / "slides.html", slides)
-    if pdf or ((run.get("parameters") or {}).get("resolved") or {}).get("pdf"):
+    asked = (run.get("parameters") or {}).get("resolved") or {}
+    if pdf or asked.get("pdf"):
         try:
             written["pdf"] = print_pdf(folder / "slides.html")
         except NoPdf as error:
             written["pdf"] = f"none, {error}"
+    if asked.get("pptx"):
+        made = (c.outputs for c in node.cells if "slides" in c.metadata.get("tags", ()))
+        pages = [output["data"]["text/html"] for outputs in made for output in outputs]
+        written["pptx"] = write_pptx(pages, folder / "slides.pptx")
     return written
 
 

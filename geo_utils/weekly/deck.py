@@ -1,51 +1,74 @@
-"""The week's deck: what was asked, headlines, recorded figures, what failed, and the notes."""
+"""The week's deck: what was asked and found, recorded figures, what failed, and the notes."""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from IPython.display import HTML
 from markupsafe import Markup
 
 from geo_utils.files import resolve_path
-from geo_utils.records import (
-    Chosen,
-    Record,
-    choose_records,
-    interval_kind,
-    results,
-    telling_results,
-)
+from geo_utils.records import Chosen, Record, choose_records, conclusion
 from geo_utils.show.jinja import filled, from_markdown
 from geo_utils.show.pages import duration
 from geo_utils.weekly.params import WeeklyParams
 
 RESULT_TAG, EXAMPLE_TAG = "weekly", "weekly-example"
 MOST_ROWS = 12
-_LINES, _LINE_CHARS = 15, 88  # what a slide holds of a notes file
+_EMPTY = Markup()
+_MOST_FAILED = 8
+# Of a slide of 1280 x 720, in pixels: its room, a heading, a line of text, a row of a table, and
+# what an item of a list takes beside its lines.
+_WIDTH, _ROOM, _HEAD, _LINE, _ROW_HEIGHT, _ITEM = 1250, 680, 40, 25, 36, 10
+_LINE_CHARS, _FIRST_ROOM = 120, 760  # a little smaller is better than a slide with one sentence
+_NEXT = re.compile(r"next steps?", re.IGNORECASE)
+_TEXT_END = re.compile(r"</(?:p|li|h\d|pre|caption|summary)>|<br/?>|\n")
+_PNG = re.compile(r'src="data:image/png;base64,([A-Za-z0-9+/]{44})')
 _BODY = re.compile(r"<tbody>(.*?)</tbody>", re.DOTALL)
 _ROW = re.compile(r"<tr\b.*?</tr>", re.DOTALL)
 _HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*$", re.MULTILINE)
 _SECTION = re.compile(r"^## +(.+)$", re.MULTILINE)
 
 
-class Output(NamedTuple):
-    """What one tagged cell of an executed notebook shows.
+@dataclass(frozen=True)
+class Block:
+    """A part of a slide.
 
     Attributes:
-        record: The run.
-        heading: The heading above the cell.
-        body: The cell's outputs as HTML.
+        part: Blocks of one part that follow each other share a slide where they fit.
+        title: Its heading.
+        body: What is shown.
+        aside: Small, at the end of the heading's line.
+        feet: Small lines below.
     """
 
-    record: Record
-    heading: str
-    body: Markup
+    part: str
+    title: str
+    body: Markup = _EMPTY
+    aside: str = ""
+    feet: Sequence[str] = ()
+
+    @cached_property
+    def height(self) -> int:
+        """The pixels that it is expected to take; what is higher is shown smaller."""
+        found, rest = _HEAD * bool(self.title), str(self.body)
+        if picture := _PNG.search(rest):
+            wide, high = struct.unpack(">II", base64.b64decode(picture[1])[16:24])
+            found += min(_WIDTH * high // max(wide, 1), 640)
+        if "geo-view" in rest:
+            found += _ROOM
+        found += _ROW_HEIGHT * rest.count("<tr") + _ITEM * rest.count("<li")
+        texts = [re.sub("<[^>]*>", "", part) for part in _TEXT_END.split(_BODY.sub("", rest))]
+        texts += self.feet
+        return found + _LINE * sum(-(-len(text.strip()) // _LINE_CHARS) for text in texts)
 
 
 class Recorded(NamedTuple):
@@ -58,8 +81,8 @@ class Recorded(NamedTuple):
     """
 
     question: str
-    figures: list[Output]
-    examples: list[Output]
+    figures: list[Block]
+    examples: list[Block]
 
 
 def recorded(record: Record) -> Recorded:
@@ -69,15 +92,16 @@ def recorded(record: Record) -> Recorded:
         cells = [cell for cell in node["cells"] if isinstance(cell, dict)]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         cells = []
-    headings = [record.notebook]
-    found: dict[str, list[Output]] = {RESULT_TAG: [], EXAMPLE_TAG: []}
+    headings, run = [record.notebook], f"{record.variant} · {record.run_id}"
+    found: dict[str, list[Block]] = {RESULT_TAG: [], EXAMPLE_TAG: []}
     for cell in cells:
         if cell.get("cell_type") == "markdown":
             headings += _HEADING.findall("".join(cell.get("source", ())))
             continue
         body = Markup().join(_shown(o, headings[-1]) for o in cell.get("outputs", ()))
         for tag in found.keys() & cell.get("metadata", {}).get("tags", ()) if body else ():
-            found[tag].append(Output(record, headings[-1], body))
+            title = f"{record.notebook[:2]} · {headings[-1]}"
+            found[tag].append(Block(str(record), title, body, run))
     return Recorded(headings[:2][-1], found[RESULT_TAG], found[EXAMPLE_TAG])
 
 
@@ -94,7 +118,9 @@ def _shown(output: dict[str, Any], heading: str) -> Markup:
     if "text/html" in data:
         return _shortened(data["text/html"])
     if "text/markdown" in data:
-        return from_markdown(data["text/markdown"])
+        pages = _pages(data["text/markdown"])
+        more = "\n\nThe rest is in the run's report." * (len(pages) > 1)
+        return from_markdown(pages[0] + more)
     if output.get("output_type") in ("display_data", "execute_result") and "text/plain" in data:
         return Markup("<pre>{}</pre>").format(data["text/plain"])
     return Markup()
@@ -161,138 +187,152 @@ def make_deck(params: WeeklyParams) -> Deck:
         params: Which runs, the notes, the most slides.
 
     Returns:
-        In order: what was asked, headlines, the outputs tagged `weekly` of each run's executed
-        notebook, one tagged `weekly-example`, what failed, and the notes, a slide a heading.
+        In order: what was asked and found, a sentence a run; the outputs tagged `weekly` of each
+        run's executed notebook; one tagged `weekly-example`; what did not finish, and the notes,
+        the next steps last.
 
     Raises:
         ValueError: The parameters choose no run, or the notes leave no room for results.
     """
-    chosen = choose_records(params.records, params.runs, params.since)
+    known = params.records
+    trials = [] if params.trials else [r for r in known if r.trial(params.least_queries)]
+    shown = known if params.runs else [record for record in known if record not in set(trials)]
+    chosen = choose_records(shown, params.runs, params.since)
+    tried = () if params.runs else choose_records(trials, (), params.since).finished
     if not chosen.finished and not chosen.unfinished:
-        way = "run a notebook first, such as geo run 02 smoke"
-        if params.since:
+        way = "run a notebook first, such as geo run 02"
+        if tried:
+            way = f"{_trials(tried, params.least_queries)}; trials=true takes them"
+        elif params.since:
             way = "choose an earlier date, or leave it out for the newest of each kind"
         raise ValueError(f"no run since={params.since!r} in {params.root}; {way}")
-    notes = list(_notes(resolve_path(params.notes).read_text(encoding="utf-8")))
     told = {record: recorded(record) for record in chosen.finished}
     newest = sorted(told, key=lambda record: record.run_id, reverse=True)
     example = [shown for record in newest for shown in told[record].examples[:1]][:1]
-    room = params.most_slides - len(notes) - 3 - bool(example)
-    if room < 0:
-        raise ValueError(
-            f"notes={params.notes!r}: {len(notes)} slides of notes leave no room for results in "
-            f"most_slides={params.most_slides}; shorten them"
-        )
+    notes = resolve_path(params.notes).read_text(encoding="utf-8")
+    last = _packed([*_failed(chosen.unfinished), *_notes(notes)])
+    for record, own in told.items():  # the first says what the run found, where that fits
+        for block in own.figures[:1]:
+            more = Markup("<p>{}</p>").format(conclusion(record))
+            fuller = replace(block, body=block.body + more)
+            own.figures[0] = fuller if fuller.height <= _ROOM else block
     # Each run's first figure comes before any second one.
     figures = [shown for own in told.values() for shown in enumerate(own.figures)]
     ranked = sorted(range(len(figures)), key=lambda i: (figures[i][0], i))
-    kept = [figures[i][1] for i in sorted(ranked[:room])]
-    left_out = len(figures) - len(kept)
-    slides = [
-        _asked(params, told, left_out),
-        _headlines(chosen.finished),
-        *(_result(output) for output in [*kept, *example]),
-        _failed(chosen.unfinished),
-        *notes,
-    ]
-    return Deck(tuple(slides), chosen, left_out)
+    remarks = _remarks(params, chosen, tried)
+    for count in range(len(figures), -1, -1):
+        left_out = len(figures) - count
+        fits = "{} more recorded figures did not fit; name fewer runs to see them."
+        feet = [*remarks, *[fits.format(left_out)] * bool(left_out)]
+        first = _conclusions(params, told, feet)
+        kept = [figures[i][1] for i in sorted(ranked[:count])]
+        slides = [*first, *_packed(kept), *_packed(example), *last]
+        if len(slides) <= params.most_slides:
+            pages = (HTML(filled("slide.html", blocks=blocks)) for blocks in slides)
+            return Deck(tuple(pages), chosen, left_out)
+    raise ValueError(
+        f"notes={params.notes!r}: {len(last)} slides of notes and of what did not finish leave "
+        f"no room for results in most_slides={params.most_slides}; shorten the notes"
+    )
 
 
-def _asked(params: WeeklyParams, told: dict[Record, Recorded], left_out: int) -> HTML:
-    asked: dict[tuple[str, str], list[str]] = {}
+def _packed(blocks: Iterable[Block], room: int = _ROOM) -> list[list[Block]]:
+    """Put blocks of one part that follow each other on one slide where they fit."""
+    slides: list[list[Block]] = []
+    for block in blocks:
+        own = slides[-1] if slides else []
+        if own and own[-1].part == block.part and _heights(own) + block.height <= room:
+            own.append(block)
+        else:
+            slides.append([block])
+    return slides
+
+
+def _heights(blocks: Iterable[Block]) -> int:
+    return sum(block.height for block in blocks)
+
+
+def _conclusions(
+    params: WeeklyParams, told: dict[Record, Recorded], remarks: Sequence[str]
+) -> list[list[Block]]:
+    """Return the first slides: each question with a sentence a run, and where it comes from."""
+    asked: dict[str, list[Record]] = {}
     for record, own in told.items():
-        run = f"{_cut(record.variant, 28)}, {_day(record)}"
-        asked.setdefault((own.question, record.provenance), []).append(run)
-    rows = [
-        (question, "; ".join(runs[:5]) + _more(runs, 5), _cut(source, 220))
-        for (question, source), runs in asked.items()
-    ]
-    span = "the runs named" if params.runs else "the newest run of each notebook and variant"
-    span = f"everything since {params.since}" if params.since else span
-    remarks = [f"{date.fromisoformat(params.day):%d %B %Y} · {span}"]
-    bare = [f"{r.notebook[:2]} {r.variant}" for r, own in told.items() if not own.figures]
-    if bare:
-        remarks.append(
-            f"Without figures here: {', '.join(bare[:3])}{_more(bare, 3)} (its folder holds no "
-            "executed notebook, or one without a cell tagged “weekly”)."
-        )
-    if left_out:
-        remarks.append(
-            f"{left_out} more recorded figures did not fit; name fewer runs to see them."
-        )
-    none = Markup('<p class="geo-none">No run has finished.</p>')
-    body = _table(("asked", "runs", "source"), rows, 6) if rows else none
-    return _slide(params.title, body, feet=remarks)
+        asked.setdefault(own.question, []).append(record)
+    none = Markup('<p class="geo-none">No run has finished.</p>' * (not told))
+    head = Block("first", params.title, none, f"{date.fromisoformat(params.day):%d %B %Y}")
+    for most in (4, 3, 2, 1):
+        parts = [_answered(question, runs, most) for question, runs in asked.items()]
+        blocks = [head, *parts, Block("first", "", feet=remarks)]
+        if (high := _heights(blocks)) <= 2 * _FIRST_ROOM:
+            break
+    return _packed(blocks, high if high <= _FIRST_ROOM else high // 2 + 60)
 
 
-def _headlines(finished: Sequence[Record]) -> HTML:
-    told = [telling_results(results(record)) for record in finished]
-    each = next((n for n in (4, 3, 2) if sum(len(t[:n]) for t in told) <= MOST_ROWS), 1)
-    rows = [
-        (_name(record), n.name, n.text, n.counts.removeprefix("n = "), record.short_source)
-        for record, own in zip(finished, told, strict=True)
-        for n in (own[:each] if each > 1 else own[1:2] or own[:1])
-    ]
-    if not rows:
-        return _slide("Headline numbers", Markup("<p>No finished run recorded any.</p>"))
-    table = _table(("run", "quantity", "value [interval]", "n", "source"), rows)
-    kind = interval_kind(found for own in told for found in own)
-    note = f"[ ]: {kind}. A gain is paired: the trained policy minus its start."
-    body = Markup('<div class="geo-headlines">{}</div>').format(table)
-    return _slide("Headline numbers", body, feet=[note])
+def _answered(question: str, runs: Sequence[Record], most: int) -> Block:
+    """Return a question with a sentence and the source of so many runs."""
+    said = []
+    for record in runs[:most]:
+        run, source = f"{_cut(record.variant, 28)}, {_day(record)}", _cut(record.provenance, 220)
+        text = Markup("<p><b>{}</b> {} <small>{}</small></p>")
+        said.append(text.format(run, conclusion(record), source))
+    return Block("first", question, Markup().join(said), feet=_rest(runs, most))
 
 
-def _result(output: Output) -> HTML:
-    record = output.record
-    run = f"{record.variant} · {record.run_id}"
-    return _slide(f"{record.notebook[:2]} · {output.heading}", output.body, run)
+def _remarks(params: WeeklyParams, chosen: Chosen, tried: Sequence[Record]) -> list[str]:
+    """Say which runs these are, and which were left out."""
+    span = "The runs named" if params.runs else "The newest run of each notebook and variant"
+    span = f"Everything since {params.since}" if params.since else span
+    ended = "" if chosen.unfinished or not chosen.finished else "; every run looked at has finished"
+    remarks = [f"{span}{ended}. [ ]: 95 % interval, or quartiles where named."]
+    if tried:
+        remarks.append(f"{_trials(tried, params.least_queries)}.".capitalize())
+    return remarks
 
 
-def _failed(unfinished: Sequence[Record]) -> HTML:
-    if not unfinished:
-        none = Markup("<p>Nothing: every run that was looked at has finished.</p>")
-        return _slide("What failed", none)
-    rows = []
-    for r in unfinished:
-        when = _day(r) + (f" {r.started:%H:%M}" if r.started else "")
+def _trials(tried: Sequence[Record], least: int) -> str:
+    named = [f"{_name(record)} ({record.trial(least)})" for record in tried[:4]]
+    more = f" and {len(tried) - 4} more" * (len(tried) > 4)
+    return f"trials left out: {', '.join(named)}{more}"
+
+
+def _failed(unfinished: Sequence[Record]) -> Iterator[Block]:
+    text, said = Markup("<p><b>{}</b> {}{}: {}</p>"), []
+    for r in unfinished[:_MOST_FAILED]:
         took = "" if r.seconds is None else f", {duration(r.seconds)}"
-        rows.append((_name(r), r.status, when + took, _cut(r.reason or "still running", 140)))
-    return _slide("What did not finish", _table(("run", "status", "started", "reason"), rows, 8))
+        reason = _cut(r.reason or "still running", 140)
+        said.append(text.format(f"{_name(r)}, {_day(r)}", r.status, took, reason))
+    if said:
+        feet = _rest(unfinished, _MOST_FAILED)
+        yield Block("last", "What did not finish", Markup().join(said), feet=feet)
 
 
-def _notes(text: str) -> Iterator[HTML]:
-    """Return the slides of a notes file: one a heading of two hashes, or more if it is long."""
+def _notes(text: str) -> Iterator[Block]:
+    """Return the sections of a notes file, long ones in parts, the next steps last."""
     parts = _SECTION.split(re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
     sections = list(zip(parts[1::2], parts[2::2], strict=True))
     if parts[0].strip():
         sections.insert(0, ("Notes", parts[0]))
+    sections.sort(key=lambda section: bool(_NEXT.search(section[0])))
     for heading, body in sections or [("Open questions and next steps", "*None were written.*")]:
         pages = _pages(body)
         for i, page in enumerate(pages):
             number = f" ({i + 1} of {len(pages)})" if len(pages) > 1 else ""
-            yield _slide(f"{heading.strip()}{number}", from_markdown(page))
+            yield Block("last", f"{heading.strip()}{number}", from_markdown(page))
 
 
 def _pages(body: str) -> list[str]:
     """Split Markdown between its lines into what a slide holds."""
     pages: list[list[str]] = [[]]
-    used = 0
+    used = _HEAD
     for line in body.strip().splitlines():
-        height = max(-(-len(line) // _LINE_CHARS), 1)
-        if pages[-1] and used + height > _LINES:
+        height = _LINE * -(-len(line) // _LINE_CHARS) + _ITEM
+        if pages[-1] and used + height > _ROOM:
             pages.append([])
-            used = 0
+            used = _HEAD
         pages[-1].append(line)
         used += height
     return ["\n".join(page) for page in pages]
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], most: int = MOST_ROWS) -> Markup:
-    return filled("slide_table.html", columns=columns, rows=rows, most=most)
-
-
-def _slide(title: str, body: Markup, aside: str = "", feet: Sequence[str] = ()) -> HTML:
-    return HTML(filled("slide.html", title=title, aside=aside, body=body, feet=feet))
 
 
 def _name(record: Record) -> str:
@@ -308,5 +348,6 @@ def _cut(text: str, most: int) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def _more(items: Sequence[object], shown: int) -> str:
-    return f" and {len(items) - shown} more" if len(items) > shown else ""
+def _rest(runs: Sequence[Record], shown: int) -> list[str]:
+    more = len(runs) - shown
+    return [f"and {more} more: see outputs/index.html."] if more > 0 else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -23,12 +24,16 @@ class WeeklyParams(NotebookParams):
         runs: Run folders or run ids; empty for the newest finished run of each notebook and
             variant.
         since: An ISO date instead: everything that was started then or later, in UTC.
-        notes: Markdown file with open questions and next steps, a slide a heading; relative to
+        notes: Markdown file with open questions and next steps, a section a heading; relative to
             the project's root.
         day: The deck's day, an ISO date; by default the day on which it is started, in UTC. On one
             day the same parameters write the same deck anew.
-        most_slides: Most slides; what does not fit is named on the first one.
+        most_slides: Most slides; figures that do not fit are counted on the first one.
+        trials: Take trials too: smoke variants, a limited corpus, random weights or a simulated
+            service, few queries. Runs that are named are always taken.
+        least_queries: A comparison over fewer is a trial.
         pdf: Print the deck as PDF, where there is a browser.
+        pptx: Write the deck as PowerPoint too, to be edited; needs the extra `pptx`.
     """
 
     notebook: ClassVar[str] = "05_weekly"
@@ -39,7 +44,10 @@ class WeeklyParams(NotebookParams):
     day: str
     notes: Annotated[str, Field(min_length=1)]
     most_slides: Annotated[int, Field(ge=6, le=MOST_SLIDES)]
+    trials: bool
+    least_queries: Annotated[int, Field(ge=1)]
     pdf: bool
+    pptx: bool
 
     @property
     def settled(self) -> dict[str, Any]:
@@ -87,6 +95,16 @@ class WeeklyParams(NotebookParams):
         except UnicodeDecodeError:
             raise ValueError(f"{notes!r} is no text in UTF-8") from None
         return notes
+
+    @field_validator("pptx")
+    @classmethod
+    def _installed(cls, pptx: bool) -> bool:
+        if pptx and find_spec("pptx") is None:
+            raise ValueError(
+                "python-pptx is not installed; type .venv/bin/pip install -e '.[pptx]', or leave "
+                "pptx out"
+            )
+        return pptx
 
     @model_validator(mode="after")
     def _check_runs(self) -> Self:

@@ -476,7 +476,7 @@ class TestStatus:
         (run.folder / "manifest.json").write_text(json.dumps(manifest))
         with pytest.warns(UserWarning, match=r"state/0\.json is torn"):
             assert set(collect_table(submission)[0]["provenance"]) == {"source not recorded"}
-        assert said[0].startswith("task 0 (seed=0): original 0.400 [0.300, 0.500]; key-point rew")
+        assert said[0].startswith("task 0 (seed=0): Key point in the answer: original 0.400 [0.3")
         assert said[1:] == ["1 of 2 tasks have not finished and are left out: 1."]
 
     @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from geo_utils.efficiency.rows import (
     SLIDE_ROWS,
     Row,
     compared,
+    each,
     laid_out,
     placed,
     pooled,
@@ -670,9 +671,13 @@ class TestShown:
     def test_the_headline_is_plain_json(self):
         plans, planned = plan(planned_work(self.results), self.options), recorded_settings("study")
         missing = unmeasured(self.results, planned)
-        head = efficiency_headline(self.results, plans, missing)
+        head = efficiency_headline(self.results, plans, missing, study_contrasts(self.results))
         read = json.loads(json.dumps(head, allow_nan=False))
         steps, lost = read["seconds per step, median [quartiles]"], read["settings not measured"]
+        fastest = read["fastest"]
+        assert fastest["setting"] == "ahead" and fastest["instead of"] == "stock"
+        ahead, stock = (steps[f"{name}, {fastest['work']}"]["mean"] for name in ("ahead", "stock"))
+        assert fastest["share of the time"]["mean"] == pytest.approx(ahead / stock)
         assert read["urgent"] == "ahead" and len(steps) == self.results["measured"].sum()
         assert lost == len(missing) > len(planned) - len(self.results)
 
@@ -788,3 +793,21 @@ class TestRecordedRows:
                 tokens_in, tokens_out = r.tokens_a_call["engine"]
                 assert tokens_in > 5 * 1300 and 350 < tokens_out < 500
                 assert r.tokens_per_1000 > 1000 * tokens_in
+
+
+def test_the_log_of_measurements_says_what_the_rows_say():
+    folder = PROJECT / "outputs" / "reference"
+    said, files = (folder / "README.md").read_text(), set()
+    for entry in re.findall(r"^- .*$", said, re.MULTILINE):
+        rows = []
+        for name in re.findall(r"`(h200_\w+)`", entry):
+            path = folder / "01_efficiency" / f"{name}.jsonl"
+            files.add(path)
+            rows += [Row.model_validate_json(line).model_dump() for line in path.open()]
+        told = {(row.setting, f"{row.step_s:.2f}") for row in each(table_of(rows))}
+        found = set(re.findall(r"`([a-z]\w+)`,? (?:takes |)([\d.]+) s", entry))
+        assert found <= told, found - told
+        assert rows or not found
+    assert files == set((folder / "01_efficiency").glob("*.jsonl"))
+    record = json.loads((PROJECT / "geo_utils" / "data" / "record" / "record.json").read_text())
+    assert f"{record['answers']:,} answers of {record['models'][0]}" in said

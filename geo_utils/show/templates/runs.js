@@ -1,14 +1,14 @@
 (root => {
-  const MISSING = "–", WIDE = 6;  // more runs than that stand one below the other
+  const MISSING = "–";
   const body = root.querySelector("tbody"), rows = Array.from(body.rows);
   const filter = root.querySelector("input[type=search]"), section = root.querySelector("section");
   const ownPage = root.parentNode === document.body;
   const ticked = new Set();  // places in runs, in the order in which they were ticked
-  const runs = JSON.parse(root.querySelector("script[type='application/json']").textContent)
-    .map(run => ({
-      ...run, parameters: new Map(run.parameters),
-      results: new Map(run.results.map(result => [result.name, result])),
-    }));
+  const told = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+  const runs = told.runs.map(run => ({
+    ...run, parameters: new Map(run.parameters),
+    results: new Map(run.results.map(result => [result.name, result])),
+  }));
 
   // The rows: filtered by words, sorted by their headers.
   const texts = new Map(rows.map(row => [row, (row.id + " " + row.textContent).toLowerCase()]));
@@ -39,19 +39,11 @@
     element.append(...children);
     return element;
   }
-  function letter(place) {
-    return (place < 26 ? "" : letter(Math.floor(place / 26) - 1)) + String.fromCharCode(65 + place % 26);
-  }
-  function table(names, chosen, cell) {  // a row a name and a column a run, or the other way round
+  function table(names, chosen, cell) {  // a row a name and a column a run
     if (!names.length) return make("p", "None.");
-    const letters = chosen.map(run => run.letter), turned = chosen.length > WIDE;
     const line = (head, cells) => make("tr", make("th", head), ...cells);
-    const td = (run, name) => make("td", ...cell(run, name));
-    return make("table", ...(turned
-      ? [line("", names.map(name => make("th", name))),
-         ...chosen.map(run => line(run.letter, names.map(name => td(run, name))))]
-      : [line("", letters.map(name => make("th", name))),
-         ...names.map(name => line(name, chosen.map(run => td(run, name))))]));
+    return make("table", line("", chosen.map(run => make("th", run.letter))),
+      ...names.map(name => line(name, chosen.map(run => make("td", ...cell(run, name))))));
   }
   const unlike = (chosen, key) => new Set(chosen.map(key)).size > 1;
   const value = (run, name) => run.parameters.get(name) ?? MISSING;
@@ -80,48 +72,24 @@
     return names.filter(name => unlike(known, run => value(run, name))
       && !(mixed && known.some(run => !run.parameters.has(name))));
   }
-  function bar(result, all) {  // on one axis for all runs: a probability's from 0 to 1
-    const drawn = all.filter(other => other.low !== null), ends = drawn.flatMap(r => [r.low, r.mean, r.high]);
-    const low = result.probability ? 0 : Math.min(...ends), high = result.probability ? 1 : Math.max(...ends);
-    const at = number => 4 + 132 * (high > low ? (number - low) / (high - low) : 0.5);
-    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    for (const [tag, own] of [
-      ["line", {x1: at(result.low), x2: at(result.high), y1: 5, y2: 5, "stroke-width": 4, opacity: 0.45}],
-      ["circle", {cx: at(result.mean), cy: 5, r: 4}],
-    ]) {
-      const part = document.createElementNS(svg.namespaceURI, tag);
-      for (const [key, number] of Object.entries(own)) part.setAttribute(key, number);
-      part.setAttribute("stroke", result.shade);
-      part.setAttribute("fill", result.shade);
-      svg.append(part);
-    }
-    return svg;
-  }
-  function claim(chosen) {  // where the runs differ most, and whether their intervals meet
-    const all = chosen.flatMap(run => [...run.results.values()]).filter(r => r.low !== null);
-    if (!all.length) return "No run has a headline number with an interval.";
-    const shown = all.some(r => r.probability) ? all.filter(r => r.probability) : all;
-    const spreads = [...new Set(shown.map(result => result.name))].map(name => {
-      const found = chosen.map(run => ({letter: run.letter, ...run.results.get(name)}))
-        .filter(r => Number.isFinite(r.mean) && r.low !== null);
-      const low = found.reduce((a, b) => b.mean < a.mean ? b : a), high = found.reduce((a, b) => b.mean > a.mean ? b : a);
-      return {count: found.length, spread: high.mean - low.mean, low, high};
-    }).filter(found => found.count > 1);
-    if (!spreads.length) return "The runs have no headline number in common.";
-    const {spread, low, high} = spreads.reduce((a, b) => b.spread > a.spread ? b : a);
-    if (!spread) return `The runs agree; ${low.what}: ${low.mean.toFixed(3)} in all of them.`;
-    const meet = low.high < high.low ? "do not meet" : "overlap";
-    return `${low.what} differs most: ${low.mean.toFixed(3)} in ${low.letter}, `
-      + `${high.mean.toFixed(3)} in ${high.letter}; their intervals ${meet}.`;
-  }
-  function kind(chosen) {
-    const named = new Set(chosen.flatMap(run => [...run.results.values()])
-      .filter(r => r.low !== null).map(r => r.name.includes("quartiles")));
-    if (!named.has(true)) return "95 % interval";
-    return named.has(false) ? "95 % interval, or quartiles where named" : "quartiles";
+  function paired(chosen) {  // two runs, query by query
+    const at = id => chosen.find(run => run.id === id), [one, other] = chosen;
+    if (chosen.length > 2 || one.notebook !== other.notebook) return [];
+    const command = `geo runs --compare ${one.id} --compare ${other.id}`;
+    if (!told.paired) return [make("p", "Query by query: ", make("code", command))];
+    const found = told.paired.find(pair => at(pair.from) && at(pair.to));
+    if (!found) return [];
+    const minus = `${at(found.to).letter} minus ${at(found.from).letter}`;
+    const clear = found.rows.filter(row => row.clear).map(row => `${row.name} ${row.text}`);
+    return [
+      make("h3", `Query by query: ${minus} [95 % interval]`),
+      make("p", clear.length ? `Clear: ${clear.join("; ")}.` : "No method differs clearly between the two."),
+      make("table", ...found.rows.map(row => make("tr", make("th", row.name),
+        make("td", row.text), make("td", make("small", row.counts))))),
+    ];
   }
   function compare() {
-    const chosen = [...ticked].map((i, place) => ({...runs[i], letter: letter(place)}));
+    const chosen = [...ticked].map((i, place) => ({...runs[i], letter: `run ${place + 1}`}));
     section.hidden = chosen.length < 2;
     if (section.hidden) return;
     const known = chosen.filter(run => run.parameters.size);
@@ -131,7 +99,8 @@
       return shown;
     };
     const about = {
-      run: run => [`${run.notebook} · ${run.variant} · `, link(run)], status: run => [run.ended],
+      run: run => [`${run.notebook} · ${run.variant} · `, link(run)], found: run => [run.found],
+      status: run => [run.ended],
       took: run => [run.took], commit: run => [run.commit], source: run => [run.source],
     };
     const names = [...new Set(chosen.flatMap(run => [...run.results.keys()]))];
@@ -140,13 +109,11 @@
       ...cautions(chosen, known),
       make("h3", "Parameters that differ"),
       table(differing(chosen, known), chosen, (run, name) => [value(run, name)]),
-      make("h3", `Headlines [${kind(chosen)}]`),
-      make("p", claim(chosen)),
+      ...paired(chosen),
+      make("h3", "Headlines [95 % interval, or quartiles where named]"),
       table(names, chosen, (run, name) => {
         const result = run.results.get(name);
-        if (!result) return [MISSING];
-        const all = chosen.map(other => other.results.get(name)).filter(Boolean);
-        return [result.text, ...(result.low === null ? [] : [bar(result, all)]), make("br"), make("small", result.counts)];
+        return result ? [result.text, make("br"), make("small", result.counts)] : [MISSING];
       }),
     );
   }

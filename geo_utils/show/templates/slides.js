@@ -1,12 +1,13 @@
 // A browser without a window paints no frames while it prints, and reveal.js waits for some.
 if (/print-pdf/.test(location.search)) window.requestAnimationFrame = step => setTimeout(step, 0);
-// What is too wide or too high for a slide is shown smaller rather than cut off.
+// What is too wide or too high for a slide is shown smaller rather than cut off, a few words larger.
 function fit() {
   const slides = document.querySelector(".reveal .slides");
   slides.classList.add("measuring");
   for (const slide of slides.querySelectorAll(".geo-slide")) {
     const share = Math.min(1250 / slide.scrollWidth, 690 / slide.scrollHeight);
-    if (share < 1) slide.style.zoom = share;
+    const few = slide.scrollHeight < 400 && !slide.querySelector("img, table, .geo-view");
+    if (share < 1 || few) slide.style.zoom = few ? 1.3 : share;
   }
   slides.classList.remove("measuring");
 }
@@ -14,6 +15,7 @@ addEventListener("load", () => {  // when pictures have their size
   fit();
   Reveal.initialize({
     width: 1280, height: 720, margin: 0.03, hash: true, slideNumber: "c/t",
-    transition: "none", center: false, controls: true, progress: true
+    transition: "none", center: false, controls: true, progress: true,
+    navigationMode: "linear"  // the right arrow visits every slide, also those below another
   });
 });
