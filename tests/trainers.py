@@ -231,7 +231,7 @@ def rows():
 
 
 def make(path, folder, schedule, engine=None, reward=None, on_scored=None,
-         callbacks=(), funcs=None, **options):  # fmt: skip
+         callbacks=(), funcs=None, prompts="each", **options):  # fmt: skip
     """Return trainer and rewards."""
     settings = {
         "output_dir": str(folder), "use_cpu": True, "bf16": False, "seed": 3,
@@ -244,7 +244,7 @@ def make(path, folder, schedule, engine=None, reward=None, on_scored=None,
     made = Rewards(EXAMPLES, RewriteTask("key_point"), engine or Answers(), Verdicts(),
                    RewardOptions(**reward), on_scored=on_scored)  # fmt: skip
     trainer = Watched(
-        schedule=schedule, begin=made.begin, saving=lambda: None, model=str(path),
+        schedule=schedule, begin=made.begin, saving=lambda: None, model=str(path), prompts=prompts,
         reward_funcs=funcs or made.functions, args=GRPOConfig(**settings | options),
         train_dataset=Dataset.from_list(rows()), callbacks=list(callbacks),
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),

@@ -96,6 +96,7 @@ def recipe(
         "reward": {
             "funcs": ["negative_length" if free else "key_point"],
             "schedule": setting.schedule,
+            "shared_prefix": setting.shared_prefix,
             "deadline_s": _PATIENCE_S,
         },
         "data": {"max_prompt_tokens": params.work.prompt_tokens},

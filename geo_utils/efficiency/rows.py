@@ -66,6 +66,8 @@ class Row(BaseModel):
         policy: How the policy generates.
         reward: What rewards it.
         schedule: When rewards are worked out.
+        shared_prefix: How a group's prompt went through the policy: `each`, with every completion;
+            `flex` or `dense`, once.
         parallel: Whether an API is asked for a whole batch at once.
         sitting: What was measured in one go: one machine, one process tree.
         reference: `first` or `last`, where it is its sitting's reference.
@@ -110,6 +112,7 @@ class Row(BaseModel):
     policy: str = ""
     reward: str = ""
     schedule: str = "stock"
+    shared_prefix: str = "each"
     parallel: bool = True
     sitting: str = ""
     reference: Literal["first", "last"] | None = None

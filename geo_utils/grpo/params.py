@@ -43,6 +43,9 @@ class RewardOptions(Options):
         placebo: Score every completion with another query's rewrite; nothing can be learned.
         schedule: When rewards are worked out, and what runs beside what; see
             `grpo.trainer`: `stock`, `fused`, `early`, or one step `ahead`.
+        shared_prefix: How a group's prompt goes through the policy when its completions are
+            trained on: once (`flex` or `dense`; see `grpo.shared_prefix`), or with `each`
+            completion. `auto` is once, wherever that leaves the mathematics as they are.
     """
 
     funcs: Annotated[list[Literal[REWARDS]], Field(min_length=1)] = ["key_point"]  # type: ignore[valid-type]
@@ -55,6 +58,7 @@ class RewardOptions(Options):
     most_lost: Annotated[int, Field(ge=1)] = 5
     placebo: bool = False
     schedule: Literal["stock", "fused", "early", "ahead"] = "early"
+    shared_prefix: Literal["auto", "flex", "dense", "each"] = "auto"
 
     @model_validator(mode="after")
     def _as_many_weights(self) -> Self:
@@ -306,6 +310,33 @@ class GrpoParams(RunParams):
         return int(math.ceil(micro_batches / self._uses) * self.generation_size)
 
     @property
+    def prompts_apart(self) -> str | None:
+        """What in the recipe forbids that completions share their prompt; None for nothing.
+
+        Micro-batches of whole groups are others than TRL's, whose rows are shuffled: no loss may
+        depend on which completions are in one.
+        """
+        grpo, dropout = self.grpo, self.lora.get("lora_dropout")
+        micro, group = grpo["per_device_train_batch_size"], grpo["num_generations"]
+        whole = "weighs a completion by the others of its micro-batch"
+        if self.reward.schedule == "stock":
+            return "reward.schedule='stock' is TRL's own"
+        if grpo.get("loss_type") == "bnpo":
+            return f"grpo.loss_type='bnpo' {whole}"
+        for name, neutral in (("top_entropy_quantile", 1.0), ("entropy_coef", 0.0)):
+            if grpo.get(name, neutral) != neutral:
+                return f"grpo.{name}={grpo[name]!r} {whole}"
+        if grpo.get("use_adaptive_entropy"):
+            return f"grpo.use_adaptive_entropy=True {whole}"
+        if micro % group:
+            return f"grpo.per_device_train_batch_size={micro} splits groups of {group}"
+        if self.generation_size > micro * grpo["gradient_accumulation_steps"]:
+            return "a generation lasts for several optimizer steps, which would split its groups"
+        if dropout:
+            return f"lora.lora_dropout={dropout!r} would be drawn once a group"
+        return None
+
+    @property
     def _uses(self) -> int:
         """Micro-batches that one generation of completions is used for."""
         size = self.generation_size // self.grpo["per_device_train_batch_size"]
@@ -386,6 +417,11 @@ class GrpoParams(RunParams):
         if size % (unit := math.lcm(batch, group)):
             parts = f"per_device_train_batch_size={batch} and num_generations={group}"
             yield f"grpo: {size} completions do not divide by {parts}; choose a multiple of {unit}"
+        asked = self.reward.shared_prefix
+        if asked in ("flex", "dense") and (problem := self.prompts_apart):
+            yield f"reward.shared_prefix={asked!r}: {problem}; choose auto or each"
+        if asked == "flex" and grpo.get("use_cpu"):
+            yield "reward.shared_prefix='flex' has no backward pass on a CPU; choose auto or dense"
         if self.reward.schedule != "ahead":
             return
         if self._uses != grpo["gradient_accumulation_steps"]:

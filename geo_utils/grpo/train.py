@@ -91,6 +91,7 @@ def train(
         trainer = make_trainer(params, base, rows, rewards, folder, log, resumed)
         trainer.add_callback(StepCounter(roles.counter("steps")))
         before = base_checksum(trainer.model)
+        run.update(prompts={"pass": trainer.prompts, "why": trainer.prompts_apart})
         run.update(base_checksum={"before": before, "after": None})  # should this start be cut off
         try:
             checkpoints.go_on(trainer, resumed)
@@ -144,8 +145,11 @@ def make_trainer(
 
     from geo_utils.grpo.trainer import OverlappedTrainer, keep_base_exact
 
+    shared, problem = params.reward.shared_prefix, params.prompts_apart
     trainer = OverlappedTrainer(
         resumed=resumed,
+        prompts="each" if problem else shared,
+        prompts_apart=problem,
         schedule=params.reward.schedule,
         begin=rewards.begin,
         saving=log.interrupts.hold,
