@@ -24,6 +24,8 @@ class Setting(Options):
         schedule: When rewards are worked out; see `RewardOptions.schedule`.
         shared_prefix: How a group's prompt goes through the policy; see
             `RewardOptions.shared_prefix`.
+        direct_sync: Whether weights are written into colocated vLLM; see
+            `RewardOptions.direct_sync`.
         parallel: Whether Gemini is asked for a whole batch at once, or one by one.
         gpus: The GPU that each role holds, by index; on one GPU, they share it.
         recipe: Fields of GRPOConfig over the run's.
@@ -39,6 +41,7 @@ class Setting(Options):
     reward: Literal["negative_length", "gemini", "qwen_server", "qwen_vllm", "qwen_transformers"]
     schedule: Literal["stock", "fused", "early", "ahead"] = "stock"
     shared_prefix: Literal["auto", "flex", "dense", "each"] = "each"
+    direct_sync: bool = False
     parallel: bool = True
     gpus: dict[Place, Annotated[int, Field(ge=0)]] = {"trainer": 0}
     recipe: dict[str, Any] = {}

@@ -68,6 +68,7 @@ class Row(BaseModel):
         schedule: When rewards are worked out.
         shared_prefix: How a group's prompt went through the policy: `each`, with every completion;
             `flex` or `dense`, once.
+        direct_sync: Whether weights were written into colocated vLLM's own parameters.
         parallel: Whether an API is asked for a whole batch at once.
         sitting: What was measured in one go: one machine, one process tree.
         reference: `first` or `last`, where it is its sitting's reference.
@@ -113,6 +114,7 @@ class Row(BaseModel):
     reward: str = ""
     schedule: str = "stock"
     shared_prefix: str = "each"
+    direct_sync: bool = False
     parallel: bool = True
     sitting: str = ""
     reference: Literal["first", "last"] | None = None

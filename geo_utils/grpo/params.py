@@ -46,6 +46,8 @@ class RewardOptions(Options):
         shared_prefix: How a group's prompt goes through the policy when its completions are
             trained on: once (`flex` or `dense`; see `grpo.shared_prefix`), or with `each`
             completion. `auto` is once, wherever that leaves the mathematics as they are.
+        direct_sync: Write weights into colocated vLLM's own parameters, where its layout is known;
+            see `grpo.weight_sync`.
     """
 
     funcs: Annotated[list[Literal[REWARDS]], Field(min_length=1)] = ["key_point"]  # type: ignore[valid-type]
@@ -59,6 +61,7 @@ class RewardOptions(Options):
     placebo: bool = False
     schedule: Literal["stock", "fused", "early", "ahead"] = "early"
     shared_prefix: Literal["auto", "flex", "dense", "each"] = "auto"
+    direct_sync: bool = True
 
     @model_validator(mode="after")
     def _as_many_weights(self) -> Self:

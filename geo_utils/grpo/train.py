@@ -70,7 +70,7 @@ def train(
     Raises:
         RunInterrupted: Stopped early, saved; run again to go on.
     """
-    from geo_utils.grpo.trainer import base_checksum
+    from geo_utils.grpo.weight_sync import base_checksum
 
     folder = run.folder / "checkpoints"
     final, card = folder / "final", policy_card(params)
@@ -101,7 +101,7 @@ def train(
             checkpoints.save_now(trainer, log)
             raise
     after = base_checksum(trainer.model)
-    run.update(base_checksum={"before": before, "after": after})
+    run.update(base_checksum={"before": before, "after": after}, weight_sync=trainer.synced)
     if before != after:
         raise RuntimeError("the frozen base changed in training: the adapter fits no base")
     trainer.save_model(str(final))
@@ -143,7 +143,8 @@ def make_trainer(
     from datasets import Dataset
     from peft import LoraConfig
 
-    from geo_utils.grpo.trainer import OverlappedTrainer, keep_base_exact
+    from geo_utils.grpo.trainer import OverlappedTrainer
+    from geo_utils.grpo.weight_sync import keep_base_exact
 
     shared, problem = params.reward.shared_prefix, params.prompts_apart
     trainer = OverlappedTrainer(
@@ -161,7 +162,7 @@ def make_trainer(
         callbacks=[log, SettledHeap()],
     )
     hush(trainer)
-    keep_base_exact(trainer)
+    keep_base_exact(trainer, params.reward.direct_sync)
     if params.grpo.get("torch_compile"):
         compile_layers(trainer.model)
     return trainer

@@ -26,7 +26,6 @@ Where nothing forbids it, the completions of a group share one pass over their p
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import threading
@@ -119,61 +118,6 @@ def in_background(work: Callable[..., Any], *args: Any) -> Future[Any]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
-
-
-def base_checksum(model: Any) -> str:
-    """Return a hash of all weights that training must not change."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        if not weight.requires_grad:
-            digest.update(name.encode())
-            plain = weight.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-            digest.update(plain.numpy().data)
-    return digest.hexdigest()
-
-
-def keep_base_exact(trainer: Any) -> None:
-    """Let every weight sync leave the frozen base bit for bit as it was.
-
-    TRL merges the adapter into the base to send it to vLLM and subtracts it again, which rounds:
-    in bfloat16 the base drifts. Here the base is copied before a sync and put back after it, at
-    the price of one more copy of the adapted weights while the sync lasts.
-    """
-    engine = getattr(trainer, "vllm_generation", None)
-    if engine is None:
-        return
-    own = engine.sync_weights
-    at_once = getattr(engine, "mode", None) == "colocate" and trainer.accelerator.num_processes == 1
-
-    def exact_sync() -> None:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        kept = [
-            (weight, weight.detach().clone())
-            for name, weight in model.named_parameters()
-            if ".base_layer." in name and not weight.requires_grad
-        ]
-        try:
-            if at_once:
-                _load_at_once(engine)
-            else:
-                own()
-        finally:
-            with torch.no_grad():
-                for weight, before in kept:
-                    weight.copy_(before)
-
-    engine.sync_weights = exact_sync
-
-
-def _load_at_once(engine: Any) -> None:
-    """Hand colocated vLLM all weights in one call; TRL's call for each weight costs 0.2 s more."""
-    if engine.enable_sleep_mode:
-        torch.cuda.empty_cache()
-        engine.llm.wake_up(tags=["weights"])
-        engine._llm_weights_sleeping = False
-    runner = engine.llm.llm_engine.model_executor.driver_worker.model_runner
-    runner.model.load_weights(engine._iter_named_params())
-    engine.llm.reset_prefix_cache()
 
 
 def row_scores(
