@@ -26,6 +26,8 @@ class Setting(Options):
             `RewardOptions.shared_prefix`.
         direct_sync: Whether weights are written into colocated vLLM; see
             `RewardOptions.direct_sync`.
+        target_place: Where the target stands among an engine's sources; see
+            `RewardOptions.target_place`.
         parallel: Whether Gemini is asked for a whole batch at once, or one by one.
         gpus: The GPU that each role holds, by index; on one GPU, they share it.
         recipe: Fields of GRPOConfig over the run's.
@@ -42,6 +44,7 @@ class Setting(Options):
     schedule: Literal["stock", "fused", "early", "ahead"] = "stock"
     shared_prefix: Literal["auto", "flex", "dense", "each"] = "each"
     direct_sync: bool = False
+    target_place: Literal["drawn", "last"] = "drawn"
     parallel: bool = True
     gpus: dict[Place, Annotated[int, Field(ge=0)]] = {"trainer": 0}
     recipe: dict[str, Any] = {}

@@ -48,6 +48,9 @@ class RewardOptions(Options):
             completion. `auto` is once, wherever that leaves the mathematics as they are.
         direct_sync: Write weights into colocated vLLM's own parameters, where its layout is known;
             see `grpo.weight_sync`.
+        target_place: Where the target stands among the sources when the reward asks: `drawn`, as
+            in every evaluation; or `last`, so that the engine reads the other sources once for all
+            completions of a group. Captions of the training say so; the comparison is drawn.
     """
 
     funcs: Annotated[list[Literal[REWARDS]], Field(min_length=1)] = ["key_point"]  # type: ignore[valid-type]
@@ -62,6 +65,7 @@ class RewardOptions(Options):
     schedule: Literal["stock", "fused", "early", "ahead"] = "early"
     shared_prefix: Literal["auto", "flex", "dense", "each"] = "auto"
     direct_sync: bool = True
+    target_place: Literal["drawn", "last"] = "drawn"
 
     @model_validator(mode="after")
     def _as_many_weights(self) -> Self:
@@ -274,18 +278,22 @@ class GrpoParams(RunParams):
         return self.evaluation.key_points
 
     def for_evaluation(self) -> Self:
-        """Return the parameters with the comparison's judge."""
+        """Return the parameters with the comparison's judge, and the target's place as drawn."""
         sampling = self.sampling.model_copy(update={"judge_mode": self.evaluation.judge_mode})
-        return self.model_copy(update={"judge": self.evaluation.judge, "sampling": sampling})
+        reward = self.reward.model_copy(update={"target_place": "drawn"})
+        judged = {"judge": self.evaluation.judge, "sampling": sampling, "reward": reward}
+        return self.model_copy(update=judged)
 
     @property
     def policy_source(self) -> str:
         """What the policy is, for captions."""
-        small = self.policy.cold_start.small_model
+        small, asked = self.policy.cold_start.small_model, ""
+        if self.reward.target_place == "last" and set(ASKING) & set(self.reward.funcs):
+            asked = "; the reward asked with the target as LAST source"
         if small is None:
-            return f"policy {self.policy.base}"
+            return f"policy {self.policy.base}{asked}"
         made = f"a Qwen3 of hidden size {small.hidden_size} made on the spot from random weights"
-        return f"policy: {made}, no language model"
+        return f"policy: {made}, no language model{asked}"
 
     @property
     def machine_settings(self) -> dict[str, Any]:

@@ -292,6 +292,14 @@ def test_every_schedule_takes_a_plain_recipe(recipe, values, schedule):
     assert recipe(values).reward.schedule == "early"  # on policy, unless the recipe says else
 
 
+def test_a_fixed_place_of_the_target_is_said_and_holds_for_no_comparison(recipe):
+    params = recipe(reward={"target_place": "last"})
+    assert params.policy_source.endswith("; the reward asked with the target as LAST source")
+    final = params.for_evaluation()
+    assert final.reward.target_place == "drawn" and "LAST" not in final.policy_source
+    assert "LAST" not in recipe().policy_source
+
+
 def test_where_prompts_cannot_be_shared_they_are_not_unless_that_was_asked_for(recipe):
     params = recipe({"loss_type": "bnpo"})
     assert params.reward.shared_prefix == "auto" and "bnpo" in params.prompts_apart
