@@ -120,6 +120,16 @@ def draw_source_order(example: Example, seed: int = 0) -> SourceOrder:
     return SourceOrder((*others[:place], example.target_id, *others[place:]), place)
 
 
+def last_source_order(example: Example) -> SourceOrder:
+    """Return the order with the target behind all others.
+
+    An engine then computes what stands before it once for all rewrites of a page. That changes
+    what is asked, so that only a training may do so, and says it.
+    """
+    others = (i for i in range(len(example.sources)) if i != example.target_id)
+    return SourceOrder((*others, example.target_id), len(example.sources) - 1)
+
+
 def evaluate(
     examples: Iterable[Example],
     methods: Sequence[str],
@@ -245,6 +255,7 @@ class Scorer:
         page: str,
         repeat: int,
         timer: Timer | None = None,
+        placement: SourceOrder | None = None,
     ) -> Row:
         """Score one page in the target's place.
 
@@ -254,11 +265,12 @@ class Scorer:
             page: What stands in the target's place.
             repeat: Which sampled answer.
             timer: Told `engine` or `judge` and the seconds it took.
+            placement: The order of the sources, where it is not the drawn one.
 
         Returns:
             As `sources`.
         """
-        placement = draw_source_order(example, self.seed)
+        placement = placement or draw_source_order(example, self.seed)
         sources = placement.sources(example, page)
         return await self.sources(example.query, sources, placement.place, point, repeat, timer)
 

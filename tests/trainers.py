@@ -92,6 +92,50 @@ class Sampler:
         return found
 
 
+class FusedSampler(Sampler):
+    """With weights laid out as vLLM lays them out: some of several layers in one.
+
+    What it writes hangs on how often it was told that its weights are others.
+    """
+
+    def __init__(self, path, fused=None, **options):
+        super().__init__(path, **options)
+        self.packed_modules_mapping = fused or {
+            "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+            "gate_up_proj": ["gate_proj", "up_proj"],
+        }
+        self.sent, self.weights, self._of = 0, {}, {}
+        for name, weight in self.model.named_parameters():
+            parent, _, own = name.removesuffix(".weight").rpartition(".")
+            self._of[name] = (name, 0)
+            for together, parts in self.packed_modules_mapping.items():
+                if own in parts:
+                    sizes = [len(self.model.get_parameter(f"{parent}.{p}.weight")) for p in parts]
+                    place = parts.index(own)
+                    self._of[name] = f"{parent}.{together}.weight", sum(sizes[:place])
+                    whole = torch.zeros(sum(sizes), weight.size(1))
+                    self.weights.setdefault(self._of[name][0], torch.nn.Parameter(whole, False))
+            if self._of[name][0] == name:
+                self.weights[name] = torch.nn.Parameter(torch.zeros_like(weight), False)
+
+    def named_parameters(self):
+        return self.weights.items()
+
+    def _rows(self, name, length):
+        whole, first = self._of[name]
+        return self.weights[whole].data[first : first + length]
+
+    def load_weights(self, pairs):
+        self.sent += 1
+        for name, weight in pairs:
+            self._rows(name, len(weight)).copy_(weight)
+
+    def changed(self):
+        self.loads += 1
+        for name, weight in self.model.named_parameters():
+            weight.data.copy_(self._rows(name, len(weight)))
+
+
 class Engine:
     """vLLM's `LLM` as far as TRL's colocated generation and its own loop go."""
 
@@ -103,7 +147,8 @@ class Engine:
         self.llm_engine = SimpleNamespace(step=self.step, model_executor=executor)
 
     def reset_prefix_cache(self):
-        pass
+        if isinstance(self.sampler, FusedSampler):
+            self.sampler.changed()
 
     def generate(self, prompts, sampling_params, use_tqdm):
         places = {}
@@ -231,7 +276,7 @@ def rows():
 
 
 def make(path, folder, schedule, engine=None, reward=None, on_scored=None,
-         callbacks=(), funcs=None, **options):  # fmt: skip
+         callbacks=(), funcs=None, prompts="each", **options):  # fmt: skip
     """Return trainer and rewards."""
     settings = {
         "output_dir": str(folder), "use_cpu": True, "bf16": False, "seed": 3,
@@ -244,7 +289,7 @@ def make(path, folder, schedule, engine=None, reward=None, on_scored=None,
     made = Rewards(EXAMPLES, RewriteTask("key_point"), engine or Answers(), Verdicts(),
                    RewardOptions(**reward), on_scored=on_scored)  # fmt: skip
     trainer = Watched(
-        schedule=schedule, begin=made.begin, saving=lambda: None, model=str(path),
+        schedule=schedule, begin=made.begin, saving=lambda: None, model=str(path), prompts=prompts,
         reward_funcs=funcs or made.functions, args=GRPOConfig(**settings | options),
         train_dataset=Dataset.from_list(rows()), callbacks=list(callbacks),
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),

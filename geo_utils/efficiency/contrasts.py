@@ -29,9 +29,13 @@ CHANGES: tuple[tuple[str, str, Any, Any], ...] = (
     ("One step ahead, not TRL's order", "schedule", "stock", "ahead"),
     ("One step ahead, not on policy early", "schedule", "early", "ahead"),
     ("Layers compiled, not eager", "compiled", False, True),
+    ("A group's prompt once, not with each completion", "shared_prefix", "each", "flex"),
+    ("Weights written into vLLM, not merged and sent", "direct_sync", False, True),
+    ("Target as last source, not in a drawn place", "target_place", "drawn", "last"),
 )
 # Two rows are compared where all of this is the same, but for what the comparison is about.
 _SAME = ["sitting", "work", "policy", "reward", "schedule", "parallel", "compiled"]
+_SAME += ["shared_prefix", "direct_sync", "target_place"]
 _SAME += ["asked_s", "page_tokens"]
 
 

@@ -80,6 +80,8 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     if params.reward.schedule == "ahead":
         steps.pop()  # the last step has no batch to write beside it, though calls of its own
     found = _result(steps, spec["warmup_steps"]) | spent
+    found |= {"shared_prefix": trainer.prompts, "prompts_apart": trainer.prompts_apart}
+    found |= {"direct_sync": trainer.synced == "direct", "weight_sync": trainer.synced}
     if params.reward.schedule == "ahead":
         found["step_s"] = fmean(found["step_s_all"])  # long and short ones take turns
     return found | {"prompt_tokens": prompt_tokens, "all_steps_s": round(whole_s, 2)}

@@ -22,6 +22,12 @@ class Setting(Options):
         reward: What answers: nothing, Gemini (or its look-alike), or the engine model on a vLLM
             server, by vLLM in the trainer's process, or by Transformers there.
         schedule: When rewards are worked out; see `RewardOptions.schedule`.
+        shared_prefix: How a group's prompt goes through the policy; see
+            `RewardOptions.shared_prefix`.
+        direct_sync: Whether weights are written into colocated vLLM; see
+            `RewardOptions.direct_sync`.
+        target_place: Where the target stands among an engine's sources; see
+            `RewardOptions.target_place`.
         parallel: Whether Gemini is asked for a whole batch at once, or one by one.
         gpus: The GPU that each role holds, by index; on one GPU, they share it.
         recipe: Fields of GRPOConfig over the run's.
@@ -36,6 +42,9 @@ class Setting(Options):
     policy: Literal["transformers", "colocate", "server"]
     reward: Literal["negative_length", "gemini", "qwen_server", "qwen_vllm", "qwen_transformers"]
     schedule: Literal["stock", "fused", "early", "ahead"] = "stock"
+    shared_prefix: Literal["auto", "flex", "dense", "each"] = "each"
+    direct_sync: bool = False
+    target_place: Literal["drawn", "last"] = "drawn"
     parallel: bool = True
     gpus: dict[Place, Annotated[int, Field(ge=0)]] = {"trainer": 0}
     recipe: dict[str, Any] = {}

@@ -96,6 +96,9 @@ def recipe(
         "reward": {
             "funcs": ["negative_length" if free else "key_point"],
             "schedule": setting.schedule,
+            "shared_prefix": setting.shared_prefix,
+            "direct_sync": setting.direct_sync,
+            "target_place": setting.target_place,
             "deadline_s": _PATIENCE_S,
         },
         "data": {"max_prompt_tokens": params.work.prompt_tokens},

@@ -66,6 +66,10 @@ class Row(BaseModel):
         policy: How the policy generates.
         reward: What rewards it.
         schedule: When rewards are worked out.
+        shared_prefix: How a group's prompt went through the policy: `each`, with every completion;
+            `flex` or `dense`, once.
+        direct_sync: Whether weights were written into colocated vLLM's own parameters.
+        target_place: Where the target stood among an engine's sources: `drawn` or `last`.
         parallel: Whether an API is asked for a whole batch at once.
         sitting: What was measured in one go: one machine, one process tree.
         reference: `first` or `last`, where it is its sitting's reference.
@@ -110,6 +114,9 @@ class Row(BaseModel):
     policy: str = ""
     reward: str = ""
     schedule: str = "stock"
+    shared_prefix: str = "each"
+    direct_sync: bool = False
+    target_place: str = "drawn"
     parallel: bool = True
     sitting: str = ""
     reference: Literal["first", "last"] | None = None

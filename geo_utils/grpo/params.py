@@ -43,6 +43,14 @@ class RewardOptions(Options):
         placebo: Score every completion with another query's rewrite; nothing can be learned.
         schedule: When rewards are worked out, and what runs beside what; see
             `grpo.trainer`: `stock`, `fused`, `early`, or one step `ahead`.
+        shared_prefix: How a group's prompt goes through the policy when its completions are
+            trained on: once (`flex` or `dense`; see `grpo.shared_prefix`), or with `each`
+            completion. `auto` is once, wherever that leaves the mathematics as they are.
+        direct_sync: Write weights into colocated vLLM's own parameters, where its layout is known;
+            see `grpo.weight_sync`.
+        target_place: Where the target stands among the sources when the reward asks: `drawn`, as
+            in every evaluation; or `last`, so that the engine reads the other sources once for all
+            completions of a group. Captions of the training say so; the comparison is drawn.
     """
 
     funcs: Annotated[list[Literal[REWARDS]], Field(min_length=1)] = ["key_point"]  # type: ignore[valid-type]
@@ -55,6 +63,9 @@ class RewardOptions(Options):
     most_lost: Annotated[int, Field(ge=1)] = 5
     placebo: bool = False
     schedule: Literal["stock", "fused", "early", "ahead"] = "early"
+    shared_prefix: Literal["auto", "flex", "dense", "each"] = "auto"
+    direct_sync: bool = True
+    target_place: Literal["drawn", "last"] = "drawn"
 
     @model_validator(mode="after")
     def _as_many_weights(self) -> Self:
@@ -267,18 +278,22 @@ class GrpoParams(RunParams):
         return self.evaluation.key_points
 
     def for_evaluation(self) -> Self:
-        """Return the parameters with the comparison's judge."""
+        """Return the parameters with the comparison's judge, and the target's place as drawn."""
         sampling = self.sampling.model_copy(update={"judge_mode": self.evaluation.judge_mode})
-        return self.model_copy(update={"judge": self.evaluation.judge, "sampling": sampling})
+        reward = self.reward.model_copy(update={"target_place": "drawn"})
+        judged = {"judge": self.evaluation.judge, "sampling": sampling, "reward": reward}
+        return self.model_copy(update=judged)
 
     @property
     def policy_source(self) -> str:
         """What the policy is, for captions."""
-        small = self.policy.cold_start.small_model
+        small, asked = self.policy.cold_start.small_model, ""
+        if self.reward.target_place == "last" and set(ASKING) & set(self.reward.funcs):
+            asked = "; the reward asked with the target as LAST source"
         if small is None:
-            return f"policy {self.policy.base}"
+            return f"policy {self.policy.base}{asked}"
         made = f"a Qwen3 of hidden size {small.hidden_size} made on the spot from random weights"
-        return f"policy: {made}, no language model"
+        return f"policy: {made}, no language model{asked}"
 
     @property
     def machine_settings(self) -> dict[str, Any]:
@@ -304,6 +319,33 @@ class GrpoParams(RunParams):
         """How many completions the whole training draws."""
         micro_batches = self.grpo["max_steps"] * self.grpo["gradient_accumulation_steps"]
         return int(math.ceil(micro_batches / self._uses) * self.generation_size)
+
+    @property
+    def prompts_apart(self) -> str | None:
+        """What in the recipe forbids that completions share their prompt; None for nothing.
+
+        Micro-batches of whole groups are others than TRL's, whose rows are shuffled: no loss may
+        depend on which completions are in one.
+        """
+        grpo, dropout = self.grpo, self.lora.get("lora_dropout")
+        micro, group = grpo["per_device_train_batch_size"], grpo["num_generations"]
+        whole = "weighs a completion by the others of its micro-batch"
+        if self.reward.schedule == "stock":
+            return "reward.schedule='stock' is TRL's own"
+        if grpo.get("loss_type") == "bnpo":
+            return f"grpo.loss_type='bnpo' {whole}"
+        for name, neutral in (("top_entropy_quantile", 1.0), ("entropy_coef", 0.0)):
+            if grpo.get(name, neutral) != neutral:
+                return f"grpo.{name}={grpo[name]!r} {whole}"
+        if grpo.get("use_adaptive_entropy"):
+            return f"grpo.use_adaptive_entropy=True {whole}"
+        if micro % group:
+            return f"grpo.per_device_train_batch_size={micro} splits groups of {group}"
+        if self.generation_size > micro * grpo["gradient_accumulation_steps"]:
+            return "a generation lasts for several optimizer steps, which would split its groups"
+        if dropout:
+            return f"lora.lora_dropout={dropout!r} would be drawn once a group"
+        return None
 
     @property
     def _uses(self) -> int:
@@ -386,6 +428,11 @@ class GrpoParams(RunParams):
         if size % (unit := math.lcm(batch, group)):
             parts = f"per_device_train_batch_size={batch} and num_generations={group}"
             yield f"grpo: {size} completions do not divide by {parts}; choose a multiple of {unit}"
+        asked = self.reward.shared_prefix
+        if asked in ("flex", "dense") and (problem := self.prompts_apart):
+            yield f"reward.shared_prefix={asked!r}: {problem}; choose auto or each"
+        if asked == "flex" and grpo.get("use_cpu"):
+            yield "reward.shared_prefix='flex' has no backward pass on a CPU; choose auto or dense"
         if self.reward.schedule != "ahead":
             return
         if self._uses != grpo["gradient_accumulation_steps"]:

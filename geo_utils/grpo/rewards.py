@@ -33,7 +33,7 @@ from time import monotonic
 from typing import Any
 
 from geo_utils.corpus import Example, KeyPoint
-from geo_utils.evaluate import Row, Scorer
+from geo_utils.evaluate import Row, Scorer, last_source_order
 from geo_utils.fidelity import page_fidelity
 from geo_utils.grpo.params import ASKING, RewardOptions
 from geo_utils.lint import new_instructions
@@ -172,7 +172,7 @@ class Rewards:
         engine: Answers.
         judge: Gives verdicts.
         options: Components and settings.
-        seed: Seed of the target's place.
+        seed: Seed of the target's place, where it is drawn.
         on_scored: Told the step being made, from 1, and the batch after each batch.
         functions: One TRL reward function per component, in the order of `options.funcs`.
     """
@@ -357,8 +357,9 @@ class Rewards:
             ended = monotonic()
             spans[role].append((ended - seconds, ended))
 
+        place = last_source_order(example) if self.options.target_place == "last" else None
         call = asyncio.ensure_future(
-            Scorer(self.engine, judge, self.seed).page(example, point, page, repeat, took)
+            Scorer(self.engine, judge, self.seed).page(example, point, page, repeat, took, place)
         )
         self._calls.add(call)
         call.add_done_callback(self._over)

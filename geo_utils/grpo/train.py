@@ -70,7 +70,7 @@ def train(
     Raises:
         RunInterrupted: Stopped early, saved; run again to go on.
     """
-    from geo_utils.grpo.trainer import base_checksum
+    from geo_utils.grpo.weight_sync import base_checksum
 
     folder = run.folder / "checkpoints"
     final, card = folder / "final", policy_card(params)
@@ -91,6 +91,7 @@ def train(
         trainer = make_trainer(params, base, rows, rewards, folder, log, resumed)
         trainer.add_callback(StepCounter(roles.counter("steps")))
         before = base_checksum(trainer.model)
+        run.update(prompts={"pass": trainer.prompts, "why": trainer.prompts_apart})
         run.update(base_checksum={"before": before, "after": None})  # should this start be cut off
         try:
             checkpoints.go_on(trainer, resumed)
@@ -100,7 +101,7 @@ def train(
             checkpoints.save_now(trainer, log)
             raise
     after = base_checksum(trainer.model)
-    run.update(base_checksum={"before": before, "after": after})
+    run.update(base_checksum={"before": before, "after": after}, weight_sync=trainer.synced)
     if before != after:
         raise RuntimeError("the frozen base changed in training: the adapter fits no base")
     trainer.save_model(str(final))
@@ -142,10 +143,14 @@ def make_trainer(
     from datasets import Dataset
     from peft import LoraConfig
 
-    from geo_utils.grpo.trainer import OverlappedTrainer, keep_base_exact
+    from geo_utils.grpo.trainer import OverlappedTrainer
+    from geo_utils.grpo.weight_sync import keep_base_exact
 
+    shared, problem = params.reward.shared_prefix, params.prompts_apart
     trainer = OverlappedTrainer(
         resumed=resumed,
+        prompts="each" if problem else shared,
+        prompts_apart=problem,
         schedule=params.reward.schedule,
         begin=rewards.begin,
         saving=log.interrupts.hold,
@@ -157,7 +162,7 @@ def make_trainer(
         callbacks=[log, SettledHeap()],
     )
     hush(trainer)
-    keep_base_exact(trainer)
+    keep_base_exact(trainer, params.reward.direct_sync)
     if params.grpo.get("torch_compile"):
         compile_layers(trainer.model)
     return trainer

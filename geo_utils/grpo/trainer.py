@@ -18,13 +18,16 @@ tokens has to be masked, and with a mask PyTorch leaves its fastest attention. W
 rows begin in the first column and are cut to the longest of the micro-batch: padding comes after
 the tokens, where causal attention does not look. Log-probabilities are TRL's up to rounding, as
 Qwen's positions are relative.
+
+Where nothing forbids it, the completions of a group share one pass over their prompt (the setting
+`reward.shared_prefix`; see `grpo.shared_prefix`). Micro-batches are then made of whole groups.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
+import logging
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
@@ -39,6 +42,9 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
+from geo_utils.grpo import shared_prefix
+
+log = logging.getLogger(__name__)
 Tell = Callable[[int, Sequence[int]], None]
 
 
@@ -114,59 +120,30 @@ def in_background(work: Callable[..., Any], *args: Any) -> Future[Any]:
     return future
 
 
-def base_checksum(model: Any) -> str:
-    """Return a hash of all weights that training must not change."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        if not weight.requires_grad:
-            digest.update(name.encode())
-            plain = weight.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-            digest.update(plain.numpy().data)
-    return digest.hexdigest()
+def row_scores(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, kept: int, wanted: Sequence[str]
+) -> list[torch.Tensor]:
+    """Return figures of the last tokens, (B, kept) each, 0 where a token does not count.
 
-
-def keep_base_exact(trainer: Any) -> None:
-    """Let every weight sync leave the frozen base bit for bit as it was.
-
-    TRL merges the adapter into the base to send it to vLLM and subtracts it again, which rounds:
-    in bfloat16 the base drifts. Here the base is copied before a sync and put back after it, at
-    the price of one more copy of the adapted weights while the sync lasts.
+    Args:
+        model: The policy.
+        ids: Prompts and completions, (B, L).
+        mask: Whether a token counts, (B, L); in each row, those that do follow each other.
+        kept: How many of the columns are completions.
+        wanted: Fields of the output of TRL's fused head.
     """
-    engine = getattr(trainer, "vllm_generation", None)
-    if engine is None:
-        return
-    own = engine.sync_weights
-    at_once = getattr(engine, "mode", None) == "colocate" and trainer.accelerator.num_processes == 1
-
-    def exact_sync() -> None:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        kept = [
-            (weight, weight.detach().clone())
-            for name, weight in model.named_parameters()
-            if ".base_layer." in name and not weight.requires_grad
-        ]
-        try:
-            if at_once:
-                _load_at_once(engine)
-            else:
-                own()
-        finally:
-            with torch.no_grad():
-                for weight, before in kept:
-                    weight.copy_(before)
-
-    engine.sync_weights = exact_sync
-
-
-def _load_at_once(engine: Any) -> None:
-    """Hand colocated vLLM all weights in one call; TRL's call for each weight costs 0.2 s more."""
-    if engine.enable_sleep_mode:
-        torch.cuda.empty_cache()
-        engine.llm.wake_up(tags=["weights"])
-        engine._llm_weights_sleeping = False
-    runner = engine.llm.llm_engine.model_executor.driver_worker.model_runner
-    runner.model.load_weights(engine._iter_named_params())
-    engine.llm.reset_prefix_cache()
+    begin, lengths = mask.argmax(dim=1, keepdim=True), mask.sum(dim=1, keepdim=True)
+    column = torch.arange(int(lengths.max()), device=ids.device)
+    before = (begin + column).clamp(max=ids.size(1) - 1)  # where TRL has the token
+    moved = ids.gather(1, before)
+    scored = (column < lengths) & (before >= ids.size(1) - kept)
+    labels = moved.masked_fill(~scored, -100)
+    output = model(input_ids=moved, labels=labels, fused_lm_head=True)
+    # What is said of a token stands one column before it.
+    back = torch.arange(ids.size(1) - kept - 1, ids.size(1) - 1, device=ids.device) - begin
+    back = back.clamp(0, len(column) - 2)
+    outside = mask[:, -kept:] == 0
+    return [getattr(output, name).gather(1, back).masked_fill(outside, 0.0) for name in wanted]
 
 
 Begin = Callable[[Mapping[str, Any], str], Coroutine[Any, Any, None]]
@@ -203,12 +180,17 @@ class OverlappedTrainer(GRPOTrainer):
 
     Attributes:
         unpadded: Whether the passes for log-probabilities take no padding before the tokens.
+        prompts: How they take a group's prompt: `flex` or `dense`, once, as `grpo.shared_prefix`
+            has it; or `each`, with every completion.
+        prompts_apart: Why with every completion, where that was not asked for.
     """
 
     args: Any  # TRL's are narrower than the base class says
     model: Any
     processing_class: Any
     pad_to_multiple_of: Any
+    num_generations: Any
+    _buffered_inputs: Any
 
     def __init__(
         self,
@@ -217,6 +199,8 @@ class OverlappedTrainer(GRPOTrainer):
         begin: Begin,
         saving: Callable[[], None],
         resumed: Path | None = None,
+        prompts: str = "each",
+        prompts_apart: str | None = None,
         **kwargs: Any,
     ):
         """Make the trainer.
@@ -228,7 +212,13 @@ class OverlappedTrainer(GRPOTrainer):
                 without waiting for it, on TRL's event loop.
             saving: Called before a checkpoint is written.
             resumed: The checkpoint that is gone on from.
+            prompts: `each`; `flex` or `dense`; or `auto`, which is `flex` on a GPU and `dense` on
+                a CPU, unless the model forbids it.
+            prompts_apart: What forbids it already.
             **kwargs: Of TRL's trainer.
+
+        Raises:
+            ValueError: The model forbids to share prompts, and that was asked for.
         """
         super().__init__(*args, **kwargs)
         self._begin, self._saving, self._resumed = begin, saving, resumed
@@ -247,11 +237,35 @@ class OverlappedTrainer(GRPOTrainer):
         self._loss_inputs: dict[str, Any] | None = None
         self._rows: Sequence[Mapping[str, Any]] = ()
         self._sampled: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.prompts_apart = prompts_apart
+        self.prompts = self._way(prompts)
         if self._early and self.use_vllm:
             if self._served:
                 stream_server(self.vllm_generation.vllm_client, self._tell)
             else:
                 stream_engine(self.vllm_generation.llm, self._tell)
+
+    def _way(self, asked: str) -> str:
+        """Return how prompts go through the model, and make it fit for it."""
+        if asked == "each":
+            return asked
+        base = self.accelerator.unwrap_model(self.model)
+        problem = shared_prefix.obstacle(base)
+        if self.aux_loss_enabled:
+            problem = "the balance of its experts counts prompts as well"
+        if not self.unpadded:
+            problem = "the schedule is TRL's own"
+        if problem and asked != "auto":
+            raise ValueError(f"reward.shared_prefix={asked!r}: {problem}; choose auto or each")
+        if problem:
+            self.prompts_apart = problem
+            log.warning("a prompt is computed with each of its completions: %s", problem)
+            return "each"
+        on_gpu = self.accelerator.device.type == "cuda"
+        way = {"auto": "flex" if on_gpu else "dense"}.get(asked, asked)
+        if way == "flex":
+            shared_prefix.take_block_masks(base)
+        return way
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         """Go on in the epoch of a checkpoint: each epoch draws its own order of prompts."""
@@ -287,7 +301,11 @@ class OverlappedTrainer(GRPOTrainer):
                 with profiling_context(self, "generate"):
                     self._now.written.result()  # weights must not change while it is written
                 self._next = self._produce(self._fetched[0][0], step + 1)
-        return super()._prepare_inputs(generation_batch)
+        inputs = super()._prepare_inputs(generation_batch)
+        if self.prompts == "each" or not (fresh and self.model.training):
+            return inputs
+        self._buffered_inputs = shared_prefix.whole_groups(self._buffered_inputs)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _produce(self, rows: Sequence[Mapping[str, Any]], step: int) -> _Batch:
         """Write a batch with the present weights, and start on its rewards."""
@@ -363,6 +381,9 @@ class OverlappedTrainer(GRPOTrainer):
                 self._metrics["train"][name].pop()  # of the pass that was left out
         elif self._now is not None and self._now.old is not None and self.model.training:
             output["old_per_token_logps"] = self._now.old
+        if self.prompts != "each":
+            rows = torch.arange(len(output["prompt_ids"]), device=output["prompt_ids"].device)
+            output["group"] = rows // self.num_generations
         return output
 
     def _get_per_token_logps_and_entropies(self, *columns: Any, **options: Any) -> Any:
@@ -387,28 +408,10 @@ class OverlappedTrainer(GRPOTrainer):
     def _scored(
         self, model: Any, ids: torch.Tensor, mask: torch.Tensor, kept: int, wanted: Sequence[str]
     ) -> list[torch.Tensor]:
-        """Return figures of the last tokens, (B, kept) each, 0 where a token does not count.
-
-        Args:
-            model: The policy.
-            ids: Prompts and completions, (B, L).
-            mask: Whether a token counts, (B, L); in each row, those that do follow each other.
-            kept: How many of the columns are completions.
-            wanted: Fields of the output of TRL's fused head.
-        """
-        begin, lengths = mask.argmax(dim=1, keepdim=True), mask.sum(dim=1, keepdim=True)
-        column = torch.arange(int(lengths.max()), device=ids.device)
-        before = (begin + column).clamp(max=ids.size(1) - 1)  # where TRL has the token
-        moved = ids.gather(1, before)
-        scored = (column < lengths) & (before >= ids.size(1) - kept)
-        labels = moved.masked_fill(~scored, -100)
         with self.accelerator.autocast():
-            output = model(input_ids=moved, labels=labels, fused_lm_head=True)
-        # What is said of a token stands one column before it.
-        back = torch.arange(ids.size(1) - kept - 1, ids.size(1) - 1, device=ids.device) - begin
-        back = back.clamp(0, len(column) - 2)
-        outside = mask[:, -kept:] == 0
-        return [getattr(output, name).gather(1, back).masked_fill(outside, 0.0) for name in wanted]
+            if self.prompts == "each":
+                return row_scores(model, ids, mask, kept, wanted)
+            return shared_prefix.scores(model, ids, mask, kept, wanted, self.prompts)
 
     def _compute_loss(self, model: Any, inputs: Any) -> Any:
         self._loss_inputs = inputs if self._fused and self.model.training else None

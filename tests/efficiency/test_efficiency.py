@@ -23,6 +23,7 @@ from geo_utils.efficiency.measure import measure
 from geo_utils.efficiency.params import EfficiencyParams, Setting
 from geo_utils.efficiency.random_weights import SHAPES
 from geo_utils.efficiency.recipes import Placement, made_shape, place, recipe
+from geo_utils.efficiency.rows import Row
 from geo_utils.files import read_jsonl
 from geo_utils.grpo.params import GrpoParams
 from geo_utils.notebooks import read_parameters
@@ -170,6 +171,17 @@ class TestRecipes:
     def test_ahead_trains_one_step_more_for_the_one_that_is_not_counted(self, tmp_path):
         grpo = self.recipe(tmp_path, setting(schedule="ahead"), steps=3)["grpo"]
         assert grpo["max_steps"] == 1 + 3 + 1
+
+    def test_a_setting_is_trained_as_the_recorded_ones_unless_it_says_else(self, tmp_path):
+        """The recorded rows are older than these switches."""
+        plain = {"shared_prefix": "each", "direct_sync": False, "target_place": "drawn"}
+        changed = {"shared_prefix": "flex", "direct_sync": True, "target_place": "last"}
+        for given, expected in (({}, plain), (changed, changed)):
+            reward = self.recipe(tmp_path, setting(**given))["reward"]
+            assert {name: reward[name] for name in expected} == expected
+        lines = (PROJECT / "outputs/reference/01_efficiency/h200_16.jsonl").read_bytes()
+        row = Row.model_validate_json(lines.splitlines()[0])
+        assert {name: getattr(row, name) for name in plain} == plain
 
     def test_one_by_one_is_one_call_at_a_time(self, tmp_path):
         calls = self.recipe(tmp_path, setting(reward="gemini", parallel=False))["calls"]

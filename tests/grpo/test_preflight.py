@@ -19,7 +19,7 @@ from geo_utils.grpo.checkpoints import (
     newest_complete,
 )
 from geo_utils.grpo.params import check_machine, check_server
-from geo_utils.grpo.trainer import base_checksum, keep_base_exact
+from geo_utils.grpo.weight_sync import base_checksum, keep_base_exact
 from geo_utils.models.base import FatalError
 from geo_utils.models.local import weights_id
 from geo_utils.notebooks import read_parameters

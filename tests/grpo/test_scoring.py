@@ -233,6 +233,17 @@ class TestComponents:
         called(made, [double])
         assert len([a for a in engine.asked if EXAMPLE.target in a[1]]) == 4
 
+    @pytest.mark.parametrize(("place", "all_last"), [("last", True), ("drawn", False)])
+    def test_a_training_may_put_the_target_last(self, place, all_last):
+        examples = [make_example(f"q{number}", key_points=POINTS) for number in range(8)]
+        engine = FakeEngine()
+        made = rewards(["visibility"], engine, examples=examples, target_place=place)
+        scored(made, [PAGE] * 8, ids=[example.query_id for example in examples])
+        last = [sources[-1].startswith(EXAMPLE.target) for _, sources, _ in engine.asked]
+        others = {sources[:-1] for _, sources, _ in engine.asked}
+        assert len(last) == 16 and all(last) == all_last  # of page and original
+        assert (len(others) == 1) == all_last  # what stands before it is the same
+
     def test_visibility_alone_asks_no_judge(self):
         judge = FakeJudge()
         called(rewards(["visibility"], judge=judge), [PAGE])

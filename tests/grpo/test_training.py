@@ -48,6 +48,16 @@ def test_the_undisturbed_run_is_worth_comparing_with(undisturbed):
     assert len(set(rewards)) == 16  # nothing is compared that could not differ
 
 
+def test_each_step_has_the_same_rewards_where_a_prompt_is_computed_with_each_completion(
+    undisturbed, tmp_path
+):
+    (folder,) = undisturbed["root"].glob("04_grpo/smoke/2*")
+    assert Run(folder).manifest["prompts"] == {"pass": "dense", "why": None}
+    found = train_many(tmp_path, "undisturbed", "reward.shared_prefix=each")
+    assert [row[:2] for row in found["rewards"]] == [row[:2] for row in undisturbed["rewards"]]
+    assert found["rollouts"] == undisturbed["rollouts"]
+
+
 def test_a_signal_saves_at_once_and_the_rest_is_the_same(undisturbed, tmp_path):
     """SIGTERM: see test_headless_grpo."""
     found = train_many(tmp_path, "SIGUSR1")

@@ -212,6 +212,33 @@ class TestOverrides:
             {"reward": {"schedule": "ahead"}},
             "'ahead' trains on completions of older weights; set vllm_importance_sampling_corr",
         ),
+        *(
+            (
+                {"per_device_train_batch_size": 8} | options,
+                {"reward": {"shared_prefix": "dense"} | own} | more,
+                f"reward.shared_prefix='dense': {named}",
+            )
+            for options, own, more, named in (
+                ({}, {"schedule": "stock"}, {}, "reward.schedule='stock' is TRL's own"),
+                ({"loss_type": "bnpo"}, {}, {}, "grpo.loss_type='bnpo' weighs a completion by the"),
+                ({"top_entropy_quantile": 0.2}, {}, {}, "grpo.top_entropy_quantile=0.2 weighs"),
+                ({"entropy_coef": 0.1}, {}, {}, "grpo.entropy_coef=0.1 weighs"),
+                ({"use_adaptive_entropy": True}, {}, {}, "grpo.use_adaptive_entropy=True weighs"),
+                (
+                    {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+                    {},
+                    {},
+                    "grpo.per_device_train_batch_size=4 splits groups of 8; choose auto or each",
+                ),
+                ({"steps_per_generation": 2}, {}, {}, "a generation lasts for several optimizer"),
+                ({}, {}, {"lora": {"lora_dropout": 0.05}}, "lora.lora_dropout=0.05 would be drawn"),
+            )
+        ),
+        (
+            {"use_cpu": True},
+            {"reward": {"shared_prefix": "flex"}},
+            "reward.shared_prefix='flex' has no backward pass on a CPU; choose auto or dense",
+        ),
         (
             {"torch_compile": True},
             {},
@@ -263,6 +290,20 @@ def test_every_schedule_takes_a_plain_recipe(recipe, values, schedule):
     params = recipe(values, reward={"schedule": schedule})
     assert params.reward.schedule == schedule
     assert recipe(values).reward.schedule == "early"  # on policy, unless the recipe says else
+
+
+def test_a_fixed_place_of_the_target_is_said_and_holds_for_no_comparison(recipe):
+    params = recipe(reward={"target_place": "last"})
+    assert params.policy_source.endswith("; the reward asked with the target as LAST source")
+    final = params.for_evaluation()
+    assert final.reward.target_place == "drawn" and "LAST" not in final.policy_source
+    assert "LAST" not in recipe().policy_source
+
+
+def test_where_prompts_cannot_be_shared_they_are_not_unless_that_was_asked_for(recipe):
+    params = recipe({"loss_type": "bnpo"})
+    assert params.reward.shared_prefix == "auto" and "bnpo" in params.prompts_apart
+    assert recipe({"num_iterations": 2}).prompts_apart is None  # each step has all its completions
 
 
 @pytest.mark.parametrize(
