@@ -86,16 +86,23 @@ def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> T
         seed: Seed of resampling and permutations.
 
     Returns:
-        `strict` (as `strict_means`), `against` (of the key-point rewrite, if it is among the
-        methods) and some of `lifts`, `placebos`, `funnel`, `collateral` and `frontier`, each by
-        the function of that name. Empty if a method has no score at all.
+        `strict` (as `summary.means`, with which method `leads`), `against` (of the key-point
+        rewrite, if it is among the methods) and some of `lifts`, `placebos`, `funnel`,
+        `collateral` and `frontier`, each by the function of that name. Empty if a method has no
+        score at all.
     """
     own = rewrites(samples)
     scored = own.groupby("method")["supported"].count()
     if not scored.all():
         return {}
+    every = with_pooled(own)
+
+    def strict() -> pd.DataFrame:
+        leads = leading(every, "strict", seed)
+        return means(every, "strict", bounded=True).assign(leads=leads)
+
     makers: dict[str, tuple[bool, Callable[[], pd.DataFrame]]] = {
-        "strict": (True, lambda: strict_means(own, seed)),
+        "strict": (True, strict),
         "against": ("key_point" in scored, lambda: against(own, "key_point", seed)),
         "lifts": (options.removed, lambda: lifts(samples, seed)),
         "placebos": (bool(options.placebo), lambda: placebos(samples, options.margin, seed)),
@@ -104,12 +111,6 @@ def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> T
         "frontier": (options.frontier, lambda: frontier(samples, seed)),
     }
     return {name: make() for name, (wanted, make) in makers.items() if wanted}
-
-
-def strict_means(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Return the strict probability by method, as `summary.means`, and which method `leads`."""
-    every = with_pooled(samples)
-    return means(every, "strict", bounded=True).assign(leads=leading(every, "strict", seed))
 
 
 def drawn(make: Callable[..., T], table: pd.DataFrame | None, *more: Any) -> T | None:

@@ -14,7 +14,7 @@ from pandas.io.formats.style import Styler
 from geo_utils.citations import parse_answer
 from geo_utils.lexical import coverage
 from geo_utils.roles.methods import is_arm, label
-from geo_utils.show.plots import basis, interval_figure, method_rows, share_range
+from geo_utils.show.plots import basis, interval_figure, method_rows
 from geo_utils.show.tables import intervals, styled
 from geo_utils.summary import means
 
@@ -96,7 +96,8 @@ def funnel(samples: pd.DataFrame) -> pd.DataFrame:
 def funnel_figure(found: pd.DataFrame, source: str) -> Figure:
     """Draw how often the point is in the answer, credited, and the page's own; see `funnel`."""
     wide = found["mean"].unstack()
-    spans = {stage: share_range(wide[stage]) for stage in wide}
+    ends = {stage: (f"{wide[stage].min():.0%}", f"{wide[stage].max():.0%}") for stage in wide}
+    spans = {stage: " to ".join(dict.fromkeys(pair)) for stage, pair in ends.items()}
     title = (
         f"By method, the point is in {spans['supported']} of answers and credited to the target in "
         f"{spans['credited']}"

@@ -225,12 +225,6 @@ def points(difference: Any) -> str:
     return f"{100 * difference:+.0f} points"
 
 
-def share_range(shares: pd.Series) -> str:
-    """Write the lowest and the highest of some shares, or the one that they are."""
-    ends = dict.fromkeys(f"{share:.0%}" for share in (shares.min(), shares.max()))
-    return " to ".join(ends)
-
-
 def listed(methods: Iterable[object]) -> str:
     """Return the names of methods as a sentence lists them."""
     names = [label(str(method)) for method in methods]
