@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -79,12 +79,16 @@ class Takes:
         return f"thinking={asked!r}: {instead} set it to null for the least it can do"
 
 
+EMBEDDER: Final = "embedder"
+
+
 @dataclass(frozen=True)
 class Request:
     """One question to a language model.
 
     Attributes:
-        role: `engine`, `judge`, `rewriter` or `extractor`; usage is counted by it.
+        role: `engine`, `judge`, `rewriter`, `extractor`, or `EMBEDDER`, whose answer is the
+            prompt's vector, a JSON list; usage is counted by it.
         prompt: The user's message, complete.
         template: Hash of the prompt template it was made from.
         sampling: How the completion is drawn.
