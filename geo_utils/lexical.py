@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -38,12 +38,32 @@ def bm25(
     """
     counts = [Counter(document) for document in documents]
     lengths = np.array([len(document) for document in documents], dtype=float)
-    scores = np.zeros(len(documents))
+    found = ([count[word] for count in counts] for word in dict.fromkeys(query))
+    return bm25_scores((np.array(row, dtype=float) for row in found), lengths, k1, b)
+
+
+def bm25_scores(
+    frequencies: Iterable[NDArray[np.float64]],
+    lengths: NDArray[np.float64],
+    k1: float = 1.2,
+    b: float = 0.75,
+) -> NDArray[np.float64]:
+    """Score documents by BM25 from counts.
+
+    Args:
+        frequencies: For each word of the query, how often it is in each document, shape (n,).
+        lengths: Words of each document, shape (n,).
+        k1: As `bm25`.
+        b: As `bm25`.
+
+    Returns:
+        Scores, shape (n,).
+    """
+    scores = np.zeros(len(lengths))
     norm = k1 * (1 - b + b * lengths / max(lengths.mean() if len(lengths) else 1.0, 1.0))
-    for word in dict.fromkeys(query):
-        frequency = np.array([count[word] for count in counts], dtype=float)
+    for frequency in frequencies:
         n = np.count_nonzero(frequency)
-        idf = math.log(1 + (len(documents) - n + 0.5) / (n + 0.5))
+        idf = math.log(1 + (len(lengths) - n + 0.5) / (n + 0.5))
         scores += idf * frequency * (k1 + 1) / (frequency + norm)
     return scores
 

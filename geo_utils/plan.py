@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from geo_utils.corpus import Example, KeyPoint
+from geo_utils.models.base import EMBEDDER
 from geo_utils.models.caller import Planner
 from geo_utils.models.known import AS_OF
 from geo_utils.models.loops import gather_all, run_sync
@@ -100,7 +101,7 @@ def _new_rows(
             now = planner.counts[role].copy()
             calls, held, *tokens = (now - counts.get((id(planner), role), 0)).tolist()
             counts[id(planner), role] = now
-            if not calls + held and (part or role == "extractor"):
+            if not calls + held and (part or role in ("extractor", EMBEDDER)):
                 continue
             model = planner.caller.model.model
             price = price_of(model, params.calls.prices)

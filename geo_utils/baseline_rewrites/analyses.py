@@ -12,10 +12,12 @@ from geo_utils.baseline_rewrites.counterfactual import arms, evaluate_arms, lift
 from geo_utils.baseline_rewrites.frontier import frontier
 from geo_utils.baseline_rewrites.funnel import attribution, funnel
 from geo_utils.baseline_rewrites.params import AnalysisOptions
+from geo_utils.baseline_rewrites.retrieval import ranks, retrieval
 from geo_utils.collateral import collateral, judge_points, point_shares
 from geo_utils.corpus import Example
 from geo_utils.evaluate import Progress
 from geo_utils.fidelity import check_pages, original_support
+from geo_utils.models.base import EMBEDDER
 from geo_utils.plan import Rehearsal, quiet
 from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import is_arm
@@ -43,7 +45,7 @@ def add_analyses(
 
     Returns:
         The samples with the rows of the arms and the columns `original_supports`, those of
-        `fidelity.check_pages`, `funnel.attribution` and, where asked for,
+        `fidelity.check_pages`, `funnel.attribution` and, where asked for, `retrieval.ranks` and
         `collateral.point_shares`; and the verdicts on other points, as `collateral.judge_points`
         returns them, empty if not asked for.
     """
@@ -59,6 +61,8 @@ def add_analyses(
     keys = zip(samples["query_id"], samples["key_point_number"], strict=True)
     samples["original_supports"] = [support.get(key, np.nan) for key in keys]
     parts = [samples, check_pages(samples, examples, options.gate), attribution(samples)]
+    if options.retrieval:
+        parts.append(ranks(samples, examples, options.first, roles.callers.get(EMBEDDER)))
     points = pd.DataFrame()
     if options.collateral:
         points = judge_points(samples, examples, roles.judge, progress)
@@ -73,7 +77,7 @@ def rehearsals(roles: Roles, options: AnalysisOptions) -> dict[str, Rehearsal]:
         add_analyses(samples, examples, planned, options, quiet)
         return []
 
-    asks = arms(options) or options.original_support or options.collateral
+    asks = arms(options) or options.original_support or options.collateral or options.embedder
     return {"analyses": analyses} if roles.callers and asks else {}
 
 
@@ -88,8 +92,8 @@ def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> T
     Returns:
         `strict` (as `summary.means`, with which method `leads`), `against` (of the key-point
         rewrite, if it is among the methods) and some of `lifts`, `placebos`, `funnel`,
-        `collateral` and `frontier`, each by the function of that name. Empty if a method has no
-        score at all.
+        `collateral`, `frontier` and `retrieval`, each by the function of that name. Empty if a
+        method has no score at all.
     """
     own = rewrites(samples)
     scored = own.groupby("method")["supported"].count()
@@ -109,6 +113,7 @@ def analyse(samples: pd.DataFrame, options: AnalysisOptions, seed: int = 0) -> T
         "funnel": (options.funnel, lambda: funnel(samples)),
         "collateral": (options.collateral, lambda: collateral(samples, seed)),
         "frontier": (options.frontier, lambda: frontier(samples, seed)),
+        "retrieval": ("rank_bm25" in samples, lambda: retrieval(samples, seed)),
     }
     return {name: make() for name, (wanted, make) in makers.items() if wanted}
 
@@ -136,4 +141,7 @@ def analysis_headline(tables: Tables) -> dict[str, dict[str, dict[str, float | i
         found["placebos"] = shuffled[columns["lifts"]]
     if "funnel" in tables:
         found["funnel"] = pd.DataFrame(tables["funnel"]["mean"].unstack())
+    if "retrieval" in tables:
+        shown = ["rank", "found", "end_to_end", "end_to_end_difference"]
+        found["retrieval"] = pd.DataFrame(tables["retrieval"].loc["bm25", shown])
     return {name: plain_numbers(table) for name, table in found.items()}

@@ -6,9 +6,10 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field, StrictBool, field_validator, model_validator
 
+from geo_utils.models.base import EMBEDDER
 from geo_utils.parameters import Options
 from geo_utils.roles.methods import known_method
-from geo_utils.roles.params import EvaluationParams
+from geo_utils.roles.params import EvaluationParams, Model, ModelName, Role
 
 
 class AnalysisOptions(Options):
@@ -28,6 +29,10 @@ class AnalysisOptions(Options):
         gate: Least fidelity of a rewrite that counts in the strict probability.
         funnel: Show how often the target is credited for the key point.
         frontier: Show lift against fidelity, length and instructions.
+        retrieval: Show the page's rank among all pages of the corpus for its query.
+        first: How many of them an engine would be given.
+        embedder: The model of dense retrieval, `openai/ID` with its address under servers; each
+            page, query and rewrite is one call. None ranks by BM25 alone.
     """
 
     removed: StrictBool = False
@@ -39,6 +44,9 @@ class AnalysisOptions(Options):
     gate: Annotated[float, Field(ge=0, le=1)] = 0.8
     funnel: StrictBool = True
     frontier: StrictBool = True
+    retrieval: StrictBool = True
+    first: Annotated[int, Field(ge=1, strict=True)] = 5
+    embedder: Model | None = None
 
     @field_validator("placebo")
     @classmethod
@@ -67,10 +75,23 @@ class BaselineRewritesParams(EvaluationParams):
     methods: list[Annotated[str, AfterValidator(known_method)]]
     analyses: Annotated[AnalysisOptions, Field(strict=False)]
 
+    @property
+    def roles(self) -> dict[Role, str]:
+        """The model of each role."""
+        found = super().roles
+        if self.analyses.embedder is not None:
+            found[EMBEDDER] = self.analyses.embedder
+        return found
+
     @model_validator(mode="after")
     def _check_analyses(self) -> Self:
         """Refuse what cannot be analysed with the run's other parameters."""
-        placebo = self.analyses.placebo
+        placebo, embedder = self.analyses.placebo, self.analyses.embedder
+        if embedder is not None and ModelName.read(embedder).backend != "openai":
+            raise ValueError(
+                f"analyses.embedder={embedder!r}: vectors come from an OpenAI-compatible server; "
+                "write openai/ID, with its address under servers"
+            )
         if self.analyses.no_sources and self.engine == "offline":
             raise ValueError(
                 "analyses.no_sources=True: engine='offline' quotes its sources and can say nothing "

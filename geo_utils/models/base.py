@@ -9,7 +9,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Final, Protocol
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -84,12 +84,16 @@ class Takes:
         return f"thinking={asked!r}: {instead} set it to null for the least it can do"
 
 
+EMBEDDER: Final = "embedder"
+
+
 @dataclass(frozen=True)
 class Request:
     """One question to a language model.
 
     Attributes:
-        role: `engine`, `judge`, `rewriter` or `extractor`; usage is counted by it.
+        role: `engine`, `judge`, `rewriter`, `extractor`, or `EMBEDDER`, whose answer is the
+            prompt's vector, a JSON list; usage is counted by it.
         prompt: The user's message, complete.
         template: Hash of the prompt template it was made from.
         sampling: How the completion is drawn.

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geo_utils.models.base import (
+    EMBEDDER,
     GUESSED,
     Completion,
     FatalError,
@@ -452,7 +453,7 @@ def _machine_start() -> str:
 
 
 # Tokens of a typical answer by role; a rewrite is about as long as the page in its prompt.
-_TYPICAL_TOKENS = {"engine": 450, "judge": 50, "extractor": 500}
+_TYPICAL_TOKENS = {"engine": 450, "judge": 50, "extractor": 500, EMBEDDER: 0}
 
 
 class Planner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -17,6 +18,7 @@ import openai
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
 from geo_utils.models.base import (
+    EMBEDDER,
     Completion,
     FatalError,
     Request,
@@ -79,12 +81,17 @@ class OpenAIServer:
         self._in_flight[url] += 1
         started = time.monotonic()
         try:
-            response = await self._client(url).chat.completions.with_raw_response.create(
-                model=self.model,
-                messages=[{"role": "user", "content": request.prompt}],
-                **(longest | fields | structure),
-                extra_body=extra or None,
-            )
+            if request.role == EMBEDDER:
+                response: Any = await self._client(url).embeddings.with_raw_response.create(
+                    model=self.model, input=request.prompt, encoding_format="float"
+                )
+            else:
+                response = await self._client(url).chat.completions.with_raw_response.create(
+                    model=self.model,
+                    messages=[{"role": "user", "content": request.prompt}],
+                    **(longest | fields | structure),
+                    extra_body=extra or None,
+                )
             body = response.http_response.text
         except asyncio.CancelledError:  # also the caller's timeout: it may be hanging
             self._rest(url)
@@ -226,15 +233,30 @@ def _completion(body: str, request: Request, latency_s: float, weights: str) -> 
         reply = json.loads(body)
         if isinstance(reply, dict) and reply.get("error"):
             raise _error_inside(reply["error"])
+        used = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
+        served_by = reply.get("model")
+        if served_by and weights:
+            served_by = f"{served_by}@{weights}"
+        if request.role == EMBEDDER:
+            vector = [float(number) for number in reply["data"][0]["embedding"]]
+            if not vector or not all(map(math.isfinite, vector)):
+                raise UnusableError("no vector in the answer", "empty", again=True)
+            return received(
+                text=json.dumps(vector),
+                finish_reason="stop",
+                latency_s=latency_s,
+                tokens_in=used.get("prompt_tokens"),
+                served_by=served_by,
+                counted=bool(used),
+            )
         if not reply["choices"]:
             raise UnusableError("no choice in the answer", "empty", again=True)
         choice = reply["choices"][0]
         if choice.get("error"):
             raise _error_inside(choice["error"])
-        used = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
         details = used.get("prompt_tokens_details")
         spent = used.get("completion_tokens_details")
-        message, served_by = choice["message"], reply.get("model")
+        message = choice["message"]
         thought = spent.get("reasoning_tokens") if isinstance(spent, dict) else 0
         if not message.get("content") and message.get(
             "reasoning_content", message.get("reasoning")
@@ -249,7 +271,7 @@ def _completion(body: str, request: Request, latency_s: float, weights: str) -> 
             tokens_cached=details.get("cached_tokens") if isinstance(details, dict) else 0,
             logprobs=_chances(choice, request) if request.choices else None,
             tokens_thought=thought,
-            served_by=f"{served_by}@{weights}" if served_by and weights else served_by,
+            served_by=served_by,
             counted=bool(used),
         )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:

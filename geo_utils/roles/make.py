@@ -13,7 +13,7 @@ import pandas as pd
 from geo_utils.corpus import Corpus, Example
 from geo_utils.evaluate import Counter, Progress, Scorer, evaluate
 from geo_utils.files import resolve_path
-from geo_utils.models.base import FatalError, LanguageModel, ModelError, Sampling
+from geo_utils.models.base import EMBEDDER, FatalError, LanguageModel, ModelError, Sampling
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller, Planner, RateLimit, Retries
 from geo_utils.models.known import retirement
@@ -135,6 +135,7 @@ class Roles:
             "engine": ["engine_answer"],
             "judge": ["judge_soft"] if soft else ["judge_verdict", "judge_claims"],
             "rewriter": [f"rewrite_{m}" for m in prompted if not is_policy(m)],
+            EMBEDDER: [],
         }
         for role, further in (also or {}).items():
             names[role] += further
@@ -298,4 +299,4 @@ def _roles(
 def _sampling(params: RunParams, role: Role) -> Sampling:
     """Return how a role's completions are drawn, as far as the parameters say."""
     own = {"engine": by_model.ANSWER, "judge": by_model.VERDICT, "rewriter": by_model.PAGE}
-    return replace(own[role], **params.sampling.asked(role))
+    return replace(own.get(role, Sampling(None)), **params.sampling.asked(role))

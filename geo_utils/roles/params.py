@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from geo_utils.files import resolve_path
-from geo_utils.models.base import Price, Sampling, Takes, redacted
+from geo_utils.models.base import EMBEDDER, Price, Sampling, Takes, redacted
 from geo_utils.models.known import DEFAULT_MODEL, gemini_takes
 from geo_utils.parameters import (
     LocalServer,
@@ -30,7 +30,7 @@ from geo_utils.parameters import (
 from geo_utils.roles.methods import check_methods, is_policy
 
 KeyPointChoice = Literal["one", "all", "exclusive"]  # as `corpus.choose_key_points`
-Role = Literal["engine", "judge", "rewriter"]
+Role = Literal["engine", "judge", "rewriter", "embedder"]
 ROLES: tuple[Role, ...] = ("engine", "judge", "rewriter")
 IN_PROCESS = ("vllm", "transformers", "entailment")
 BACKENDS = ("offline", "gemini", "openai", *IN_PROCESS)
@@ -207,6 +207,8 @@ class SamplingOptions(Options):
 
     def asked(self, role: Role) -> dict[str, Any]:
         """Return what was asked for of a role's `models.base.Sampling`."""
+        if role == EMBEDDER:
+            return {}
         shared = self.thinking.get(role) if isinstance(self.thinking, dict) else self.thinking
         if role == "judge":
             return {"thinking": shared, "max_tokens": self.judge_tokens}

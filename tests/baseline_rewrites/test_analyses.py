@@ -656,7 +656,7 @@ class TestShown:
         assert len(samples) == len(SAMPLE) * 2 * len(names)
         assert samples.groupby("method")["supported"].count().eq(60).all()
         headline = analysis_headline(found)
-        assert set(headline) == {"lifts", "placebos", "funnel", "frontier"}
+        assert set(headline) == {"lifts", "placebos", "funnel", "frontier", "retrieval"}
         assert set(headline["funnel"]["original"]) == {"supported", "credited", "attributed"}
         assert headline["frontier"]["instruct_engine"]["strict"] == 0.0
 
@@ -688,8 +688,8 @@ class TestShown:
 
     def test_what_is_switched_off_is_not_there(self, analysed):
         assert set(analyse(analysed[1], AnalysisOptions(funnel=False, frontier=False))) == {
-            "strict"
-        }
+            "strict", "retrieval",
+        }  # fmt: skip
         assert drawn(lift_figure, None, "src") is None
 
     def test_tables_carry_counts_and_the_published_rows_their_source(self, analysed):
@@ -743,12 +743,12 @@ def test_the_notebook_with_everything(tmp_path):
     names = {path.stem for path in (full.folder / "figures").glob("*.png")}
     assert names == {
         "key_point_probability", "difference", "lift", "placebo", "funnel", "collateral",
-        "frontier", "visibility", "against",
+        "frontier", "visibility", "against", "retrieval",
     }  # fmt: skip
     stored = pd.read_parquet(full.folder / "points.parquet")
     assert set(stored["kind"]) == {OWN, OTHERS}
     assert set(full.manifest["headline"]["analyses"]) == {
-        "lifts", "placebos", "funnel", "frontier", "against",
+        "lifts", "placebos", "funnel", "frontier", "against", "retrieval",
     }  # fmt: skip
     assert set(full.manifest["headline"]["methods"]) == {
         "original", "instruct_engine", "paste_key_point", "key_point",

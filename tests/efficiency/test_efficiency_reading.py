@@ -781,7 +781,11 @@ class TestRecordedRows:
 
     def test_the_reference_of_each_sitting_agrees_with_itself(self):
         drift = sittings(self.rows)["drift"].dropna().abs()
-        assert [round(d, 3) for d in sorted(drift)] == [0.033, 0.053, 0.117]  # two by more than wished for
+        assert [round(d, 3) for d in sorted(drift)] == [
+            0.033,
+            0.053,
+            0.117,
+        ]  # two by more than wished for
 
     def test_rows_of_the_present_harness_say_what_they_were_measured_with(self):
         for r in self.present[self.present["measured"]].itertuples():

@@ -17,7 +17,14 @@ from scipy.stats import chisquare
 from servers import free_port, wait_until_up
 from tiny_model import make_tiny_model
 
-from geo_utils.models.base import FatalError, Request, Sampling, TransientError, UnusableError
+from geo_utils.models.base import (
+    EMBEDDER,
+    FatalError,
+    Request,
+    Sampling,
+    TransientError,
+    UnusableError,
+)
 from geo_utils.models.caller import Caller, Retries
 from geo_utils.models.local import _own_draws, transformers_local, vllm_local
 from geo_utils.models.loops import run_sync
@@ -163,7 +170,7 @@ class Replica:
 
     def __init__(self, reply=None, status=200, headers=None, models=("m",)):
         self.reply, self.status, self.headers = reply or {}, status, headers or {}
-        self.models, self.bodies = models, []
+        self.models, self.bodies, self.texts = models, [], []
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
 
@@ -183,6 +190,13 @@ class Replica:
             body = {"error": {"message": "no", "code": self.status}}
         return web.json_response(body, status=self.status, headers=self.headers)
 
+    async def embed(self, request):
+        text = (await request.json())["input"]
+        self.texts.append(text)
+        vector = self.reply or {"embedding": [float(len(text)), 1.0]}
+        usage = {"prompt_tokens": 3, "total_tokens": 3}
+        return web.json_response({"data": [vector], "model": self.models[0], "usage": usage})
+
     async def list(self, request):
         data = [{"id": m, "object": "model", "created": 1, "owned_by": "x"} for m in self.models]
         return web.json_response({"object": "list", "data": data})
@@ -190,6 +204,7 @@ class Replica:
     async def __aenter__(self):
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_post("/v1/embeddings", self.embed)
         app.router.add_get("/v1/models", self.list)
         self.runner = web.AppRunner(app)
         await self.runner.setup()
@@ -213,6 +228,15 @@ def served(replica, request=None):
 
 
 class TestOpenAIServer:
+    def test_an_embedder_answers_with_the_prompts_vector(self):
+        asked = Request(EMBEDDER, "the tide")
+        found = served(Replica(), asked)
+        assert (found.text, found.tokens_in, found.served_by) == ("[8.0, 1.0]", 3, "m")
+        with pytest.raises(UnusableError, match="no vector"):
+            served(Replica({"embedding": []}), asked)
+        with pytest.raises(TransientError):
+            served(Replica({"embedding": ["x"]}), asked)
+
     def test_usage_and_text(self):
         found = served(Replica())
         assert (found.text, found.tokens_in, found.tokens_out, found.tokens_cached) == (
