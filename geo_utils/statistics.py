@@ -155,7 +155,7 @@ def cross_fitted(values: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         others = (filled.sum(-1, keepdims=True) - filled) / counts
     others = np.where(known & (counts > 0), others, -np.inf)
-    best = (others == others.max(-2, keepdims=True)) & (others > -np.inf)
+    best = (others == others.max(-2, keepdims=True, initial=-np.inf)) & (others > -np.inf)
     with np.errstate(invalid="ignore"):
         scores: NDArray[np.float64] = (filled * best).sum(-2) / best.sum(-2)
     return scores

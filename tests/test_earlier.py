@@ -132,7 +132,7 @@ class TestTotal:
         judged = samples[["query_id", "key_point", "answer"]][:100].copy()
         said = samples["supported"].map({0.0: "omitted", 1.0: "supported"})[:100]
         judged["verdict: lexical"], judged["verdict: never"] = said, "omitted"
-        judged["verdict: none"], judged["verdict: person"] = None, "supported"
+        judged["verdict: none"], judged["verdict: reader a"] = None, "supported"
         moved = pd.concat([samples.assign(engine=e, rewriter="this run's") for e in "ab"])
         moved = pd.concat([moved, moved.assign(engine="a", rewriter="another")])
         found = {"judges": Found("", tables={"samples": judged}),

@@ -119,6 +119,7 @@ def test_the_best_is_scored_on_answers_that_did_not_choose_it():
     np.testing.assert_allclose(cross_fitted(np.array([[1.0, 1, np.nan], [0, 1, 1]])), [0.5, 1, 1])
     assert np.isnan(cross_fitted(np.array([[1.0], [0.0]]))).all()  # no other answer
     assert np.isnan(cross_fitted(np.full((2, 3), np.nan))).all()
+    assert np.isnan(cross_fitted(np.empty((0, 3)))).all()  # nothing to choose from
     noise = RNG.random((400, 8, 4)) < 0.5
     assert abs(cross_fitted(noise.astype(float)).mean() - 0.5) < 0.05
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -151,7 +152,7 @@ def _reward_calls(params: GrpoParams, roles: Roles, split: Split) -> pd.DataFram
     asked = {"engine": repeats if funcs & set(ASKING) else 0}
     asked |= {"judge": repeats if "key_point" in funcs else 0}
     asked |= {"judge, fidelity": int("fidelity" in funcs)}
-    plan = plan[[bool(asked.get(role)) for role in plan.index]].copy()
+    plan = plan[np.array([bool(asked.get(role)) for role in plan.index], dtype=bool)].copy()
     calls = params.rollouts * plan.index.map(asked).to_numpy(int)
     spent = ["tokens_in", "tokens_out", "cost_usd"]
     plan[spent] = plan[spent].astype(float).mul(calls / plan["calls"], axis=0)

@@ -69,7 +69,7 @@ def write_pptx(slides: Sequence[str], path: Path) -> Path:
         shapes = made.slides.add_slide(made.slide_layouts[6]).shapes  # the empty layout
         (body,) = html.fromstring(f"<div>{slide}</div>").find_class("geo-slide")
         _place(shapes, list(_items(body)))
-    made.save(path)
+    made.save(str(path))
     return path
 
 
