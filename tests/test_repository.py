@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import json
 import re
 import subprocess
 import sys
@@ -48,6 +49,8 @@ def test_notebooks_are_stripped_and_can_be_slides(path):
         assert not cell.outputs and cell.execution_count is None
     for cell in cells:
         assert cell.metadata.slideshow.slide_type in ("slide", "subslide", "-", "skip", "notes")
+    ids = [cell["id"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    assert len(ids) == len(set(ids))  # as merged branches may have it
 
 
 def test_environment_yml_has_the_same_pins():
