@@ -35,9 +35,13 @@ PROGRESS = "GEO_UTILS_PROGRESS"  # of a kernel: the file in which `evaluate.Coun
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _RESERVE = 1 << 18  # bytes kept free for the manifest's last word, and the log's, on a full disk
 # A cluster's preemption signals every process of a job at once. Papermill has to outlive that, as
-# the kernel ends with it, and has to wait while the kernel saves: its own patience is 5 s.
+# the kernel ends with it, and has to wait while the kernel saves: its own patience is 5 s. It is
+# interrupted when its starter is killed, so that nothing goes on that nobody watches.
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 _PAPERMILL = f"""
-import signal
+import ctypes, os, signal
+ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, signal.SIGINT, 0, 0, 0)
+if os.getppid() != {{parent}}: raise SystemExit(1)
 from jupyter_client.manager import KernelManager
 from papermill.cli import papermill
 signal.signal(signal.SIGTERM, lambda *_: None)
@@ -193,14 +197,22 @@ def _papermill(
 ) -> int:
     """Execute the notebook in a process group of its own; on a signal end it, gently at first.
 
-    It holds the run's lock as well: killed alone, this process would leave it training.
+    It holds the run's lock as well: where this process is killed alone, Papermill is interrupted
+    and the kernel may save, and until that is done nobody else starts the run.
     """
     options = ["-f", str(injected), "--no-log-output", "--no-progress-bar"]
     source = f"{project_root()}/notebooks/{notebook}.ipynb"
     log, progress = executed.with_name("papermill.log"), executed.with_name(".progress")
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-c", _PAPERMILL, source, str(executed), *options],
+            [
+                sys.executable,
+                "-c",
+                _PAPERMILL.format(parent=os.getpid()),
+                source,
+                str(executed),
+                *options,
+            ],
             cwd=project_root(),
             env={**os.environ, EXPECTED: str(executed.parent), PROGRESS: str(progress)},
             pass_fds=[lock.fileno()],

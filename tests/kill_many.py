@@ -63,12 +63,11 @@ class Case:
 
     Attributes:
         lost: Calls in flight at each kill, which the server answered and nobody could record.
-        refused: Starts that were refused, as another process had the run under way.
     """
 
     def __init__(self, what, root):
         notebook, parameters = RUNS[what]
-        self.root, self.said, self.lost, self.refused = root, root / "said.txt", [], 0
+        self.root, self.said, self.lost = root, root / "said.txt", []
         root.mkdir(parents=True)
         self.server = SimulatedGemini(root / "server.jsonl", latency="uniform:0.05,0.2")
         servers = ", ".join(f"{r}: ['{self.server.url}']" for r in ("engine", "judge", "rewriter"))
@@ -85,18 +84,8 @@ class Case:
                 self.command, cwd=PROJECT, env=self.env, stdout=subprocess.DEVNULL, stderr=said
             )
 
-    def ended(self, process):
-        """Wait for a start; tell whether it was refused and is to be tried again."""
-        code, said = process.wait(), self.said.read_text()[-2000:]
-        refused = code == 2 and "another process is running it" in said[-200:]
-        assert refused or code == 0, said
-        self.refused += refused
-        time.sleep(2 * refused)
-        return refused
-
     def finish(self):
-        while self.ended(self.start()):
-            pass
+        assert self.start().wait() == 0, self.said.read_text()[-2000:]
 
     def files(self, name):
         return list(self.root.glob(f"outputs/0*/smoke/2*/{name}"))
@@ -122,7 +111,8 @@ class Case:
         process = self.start()
         while not moment(process):
             if process.poll() is not None:
-                return self.kill(kind, moment) if self.ended(process) else f"{kind}: had ended"
+                assert process.returncode == 0, self.said.read_text()[-2000:]
+                return f"{kind}: had ended"
             time.sleep(0.01)
         tree = [process, *process.children(recursive=True)]
         spent, victims = cpu_s(process), tree[KINDS[kind]] or tree
@@ -131,14 +121,10 @@ class Case:
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()
         closed = LAST if self.closed() else ""
-        if kind == "parent" and len(tree) > 1:  # the others go on, and lose nothing
-            process.wait()
-            paid, recorded = self.calls()
-        else:
-            assert not psutil.wait_procs(tree, timeout=600)[1]
-            time.sleep(2)  # the server answers what was in flight
-            paid, recorded = self.calls()
-            self.lost.append(paid - recorded - sum(self.lost))
+        assert not psutil.wait_procs(tree, timeout=600)[1]  # whichever was killed, none is left
+        time.sleep(2)  # the server answers what was in flight
+        paid, recorded = self.calls()
+        self.lost.append(paid - recorded - sum(self.lost))
         done = f"{len(self.rows('metrics.jsonl'))} steps, {paid} calls paid, {recorded} recorded"
         of = f"{len(victims)} of {len(tree)} processes"
         return f"{kind} killed ({of}) after {spent:.1f} s of CPU time, {done}{closed}"
@@ -187,7 +173,7 @@ def one(what, root, number, expected, whole_s):
     draw, case, told = random.Random(number), Case(what, root), []
     with case.server:
         if what == "trainings" and number % 3 == 1:
-            kind = ("all", "kernel")[number % 2]  # which leave nobody to go on
+            kind = ("all", "kernel")[number % 2]
             told.append(case.kill(kind, lambda _: case.closed()))
         elif number % 2:
             paid = draw.randrange(len(expected["calls"]))
@@ -200,7 +186,7 @@ def one(what, root, number, expected, whole_s):
     for line in told:
         tell(f"{number}. {line}; {f'DIFFERENT: {wrong}' if wrong else 'equal'}")
     return collections.Counter(
-        paid=paid, recorded=recorded, lost=sum(case.lost), refused=case.refused, wrong=bool(wrong),
+        paid=paid, recorded=recorded, lost=sum(case.lost), wrong=bool(wrong),
         kills=sum(" killed " in line for line in told), last=sum(LAST in line for line in told),
     )  # fmt: skip
 
@@ -219,8 +205,7 @@ def main(what, count, beside=1):
     tell(
         f"{count} {what}, {totals['kills']} kills, {totals['last']} of them {LAST[2:]}: "
         f"{totals['wrong']} different; {totals['paid']} calls paid = {totals['recorded']} recorded "
-        f"+ {totals['lost']} in flight at a kill; {totals['refused']} starts refused beside a "
-        f"living one; {(time.monotonic() - started) / 60:.0f} min"
+        f"+ {totals['lost']} in flight at a kill; {(time.monotonic() - started) / 60:.0f} min"
     )
     few = what == "trainings" and totals["last"] < min(2, int(count) // 3)
     return int(few or totals["wrong"] > 0)
