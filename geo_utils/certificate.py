@@ -2,6 +2,10 @@
 
 `geo labels export` draws answers of a run for two readers who see neither method nor verdict,
 `geo labels import` joins what they wrote to a labels file; see `export_labels`, `import_labels`.
+
+A correction takes the labels to be drawn at random and right; where the two readers disagree, each
+counts half. The record's labels (`data/record/labels.jsonl`) are of notebook 03's answers, on one
+key point per query; 02 on the record, which asks for all, is corrected with the same ones.
 """
 
 from __future__ import annotations

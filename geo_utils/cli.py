@@ -19,7 +19,14 @@ app = typer.Typer(
 slurm = typer.Typer(no_args_is_help=True, help="A notebook over a grid as one SLURM array.")
 cache = typer.Typer(no_args_is_help=True, help="The answers that are kept.")
 models = typer.Typer(no_args_is_help=True, help="The models that parameters can name.")
-labels = typer.Typer(no_args_is_help=True, help="Hand labels, which the judge is held to.")
+labels = typer.Typer(
+    no_args_is_help=True,
+    help=(
+        "Hand labels, which the judge is held to: `export` a sheet of answers; two readers each "
+        "fill a copy and say in its first line what they are; `import` both; then run 02 or 03 "
+        "with labels=FILE."
+    ),
+)
 cold_start = typer.Typer(no_args_is_help=True, help="The supervised steps before a training.")
 for name, part in (
     ("slurm", slurm),

@@ -135,7 +135,8 @@ def load_corpus(
     Args:
         name: `sample` (shipped with the package), `jsonl` (rows as Researchy-GEO writes them,
             or a folder written by `datasets.save_to_disk`), `researchy-geo`, `e-commerce` or
-            `geo-bench` (Hugging Face Hub).
+            `geo-bench` (Hugging Face Hub). The last two bring no key points: a model reads them
+            off the target pages. The sample's stay close to the wording of their pages.
         path: For `jsonl` the file or folder. For `researchy-geo` and `e-commerce` AutoGEO's
             `key_point` folder, whose points are joined to the target page by their spans.
         split: Split of a Hub dataset. Researchy-GEO's `grpo_eval` brings key points itself.

@@ -1,4 +1,21 @@
-"""A run: its identity, its folder, its manifest, and where its figures come from."""
+"""A run: its identity, its folder, its manifest, and where its figures come from.
+
+`outputs/<notebook>/<variant>/<run_id>/` holds
+
+- `manifest.json`: status (`started`, `finished`, `failed`, `interrupted`) with its reason,
+  parameters passed and resolved, commit, seeds, versions, hash of the input, provenance, and the
+  `headline` numbers;
+- `notebook.ipynb`, `params.yaml`: what was executed, with what;
+- `report.html`, `slides.html`: one file each, opened without a network; of 05 also `slides.pdf`;
+- `figures/`: every figure as PNG and SVG;
+- `samples.parquet`: a row per example, key point, method and repeat: rewritten page, order of the
+  sources, answer, verdict, visibility, or the reason of an abstention; `points.parquet` of 02, a
+  verdict per sample and other point; `headroom.parquet` and the like of 03, a study's samples;
+- `rows.jsonl` of 01: a line per measurement;
+- `metrics.jsonl`, `rollouts.jsonl`, `checkpoints/` of 04: a line per step with its phases, rollouts
+  to read, adapters, of which `final` is the trained one;
+- `usage.jsonl`: a line per call of a model, over all starts of the run: what a budget counts.
+"""
 
 from __future__ import annotations
 

@@ -89,6 +89,10 @@ def test_what_is_installed_is_what_is_locked():
         assert found in (version, None), f"{name}: {found} installed, {version} locked"
 
 
+def test_the_readme_can_be_read_in_a_few_minutes():
+    assert len((PROJECT / "README.md").read_text().split()) <= 1500
+
+
 def test_the_readmes_python_runs(tmp_path):
     (block,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)

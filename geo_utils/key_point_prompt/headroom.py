@@ -1,4 +1,8 @@
-"""What training could gain: the best of k rewrites, and the GRPO groups that teach something."""
+"""What training could gain: the best of k rewrites, and the GRPO groups that teach something.
+
+The room above the mean of k rewrites bounds what training could gain from below and above; the
+best of k alone does not. A few answers choose the best rewrite badly, so it is often not decided.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The caller of a language model: cache, limits, retries and budget between roles and model."""
+"""The caller of a language model: cache, limits, retries and budget between roles and model.
+
+An answer is kept as soon as it is there: a process that is killed loses those under way alone.
+"""
 
 from __future__ import annotations
 

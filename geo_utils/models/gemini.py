@@ -1,4 +1,8 @@
-"""Gemini through google-genai, asynchronous over aiohttp."""
+"""Gemini through google-genai, asynchronous over aiohttp.
+
+Tested against the look-alike (`geo simulate-gemini`); the real service was never asked. Whether it
+bills what it blocks is not known; a budget counts it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The generative engine: from a query and its sources to an answer with citations."""
+"""The generative engine: from a query and its sources to an answer with citations.
+
+The offline engine is for tests and rehearsals. Its response to emphasis is assumed, and keyword
+stuffing raises visibility there, which it does not on real engines.
+"""
 
 from __future__ import annotations
 

@@ -748,15 +748,6 @@ class TestRecordedRows:
         rest = re.sub(r"\| `\w+` \|.*", "", section)
         assert not re.search(r"\d+\.\d+ s\b", rest), "a step time that nothing recomputes"
 
-    def test_the_readme_s_cost_of_a_setting_is_a_recorded_one(self):
-        text = (PROJECT / "README.md").read_text()
-        told = r"costs (\d+) to (\d+) s beside its steps, and (\d+) to (\d+) s where something is"
-        quoted = [int(number) for number in re.search(told, text).groups()]
-        took = self.present["startup_s"]
-        warm, compiled, cold = took[took < 50], took[took.between(50, 100)], took[took > 100]
-        assert [round(s) for part in (warm, compiled) for s in (min(part), max(part))] == quoted
-        assert cold.between(100, 185).all()  # two to three minutes
-
     def test_the_docstring_of_compilation_quotes_recorded_phases(self):
         text = " ".join((compile_layers.__doc__ or "").split())
         quoted = re.findall(r"([\d.]+) s instead of ([\d.]+) s", text)

@@ -199,15 +199,6 @@ class TestShipped:
                 f"{row['abstentions']} abstentions, {own.loc[method, 'n_labels']} labels",
             ]
             assert own.loc[method, "raw"] == pytest.approx(row["key_point_probability"])
-        judge = found.judge
-        for name, *cells in (rows := told("| arm |")):
-            (arm,) = (str(a) for a in judge.index if label(str(a)) == name)
-            rates = [
-                f"{line(judge, rate, arm)}, n = {judge.loc[arm, f'n_{rate}']:.0f}"
-                for rate in ("recall", "specificity")
-            ]
-            assert cells == [line(judge, "kappa", arm), *rates]
-        assert len(rows) == len(judge) == 5
 
     def test_the_judge_holds_on_labels_that_it_was_not_tuned_on(self, recorded_03):
         read = with_labels(recorded_03[0], load_labels(str(LABELS)))

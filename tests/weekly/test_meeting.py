@@ -11,7 +11,6 @@ import pytest
 from conftest import PROJECT
 from run_folders import make_run
 
-from geo_utils.notebooks import read_parameters
 from geo_utils.records import find_records
 
 SECTION = re.search(
@@ -58,18 +57,6 @@ def shell(root, command):
         command, shell=True, cwd=root, capture_output=True, text=True, timeout=600,
         env=os.environ | {"PYTHONPATH": str(PROJECT)},
     )  # fmt: skip
-
-
-def test_every_command_from_clone_to_meeting_is_run_by_a_test():
-    text = (PROJECT / "README.md").read_text()
-    path = re.search(r"From a clone to the meeting.*?```bash\n(.*?)```", text, re.DOTALL).group(1)
-    commands = [line.partition("#")[0].strip() for line in path.splitlines()]
-    elsewhere = re.search(r"## On a cluster.*?```bash\n(.*?)```", text, re.DOTALL).group(1)
-    known = {line.partition("#")[0].strip() for line in elsewhere.splitlines()} | set(COMMANDS)
-    known |= set((PROJECT / ".ci/run").read_text().replace("time ", "").splitlines())
-    (own,) = [command for command in commands if command not in known]
-    assert own == ".venv/bin/geo run 03 smoke seed=1"  # as the project's own fixture runs 02
-    assert read_parameters("03", "smoke", [("seed", "1")])[2].seed == 1
 
 
 def test_a_run_ends_with_the_index_written(project):
