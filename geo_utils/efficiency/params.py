@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from geo_utils.grpo.engine import FIELD, engine_problems
+from geo_utils.grpo.params import field_names
 from geo_utils.parameters import Name, NotebookParams, Options, nearest
 
 Place = Literal["trainer", "policy", "engine"]
@@ -30,7 +32,7 @@ class Setting(Options):
             `RewardOptions.target_place`.
         parallel: Whether Gemini is asked for a whole batch at once, or one by one.
         gpus: The GPU that each role holds, by index; on one GPU, they share it.
-        recipe: Fields of GRPOConfig over the run's.
+        recipe: Fields of `GrpoParams.grpo` over the run's.
         completions: Completions a step, where not the run's.
         new_tokens: Tokens of each, likewise.
         reward_latency_s: Seconds of engine and judge together, likewise.
@@ -167,7 +169,7 @@ class EfficiencyParams(NotebookParams):
         timing: How often, and for how long at most.
         gemini: What stands for Gemini.
         models: Which models.
-        recipe: Fields of GRPOConfig for all settings.
+        recipe: Fields of `GrpoParams.grpo` for all settings.
         capacity: What the planner counts with.
     """
 
@@ -215,6 +217,16 @@ class EfficiencyParams(NotebookParams):
                         f"{name}: {value!r} is unknown{nearest(value, self.settings)} Choose from "
                         f"{', '.join(self.settings)}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _check_engines(self) -> Self:
+        """Refuse arguments of vLLM's engine that no server could be started with."""
+        known = field_names(FIELD)
+        for name, setting in self.settings.items():
+            given = self.recipe | setting.recipe
+            for problem in engine_problems(given, setting.policy, self.work.prompt_tokens, known):
+                raise ValueError(f"settings.{name}: {problem}")
         return self
 
 

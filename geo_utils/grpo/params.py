@@ -7,6 +7,7 @@ import http.client
 import json
 import math
 import re
+import shlex
 import urllib.request
 from collections.abc import Iterator
 from functools import lru_cache
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from geo_utils.files import resolve_path
+from geo_utils.grpo.engine import FIELD, engine_problems, serve_options
 from geo_utils.parameters import LocalServer, Options, ParameterError, nearest
 from geo_utils.roles.methods import MODEL_METHODS, check_methods, known_method
 from geo_utils.roles.params import KeyPointChoice, Model, Role, RunParams
@@ -184,10 +186,11 @@ _CLASSES = {
     },
     "lora": dict.fromkeys(("PeftConfig", "PeftConfigMixin"), "peft/config.py")
     | {"LoraConfig": "peft/tuners/lora/config.py"},
+    FIELD: {"EngineArgs": "vllm/engine/arg_utils.py"},
 }
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def field_names(section: str) -> frozenset[str]:
     """Return the names of `GRPOConfig`'s (`grpo`) or `LoraConfig`'s (`lora`) fields.
 
@@ -195,9 +198,12 @@ def field_names(section: str) -> frozenset[str]:
     installed sources are parsed instead.
 
     Args:
-        section: `grpo` or `lora`.
+        section: `grpo`, `lora`, or `vllm_engine` for the arguments of vLLM's engine; without vLLM,
+            these are none.
     """
     names: set[str] = set()
+    if section == FIELD and find_spec("vllm") is None:
+        return frozenset()
     for kind, file in _CLASSES[section].items():
         path = Path(str(distribution(file.partition("/")[0]).locate_file(file)))
         nodes = ast.parse(path.read_text("utf-8")).body
@@ -245,7 +251,8 @@ class GrpoParams(RunParams):
         evaluation: The comparison at the end.
         grpo: Fields of TRL's GRPOConfig, any of them, over `GRPO_DEFAULTS`; `temperature` there is
             the policy's. `save_steps` is rounded up to a moment at which a training can go on;
-            for `torch_compile`, see `train.compile_layers`.
+            for `torch_compile`, see `train.compile_layers`. One more field, `vllm_engine`, holds
+            arguments of vLLM's engine, such as drafts; see `grpo.engine`.
         lora: Fields of PEFT's LoraConfig, over `LORA_DEFAULTS`.
     """
 
@@ -369,7 +376,8 @@ class GrpoParams(RunParams):
     @property
     def servers_here(self) -> list[LocalServer]:
         """The policy's server, and those of training and comparison, each once."""
-        own = LocalServer.at(self.policy_server, self.policy.base, policy=True)
+        options = serve_options(self.grpo)
+        own = LocalServer.at(self.policy_server, self.policy.base, policy=True, options=options)
         found = own if self.generation == "server" else []
         found += super().servers_here + super(GrpoParams, self.for_evaluation()).servers_here
         return list({server.address: server for server in reversed(found)}.values())[::-1]
@@ -408,7 +416,7 @@ class GrpoParams(RunParams):
             if not unset and (type(value) is not int or value < 1):
                 yield f"grpo.{name}={value!r}: a whole number of at least 1 is needed"
         for section, given in (("grpo", self.grpo), ("lora", self.lora)):
-            known = field_names(section)
+            known = field_names(section) | ({FIELD} if section == "grpo" else set())
             for name, value in given.items():
                 allowed, why = _ONLY.get(name, ((value,), ""))
                 if name not in known:
@@ -417,6 +425,8 @@ class GrpoParams(RunParams):
                     yield f"{section}.{name}={value!r}: {why}"
                 elif isinstance(value, str) and _NUMBER.fullmatch(value):
                     yield f"{section}.{name}={value!r}: a number is needed: write 1.0e-5, unquoted"
+        prompt = self.data.max_prompt_tokens
+        yield from engine_problems(self.grpo, self.generation, prompt, field_names(FIELD))
         if self.grpo.get("torch_compile") and self.generation == "transformers":
             yield "grpo.torch_compile=True needs use_vllm: true, else each token would be compiled"
         grpo, size = self.grpo, self.generation_size
@@ -511,6 +521,7 @@ def check_server(params: GrpoParams) -> None:
         '--weight-transfer-config \'{"backend":"nccl"}\' --logprobs-mode processed_logprobs '
         "--max-logprobs -1 --enable-scale-out"
     )
+    start = " ".join([start, *map(shlex.quote, serve_options(params.grpo))])
     where = f"grpo.vllm_mode='server': {url}"
     try:
         with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as answer:
