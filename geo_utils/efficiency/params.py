@@ -7,8 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from geo_utils.grpo.engine import FIELD, engine_problems
-from geo_utils.grpo.params import field_names
+from geo_utils.grpo.params import engine_problems
 from geo_utils.parameters import Name, NotebookParams, Options, nearest
 
 Place = Literal["trainer", "policy", "engine"]
@@ -222,10 +221,10 @@ class EfficiencyParams(NotebookParams):
     @model_validator(mode="after")
     def _check_engines(self) -> Self:
         """Refuse arguments of vLLM's engine that no server could be started with."""
-        known = field_names(FIELD)
         for name, setting in self.settings.items():
-            given = self.recipe | setting.recipe
-            for problem in engine_problems(given, setting.policy, self.work.prompt_tokens, known):
+            tokens = {"max_completion_length": setting.new_tokens or self.work.new_tokens}
+            grpo = self.recipe | setting.recipe | tokens
+            for problem in engine_problems(grpo, setting.policy, self.work.prompt_tokens):
                 raise ValueError(f"settings.{name}: {problem}")
         return self
 

@@ -40,14 +40,8 @@ class Place(NamedTuple):
         return self.after + (self.new if self.new <= _REPLACED else 0)
 
 
-def follow(tokens: Tokens, read: int, place: Place) -> Place:
-    """Return the place after some more tokens; takes time that grows with the text, not faster.
-
-    Args:
-        tokens: The prompt and all that was written, (N,).
-        read: How many of them `place` rests on, at least one.
-        place: The place before the others.
-    """
+def _followed(tokens: Tokens, read: int, place: Place) -> Place:
+    """Return the place in a text (N,), given the one after its first `read` tokens, at least 1."""
     for end in range(read, len(tokens)):
         if tokens[place.next] == tokens[end]:
             place = Place(place.next + 1)
@@ -58,18 +52,6 @@ def follow(tokens: Tokens, read: int, place: Place) -> Place:
     return place
 
 
-def draft(tokens: Tokens, place: Place, size: int) -> list[int]:
-    """Return so many tokens as they stand at a place; where the text ends, they begin again.
-
-    Args:
-        tokens: The prompt and all that was written, (N,).
-        place: As `follow` returns it for all of them.
-        size: How many.
-    """
-    ahead: list[int] = np.resize(tokens[place.next : place.next + size], size).tolist()
-    return ahead
-
-
 def _found(tokens: Tokens, near: int) -> int | None:
     """Return the index after the best earlier copy of the last tokens, None if there is none.
 
@@ -77,7 +59,7 @@ def _found(tokens: Tokens, near: int) -> int | None:
     """
     last, length = len(tokens) - 1, 1
     ends = np.flatnonzero(tokens[:last] == tokens[last]) + 1
-    while len(ends) > (length > 1) and length < _COMPARED:
+    while length < _COMPARED:
         longer = ends[ends > length]
         longer = longer[tokens[longer - length - 1] == tokens[last - length]]
         if not len(longer):
@@ -128,8 +110,9 @@ class PageProposer:
                 continue
             tokens, read = token_ids_cpu[row, :length], length - len(sampled)
             place = self._places.get(_known_by(tokens[:read]), Place())
-            place = places[_known_by(tokens)] = follow(tokens, read, place)
-            drafts.append(draft(tokens, place, size))
+            place = places[_known_by(tokens)] = _followed(tokens, read, place)
+            ahead = tokens[place.next : place.next + size]
+            drafts.append(np.resize(ahead, size).tolist())  # where the text ends, it begins again
         self._places = places
         return drafts
 

@@ -12,85 +12,23 @@ import json
 import re
 import urllib.request
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 from unittest.mock import patch
 
-from geo_utils.parameters import ParameterError, nearest
+from geo_utils.parameters import ParameterError
 
 FIELD = "vllm_engine"
 PROPOSER = "geo_utils.grpo.drafts.PageProposer"
-_KERNEL = "logprobs_kernel"
-_METHODS = ("ngram", "ngram_gpu", "suffix", "page")  # that need no second model
-# What TRL gives its colocated engine, and what a run gives the policy's server.
-_TRLS = (
-    *("model", "tensor_parallel_size", "gpu_memory_utilization", "max_model_len", "max_num_seqs"),
-    *("enable_sleep_mode", "model_impl", "distributed_executor_backend", "seed", "quantization"),
-    *("max_num_batched_tokens", "logprobs_mode", "trust_remote_code"),
-)
-_SERVERS = ("model", "port", "weight_transfer_config", "logprobs_mode", "max_logprobs")
+KERNEL = "logprobs_kernel"
 _COUNTS = ("drafts", "draft_tokens", "accepted_tokens")
-
-
-def engine_problems(
-    grpo: Mapping[str, Any], generation: str, prompt: int, known: Collection[str]
-) -> Iterator[str]:
-    """Say which arguments of the engine cannot be had, or not together.
-
-    Args:
-        grpo: The recipe's section.
-        generation: As `GrpoParams.generation`.
-        prompt: Tokens of the longest prompt.
-        known: Names of vLLM's arguments; empty where it is not installed.
-    """
-    given, field = grpo.get(FIELD), f"grpo.{FIELD}"
-    if given is None:
-        return
-    if not isinstance(given, dict):
-        yield f"{field}={given!r}: arguments of vLLM's engine by name are needed"
-        return
-    if generation == "transformers":
-        yield f"{field}={given!r} needs use_vllm: true"
-    for name in given:
-        if name in (_TRLS if generation == "colocate" else _SERVERS):
-            yield f"{field}.{name}={given[name]!r}: it is set for the training; leave it out"
-        if known and name not in {*known, _KERNEL}:
-            yield f"{field}.{name}: vLLM has no such argument{nearest(name, known)}"
-    if given.get(_KERNEL, "torch") != "torch" or (_KERNEL in given and generation == "server"):
-        yield f"{field}.{_KERNEL}={given[_KERNEL]!r}: 'torch', of a colocated engine, or none"
-    if "speculative_config" in given:
-        yield from _draft_problems(grpo, given["speculative_config"], prompt)
-
-
-def _draft_problems(grpo: Mapping[str, Any], drafts: Any, prompt: int) -> Iterator[str]:
-    field = f"grpo.{FIELD}.speculative_config"
-    if not isinstance(drafts, dict) or drafts.get("method") not in _METHODS:
-        yield f"{field}={drafts!r}: name a method; choose from {', '.join(_METHODS)}"
-        return
-    size = drafts.get("num_speculative_tokens")
-    if type(size) is not int or size < 1:
-        yield f"{field}.num_speculative_tokens={size!r}: a whole number of at least 1 is needed"
-        return
-    way = drafts.get("rejection_sample_method", "standard")
-    if way != "standard":
-        yield f"{field}.rejection_sample_method={way!r}: others change what is written; drop it"
-    for name, value in {**grpo, **(grpo.get("generation_kwargs") or {})}.items():
-        if name in ("min_p", "logit_bias") and value:
-            yield f"grpo.generation_kwargs.{name}={value!r}: vLLM refuses it with drafts; drop one"
-    room, completion = grpo.get("vllm_max_model_length"), grpo.get("max_completion_length")
-    needed = prompt + size + (completion if isinstance(completion, int) else 0)
-    if isinstance(room, int) and room < needed:
-        yield (
-            f"grpo.vllm_max_model_length={room}: near it, drafts stop for the whole batch; set it "
-            f"to at least {needed}, the longest prompt, completion and draft"
-        )
 
 
 def engine_arguments(grpo: Mapping[str, Any]) -> dict[str, Any]:
     """Return vLLM's own arguments that a recipe stands for."""
-    given = {name: value for name, value in (grpo.get(FIELD) or {}).items() if name != _KERNEL}
+    given = {name: value for name, value in (grpo.get(FIELD) or {}).items() if name != KERNEL}
     drafts = given.get("speculative_config")
     if drafts and drafts.get("method") == "page":
         ours = {"method": "custom_class", "model": PROPOSER}
@@ -127,7 +65,7 @@ def colocated(grpo: Mapping[str, Any]) -> Iterator[None]:
 
             module: Any = vllm_generation
             stack.enter_context(patch.object(module, "LLM", partial(module.LLM, **arguments)))
-        if _KERNEL in (grpo.get(FIELD) or {}):
+        if KERNEL in (grpo.get(FIELD) or {}):
             _spread_logprobs()
         yield
 
@@ -146,7 +84,7 @@ def _spread_logprobs() -> None:
     replaced = getattr(logprob, name, None)
     if replaced is None or list(inspect.signature(replaced).parameters) != ["logits", "token_ids"]:
         raise ParameterError(
-            f"grpo.{FIELD}.{_KERNEL}='torch': vLLM {__version__} has no {name}(logits, token_ids) "
+            f"grpo.{FIELD}.{KERNEL}='torch': vLLM {__version__} has no {name}(logits, token_ids) "
             "that it could take the place of; leave it out"
         )
 
@@ -203,10 +141,9 @@ def log_drafts(trainer: Any) -> None:
         found = turn(*args, **kwargs)  # a batch may have been written while another was trained on
         counts = waiting.popleft()
         if counts.get("drafts"):
-            log = trainer._metrics["train" if trainer.model.training else "eval"]
             accepted = counts["accepted_tokens"]
-            log["drafts/tokens_a_step"].append(1 + accepted / counts["drafts"])
-            log["drafts/accepted"].append(accepted / counts["draft_tokens"])
+            trainer._log_metric("drafts/tokens_a_step", 1 + accepted / counts["drafts"])
+            trainer._log_metric("drafts/accepted", accepted / counts["draft_tokens"])
         return found
 
     generation.generate, trainer._generate_single_turn = generate_and_count, turn_and_log

@@ -9,7 +9,7 @@ import math
 import re
 import shlex
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import distribution
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from geo_utils.files import resolve_path
-from geo_utils.grpo.engine import FIELD, engine_problems, serve_options
+from geo_utils.grpo.engine import FIELD, KERNEL, serve_options
 from geo_utils.parameters import LocalServer, Options, ParameterError, nearest
 from geo_utils.roles.methods import MODEL_METHODS, check_methods, known_method
 from geo_utils.roles.params import KeyPointChoice, Model, Role, RunParams
@@ -192,18 +192,17 @@ _CLASSES = {
 
 @lru_cache(maxsize=3)
 def field_names(section: str) -> frozenset[str]:
-    """Return the names of `GRPOConfig`'s (`grpo`) or `LoraConfig`'s (`lora`) fields.
+    """Return the names of a section's fields: `GRPOConfig`'s, `LoraConfig`'s or `EngineArgs`'.
 
     Importing them takes many seconds, and a wrong parameter has to be refused at once, so the
     installed sources are parsed instead.
 
     Args:
-        section: `grpo`, `lora`, or `vllm_engine` for the arguments of vLLM's engine; without vLLM,
-            these are none.
+        section: `grpo`, `lora` or `vllm_engine`, which has none where vLLM is not installed.
     """
-    names: set[str] = set()
     if section == FIELD and find_spec("vllm") is None:
         return frozenset()
+    names: set[str] = set()
     for kind, file in _CLASSES[section].items():
         path = Path(str(distribution(file.partition("/")[0]).locate_file(file)))
         nodes = ast.parse(path.read_text("utf-8")).body
@@ -211,6 +210,67 @@ def field_names(section: str) -> frozenset[str]:
         fields = (line.target for line in own.body if isinstance(line, ast.AnnAssign))
         names |= {field.id for field in fields if isinstance(field, ast.Name)}
     return frozenset(name for name in names if not name.startswith("_"))
+
+
+# What TRL gives its colocated engine, and what a run gives the policy's server.
+_TRLS = (
+    *("model", "tensor_parallel_size", "gpu_memory_utilization", "max_model_len", "max_num_seqs"),
+    *("enable_sleep_mode", "model_impl", "distributed_executor_backend", "seed", "quantization"),
+    *("max_num_batched_tokens", "logprobs_mode", "trust_remote_code"),
+)
+_SERVERS = ("model", "port", "weight_transfer_config", "logprobs_mode", "max_logprobs")
+_DRAFTS = ("ngram", "ngram_gpu", "suffix", "page")  # that need no second model
+
+
+def engine_problems(grpo: Mapping[str, Any], generation: str, prompt: int) -> Iterator[str]:
+    """Say which arguments of the policy's engine cannot be had, or not together.
+
+    Args:
+        grpo: As `GrpoParams.grpo`.
+        generation: As `GrpoParams.generation`.
+        prompt: Tokens of the longest prompt.
+    """
+    given, field, known = grpo.get(FIELD), f"grpo.{FIELD}", field_names(FIELD)
+    if given is None:
+        return
+    if not isinstance(given, dict):
+        yield f"{field}={given!r}: arguments of vLLM's engine by name are needed"
+        return
+    if generation == "transformers":
+        yield f"{field}={given!r} needs use_vllm: true"
+    for name in given:
+        if name in (_TRLS if generation == "colocate" else _SERVERS):
+            yield f"{field}.{name}={given[name]!r}: it is set for the training; leave it out"
+        if known and name not in {*known, KERNEL}:
+            yield f"{field}.{name}: vLLM has no such argument{nearest(name, known)}"
+    drafting = "speculative_config" in given
+    if KERNEL in given and (given[KERNEL] != "torch" or generation == "server" or drafting):
+        needed = "'torch', of a colocated engine without drafts, or none"
+        yield f"{field}.{KERNEL}={given[KERNEL]!r}: {needed}"
+    if drafting:
+        yield from _draft_problems(grpo, given["speculative_config"], prompt)
+
+
+def _draft_problems(grpo: Mapping[str, Any], drafts: Any, prompt: int) -> Iterator[str]:
+    field = f"grpo.{FIELD}.speculative_config"
+    if not isinstance(drafts, dict) or drafts.get("method") not in _DRAFTS:
+        yield f"{field}={drafts!r}: name a method; choose from {', '.join(_DRAFTS)}"
+        return
+    size = drafts.get("num_speculative_tokens")
+    if type(size) is not int or size < 1:
+        yield f"{field}.num_speculative_tokens={size!r}: a whole number of at least 1 is needed"
+        return
+    if drafts.get("rejection_sample_method") == "synthetic":
+        yield f"{field}.rejection_sample_method='synthetic' changes what is written; drop it"
+    for name in ("min_p", "logit_bias"):
+        if value := (grpo.get("generation_kwargs") or {}).get(name):
+            yield f"grpo.generation_kwargs.{name}={value!r}: vLLM refuses it with drafts; drop one"
+    room, needed = grpo.get("vllm_max_model_length"), prompt + grpo["max_completion_length"] + size
+    if isinstance(room, int) and room < needed:
+        yield (
+            f"grpo.vllm_max_model_length={room}: near it, drafts stop for the whole batch; set it "
+            f"to at least {needed}, the longest prompt, completion and draft"
+        )
 
 
 GRPO_DEFAULTS: dict[str, Any] = {
@@ -222,6 +282,7 @@ LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "a
 _COUNTS = (
     *("max_steps", "num_generations", "per_device_train_batch_size", "num_iterations"),
     *("gradient_accumulation_steps", "steps_per_generation", "generation_batch_size"),
+    "max_completion_length",
 )
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?")
 _ACROSS = "rewards are normalised within the group of one prompt, or not at all"
@@ -425,8 +486,7 @@ class GrpoParams(RunParams):
                     yield f"{section}.{name}={value!r}: {why}"
                 elif isinstance(value, str) and _NUMBER.fullmatch(value):
                     yield f"{section}.{name}={value!r}: a number is needed: write 1.0e-5, unquoted"
-        prompt = self.data.max_prompt_tokens
-        yield from engine_problems(self.grpo, self.generation, prompt, field_names(FIELD))
+        yield from engine_problems(self.grpo, self.generation, self.data.max_prompt_tokens)
         if self.grpo.get("torch_compile") and self.generation == "transformers":
             yield "grpo.torch_compile=True needs use_vllm: true, else each token would be compiled"
         grpo, size = self.grpo, self.generation_size

@@ -170,7 +170,7 @@ class _Batch:
     step: int
     prompts: Any
     written: Future[Any]
-    texts: Future[list[str]] = field(default_factory=Future)
+    texts: Future[list[str]]
     rewards: Future[Any] = field(default_factory=Future)
     old: torch.Tensor | None = None
     metrics: list[tuple[str, float]] = field(default_factory=list)
@@ -328,11 +328,10 @@ class OverlappedTrainer(GRPOTrainer):
         else:
             written = Future()
             written.set_result(self._write(prompts[0]))
-        # TRL makes a tensor of each prompt, which is slow from a list.
-        arrays = {id(ids): np.array(ids) for ids in prompts[0]}
-        quick = [arrays[id(ids)] for ids in prompts[0]], *prompts[1:]
-        batch = _Batch(rows, step, quick, written)
-        batch.texts = in_background(self._told_as_text, batch)
+        # TRL makes a tensor of each prompt, which takes five times as long from a list.
+        quick = [np.array(ids) for ids in prompts[0]], *prompts[1:]
+        texts = in_background(lambda: self._decode(written.result()[0], skip_special_tokens=True))
+        batch = _Batch(rows, step, quick, written, texts)
         batch.rewards = in_background(self._reward, batch)
         if self._ahead and not self.use_vllm:
             batch.old = self._log_probabilities(prompts[0], written.result()[0])
@@ -355,12 +354,8 @@ class OverlappedTrainer(GRPOTrainer):
         rows = [{**row, "step": batch.step} for row in batch.rows]
         return super()._calculate_rewards(rows, [r["prompt"] for r in rows], completions, ids)
 
-    def _told_as_text(self, batch: _Batch) -> list[str]:
-        found: list[str] = self._decode(batch.written.result()[0], skip_special_tokens=True)
-        return found
-
     def _decoded(self, ids: Any, *args: Any, **options: Any) -> Any:
-        """Decode, but for what is decoded for its rewards already: TRL does it once more."""
+        """Decode; what TRL asks for a second time was decoded for its rewards."""
         now = self._now
         if now is not None and now.written.done() and ids is now.written.result()[0]:
             return now.texts.result()

@@ -268,7 +268,12 @@ class TestOverrides:
         (
             {"vllm_mode": "server"} | engine(logprobs_kernel="torch"),
             {},
-            "vllm_engine.logprobs_kernel='torch': 'torch', of a colocated engine, or none",
+            "vllm_engine.logprobs_kernel='torch': 'torch', of a colocated engine without drafts, or",
+        ),
+        (
+            engine(logprobs_kernel="torch", speculative_config={"method": "page"}),
+            {},
+            "vllm_engine.logprobs_kernel='torch': 'torch', of a colocated engine without drafts, or",
         ),
         (engine(logprobs_kernel="x"), {}, "vllm_engine.logprobs_kernel='x': 'torch', of a colocat"),
         (
@@ -285,7 +290,7 @@ class TestOverrides:
         (
             drafts(rejection_sample_method="synthetic"),
             {},
-            "rejection_sample_method='synthetic': others change what is written; drop it",
+            "rejection_sample_method='synthetic' changes what is written; drop it",
         ),
         *(
             (
