@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from itertools import islice
+from types import SimpleNamespace
 
 REPEATS = {16: 3, 64: 1}  # batches that count, by size; one of each size warms up
 GROUP = 8
@@ -99,15 +100,11 @@ def measure(folder, kind, temperature):
 
     llm.llm_engine.step = counted
     prompts = iter(key_point_prompts(llm.get_tokenizer()))
-
-    class Generation:  # as TRL's, for the counts
-        mode = "colocate"
-
-    Generation.llm = llm
+    generation = SimpleNamespace(mode="colocate", llm=llm)  # as TRL's, for the counts
     for size, repeats in REPEATS.items():
         for batch in range(-1, repeats):
             asked = list(islice(prompts, size // GROUP))
-            before = draft_counts(Generation) if KINDS[kind] else {}
+            before = draft_counts(generation) if KINDS[kind] else {}
             steps = 0
             seconds, lengths = generated(llm, asked, temperature)
             if batch < 0:
@@ -119,7 +116,7 @@ def measure(folder, kind, temperature):
                 "start_s": round(start_s, 1),
             }  # fmt: skip
             if KINDS[kind]:
-                after = draft_counts(Generation)
+                after = draft_counts(generation)
                 new = {name: after[name] - before.get(name, 0) for name in after}
                 told["tokens_a_step"] = round(1 + new["accepted_tokens"] / new["drafts"], 3)
                 told["accepted"] = round(new["accepted_tokens"] / new["draft_tokens"], 3)

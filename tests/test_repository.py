@@ -102,11 +102,7 @@ def test_the_readmes_python_runs(tmp_path):
 
 
 CONTRIBUTING = (PROJECT / "CONTRIBUTING.md").read_text()
-COMMANDS = [
-    line.partition("  #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", CONTRIBUTING, re.DOTALL)
-    for line in block.splitlines()
-]
+BLOCKS = re.findall(r"```bash\n(.*?)```", CONTRIBUTING, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -124,36 +120,39 @@ def project(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_of_contributing(project, line):
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split()[1])
+def test_commands_of_contributing(project, block):
     """Each as it is typed; a server is a stand-in, and the record is of three queries."""
-    if line.startswith("make"):
-        assert f"{line.partition(' ')[2].split()[-1]}:" in (PROJECT / "Makefile").read_text()
-        return  # `.ci/run` runs them
-    if "pip install" in line:
-        assert "gpu" in PYPROJECT["optional-dependencies"]
-        return
-    runs = project / "outputs/01_efficiency/study"
-    line = line.replace("/RUN/", f"/{next(runs.glob('*')).name}/") if "RUN" in line else line
-    if "127.0.0.1:8000" not in line:
-        done = shell(project, line)
-    else:
-        line = line.replace("geo_utils/data/record", "record").replace("openai/MODEL", "openai/m")
-        few = sets(
-            ("engine", "openai/m"), ("rewriter", "openai/m"), ("corpus.limit", 3), ("repeats", 1)
-        )
+    for line in block.splitlines():
+        line = line.partition("  #")[0].strip()
+        if line.startswith("make"):  # `.ci/run` runs them
+            assert f"\n{line.split()[-1]}:" in (PROJECT / "Makefile").read_text()
+            continue
+        if "pip install" in line:
+            assert "gpu" in PYPROJECT["optional-dependencies"]
+            continue
+        for run in (project / "outputs/01_efficiency/study").glob("*"):
+            line = line.replace("/RUN/", f"/{run.name}/")
+        done = with_server(project, line) if "127.0.0.1:8000" in line else shell(project, line)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if "geo record" in line:
+            about = json.loads((project / "record/record.json").read_text())
+            assert about["gpu"] == "one NVIDIA H200"
 
-        async def served():
-            async with Answering() as server:
-                own = line.replace("http://127.0.0.1:8000/v1", server.url)
-                if "geo record" in own:
-                    own += "".join(f" {given}" for given in few)
-                return await asyncio.to_thread(shell, project, own)
 
-        done = run_sync(served())
-    assert done.returncode == 0, done.stdout + done.stderr
-    if "record" in line:
-        assert json.loads((project / "record/record.json").read_text())["gpu"] == "one NVIDIA H200"
+def with_server(project, line):
+    """Type a line that asks a server."""
+    line = line.replace("geo_utils/data/record", "record").replace("openai/MODEL", "openai/m")
+    if "geo record" in line:
+        roles = ("engine", "openai/m"), ("rewriter", "openai/m")
+        line = " ".join([line, *sets(*roles, ("corpus.limit", 3), ("repeats", 1))])
+
+    async def served():
+        async with Answering() as server:
+            own = line.replace("http://127.0.0.1:8000/v1", server.url)
+            return await asyncio.to_thread(shell, project, own)
+
+    return run_sync(served())
 
 
 def test_contributing_names_what_is_there():

@@ -268,12 +268,12 @@ class TestOverrides:
         (
             {"vllm_mode": "server"} | engine(logprobs_kernel="torch"),
             {},
-            "vllm_engine.logprobs_kernel='torch': 'torch', of a colocated engine without drafts, or",
+            "vllm_engine.logprobs_kernel='torch': 'torch', of a colocated engine without drafts",
         ),
         (
             engine(logprobs_kernel="torch", speculative_config={"method": "page"}),
             {},
-            "vllm_engine.logprobs_kernel='torch': 'torch', of a colocated engine without drafts, or",
+            "vllm_engine.logprobs_kernel='torch': 'torch', of a colocated engine without drafts",
         ),
         (engine(logprobs_kernel="x"), {}, "vllm_engine.logprobs_kernel='x': 'torch', of a colocat"),
         (
