@@ -118,8 +118,8 @@ def measure(folder, kind, temperature):
             if KINDS[kind]:
                 after = draft_counts(generation)
                 new = {name: after[name] - before.get(name, 0) for name in after}
-                told["tokens_a_step"] = round(1 + new["accepted_tokens"] / new["drafts"], 3)
-                told["accepted"] = round(new["accepted_tokens"] / new["draft_tokens"], 3)
+                told["tokens_a_step"] = round((sum(lengths) - size) / new["steps"], 3)
+                told["accepted"] = round(new["accepted"] / new["drafted"], 3)
             sys.stdout.write(f"{json.dumps(told)}\n")
             sys.stdout.flush()
 

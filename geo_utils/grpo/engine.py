@@ -23,7 +23,11 @@ from geo_utils.parameters import ParameterError
 FIELD = "vllm_engine"
 PROPOSER = "geo_utils.grpo.drafts.PageProposer"
 KERNEL = "logprobs_kernel"
-_COUNTS = ("drafts", "draft_tokens", "accepted_tokens")
+_COUNTS = {  # by vLLM's name
+    "vllm:inter_token_latency_seconds": "steps",
+    "vllm:spec_decode_num_draft_tokens": "drafted",
+    "vllm:spec_decode_num_accepted_tokens": "accepted",
+}
 
 
 def engine_arguments(grpo: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,24 +100,26 @@ def _spread_logprobs() -> None:
 
 
 def draft_counts(generation: Any) -> dict[str, float]:
-    """Return how many drafts vLLM has checked so far, their tokens, and those that it kept.
+    """Return what vLLM has counted so far.
 
     Args:
         generation: TRL's `VLLMGeneration`.
 
     Returns:
-        `drafts`, `draft_tokens` and `accepted_tokens`; nothing where nothing was drafted.
+        `steps`, in which a sequence got one or more tokens after its first, be there a draft or
+        not; tokens `drafted`; and those of them that were `accepted`. What it does not count is
+        missing.
     """
     if generation.mode == "server":
         with urllib.request.urlopen(f"{generation.vllm_client.base_url}/metrics", timeout=60) as at:
             lines = at.read().decode()
-        told = re.findall(r"^([\w:]+)_total(?:\{.*\})? (\S+)$", lines, re.MULTILINE)
+        told = re.findall(r"^([\w:]+)_(?:total|count)(?:\{.*\})? (\S+)$", lines, re.MULTILINE)
     else:
-        told = [(one.name, getattr(one, "value", 0)) for one in generation.llm.get_metrics()]
+        metrics = generation.llm.get_metrics()
+        told = [(one.name, getattr(one, "value", getattr(one, "count", 0))) for one in metrics]
     counts: dict[str, float] = {}
     for name, value in told:
-        of = name.removeprefix("vllm:spec_decode_num_")
-        if of in _COUNTS:  # one an engine, where there are several
+        if of := _COUNTS.get(name):  # one an engine, where there are several
             counts[of] = counts.get(of, 0.0) + float(value)
     return counts
 
@@ -140,10 +146,10 @@ def log_drafts(trainer: Any) -> None:
     def turn_and_log(*args: Any, **kwargs: Any) -> Any:
         found = turn(*args, **kwargs)  # a batch may have been written while another was trained on
         counts = waiting.popleft()
-        if counts.get("drafts"):
-            accepted = counts["accepted_tokens"]
-            trainer._log_metric("drafts/tokens_a_step", 1 + accepted / counts["drafts"])
-            trainer._log_metric("drafts/accepted", accepted / counts["draft_tokens"])
+        if counts.get("drafted"):
+            written = sum(len(ids) - 1 for ids in found[0])
+            trainer._log_metric("drafts/tokens_a_step", written / counts["steps"])
+            trainer._log_metric("drafts/accepted", counts["accepted"] / counts["drafted"])
         return found
 
     generation.generate, trainer._generate_single_turn = generate_and_count, turn_and_log
