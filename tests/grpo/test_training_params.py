@@ -102,6 +102,7 @@ class TestOverrides:
         ({"num_generations": 1}, {}, "num_generations=1: a group needs at least 2 completions"),
         ({"num_generations": "8"}, {}, "num_generations='8': a whole number of at least 1"),
         ({"max_steps": -1}, {}, "max_steps=-1: a whole number of at least 1"),
+        ({"max_completion_length": "9"}, {}, "max_completion_length='9': a whole number of at"),
         (
             {"gradient_accumulation_steps": 0},
             {},
