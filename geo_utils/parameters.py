@@ -183,17 +183,22 @@ class LocalServer:
         address: Such as `http://127.0.0.1:8001`, without the path.
         model: What it has to serve.
         policy: Whether a training sends it its weights.
+        options: Of `vllm serve`, as the parameters name them.
     """
 
     address: str
     model: str
     policy: bool = False
+    options: tuple[str, ...] = ()
 
     @classmethod
-    def at(cls, url: str, model: str, policy: bool = False) -> list[Self]:
+    def at(
+        cls, url: str, model: str, policy: bool = False, options: tuple[str, ...] = ()
+    ) -> list[Self]:
         """Return the server at an address of this host; none at another's, which is up already."""
         place = urlsplit(url)
-        return [cls(f"{place.scheme}://{place.netloc}", model, policy)] * (place.hostname in _HERE)
+        found = cls(f"{place.scheme}://{place.netloc}", model, policy, options)
+        return [found] * (place.hostname in _HERE)
 
 
 class Paths(Options):

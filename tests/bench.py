@@ -23,11 +23,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import nbformat
 from conftest import PROJECT
+from draft_rules import GROUP, PROPOSERS, Text, kept_rewrites, replayed
 from run_folders import make_run
 from servers import SimulatedGemini
 from test_caller import MODEL, QUICK, Scripted, ask, evaluation
@@ -386,6 +387,50 @@ def all_studies(folder):
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def tokens_a_step(kind, size=7):
+    """Write kept rewrites anew with drafts; a line a method.
+
+    Returns the harmonic mean over key-point rewrites: of their tokens over their steps, as if all
+    were of one length. How much shorter generation gets hangs on what a step of so many tokens
+    costs, and on the sequence that takes most steps: see the last line.
+    """
+    for method, kept in kept_rewrites().items():
+        texts = replayed([Text(*tokens) for tokens in kept], PROPOSERS[kind](size))
+        gained = [text.tokens_a_step for text in texts]
+        harmonic = statistics.harmonic_mean(gained)
+        figures = statistics.fmean(gained), harmonic, min(gained)
+        told = [f"{n} {f:.2f}" for n, f in zip(("mean", "harmonic", "worst"), figures, strict=True)]
+        row(f"  {method}, {len(texts)} rewrites", *told)
+        if method == "key_point":
+            groups = [texts[i : i + GROUP] for i in range(0, len(texts), GROUP)]
+            pairs = [one + other for one, other in combinations(groups, 2)]
+            plain = sum(max(text.written - text.first for text in pair) for pair in pairs)
+            steps = sum(max(text.steps for text in pair) for pair in pairs)
+            row("  key_point, two groups of 8: steps without drafts / with", f"{plain / steps:.2f}")
+            found = harmonic
+    return found
+
+
+@figure("tokens a step by vLLM's n-gram rule, drafts of 7", 3.4, "", at_least=True)
+def ngram_drafts(folder):
+    return tokens_a_step("n-gram")
+
+
+@figure("tokens a step by a suffix rule, drafts of 7", 3.4, "", at_least=True, minutes=True)
+def suffix_drafts(folder):
+    return tokens_a_step("suffix")
+
+
+@figure("tokens a step by the page's place, drafts of 7", 3.6, "", at_least=True)
+def page_drafts(folder):
+    return tokens_a_step("page")
+
+
+@figure("tokens a step by the page's place, drafts of 15", 4.4, "", at_least=True)
+def long_page_drafts(folder):
+    return tokens_a_step("page", 15)
+
+
 @figure("notebook 01 on a CPU, params smoke", 120.0, minutes=True)
 def steps_on_a_cpu(folder):
     return seconds(lambda: notebook(folder, "01_efficiency", "smoke"))
@@ -397,6 +442,7 @@ def training_on_a_cpu(folder):
 
 
 def row(*cells):
+    cells += ("",) * (4 - len(cells))
     sys.stdout.write("{:<68}  {:>10}  {:>14}  {}\n".format(*cells))
     sys.stdout.flush()
 

@@ -1,5 +1,6 @@
 """Commands and notebooks as a user runs them, for tests."""
 
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,32 @@ from geo_utils.runs import Run
 def command(*arguments, **options):
     given = {"cwd": PROJECT, "capture_output": True, "text": True, "timeout": 600} | options
     return subprocess.run([sys.executable, "-m", *map(str, arguments)], **given)
+
+
+def copied_project(root):
+    """A copy of the project whose `.venv` is ready: commands are typed there as a user does."""
+    for name in ("notebooks", "params", "geo_utils", "tests", "Makefile", "pyproject.toml",
+                 "requirements.lock"):  # fmt: skip
+        (root / name).symlink_to(PROJECT / name)
+    binaries = root / ".venv/bin"
+    binaries.mkdir(parents=True)
+    for name, program in (
+        ("python", ""),
+        ("geo", " -m geo_utils"),
+        ("pre-commit", " -m pre_commit"),
+    ):
+        (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{program} "$@"\n')
+        (binaries / name).chmod(0o755)
+    (root / ".venv/ready").touch()
+    return root
+
+
+def shell(root, line):
+    """Type a line in a shell there."""
+    return subprocess.run(
+        line, shell=True, cwd=root, capture_output=True, text=True, timeout=600,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+    )  # fmt: skip
 
 
 def sets(*pairs):

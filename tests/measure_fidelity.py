@@ -1,5 +1,7 @@
 """How often the fidelity gate is right: `python tests/measure_fidelity.py [--sealed]`.
 
+With `--judge openai/ID --server URL` or `--judge gemini/ID` the model judges the claims.
+
 The pages of `data/fidelity_pages.jsonl` were written for it, before the gate and without running
 it: each a rewrite of a target page of the sample, of one kind, and faithful or not. They fall in
 halves by a hash of the page's query. The open half is for choosing the gate's figures, the sealed
@@ -13,7 +15,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from geo_utils.corpus import load_corpus
-from geo_utils.fidelity import fidelity
+from geo_utils.fidelity import page_fidelity
+from geo_utils.models.caller import Caller
+from geo_utils.models.loops import gather_all, run_sync
+from geo_utils.roles.by_model import ModelJudge
+from geo_utils.roles.make import make_model
+from geo_utils.roles.params import ModelName
 
 GATE = 0.8
 PAGES = Path(__file__).parent / "data" / "fidelity_pages.jsonl"
@@ -43,10 +50,18 @@ def main():
     """Measure the gate on the written pages and print how many it judges rightly, by kind."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--sealed", action="store_true")
+    parser.add_argument("--judge")
+    parser.add_argument("--server", nargs="*", default=[])
     args = parser.parse_args()
-    pages = fidelity_pages(args.sealed)
-    found = rates(pages, lambda original, page: fidelity(original, page).score >= GATE)
+    judge, pages = None, fidelity_pages(args.sealed)
+    if args.judge:
+        judge = ModelJudge(Caller(make_model(ModelName.read(args.judge), tuple(args.server))))
+    each = run_sync(gather_all(page_fidelity(o, p, (), judge) for o, p, _, _ in pages))
+    known = {page[:2]: found for page, found in zip(pages, each, strict=True) if found}
+    judged = [page for page in pages if page[:2] in known]
+    found = rates(judged, lambda *both: known[both].score >= GATE)
     lines = [f"{kind}: {right} of {n}" for kind, (right, n) in found.items()]
+    lines.append(f"abstentions: {len(pages) - len(judged)}")
     print("\n".join(lines))  # noqa: T201
 
 

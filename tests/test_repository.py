@@ -1,6 +1,7 @@
 """What the repository promises about itself: who imports whom, pins, stripped notebooks."""
 
 import ast
+import asyncio
 import graphlib
 import json
 import re
@@ -12,6 +13,10 @@ import nbformat
 import pytest
 import yaml
 from conftest import PROJECT
+from headless import copied_project, sets, shell
+from test_record import Answering
+
+from geo_utils.models.loops import run_sync
 
 PACKAGE = PROJECT / "geo_utils"
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
@@ -98,3 +103,71 @@ def test_the_readmes_python_runs(tmp_path):
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "key_point_probability" in done.stdout
+
+
+CONTRIBUTING = (PROJECT / "CONTRIBUTING.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", CONTRIBUTING, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with what CONTRIBUTING takes to be there."""
+    root = copied_project(tmp_path_factory.mktemp("project"))
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    (root / ".pre-commit-config.yaml").symlink_to(PROJECT / ".pre-commit-config.yaml")
+    (block,) = re.findall(r"```json\n(.*?)```", CONTRIBUTING, re.DOTALL)
+    (root / "my_rows.jsonl").write_text(json.dumps(json.loads(block)) + "\n")
+    (root / "my_prompts").mkdir()
+    wording = (PACKAGE / "prompts" / "rewrite_key_point.md").read_text()
+    (root / "my_prompts" / "rewrite_key_point.md").write_text(f"{wording}\nBe brief.\n")
+    (root / "outputs/reference/01_efficiency").mkdir(parents=True)
+    return root
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split()[1])
+def test_commands_of_contributing(project, block):
+    """Each as it is typed; a server is a stand-in, and the record is of three queries."""
+    for line in block.splitlines():
+        line = line.partition("  #")[0].strip()
+        if line.startswith("make"):  # `.ci/run` runs them
+            assert f"\n{line.split()[-1]}:" in (PROJECT / "Makefile").read_text()
+            continue
+        if "pip install" in line:
+            assert "gpu" in PYPROJECT["optional-dependencies"]
+            continue
+        for run in (project / "outputs/01_efficiency/study").glob("*"):
+            line = line.replace("/RUN/", f"/{run.name}/")
+        done = with_server(project, line) if "127.0.0.1:8000" in line else shell(project, line)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if "geo record" in line:
+            about = json.loads((project / "record/record.json").read_text())
+            assert about["gpu"] == "one NVIDIA H200"
+
+
+def with_server(project, line):
+    """Type a line that asks a server."""
+    line = line.replace("geo_utils/data/record", "record").replace("openai/MODEL", "openai/m")
+    if "geo record" in line:
+        roles = ("engine", "openai/m"), ("rewriter", "openai/m")
+        line = " ".join([line, *sets(*roles, ("corpus.limit", 3), ("repeats", 1))])
+
+    async def served():
+        async with Answering() as server:
+            own = line.replace("http://127.0.0.1:8000/v1", server.url)
+            return await asyncio.to_thread(shell, project, own)
+
+    return run_sync(served())
+
+
+def test_contributing_names_what_is_there():
+    assert len(CONTRIBUTING.splitlines()) <= 100
+    tops = {path.name for path in PROJECT.iterdir()}
+    paths = {p for p in re.findall(r"`([\w./]+)`", CONTRIBUTING) if p.partition("/")[0] in tops}
+    assert len(paths) > 15
+    for path in paths:
+        assert "NAME" in path or (PROJECT / path).exists(), path
+    named = re.findall(r"`([\w.]+)`(?:, or in `([\w.]+)`)? \(`([\w./]+\.py)`\)", CONTRIBUTING)
+    assert len(named) > 8
+    for *names, path in named:
+        for name in filter(None, names):
+            assert name.rpartition(".")[2] in (PROJECT / path).read_text(), (name, path)

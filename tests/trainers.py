@@ -276,7 +276,7 @@ def rows():
 
 
 def make(path, folder, schedule, engine=None, reward=None, on_scored=None,
-         callbacks=(), funcs=None, prompts="each", **options):  # fmt: skip
+         callbacks=(), funcs=None, prompts="each", tokenizer=None, **options):  # fmt: skip
     """Return trainer and rewards."""
     settings = {
         "output_dir": str(folder), "use_cpu": True, "bf16": False, "seed": 3,
@@ -292,6 +292,7 @@ def make(path, folder, schedule, engine=None, reward=None, on_scored=None,
         schedule=schedule, begin=made.begin, saving=lambda: None, model=str(path), prompts=prompts,
         reward_funcs=funcs or made.functions, args=GRPOConfig(**settings | options),
         train_dataset=Dataset.from_list(rows()), callbacks=list(callbacks),
+        processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
     )  # fmt: skip
     return trainer, made

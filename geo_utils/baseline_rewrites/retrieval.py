@@ -143,8 +143,10 @@ def _vectors(texts: Iterable[str], embedder: Completes) -> dict[str, Vector | No
 def retrieval(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Estimate how often each method's page is found, and found and said.
 
-    The intervals hold the truth as often as they should: `python tests/measure_retrieval.py`
-    plants it.
+    Planted truths (`python tests/measure_retrieval.py`, seeds 0 to 999): the 95 % intervals of 30
+    queries held them in 94.3 to 97.2 % for 14 of the 15 estimates and differences, and in 93.0 %
+    for the difference in being found and said where it is real (95.8 % on 4,000 further seeds);
+    those of 120 queries in 94.0 to 96.1 %. Of the differences called clear 95.0 % were right.
 
     Args:
         samples: With the columns of `ranks`.

@@ -98,7 +98,7 @@ def serve_here(server: LocalServer, gpu: str, log: Path) -> Iterator[str]:
             f"nothing answers at {server.address}, and there is no GPU for {server.model}: ask "
             "for one more (--gpus), or start the server in the lines of setup"
         )
-    options = POLICY_OPTIONS if server.policy else ()
+    options = (*(POLICY_OPTIONS if server.policy else ()), *server.options)
     port = urlsplit(server.address).port
     program, url = start_vllm(server.model, gpu, log, options, port)
     with program:

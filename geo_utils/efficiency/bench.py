@@ -37,6 +37,7 @@ from geo_utils.efficiency.params import EfficiencyParams, Setting
 from geo_utils.efficiency.random_weights import is_made
 from geo_utils.evaluate import Counter
 from geo_utils.files import append_jsonl, read_jsonl, resolve_path, write_atomic
+from geo_utils.grpo.engine import serve_options
 from geo_utils.runs import Run, package_versions, told_by
 
 log = logging.getLogger(__name__)
@@ -156,7 +157,8 @@ def servers_of(turn: Turn, params: EfficiencyParams) -> tuple[Server, ...]:
         # vLLM up to 0.27 strands up to 32 GiB beside its share (its issue 52950), and every trainer
         # that joins leaves a communicator behind; a GPU that is full refuses the next.
         policy = (*POLICY_OPTIONS, "--max-model-len", room, "--gpu-memory-utilization", "0.5")
-        found.append(Server("policy", params.models.policy, of["policy"], policy))
+        own = serve_options(params.recipe | setting.recipe)
+        found.append(Server("policy", params.models.policy, of["policy"], policy + own))
     if setting.reward == "qwen_server":
         alone = list(of.values()).count(of["engine"]) == 1
         memory = "0.85" if alone else "0.3"

@@ -226,6 +226,7 @@ def _result(steps: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
         "engine_s": mean("reward/engine_wall"), "judge_s": mean("reward/judge_wall"),
         "abstained": mean("reward/abstained"), "new_tokens": mean("completions/mean_length"),
         "logp_difference": mean("sampling/sampling_logp_difference/mean"),
+        "tokens_a_step": mean("drafts/tokens_a_step"),
         "window": [steps[warmup - 1]["at"] if warmup else counted[0]["at"] - seconds[0],
                    counted[-1]["at"]],
     }  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from geo_utils.grpo.params import engine_problems
 from geo_utils.parameters import Name, NotebookParams, Options, nearest
 
 Place = Literal["trainer", "policy", "engine"]
@@ -30,7 +31,7 @@ class Setting(Options):
             `RewardOptions.target_place`.
         parallel: Whether Gemini is asked for a whole batch at once, or one by one.
         gpus: The GPU that each role holds, by index; on one GPU, they share it.
-        recipe: Fields of GRPOConfig over the run's.
+        recipe: Fields of `GrpoParams.grpo` over the run's.
         completions: Completions a step, where not the run's.
         new_tokens: Tokens of each, likewise.
         reward_latency_s: Seconds of engine and judge together, likewise.
@@ -167,7 +168,7 @@ class EfficiencyParams(NotebookParams):
         timing: How often, and for how long at most.
         gemini: What stands for Gemini.
         models: Which models.
-        recipe: Fields of GRPOConfig for all settings.
+        recipe: Fields of `GrpoParams.grpo` for all settings.
         capacity: What the planner counts with.
     """
 
@@ -215,6 +216,16 @@ class EfficiencyParams(NotebookParams):
                         f"{name}: {value!r} is unknown{nearest(value, self.settings)} Choose from "
                         f"{', '.join(self.settings)}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _check_engines(self) -> Self:
+        """Refuse arguments of vLLM's engine that no server could be started with."""
+        for name, setting in self.settings.items():
+            tokens = {"max_completion_length": setting.new_tokens or self.work.new_tokens}
+            grpo = self.recipe | setting.recipe | tokens
+            for problem in engine_problems(grpo, setting.policy, self.work.prompt_tokens):
+                raise ValueError(f"settings.{name}: {problem}")
         return self
 
 

@@ -450,7 +450,7 @@ def sitting_table(rows: pd.DataFrame) -> Styler:
 
 def source(rows: pd.DataFrame) -> str:
     """Say what results were measured on, and what was simulated."""
-    measured = rows[rows["measured"]]
+    measured = rows[rows["measured"].astype(bool)]  # of no row, a join's columns have no type
     hardware = sorted(set(measured["hardware"])) or ["nothing measured"]
     stood_in = sorted({what for names in measured["simulated"] for what in names})
     simulated = f"; SIMULATED: {', '.join(stood_in)}" if stood_in else ""

@@ -7,8 +7,9 @@ import http.client
 import json
 import math
 import re
+import shlex
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import distribution
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from geo_utils.files import resolve_path
+from geo_utils.grpo.engine import FIELD, KERNEL, serve_options
 from geo_utils.parameters import LocalServer, Options, ParameterError, nearest
 from geo_utils.roles.methods import MODEL_METHODS, check_methods, known_method
 from geo_utils.roles.params import KeyPointChoice, Model, Role, RunParams
@@ -184,19 +186,22 @@ _CLASSES = {
     },
     "lora": dict.fromkeys(("PeftConfig", "PeftConfigMixin"), "peft/config.py")
     | {"LoraConfig": "peft/tuners/lora/config.py"},
+    FIELD: {"EngineArgs": "vllm/engine/arg_utils.py"},
 }
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def field_names(section: str) -> frozenset[str]:
-    """Return the names of `GRPOConfig`'s (`grpo`) or `LoraConfig`'s (`lora`) fields.
+    """Return the names of a section's fields: `GRPOConfig`'s, `LoraConfig`'s or `EngineArgs`'.
 
     Importing them takes many seconds, and a wrong parameter has to be refused at once, so the
     installed sources are parsed instead.
 
     Args:
-        section: `grpo` or `lora`.
+        section: `grpo`, `lora` or `vllm_engine`, which has none where vLLM is not installed.
     """
+    if section == FIELD and find_spec("vllm") is None:
+        return frozenset()
     names: set[str] = set()
     for kind, file in _CLASSES[section].items():
         path = Path(str(distribution(file.partition("/")[0]).locate_file(file)))
@@ -205,6 +210,67 @@ def field_names(section: str) -> frozenset[str]:
         fields = (line.target for line in own.body if isinstance(line, ast.AnnAssign))
         names |= {field.id for field in fields if isinstance(field, ast.Name)}
     return frozenset(name for name in names if not name.startswith("_"))
+
+
+# What TRL gives its colocated engine, and what a run gives the policy's server.
+_TRLS = (
+    *("model", "tensor_parallel_size", "gpu_memory_utilization", "max_model_len", "max_num_seqs"),
+    *("enable_sleep_mode", "model_impl", "distributed_executor_backend", "seed", "quantization"),
+    *("max_num_batched_tokens", "logprobs_mode", "trust_remote_code"),
+)
+_SERVERS = ("model", "port", "weight_transfer_config", "logprobs_mode", "max_logprobs")
+_DRAFTS = ("ngram", "ngram_gpu", "suffix", "page")  # that need no second model
+
+
+def engine_problems(grpo: Mapping[str, Any], generation: str, prompt: int) -> Iterator[str]:
+    """Say which arguments of the policy's engine cannot be had, or not together.
+
+    Args:
+        grpo: As `GrpoParams.grpo`.
+        generation: As `GrpoParams.generation`.
+        prompt: Tokens of the longest prompt.
+    """
+    given, field, known = grpo.get(FIELD), f"grpo.{FIELD}", field_names(FIELD)
+    if given is None:
+        return
+    if not isinstance(given, dict):
+        yield f"{field}={given!r}: arguments of vLLM's engine by name are needed"
+        return
+    if generation == "transformers":
+        yield f"{field}={given!r} needs use_vllm: true"
+    for name in given:
+        if name in (_TRLS if generation == "colocate" else _SERVERS):
+            yield f"{field}.{name}={given[name]!r}: it is set for the training; leave it out"
+        if known and name not in {*known, KERNEL}:
+            yield f"{field}.{name}: vLLM has no such argument{nearest(name, known)}"
+    drafting = "speculative_config" in given
+    if KERNEL in given and (given[KERNEL] != "torch" or generation == "server" or drafting):
+        needed = "'torch', of a colocated engine without drafts, or none"
+        yield f"{field}.{KERNEL}={given[KERNEL]!r}: {needed}"
+    if drafting:
+        yield from _draft_problems(grpo, given["speculative_config"], prompt)
+
+
+def _draft_problems(grpo: Mapping[str, Any], drafts: Any, prompt: int) -> Iterator[str]:
+    field = f"grpo.{FIELD}.speculative_config"
+    if not isinstance(drafts, dict) or drafts.get("method") not in _DRAFTS:
+        yield f"{field}={drafts!r}: name a method; choose from {', '.join(_DRAFTS)}"
+        return
+    size = drafts.get("num_speculative_tokens")
+    if type(size) is not int or size < 1:
+        yield f"{field}.num_speculative_tokens={size!r}: a whole number of at least 1 is needed"
+        return
+    if drafts.get("rejection_sample_method") == "synthetic":
+        yield f"{field}.rejection_sample_method='synthetic' changes what is written; drop it"
+    for name in ("min_p", "logit_bias"):
+        if value := (grpo.get("generation_kwargs") or {}).get(name):
+            yield f"grpo.generation_kwargs.{name}={value!r}: vLLM refuses it with drafts; drop one"
+    room, needed = grpo.get("vllm_max_model_length"), prompt + grpo["max_completion_length"] + size
+    if isinstance(room, int) and room < needed:
+        yield (
+            f"grpo.vllm_max_model_length={room}: near it, drafts stop for the whole batch; set it "
+            f"to at least {needed}, the longest prompt, completion and draft"
+        )
 
 
 GRPO_DEFAULTS: dict[str, Any] = {
@@ -216,6 +282,7 @@ LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "a
 _COUNTS = (
     *("max_steps", "num_generations", "per_device_train_batch_size", "num_iterations"),
     *("gradient_accumulation_steps", "steps_per_generation", "generation_batch_size"),
+    "max_completion_length",
 )
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?")
 _ACROSS = "rewards are normalised within the group of one prompt, or not at all"
@@ -245,7 +312,8 @@ class GrpoParams(RunParams):
         evaluation: The comparison at the end.
         grpo: Fields of TRL's GRPOConfig, any of them, over `GRPO_DEFAULTS`; `temperature` there is
             the policy's. `save_steps` is rounded up to a moment at which a training can go on;
-            for `torch_compile`, see `train.compile_layers`.
+            for `torch_compile`, see `train.compile_layers`. One more field, `vllm_engine`, holds
+            arguments of vLLM's engine, such as drafts; see `grpo.engine`.
         lora: Fields of PEFT's LoraConfig, over `LORA_DEFAULTS`.
     """
 
@@ -369,7 +437,8 @@ class GrpoParams(RunParams):
     @property
     def servers_here(self) -> list[LocalServer]:
         """The policy's server, and those of training and comparison, each once."""
-        own = LocalServer.at(self.policy_server, self.policy.base, policy=True)
+        options = serve_options(self.grpo)
+        own = LocalServer.at(self.policy_server, self.policy.base, policy=True, options=options)
         found = own if self.generation == "server" else []
         found += super().servers_here + super(GrpoParams, self.for_evaluation()).servers_here
         return list({server.address: server for server in reversed(found)}.values())[::-1]
@@ -408,7 +477,7 @@ class GrpoParams(RunParams):
             if not unset and (type(value) is not int or value < 1):
                 yield f"grpo.{name}={value!r}: a whole number of at least 1 is needed"
         for section, given in (("grpo", self.grpo), ("lora", self.lora)):
-            known = field_names(section)
+            known = field_names(section) | ({FIELD} if section == "grpo" else set())
             for name, value in given.items():
                 allowed, why = _ONLY.get(name, ((value,), ""))
                 if name not in known:
@@ -417,6 +486,7 @@ class GrpoParams(RunParams):
                     yield f"{section}.{name}={value!r}: {why}"
                 elif isinstance(value, str) and _NUMBER.fullmatch(value):
                     yield f"{section}.{name}={value!r}: a number is needed: write 1.0e-5, unquoted"
+        yield from engine_problems(self.grpo, self.generation, self.data.max_prompt_tokens)
         if self.grpo.get("torch_compile") and self.generation == "transformers":
             yield "grpo.torch_compile=True needs use_vllm: true, else each token would be compiled"
         grpo, size = self.grpo, self.generation_size
@@ -511,6 +581,7 @@ def check_server(params: GrpoParams) -> None:
         '--weight-transfer-config \'{"backend":"nccl"}\' --logprobs-mode processed_logprobs '
         "--max-logprobs -1 --enable-scale-out"
     )
+    start = " ".join([start, *map(shlex.quote, serve_options(params.grpo))])
     where = f"grpo.vllm_mode='server': {url}"
     try:
         with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as answer:

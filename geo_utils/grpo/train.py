@@ -11,6 +11,7 @@ from typing import Any
 from geo_utils.corpus import Corpus
 from geo_utils.grpo import checkpoints
 from geo_utils.grpo.data import free_memory, policy_card, prefiltered, prompt_rows, split_queries
+from geo_utils.grpo.engine import FIELD, colocated, engine_arguments, log_drafts
 from geo_utils.grpo.log import Metrics, SettledHeap, StepCounter, TrainingLog, hush, timed
 from geo_utils.grpo.params import GrpoParams
 from geo_utils.grpo.rewards import Rewards
@@ -147,20 +148,23 @@ def make_trainer(
     from geo_utils.grpo.weight_sync import keep_base_exact
 
     shared, problem = params.reward.shared_prefix, params.prompts_apart
-    trainer = OverlappedTrainer(
-        resumed=resumed,
-        prompts="each" if problem else shared,
-        prompts_apart=problem,
-        schedule=params.reward.schedule,
-        begin=rewards.begin,
-        saving=log.interrupts.hold,
-        model=base,
-        reward_funcs=rewards.functions,
-        args=grpo_config(params, folder),
-        train_dataset=Dataset.from_list(rows),
-        peft_config=LoraConfig(**params.lora, task_type="CAUSAL_LM"),
-        callbacks=[log, SettledHeap()],
-    )
+    with colocated(params.grpo):
+        trainer = OverlappedTrainer(
+            resumed=resumed,
+            prompts="each" if problem else shared,
+            prompts_apart=problem,
+            schedule=params.reward.schedule,
+            begin=rewards.begin,
+            saving=log.interrupts.hold,
+            model=base,
+            reward_funcs=rewards.functions,
+            args=grpo_config(params, folder),
+            train_dataset=Dataset.from_list(rows),
+            peft_config=LoraConfig(**params.lora, task_type="CAUSAL_LM"),
+            callbacks=[log, SettledHeap()],
+        )
+    if "speculative_config" in engine_arguments(params.grpo):
+        log_drafts(trainer)
     hush(trainer)
     keep_base_exact(trainer, params.reward.direct_sync)
     if params.grpo.get("torch_compile"):
@@ -193,7 +197,8 @@ def grpo_config(params: GrpoParams, folder: Path) -> Any:
     }
     block = params.steps_a_generation  # only after the last of them can a training go on
     settings["save_steps"] = math.ceil(settings["save_steps"] / block) * block
-    settings.pop("torch_compile", None)  # see `make_trainer`
+    for ours in ("torch_compile", FIELD):  # see `make_trainer`
+        settings.pop(ours, None)
     if params.generation == "colocate":  # TRL decodes the tokens itself
         extra = settings.get("generation_kwargs") or {}
         settings["generation_kwargs"] = {"detokenize": False} | extra

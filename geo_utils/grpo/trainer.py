@@ -33,9 +33,11 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import accumulate, compress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from trl.extras.profiling import profiling_context
 from trl.models.utils import disable_gradient_checkpointing
@@ -158,6 +160,7 @@ class _Batch:
         step: The one that will train on it, from 1.
         prompts: What TRL's `_tokenize_prompts` returns.
         written: What TRL's `_generate_single_turn` returns: tokens, and vLLM's log-probabilities.
+        texts: What is written, as text.
         rewards: One row per completion, one column per reward, (B, F).
         old: Log-probabilities under the weights that wrote it, (B, T), where needed.
         metrics: Figures of its rewards, logged in its step and not in the one before.
@@ -167,6 +170,7 @@ class _Batch:
     step: int
     prompts: Any
     written: Future[Any]
+    texts: Future[list[str]]
     rewards: Future[Any] = field(default_factory=Future)
     old: torch.Tensor | None = None
     metrics: list[tuple[str, float]] = field(default_factory=list)
@@ -237,6 +241,9 @@ class OverlappedTrainer(GRPOTrainer):
         self._loss_inputs: dict[str, Any] | None = None
         self._rows: Sequence[Mapping[str, Any]] = ()
         self._sampled: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._decode = self.processing_class.batch_decode
+        if self._early:
+            self.processing_class.batch_decode = self._decoded
         self.prompts_apart = prompts_apart
         self.prompts = self._way(prompts)
         if self._early and self.use_vllm:
@@ -314,14 +321,17 @@ class OverlappedTrainer(GRPOTrainer):
                 self.vllm_generation.sync_weights()
             self._last_loaded_step = self.state.global_step
         with profiling_context(self, "_prepare_inputs"):
-            prompts = super()._tokenize_prompts([row["prompt"] for row in rows])
+            prompts = self._tokens([row["prompt"] for row in rows])
         self._rows = rows
         if self._ahead and self._served:
             written = in_background(self._write, prompts[0])
         else:
             written = Future()
             written.set_result(self._write(prompts[0]))
-        batch = _Batch(rows, step, prompts, written)
+        # TRL makes a tensor of each prompt, which takes five times as long from a list.
+        quick = [np.array(ids) for ids in prompts[0]], *prompts[1:]
+        texts = in_background(lambda: self._decode(written.result()[0], skip_special_tokens=True))
+        batch = _Batch(rows, step, quick, written, texts)
         batch.rewards = in_background(self._reward, batch)
         if self._ahead and not self.use_vllm:
             batch.old = self._log_probabilities(prompts[0], written.result()[0])
@@ -340,10 +350,16 @@ class OverlappedTrainer(GRPOTrainer):
     def _reward(self, batch: _Batch) -> Any:
         _JUDGED.set(batch)  # this thread's, and what it starts on TRL's event loop
         ids = batch.written.result()[0]
-        texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
-        completions = [[{"role": "assistant", "content": text}] for text in texts]
+        completions = [[{"role": "assistant", "content": text}] for text in batch.texts.result()]
         rows = [{**row, "step": batch.step} for row in batch.rows]
         return super()._calculate_rewards(rows, [r["prompt"] for r in rows], completions, ids)
+
+    def _decoded(self, ids: Any, *args: Any, **options: Any) -> Any:
+        """Decode; what TRL asks for a second time was decoded for its rewards."""
+        now = self._now
+        if now is not None and now.written.done() and ids is now.written.result()[0]:
+            return now.texts.result()
+        return self._decode(ids, *args, **options)
 
     def _log_metric(self, name: str, value: float) -> None:
         batch = _JUDGED.get()
@@ -354,8 +370,16 @@ class OverlappedTrainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         if self._now is None or not self.model.training:
-            return super()._tokenize_prompts(prompts)
+            return self._tokens(prompts)
         return self._now.prompts
+
+    def _tokens(self, prompts: list[Any]) -> Any:
+        """Return what TRL's `_tokenize_prompts` does; a prompt that is repeated is read once."""
+        if not self.unpadded:
+            return super()._tokenize_prompts(prompts)
+        fresh = [i == 0 or prompt != prompts[i - 1] for i, prompt in enumerate(prompts)]
+        ids, *more = super()._tokenize_prompts(list(compress(prompts, fresh)))
+        return [ids[number - 1] for number in accumulate(fresh)], *more
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         if self._now is None or not self.model.training:

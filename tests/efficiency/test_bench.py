@@ -114,6 +114,18 @@ class TestServers:
         (engine,) = servers_of(Turn("s", given, shared, 0), params)
         assert engine.options[:2] == ("--gpu-memory-utilization", "0.3")
 
+    def test_a_policy_s_server_has_the_arguments_of_its_recipe(self, tmp_path):
+        params = parameters(tmp_path, recipe={"vllm_engine": {"async_scheduling": False}})
+        drafts = {"method": "ngram", "num_speculative_tokens": 7}
+        own = {"vllm_engine": {"speculative_config": drafts}}
+        for recipe, options in (
+            ({}, ["--no-async-scheduling"]),
+            (own, ["--speculative-config", json.dumps(drafts)]),
+        ):
+            given = setting("server", gpus=TWO, recipe=recipe)
+            (policy,) = servers_of(Turn("s", given, place(given, params, [0, 1]), 0), params)
+            assert list(policy.options[-len(options) :]) == options
+
     def test_kept_servers_are_gone_when_a_sweep_is_killed(self, tmp_path):
         """By other signals: see test_supervisor."""
         script = tmp_path / "stand_in.py"

@@ -143,6 +143,13 @@ class TestPlaces:
             ({"settings": {"a": {"group": "g", "policy": "colocated", "reward": "gemini"}}},
              "choose from transformers, colocate, server"),
             ({"steps": 1}, "timing.steps=1: input should be greater than or equal to 2"),
+            ({"settings": {"a": {"group": "g", "policy": "colocate", "reward": "gemini",
+              "recipe": {"vllm_engine": {"seed": 1}}}}},
+             "settings.a: grpo.vllm_engine.seed=1: it is set for the training"),
+            ({"settings": {"a": {"group": "g", "policy": "colocate", "reward": "gemini",
+              "new_tokens": 9000, "recipe": {"vllm_max_model_length": 9000, "vllm_engine": {
+                  "speculative_config": {"method": "page", "num_speculative_tokens": 7}}}}}},
+             "settings.a: grpo.vllm_max_model_length=9000: near it, drafts stop"),
         ],
     )  # fmt: skip
     def test_what_cannot_be_is_refused_by_name(self, tmp_path, changes, message):

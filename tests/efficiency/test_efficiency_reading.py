@@ -652,7 +652,8 @@ class TestShown:
         empty = table()
         contrasts = contrast_table(one_by_one(nothing), "x")
         plans = plan_table(plan(nothing, self.options), nothing, self.options)
-        for shown in (step_table(nothing), contrasts, plans, sitting_table(empty)):
+        ablated = contrast_table(ablation(nothing, ["a"]), "x")
+        for shown in (step_table(nothing), contrasts, ablated, plans, sitting_table(empty)):
             assert "none was measured" in shown.to_html()
         assert "nothing to plan" in told_of(empty, self.options)
         assert "Nothing was measured" in step_findings(empty)

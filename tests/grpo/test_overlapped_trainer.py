@@ -382,6 +382,28 @@ class TestAhead:
         assert saved == trainer.state.global_step > 0
 
 
+@pytest.mark.parametrize(("schedule", "read"), [("stock", 8), ("ahead", 2)])
+def test_prompts_are_read_once_a_group_and_completions_decoded_once(
+    policy, tmp_path, monkeypatch, schedule, read
+):
+    """Rewards need the text before TRL does, which would decode it anew."""
+    with_sampler(monkeypatch, Sampler(policy))
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    calls = {"apply_chat_template": [], "batch_decode": []}
+    for name, sizes in calls.items():
+        own = getattr(tokenizer, name)
+
+        def counted(*args, own=own, sizes=sizes, **options):
+            sizes.append(len(args[0] if args else options["conversation"]))
+            return own(*args, **options)
+
+        setattr(tokenizer, name, counted)
+    trainer, _ = make(policy, tmp_path, schedule, use_vllm=True, max_steps=3, tokenizer=tokenizer)
+    trainer.train()
+    assert calls["apply_chat_template"] == [read] * 3
+    assert calls["batch_decode"] == [8] * 3
+
+
 def test_ahead_learns_what_on_policy_learns(policy, tmp_path):
     """On the demo: `geo run 04 smoke reward.schedule=ahead`."""
     model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)

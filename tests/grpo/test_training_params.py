@@ -21,6 +21,18 @@ OWN = {
 }
 
 
+VLLM = {"use_vllm": True}
+
+
+def engine(**arguments):
+    return VLLM | {"vllm_engine": arguments}
+
+
+def drafts(**changes):
+    given = {"method": "page", "num_speculative_tokens": 7} | changes
+    return engine(speculative_config=given)
+
+
 @pytest.fixture
 def recipe(tmp_path):
     """Write a recipe of these fields of TRL's and own ones, and read it."""
@@ -90,6 +102,7 @@ class TestOverrides:
         ({"num_generations": 1}, {}, "num_generations=1: a group needs at least 2 completions"),
         ({"num_generations": "8"}, {}, "num_generations='8': a whole number of at least 1"),
         ({"max_steps": -1}, {}, "max_steps=-1: a whole number of at least 1"),
+        ({"max_completion_length": "9"}, {}, "max_completion_length='9': a whole number of at"),
         (
             {"gradient_accumulation_steps": 0},
             {},
@@ -250,6 +263,50 @@ class TestOverrides:
             "save_only_model=True: a training could not go on from its checkpoints; leave it out",
         ),
         ({"logging_steps": 5}, {}, "logging_steps=5: a line of metrics.jsonl is a step"),
+        ({"vllm_engine": {}}, {}, "grpo.vllm_engine={} needs use_vllm: true"),
+        (VLLM | {"vllm_engine": ["x"]}, {}, "grpo.vllm_engine=['x']: arguments of vLLM's engine"),
+        (engine(model="m"), {}, "vllm_engine.model='m': it is set for the training; leave it out"),
+        (
+            {"vllm_mode": "server"} | engine(logprobs_kernel="torch"),
+            {},
+            "vllm_engine.logprobs_kernel='torch': 'torch', of a colocated engine without drafts",
+        ),
+        (
+            engine(logprobs_kernel="torch", speculative_config={"method": "page"}),
+            {},
+            "vllm_engine.logprobs_kernel='torch': 'torch', of a colocated engine without drafts",
+        ),
+        (engine(logprobs_kernel="x"), {}, "vllm_engine.logprobs_kernel='x': 'torch', of a colocat"),
+        (
+            engine(speculative_config={"num_speculative_tokens": 7}),
+            {},
+            "speculative_config={'num_speculative_tokens': 7}: name a method; choose from ngram,",
+        ),
+        (drafts(method="eagle"), {}, "name a method; choose from ngram, ngram_gpu, suffix, page"),
+        (
+            drafts(num_speculative_tokens=0),
+            {},
+            "num_speculative_tokens=0: a whole number of at least 1 is needed",
+        ),
+        (
+            drafts(rejection_sample_method="synthetic"),
+            {},
+            "rejection_sample_method='synthetic' changes what is written; drop it",
+        ),
+        *(
+            (
+                drafts() | {"generation_kwargs": {name: value}},
+                {},
+                f"grpo.generation_kwargs.{name}={value!r}: vLLM refuses it with drafts; drop one",
+            )
+            for name, value in (("min_p", 0.1), ("logit_bias", {"3": 1.0}))
+        ),
+        (
+            drafts() | {"vllm_max_model_length": 1124, "max_completion_length": 100},
+            {"data": {"max_prompt_tokens": 1024}},
+            "grpo.vllm_max_model_length=1124: near it, drafts stop for the whole batch; set it to "
+            "at least 1131, the longest prompt, completion and draft",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_the_way_out(recipe, values, own, message):
@@ -333,6 +390,39 @@ def test_the_fields_are_those_of_trl_and_peft(recipe):
 
     assert field_names("grpo") == {field.name for field in fields(GRPOConfig)}
     assert field_names("lora") == {field.name for field in fields(LoraConfig)}
+
+
+class TestEngine:
+    @pytest.mark.parametrize("method", ["ngram", "ngram_gpu", "suffix", "page"])
+    def test_drafts_are_one_field_of_a_recipe(self, recipe, method):
+        given = drafts(method=method) | {"vllm_max_model_length": 4096 + 1024 + 7}
+        found = recipe(given | {"generation_kwargs": {"min_p": 0.0}}).grpo["vllm_engine"]
+        assert found["speculative_config"]["method"] == method
+
+    def test_a_server_here_is_started_with_its_arguments(self, recipe):
+        server = {"vllm_mode": "server", "vllm_server_base_url": "http://127.0.0.1:8001"}
+        (found,) = recipe(engine(async_scheduling=False) | server).servers_here
+        assert found.policy and found.options == ("--no-async-scheduling",)
+
+    def test_a_name_that_the_installed_vllm_lacks_is_refused(self, recipe, tmp_path, monkeypatch):
+        about = tmp_path / "vllm-0.24.0.dist-info" / "METADATA"
+        source = tmp_path / "vllm" / "engine" / "arg_utils.py"
+        for path, text in (
+            (about, "Metadata-Version: 2.1\nName: vllm\nVersion: 0.24.0\n"),
+            (tmp_path / "vllm" / "__init__.py", ""),
+            (source, "class EngineArgs:\n    async_scheduling: bool | None = None\n"),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+        field_names.cache_clear()
+        try:
+            recipe(engine(async_scheduling=True, logprobs_kernel="torch"))
+            message = "vllm_engine.async_schedulin: vLLM has no such argument; did you mean 'async_"
+            with pytest.raises(ParameterError, match=re.escape(message)):
+                recipe(engine(async_schedulin=True))
+        finally:
+            field_names.cache_clear()
 
 
 class TestAtOnce:

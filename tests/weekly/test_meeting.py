@@ -1,14 +1,12 @@
 """The README's section on the meeting, command by command, in a project of its own."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 from conftest import PROJECT
+from headless import copied_project, shell
 from run_folders import make_run
 
 from geo_utils.records import find_records
@@ -22,19 +20,7 @@ COMMANDS = [line.split("  ")[0].strip() for line in SECTION.splitlines()]
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A copy of the project with an environment that is ready, and three runs."""
-    root = tmp_path_factory.mktemp("project")
-    for name in ("notebooks", "params", "geo_utils", "Makefile", "pyproject.toml",
-                 "requirements.lock"):  # fmt: skip
-        (root / name).symlink_to(PROJECT / name)
-    binaries = root / ".venv/bin"
-    binaries.mkdir(parents=True)
-    python = binaries / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    geo = binaries / "geo"
-    geo.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m geo_utils "$@"\n')
-    for file in (python, geo):
-        file.chmod(0o755)
-    (root / ".venv/ready").touch()
+    root = copied_project(tmp_path_factory.mktemp("project"))
     (root / "my_notes.md").write_text("## Open questions\n\nDoes it hold for another engine?\n")
     done = shell(root, ".venv/bin/geo run 02 smoke corpus.limit=5 repeats=1")
     assert done.returncode == 0, done.stderr
@@ -50,13 +36,6 @@ def project(tmp_path_factory):
     make_run(root / "outputs", "20260202-100000000-bbbbbbbb", variant="broken", status="failed",
              reason="the corpus was gone", headline=None)  # fmt: skip
     return root
-
-
-def shell(root, command):
-    return subprocess.run(
-        command, shell=True, cwd=root, capture_output=True, text=True, timeout=600,
-        env=os.environ | {"PYTHONPATH": str(PROJECT)},
-    )  # fmt: skip
 
 
 def test_a_run_ends_with_the_index_written(project):
