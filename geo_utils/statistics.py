@@ -194,9 +194,10 @@ def level_spread(values: NDArray[np.float64]) -> Estimate:
 def more_clusters(n_clusters: int, half: float, distance: float) -> int | None:
     """Return how many more clusters shrink an interval's half-width to a distance.
 
-    None where no number does, as the distance is not above 0, or there is no interval.
+    None where no number does, as the distance is not above 0, or there is no interval; and where it
+    would take more than a hundred times as many: the distance is then an estimate of nearly 0.
     """
-    if not distance > 0 or not half > 0:
+    if not distance > 0 or not half > 0 or half > 10 * distance:
         return None
     return max(int(np.ceil(n_clusters * (half / distance) ** 2)) - n_clusters, 1)
 

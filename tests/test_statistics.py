@@ -148,4 +148,5 @@ def test_the_spread_between_levels_by_hand():
 def test_how_many_more_clusters_decide():
     assert more_clusters(30, 0.2, 0.1) == 90  # half the width takes four times as many
     assert more_clusters(30, 0.1, 0.2) == 1
+    assert more_clusters(30, 0.2, 0.01) is None  # 12,000: nobody knows a distance so small
     assert more_clusters(30, 0.1, 0.0) is None and more_clusters(30, np.nan, 0.1) is None

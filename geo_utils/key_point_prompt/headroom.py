@@ -451,7 +451,7 @@ def verdict(table: pd.DataFrame) -> str:
     for _, upper in uppers.iterrows():
         ways.append(more_clusters(n, upper["high"] - upper["mean"], WORTH - upper["mean"]))
     fewest = min(filter(None, ways), default=None)
-    more = "more queries alone would not decide it, more answers a rewrite may"
+    more = "it is too close to say how many queries would decide it; more answers a rewrite may"
     if fewest is not None:
         more = f"about {fewest:,} more queries would decide it"
     return f"{said}; the interval holds {WORTH:.2f}, what a training is worth: {more}."

@@ -481,6 +481,8 @@ class Planner:
             self.counts[request.role] += (0, 1, 0, 0)
             return held
         tokens_out = _TYPICAL_TOKENS.get(request.role, estimated_tokens(request))
+        if request.role == "judge" and not request.schema and not request.choices:
+            tokens_out = request.sampling.max_tokens // 2  # a line for each claim of two pages
         if key not in self._seen:
             self._seen.add(key)
             self.counts[request.role] += (1, 0, estimated_tokens(request), tokens_out)

@@ -111,6 +111,9 @@ def test_an_arrangement_is_planned_with_the_calls_about_it(gemini_server, tmp_pa
     # two queries; two answers a page, each with its verdict; a comparison a rewritten page
     judged = 2 * 3 * 2 + 2 * 2
     assert plan["calls"].to_dict() == {"engine": 2 * 3 * 2, "judge": judged, "rewriter": 2 * 2}
+    # A verdict is short; a comparison has a line for each claim of two pages, of some 15 tokens.
+    compared = (plan.loc["judge", "tokens_out"] - 2 * 3 * 2 * 50) / (2 * 2)
+    assert 15 * 10 < compared < 15 * 80
 
 
 def test_queries_are_priced_with_all_their_key_points(gemini_server, tmp_path):
