@@ -1,11 +1,12 @@
-"""How often the fidelity gate is right: `python tests/measure_fidelity.py [--sealed]`.
+"""How often the fidelity gate is right: `python tests/measure_fidelity.py [open|sealed|others]`.
 
 With `--judge openai/ID --server URL` or `--judge gemini/ID` the model judges the claims.
 
 The pages of `data/fidelity_pages.jsonl` were written for it, before the gate and without running
 it: each a rewrite of a target page of the sample, of one kind, and faithful or not. They fall in
 halves by a hash of the page's query. The open half is for choosing the gate's figures, the sealed
-one is measured when they are chosen.
+one is measured when they are chosen. The pages by others were written afterwards, by a hand that
+knew the kinds and neither the gate nor its code; nothing was chosen on them.
 """
 
 import argparse
@@ -24,16 +25,23 @@ from geo_utils.roles.params import ModelName
 
 GATE = 0.8
 PAGES = Path(__file__).parent / "data" / "fidelity_pages.jsonl"
+SETS = ("open", "sealed", "others")
 
 
-def fidelity_pages(sealed):
-    """Return (original, rewritten page, kind, whether it is faithful) of one half."""
+def fidelity_pages(which):
+    """Return (original, rewritten page, kind, whether it is faithful) of one of `SETS`."""
     originals = {example.query_id: example.target for example in load_corpus("sample")}
-    rows = map(json.loads, PAGES.read_text(encoding="utf-8").splitlines())
+    path = PAGES.with_name("fidelity_pages_by_others.jsonl") if which == "others" else PAGES
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+
+    def half(row):
+        digest = hashlib.sha256(row["query_id"].encode()).hexdigest()
+        return "others" if which == "others" else SETS[int(digest, 16) % 2]
+
     return [
         (originals[row["query_id"]], row["text"], row["kind"], row["faithful"])
         for row in rows
-        if int(hashlib.sha256(row["query_id"].encode()).hexdigest(), 16) % 2 == sealed
+        if half(row) == which
     ]
 
 
@@ -49,11 +57,11 @@ def rates(pages, passes):
 def main():
     """Measure the gate on the written pages and print how many it judges rightly, by kind."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--sealed", action="store_true")
+    parser.add_argument("which", nargs="?", choices=SETS, default="open")
     parser.add_argument("--judge")
     parser.add_argument("--server", nargs="*", default=[])
     args = parser.parse_args()
-    judge, pages = None, fidelity_pages(args.sealed)
+    judge, pages = None, fidelity_pages(args.which)
     if args.judge:
         judge = ModelJudge(Caller(make_model(ModelName.read(args.judge), tuple(args.server))))
     each = run_sync(gather_all(page_fidelity(o, p, (), judge) for o, p, _, _ in pages))

@@ -6,7 +6,7 @@ import pytest
 from conftest import PROJECT, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measure_fidelity import PAGES, fidelity_pages, rates
+from measure_fidelity import PAGES, SETS, fidelity_pages, rates
 from test_model_roles import Echo
 from test_text import CHAT_MARKS
 
@@ -150,10 +150,10 @@ class TestFidelity:
         assert (fidelity(original, row["text"]).score >= 0.8) == row["faithful"]
 
     def test_the_written_pages_cover_every_kind_in_both_halves(self):
-        halves = [rates(fidelity_pages(sealed), lambda *_: True) for sealed in (False, True)]
-        assert len(halves[0]) == len(halves[1]) == 10
-        assert all(n >= 5 for half in halves for _, n in half.values())
-        right = rates(fidelity_pages(False), lambda o, p: fidelity(o, p).score >= 0.8).values()
+        sets = [rates(fidelity_pages(which), lambda *_: True) for which in SETS]
+        assert all(len(kinds) == 10 for kinds in sets)
+        assert all(n >= 5 for kinds in sets for _, n in kinds.values())
+        right = rates(fidelity_pages("open"), lambda o, p: fidelity(o, p).score >= 0.8).values()
         assert sum(n for n, _ in right) >= 54  # of 60
 
     @pytest.mark.parametrize("method", ["original", "easy_to_understand", "paste_key_point",
