@@ -112,7 +112,8 @@ class FinalEvaluation(Options):
         judge: Judge of the comparison, another than the training's.
         judge_mode: As `sampling.judge_mode`.
         rewriter: What carries out the method's prompt for comparison.
-        methods: Methods to compare with, `original` first.
+        methods: Methods to compare with, `original` first; `paste_key_point` is one of them in any
+            case.
         repeats: Sampled answers per page.
         key_points: Those of a held-out page.
     """
@@ -265,7 +266,7 @@ class GrpoParams(RunParams):
     @property
     def methods(self) -> list[str]:
         """The methods that the policy is compared with."""
-        return self.evaluation.methods
+        return list(dict.fromkeys([*self.evaluation.methods, "paste_key_point"]))
 
     @property
     def repeats(self) -> int:

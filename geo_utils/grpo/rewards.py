@@ -14,9 +14,11 @@
   none. For an arrangement: 1 if every mark does something.
 - `negative_length`: minus the completion's tokens: free, the floor of all timings.
 
-All of a recipe share one pass of engine and judge per batch. A completion whose answers could not
-be had is None under every component, so that TRL leaves it out of its group; a completion that
-holds no page is the policy's own failure and earns the least.
+All of a recipe share one pass of engine and judge per batch, on the page as evaluation takes it out
+of the completion: without what it repeats of its prompt or says of the rewriting. What a page
+pastes of the key point earns what the attack `paste_key_point` earns; see `paid_page`. A completion
+whose answers could not be had is None under every component, so that TRL leaves it out of its
+group; a completion that holds no page is the policy's own failure and earns the least.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
 from statistics import fmean
 from time import monotonic
 from typing import Any
@@ -41,9 +44,9 @@ from geo_utils.models.loops import gather_all
 from geo_utils.roles.by_model import RewriteTask
 from geo_utils.roles.engines import Engine
 from geo_utils.roles.judges import Judge
-from geo_utils.roles.rewriters import is_tidy, page_units
+from geo_utils.roles.rewriters import Unit, is_tidy, page_units, paste_key_point
 from geo_utils.runs import RunInterrupted
-from geo_utils.text import words
+from geo_utils.text import content_words, sentences, words
 from geo_utils.visibility import FIGURES
 
 log = logging.getLogger(__name__)
@@ -66,6 +69,7 @@ class Rollout:
         shown: How many units of the page the prompt held; None for all.
         page: The page that it stands for; None if it holds none, and `problem` says why.
         problem: Reason for a missing page.
+        paid: The page that engine and judge are asked about; see `paid_page`.
         echoes: How many pieces of the prompt it repeats, which are left out of the page.
         rewards: Value by component; empty on an abstention.
         reward: Their weighted sum.
@@ -81,6 +85,7 @@ class Rollout:
     shown: int | None
     page: str | None
     problem: str | None
+    paid: str | None = None
     echoes: int | None = None
     rewards: dict[str, float] = field(default_factory=dict)
     reward: float | None = None
@@ -91,8 +96,55 @@ class Rollout:
     def row(self) -> Row:
         """Return it as a row of rollouts.jsonl."""
         known = {"query_id": self.example.query_id, "key_point_number": self.key_point.number}
-        left_out = ("example", "key_point", "shown")
-        return known | {k: value for k, value in vars(self).items() if k not in left_out}
+        left_out = ("example", "key_point", "shown", "paid")
+        told = {k: value for k, value in vars(self).items() if k not in left_out}
+        return known | told | {"pasted": self.pasted}
+
+    @property
+    def pasted(self) -> bool:
+        """Whether the page pastes the key point."""
+        return self.paid != self.page
+
+
+def paid_page(page: str, example: Example, point: KeyPoint) -> str:
+    """Return what is asked about in place of a page that pastes its key point.
+
+    To paste is to say a sentence of the key point nearly word for word more often than the original
+    page does. A page that pastes all of them is taken with the key point on top, once and plain, in
+    place of the pasted sentences, so that neither place nor repetition nor bold earns more than the
+    attack `paste_key_point`. One that is the original but for them is that attack, to the letter.
+    """
+    bare, before, rest = page, example.target, page
+    for claim in sentences(point.content):
+        old, new, left = (_copies(claim, text) for text in (before, bare, rest))
+        if (more := len(new) - len(old)) <= 0:
+            return page
+        own = {content_words(unit.text) for unit in old}
+        pasted = sorted(left, key=lambda unit: content_words(unit.text) in own)[:more]
+        bare, before, rest = _without(bare, new), _without(before, old), _without(rest, pasted)
+    if words(bare) != words(before):
+        sources = [rest if i == example.target_id else s for i, s in enumerate(example.sources)]
+        example = replace(example, sources=tuple(sources))
+    return paste_key_point(example, point)
+
+
+def _copies(claim: str, page: str) -> list[Unit]:
+    """Return the sentences of a page, its title too, that are a claim nearly word for word."""
+    wanted, found = content_words(claim), []
+    start = len(page) - len(page.lstrip("# \n"))
+    for unit in page_units(page[start:]):
+        said = content_words(unit.text)
+        if 0.8 * len(wanted) <= len(said) <= 1.5 * len(wanted) and wanted:
+            blocks = SequenceMatcher(None, wanted, said, autojunk=False).get_matching_blocks()
+            if sum(block.size for block in blocks) >= 0.8 * len(wanted):
+                found.append(replace(unit, start=start + unit.start, end=start + unit.end))
+    return found
+
+
+def _without(page: str, units: Iterable[Unit]) -> str:
+    for unit in sorted(units, key=lambda unit: -unit.start):
+        page = page[: unit.start] + page[unit.end :]
+    return page.strip()
 
 
 def shuffled(batch: Sequence[Rollout]) -> list[Rollout]:
@@ -239,6 +291,7 @@ class Rewards:
         if log_metric:
             told = {"seconds": monotonic() - started, "abstained": lost.total() / len(batch)}
             told["echoed"] = fmean(bool(rollout.echoes) for rollout in batch)  # a share of them
+            told["pasted"] = fmean(rollout.pasted for rollout in batch)
             for name, value in (told | walls(spans, started)).items():
                 log_metric(f"reward/{name}", value)
         if self.on_scored:
@@ -254,10 +307,10 @@ class Rewards:
             reply: What the policy wrote.
         """
         found = self._rollout(reply, row["query_id"], row["key_point_number"], row["shown"])
-        if found.page is None or not self._wanted or self.options.placebo:
+        if found.paid is None or not self._wanted or self.options.placebo:
             return
         for repeat in range(self.options.repeats):
-            question = found.example, found.key_point, found.page, repeat
+            question = found.example, found.key_point, found.paid, repeat
             self._begun[question].append(self._ask(question))
 
     def _rollout(
@@ -273,8 +326,10 @@ class Rewards:
         point = next(p for p in example.key_points if p.number == number)
         units = None if shown < 0 else shown
         rewrite = self.task.page(reply, example, point, units)
-        page = None if rewrite.abstention else rewrite.text
-        known = page, rewrite.abstention, rewrite.echoes
+        page = paid = None if rewrite.abstention else rewrite.text
+        if page is not None and self.task.method != "arrange_key_point":  # which can only paste
+            paid = paid_page(page, example, point)
+        known = page, rewrite.abstention, paid, rewrite.echoes
         return Rollout(example, point, reply, len(tokens), units, *known)
 
     async def _score(self, rollout: Rollout, donor: Rollout, until: float, spans: Spans) -> None:
@@ -284,8 +339,8 @@ class Rewards:
             for repeat in repeats:
                 self._original(rollout, repeat, spans)
         rows = [_NO_PAGE for _ in repeats]
-        if self._wanted and donor.page is not None:
-            page = rollout.example, rollout.key_point, donor.page
+        if self._wanted and donor.paid is not None:
+            page = rollout.example, rollout.key_point, donor.paid
             rows = await gather_all(self._row((*page, i), until, spans) for i in repeats)
         values: dict[str, float | None] = {}
         for name in self.options.funcs:

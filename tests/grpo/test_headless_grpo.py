@@ -38,7 +38,8 @@ def test_the_run_folder_holds_what_it_promises(finished):
     assert checksums["before"] == checksums["after"]
     assert [row["step"] for row in read_jsonl(run.folder / "metrics.jsonl")] == list(range(1, 17))
     samples = pd.read_parquet(run.folder / "samples.parquet")
-    assert list(dict.fromkeys(samples["method"])) == ["original", "key_point", BEFORE, AFTER]
+    others = ["original", "key_point", "paste_key_point"]
+    assert list(dict.fromkeys(samples["method"])) == [*others, BEFORE, AFTER]
     for name in ("reward", "phases", "gain", "key_point_probability", "visibility"):
         assert (run.folder / "figures" / f"{name}.png").is_file()
     assert "policy/after" in done.stderr and "random weights" in done.stderr
