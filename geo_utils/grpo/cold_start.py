@@ -19,7 +19,14 @@ import yaml
 from geo_utils.corpus import Corpus, Example, KeyPoint, load_corpus
 from geo_utils.files import write_atomic
 from geo_utils.grpo.checkpoints import go_on, newest_complete
-from geo_utils.grpo.data import Fit, base_model, carried, policy_card, split_queries
+from geo_utils.grpo.data import (
+    Fit,
+    base_model,
+    carried,
+    policy_card,
+    split_queries,
+    with_lengths,
+)
 from geo_utils.grpo.log import StepCounter, hush
 from geo_utils.grpo.params import ColdStart, GrpoParams, SmallModel
 from geo_utils.models.loops import gather_all, run_sync
@@ -291,6 +298,7 @@ def export(params: GrpoParams, folder: Path) -> tuple[Path, int]:
     if not params.policy.cold_start.steps:
         raise ParameterError("policy.cold_start.steps=0: the recipe has no cold start to export")
     examples, lora = load_corpus(**params.corpus_options), params.lora
+    params = with_lengths(params, examples)
     base, shown = base_and_demonstrations(params, make_roles(params), examples, folder)
     rows = [
         {"conversations": [{"from": "human", "value": prompt}, {"from": "gpt", "value": reply}]}

@@ -18,10 +18,18 @@ from geo_utils.grpo.params import GrpoParams
 from geo_utils.models.base import LanguageModel
 from geo_utils.models.caller import Caller
 from geo_utils.models.loops import gather_all, run_sync
-from geo_utils.roles.by_model import PolicyRewriter, RewriteTask
+from geo_utils.parameters import ParameterError
+from geo_utils.roles.by_model import REPLY_ROOM, PolicyRewriter, RewriteTask
 from geo_utils.roles.make import Roles, make_caller
-from geo_utils.roles.policies import PolicyCard, policy_rewriter
+from geo_utils.roles.policies import (
+    PolicyCard,
+    fitter,
+    load_tokenizer,
+    policy_rewriter,
+    prompt_counter,
+)
 from geo_utils.roles.rewriters import Rewrite
+from geo_utils.runs import Run
 
 Pairs = list[tuple[Example, KeyPoint]]
 Fit = Callable[[Example, KeyPoint], int | None]
@@ -56,17 +64,72 @@ def base_model(params: GrpoParams) -> str:
 
 
 def policy_card(params: GrpoParams) -> PolicyCard:
-    """Return the card of the policy that these parameters train."""
+    """Return the card of the policy that these parameters train, with lengths in place of none."""
     folder, method = params.paths.templates, params.policy.method
+    longest = params.data.max_prompt_tokens
+    assert longest is not None, "with_lengths was not called"
     return PolicyCard(
         method=method,
         prompts=None if folder is None else str(folder),
         template=RewriteTask(method, folder).template.hash,
-        max_prompt_tokens=params.data.max_prompt_tokens,
+        max_prompt_tokens=longest,
         max_completion_length=params.grpo["max_completion_length"],
         temperature=params.grpo.get("temperature", 1.0),
         top_p=params.grpo.get("top_p", 1.0),
     )
+
+
+def with_lengths(params: GrpoParams, examples: Iterable[Example]) -> GrpoParams:
+    """Return the parameters with lengths in place of none, so that pages are whole.
+
+    Prompts are as long as the longest needs, completions as the longest page and a quarter more, in
+    the policy's tokens, both at most `data.most_tokens`; vLLM's model length is their sum.
+
+    Raises:
+        ParameterError: vLLM's model length is given and too short for both.
+    """
+    longest, length = params.data.max_prompt_tokens, params.grpo["max_completion_length"]
+    if longest is None or length is None:
+        task = RewriteTask(params.policy.method, params.paths.templates)
+        count, most = prompt_counter(load_tokenizer(base_model(params))), params.data.most_tokens
+        pairs = [(example, point) for example in examples for point in example.key_points]
+        if longest is None:
+            longest = min(max(count(task.prompt(*pair)) for pair in pairs), most)
+        if length is None:
+            page = max(count(example.target) for example in examples)
+            length = min(64 * math.ceil(REPLY_ROOM * page / 64), most)
+    grpo = params.grpo | {"max_completion_length": length}
+    if params.generation == "colocate":
+        given = grpo.setdefault("vllm_max_model_length", longest + length)
+        if given is not None and given < longest + length:
+            both = f"prompts of {longest} and completions of {length} tokens"
+            raise ParameterError(f"grpo.vllm_max_model_length={given} is too short for {both}")
+    data = params.data.model_copy(update={"max_prompt_tokens": longest})
+    return params.model_copy(update={"data": data, "grpo": grpo})
+
+
+def tell_lengths(params: GrpoParams, split: Split, base: str, run: Run) -> str:
+    """Count the pages that a policy is not shown whole, for the manifest and in words.
+
+    Args:
+        params: As `with_lengths` returns them.
+        split: The pairs to train on, and the held-out examples.
+        base: The policy.
+        run: Gets `lengths`.
+    """
+    fit = fitter(policy_card(params), load_tokenizer(base))
+    held_out = choose_key_points(split.held_out, params.key_points, params.seed)
+    longest, length = params.data.max_prompt_tokens, params.grpo["max_completion_length"]
+    told: dict[str, Any] = {"max_prompt_tokens": longest, "max_completion_length": length}
+    words = [f"Prompts have at most {longest:,} tokens, completions {length:,}"]
+    for name, pairs in (("to train on", split.train), ("held out", held_out)):
+        shown = [fit(*pair) for pair in pairs]
+        cut, lost = sum(bool(units) for units in shown), shown.count(0)
+        told[name] = {"pairs": len(pairs), "cut": cut, "left_out": lost}
+        said = f"of {len(pairs):,} pages {name} {cut:,} are cut to fit"
+        words.append(said + (f" and {lost:,} left out, as no sentence fits" if lost else ""))
+    run.update(lengths=told)
+    return "; ".join(words) + "."
 
 
 def split_queries(examples: Corpus, params: GrpoParams) -> Split:

@@ -95,13 +95,16 @@ class DataOptions(Options):
     Attributes:
         held_out: Share of the queries that training never sees.
         key_points: Those of a page to train on.
-        max_prompt_tokens: Longest prompt; the page is cut to it, never the instructions.
+        max_prompt_tokens: Longest prompt; the page is cut to it, never the instructions. None: as
+            the corpus's longest page needs, in the policy's tokens.
+        most_tokens: Most that this, or `grpo.max_completion_length`, becomes where it is none.
         prefilter: Keep prompts of middling success only.
     """
 
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.3
     key_points: KeyPointChoice = "all"
-    max_prompt_tokens: Annotated[int, Field(ge=32)] = 4096
+    max_prompt_tokens: Annotated[int, Field(ge=32)] | None = None
+    most_tokens: Annotated[int, Field(ge=32)] = 8192
     prefilter: Prefilter | None = None
 
 
@@ -210,7 +213,7 @@ def field_names(section: str) -> frozenset[str]:
 
 GRPO_DEFAULTS: dict[str, Any] = {
     "max_steps": 200, "num_generations": 8, "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 1, "learning_rate": 1e-5, "max_completion_length": 1024,
+    "gradient_accumulation_steps": 1, "learning_rate": 1e-5, "max_completion_length": None,
     "save_steps": 25, "save_total_limit": 2, "logging_steps": 1, "report_to": "none",
 }  # fmt: skip
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
@@ -245,8 +248,9 @@ class GrpoParams(RunParams):
         data: Prompts and their split.
         evaluation: The comparison at the end.
         grpo: Fields of TRL's GRPOConfig, any of them, over `GRPO_DEFAULTS`; `temperature` there is
-            the policy's. `save_steps` is rounded up to a moment at which a training can go on;
-            for `torch_compile`, see `train.compile_layers`.
+            the policy's. `max_completion_length` and `vllm_max_model_length` follow the corpus
+            where they are none (`data.with_lengths`). `save_steps` is rounded up to a moment at
+            which a training can go on; for `torch_compile`, see `train.compile_layers`.
         lora: Fields of PEFT's LoraConfig, over `LORA_DEFAULTS`.
     """
 
@@ -452,6 +456,10 @@ class GrpoParams(RunParams):
             yield "policy.cold_start.pairs='rewrites' are no arrangements; choose pairs: edits"
         if cold.small_model and not cold.steps:
             yield "policy.cold_start.steps=0: a small_model of random weights must learn to write"
+        lengths = self.data.max_prompt_tokens, self.grpo["max_completion_length"]
+        if self.policy.method == "arrange_key_point" and None in lengths:
+            names = "data.max_prompt_tokens and grpo.max_completion_length"
+            yield f"{names} are {lengths}: an arrangement's do not follow its page; give numbers"
         same = (self.judge, self.sampling.judge_mode) == (final.judge, final.judge_mode)
         if same and "key_point" in self.reward.funcs:
             judge = f"evaluation.judge={final.judge!r} is the judge that trained the policy"
