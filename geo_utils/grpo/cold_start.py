@@ -280,6 +280,30 @@ def _supervised(params: GrpoParams, base: str, shown: list[Demonstration], folde
     return trainer
 
 
+def taught(
+    params: GrpoParams, base: str, shown: list[Demonstration], steps: int, folder: Path
+) -> Path:
+    """Return the folder of an adapter that is taught some demonstrations; made once.
+
+    Args:
+        params: The recipe: its adapter, and the batch and learning rate of its cold start.
+        base: The model that is taught.
+        shown: The demonstrations.
+        steps: Optimizer steps.
+        folder: Gets the adapter.
+    """
+    card = policy_card(params)
+    if not same_card(folder, card):
+        cold = params.policy.cold_start.model_copy(update={"steps": steps, "small_model": None})
+        policy = params.policy.model_copy(update={"cold_start": cold})
+        changed = params.model_copy(update={"policy": policy})
+        trainer = _supervised(changed, base, shown, folder)
+        go_on(trainer, newest_complete(folder / "sft"))
+        trainer.save_model(str(folder))
+        card.write(folder)  # last: a folder with its card is complete
+    return folder
+
+
 def export(params: GrpoParams, folder: Path) -> tuple[Path, int]:
     """Export a recipe's cold start for LLaMA-Factory: demonstrations and a recipe to train on them.
 

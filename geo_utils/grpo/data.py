@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from statistics import fmean
+from dataclasses import dataclass, field
 from typing import Any
 
-from geo_utils.corpus import Corpus, Example, KeyPoint, choose_key_points
+from geo_utils.corpus import Corpus, Example, KeyPoint, choose_key_points, load_corpus
 from geo_utils.files import resolve_path
 from geo_utils.grpo.params import GrpoParams
 from geo_utils.models.base import LanguageModel
@@ -42,19 +40,21 @@ class Split:
     Attributes:
         train: (example, key point) pairs of the training queries.
         held_out: Examples that training never sees.
-        left_out: How many pairs of the training queries are not trained on, and why.
+        validation: Pairs that judge the policy as its training goes, of still other queries.
     """
 
     train: Pairs
     held_out: tuple[Example, ...]
-    left_out: str = ""
+    validation: Pairs = field(default_factory=list)
 
     def __str__(self) -> str:
         """Say what is trained and what is tested on."""
         queries = len({example.query_id for example, _ in self.train})
         trained = f"{len(self.train)} prompts of {queries} queries to train on"
+        queries = len({example.query_id for example, _ in self.validation})
+        watched = f"{len(self.validation)} of {queries} to judge it as it goes" if queries else ""
         held_out = f"{len(self.held_out)} queries held out"
-        return "; ".join(filter(None, [trained, self.left_out, held_out]))
+        return "; ".join(filter(None, [trained, watched, held_out]))
 
 
 def base_model(params: GrpoParams) -> str:
@@ -79,7 +79,7 @@ def policy_card(params: GrpoParams) -> PolicyCard:
     )
 
 
-def with_lengths(params: GrpoParams, examples: Iterable[Example]) -> GrpoParams:
+def with_lengths(params: GrpoParams, corpus: Corpus) -> GrpoParams:
     """Return the parameters with lengths in place of none, so that pages are whole.
 
     Prompts are as long as the longest needs, completions as the longest page and a quarter more, in
@@ -91,6 +91,7 @@ def with_lengths(params: GrpoParams, examples: Iterable[Example]) -> GrpoParams:
     longest, length = params.data.max_prompt_tokens, params.grpo["max_completion_length"]
     if longest is None or length is None:
         task = RewriteTask(params.policy.method, params.paths.templates)
+        examples = [*corpus, *split_queries(corpus, params).held_out]
         count, most = prompt_counter(load_tokenizer(base_model(params))), params.data.most_tokens
         pairs = [(example, point) for example in examples for point in example.key_points]
         if longest is None:
@@ -136,7 +137,8 @@ def split_queries(examples: Corpus, params: GrpoParams) -> Split:
     """Split a corpus by query, so that no page of a held-out query is trained on.
 
     Raises:
-        ValueError: The corpus brings no key points, or too few queries to split.
+        ValueError: The corpus brings no key points, or too few queries to split, or shares some
+            with the held-out one.
     """
     with_points = sorted((e for e in examples if e.key_points), key=lambda e: e.query_id)
     if not with_points:
@@ -144,11 +146,25 @@ def split_queries(examples: Corpus, params: GrpoParams) -> Split:
         raise ValueError(f"corpus {params.corpus.name!r} brings no key points; {way}")
     random.Random(f"{params.seed}|held out").shuffle(with_points)
     n = round(params.data.held_out * len(with_points))
-    if not 0 < n < len(with_points):
-        left = f"{n} queries to test and {len(with_points) - n} to train on; both need at least 1"
+    held_out, rest, validation = tuple(with_points[:n]), with_points[n:], []
+    if params.held_out_options:
+        held_out = tuple(e for e in load_corpus(**params.held_out_options) if e.key_points)
+    if not held_out or not rest:
+        left = f"{len(held_out)} queries to test and {len(rest)} to train on; both need at least 1"
         raise ValueError(f"data.held_out={params.data.held_out}: it would leave {left}")
-    train = choose_key_points(with_points[n:], params.data.key_points, params.seed)
-    return Split(train, tuple(with_points[:n]))
+    if shared := {e.query_id for e in held_out} & {e.query_id for e in rest}:
+        name = (
+            f"{len(shared)} queries of the held-out corpus are trained on, such as {min(shared)!r}"
+        )
+        raise ValueError(f"evaluation.corpus: {name}; leave them out of one of the two")
+    if options := params.data.validation:
+        if options.queries >= len(rest):
+            left = f"it would leave none of {len(rest)} queries to train on"
+            raise ValueError(f"data.validation.queries={options.queries}: {left}")
+        own, rest = rest[: options.queries], rest[options.queries :]
+        validation = choose_key_points(own, options.key_points, params.seed)
+    train = choose_key_points(rest, params.data.key_points, params.seed)
+    return Split(train, held_out, validation)
 
 
 def prompt_rows(split: Split, task: RewriteTask, fit: Fit) -> list[dict[str, Any]]:
@@ -176,6 +192,12 @@ def prompt_rows(split: Split, task: RewriteTask, fit: Fit) -> list[dict[str, Any
     if not rows:
         raise ValueError("data.max_prompt_tokens: no sentence fits the prompt; raise it")
     return rows
+
+
+def rows_of(params: GrpoParams, pairs: Pairs, base: str) -> list[dict[str, Any]]:
+    """Return the prompts of some pairs for a policy, as `prompt_rows` makes them."""
+    card = policy_card(params)
+    return prompt_rows(Split(pairs, ()), card.task, fitter(card, load_tokenizer(base)))
 
 
 @contextmanager
@@ -222,46 +244,3 @@ async def carried(
         return [row["supported"] for row in rows if "supported" in row]
 
     return await gather_all(verdicts(rewrite) for rewrite in rewrites)
-
-
-def prefiltered(split: Split, base: str, roles: Roles, params: GrpoParams) -> Split:
-    """Keep the pairs that the policy, before training, neither always nor never lands.
-
-    A group of completions that all succeed or all fail teaches nothing. The trial rewrites and
-    their answers are cached, so that a resumed run asks for nothing again.
-
-    Args:
-        split: Brings the pairs.
-        base: The policy, which writes the trial rewrites.
-        roles: Engine and judge.
-        params: Bring the band and the number of trials; without them all pairs are kept.
-
-    Raises:
-        ValueError: No pair is left.
-    """
-    band = params.data.prefilter
-    if band is None:
-        return split
-    trials = range(band.trials)
-
-    async def success(policy: PolicyRewriter, example: Example, point: KeyPoint) -> float:
-        """Return the share of trials whose answer carries the point; no page is a failure."""
-        rewrites = await gather_all(
-            policy.rewrite(params.policy.method, example, point, sample_index=i) for i in trials
-        )
-        found = [0.0 for rewrite in rewrites if rewrite.abstention]
-        found += itertools.chain(*await carried(example, point, rewrites, roles, 1))
-        return fmean(found) if found else math.nan
-
-    with policies(params, roles) as policy:
-        writer = policy(base)
-        shares = run_sync(gather_all(success(writer, *pair) for pair in split.train))
-    found = zip(split.train, shares, strict=True)
-    kept = [pair for pair, share in found if band.low <= share <= band.high]
-    asked = f"{band.low:.0%} to {band.high:.0%}"
-    if not kept:
-        problem = f"no prompt succeeds in {asked} of {band.trials} trials"
-        raise ValueError(f"data.prefilter: {problem}; widen the band or use more trials")
-    lost = len(split.train) - len(kept)
-    why = f"{lost} left out: success over {band.trials} trials outside {asked}"
-    return replace(split, train=kept, left_out=why)

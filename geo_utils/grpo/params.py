@@ -6,6 +6,7 @@ import ast
 import http.client
 import json
 import math
+import os
 import re
 import urllib.request
 from collections.abc import Iterator
@@ -21,11 +22,27 @@ from pydantic import AfterValidator, Field, model_validator
 from geo_utils.files import resolve_path
 from geo_utils.parameters import LocalServer, Options, ParameterError, nearest
 from geo_utils.roles.methods import MODEL_METHODS, check_methods, known_method
-from geo_utils.roles.params import KeyPointChoice, Model, Role, RunParams
+from geo_utils.roles.params import CorpusOptions, KeyPointChoice, Model, Role, RunParams
 
 ASKING = ("key_point", "visibility")  # rewards that ask an engine
 REWARDS = (*ASKING, "fidelity", "length_budget", "no_instructions", "format", "negative_length")
 PROMPTS = ("key_point", *MODEL_METHODS)  # what a policy can learn
+
+
+class Dynamic(Options):
+    """Train on groups whose completions differ in the key point's reward; see `grpo.groups`.
+
+    Attributes:
+        rounds: Most times in a step that other prompts are drawn for groups that teach nothing; a
+            round makes at most as many calls as the step without it.
+        screen: Completions of a group that engine and judge are asked about first: only where they
+            differ is the rest of the group asked about. None for all at once.
+        rest: For so many steps a prompt whose group taught nothing is not drawn.
+    """
+
+    rounds: Annotated[int, Field(ge=1)] = 2
+    screen: Annotated[int, Field(ge=2)] | None = None
+    rest: Annotated[int, Field(ge=0)] = 20
 
 
 class RewardOptions(Options):
@@ -51,6 +68,7 @@ class RewardOptions(Options):
         target_place: Where the target stands among the sources when the reward asks: `drawn`, as
             in every evaluation; or `last`, so that the engine reads the other sources once for all
             completions of a group. Captions of the training say so; the comparison is drawn.
+        dynamic: Replace groups that teach nothing within the step; none for no.
     """
 
     funcs: Annotated[list[Literal[REWARDS]], Field(min_length=1)] = ["key_point"]  # type: ignore[valid-type]
@@ -66,6 +84,12 @@ class RewardOptions(Options):
     shared_prefix: Literal["auto", "flex", "dense", "each"] = "auto"
     direct_sync: bool = True
     target_place: Literal["drawn", "last"] = "drawn"
+    dynamic: Dynamic | None = None
+
+    @property
+    def main(self) -> str | None:
+        """The first component that asks an engine: the one that groups have to differ in."""
+        return next((name for name in self.funcs if name in ASKING), None)
 
     @model_validator(mode="after")
     def _as_many_weights(self) -> Self:
@@ -82,36 +106,73 @@ class Prefilter(Options):
         trials: Rewrites a prompt, by the policy as it starts.
         low: Least share of them that carry the key point.
         high: Largest.
+        pairs: How many prompts are tried, drawn from the seed; the others are left out. None: all.
     """
 
     trials: Annotated[int, Field(ge=2)] = 4
     low: Annotated[float, Field(ge=0, le=1)] = 0.2
     high: Annotated[float, Field(ge=0, le=1)] = 0.8
+    pairs: Annotated[int, Field(ge=1)] | None = None
+
+
+class Validation(Options):
+    """Queries of the training's part that are kept out of it, to judge the policy as it goes.
+
+    Attributes:
+        queries: How many.
+        key_points: Those of a page.
+        every: Steps from one judging to the next.
+        repeats: Sampled answers a page.
+        patience: So many judgings in a row that are not the best so far end the training.
+    """
+
+    queries: Annotated[int, Field(ge=2)] = 20
+    key_points: KeyPointChoice = "all"
+    every: Annotated[int, Field(ge=1)] = 10
+    repeats: Annotated[int, Field(ge=1)] = 1
+    patience: Annotated[int, Field(ge=1)] | None = None
 
 
 class DataOptions(Options):
     """Which prompts the policy is trained and tested on.
 
     Attributes:
-        held_out: Share of the queries that training never sees.
+        held_out: Share of the queries that training never sees; 0 where `evaluation.corpus` names
+            the held-out ones.
         key_points: Those of a page to train on.
         max_prompt_tokens: Longest prompt; the page is cut to it, never the instructions. None: as
             the corpus's longest page needs, in the policy's tokens.
         most_tokens: Most that this, or `grpo.max_completion_length`, becomes where it is none.
         prefilter: Keep prompts of middling success only.
+        validation: Judge the policy as its training goes, and keep the best checkpoint.
     """
 
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.3
     key_points: KeyPointChoice = "all"
     max_prompt_tokens: Annotated[int, Field(ge=32)] | None = None
     most_tokens: Annotated[int, Field(ge=32)] = 8192
     prefilter: Prefilter | None = None
+    validation: Validation | None = None
+
+
+class Rivals(Options):
+    """What stands beside GRPO in the comparison, drawn from the policy before its training.
+
+    Attributes:
+        best_of: Completions a held-out page of which the best by the reward is taken.
+        steps: Of supervised training on the best completions for the training's prompts, which
+            get as many answers as GRPO's training asked for; 0 leaves it out.
+    """
+
+    best_of: Annotated[int, Field(ge=2)] = 8
+    steps: Annotated[int, Field(ge=0)] = 100
 
 
 class FinalEvaluation(Options):
     """How the policy is compared on held-out queries.
 
     Attributes:
+        corpus: The held-out queries, where they are no share of the corpus (`data.held_out: 0`).
         judge: Judge of the comparison, another than the training's.
         judge_mode: As `sampling.judge_mode`.
         rewriter: What carries out the method's prompt for comparison.
@@ -119,14 +180,17 @@ class FinalEvaluation(Options):
             case.
         repeats: Sampled answers per page.
         key_points: Those of a held-out page.
+        rivals: Best of n and its distillation, beside GRPO.
     """
 
+    corpus: Annotated[CorpusOptions, Field(strict=False)] | None = None
     judge: Model
     judge_mode: Literal["verdict", "soft"] = "verdict"
     rewriter: Model = "offline"
     methods: list[str] = ["original", "key_point"]
     repeats: Annotated[int, Field(ge=1)] = 3
     key_points: KeyPointChoice = "all"
+    rivals: Rivals | None = None
 
 
 class SmallModel(Options):
@@ -215,6 +279,7 @@ GRPO_DEFAULTS: dict[str, Any] = {
     "max_steps": 200, "num_generations": 8, "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1, "learning_rate": 1e-5, "max_completion_length": None,
     "save_steps": 25, "save_total_limit": 2, "logging_steps": 1, "report_to": "none",
+    "scale_rewards": "none",
 }  # fmt: skip
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 _COUNTS = (
@@ -223,6 +288,7 @@ _COUNTS = (
 )
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?")
 _ACROSS = "rewards are normalised within the group of one prompt, or not at all"
+REPORTERS = ("tensorboard", "trackio", "wandb")  # where figures of the steps can go as well
 # What this training can have of a field of TRL's, and why no more.
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     **dict.fromkeys(
@@ -234,7 +300,6 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "output_dir": ((), "checkpoints lie in the run folder; leave it out"),
     "seed": ((), "the run's seed counts; set it at the top"),
     "scale_rewards": ((True, False, "group", "none"), _ACROSS),
-    "multi_objective_aggregation": (("sum_then_normalize",), _ACROSS),
     "logging_steps": ((1,), "a line of metrics.jsonl is a step; leave it out"),
 }
 
@@ -249,8 +314,11 @@ class GrpoParams(RunParams):
         evaluation: The comparison at the end.
         grpo: Fields of TRL's GRPOConfig, any of them, over `GRPO_DEFAULTS`; `temperature` there is
             the policy's. `max_completion_length` and `vllm_max_model_length` follow the corpus
-            where they are none (`data.with_lengths`). `save_steps` is rounded up to a moment at
-            which a training can go on; for `torch_compile`, see `train.compile_layers`.
+            where they are none (`data.with_lengths`). `scale_rewards: none`, the default, puts the
+            key point first: its reward spreads most, and a group that agrees in it moves little.
+            `multi_objective_aggregation: normalize_then_sum` gives each reward the same spread
+            before its weight; `scale_rewards: group` is TRL's own. `save_steps` is rounded up to a
+            moment at which a training can go on; for `torch_compile`, see `train.compile_layers`.
         lora: Fields of PEFT's LoraConfig, over `LORA_DEFAULTS`.
     """
 
@@ -282,6 +350,13 @@ class GrpoParams(RunParams):
         """Which key points of a held-out page the comparison is about."""
         return self.evaluation.key_points
 
+    @property
+    def held_out_options(self) -> dict[str, Any] | None:
+        """The arguments of `corpus.load_corpus` for held-out queries that are no share."""
+        if self.evaluation.corpus is None:
+            return None
+        return self.model_copy(update={"corpus": self.evaluation.corpus}).corpus_options
+
     def for_evaluation(self) -> Self:
         """Return the parameters with the comparison's judge, and the target's place as drawn."""
         sampling = self.sampling.model_copy(update={"judge_mode": self.evaluation.judge_mode})
@@ -305,6 +380,13 @@ class GrpoParams(RunParams):
         """The fields of TrainingArguments that depend on machine and seed."""
         on_cpu = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
         return {"seed": self.seed, **(on_cpu if self.grpo.get("use_cpu") else {})}
+
+    @property
+    def reporters(self) -> list[str]:
+        """Where figures of the steps go beside the run folder."""
+        given = self.grpo["report_to"]
+        listed = given if isinstance(given, list) else [given]
+        return [str(name) for name in listed if name not in (None, "none")]
 
     @property
     def generation_size(self) -> int:
@@ -422,6 +504,9 @@ class GrpoParams(RunParams):
                     yield f"{section}.{name}={value!r}: {why}"
                 elif isinstance(value, str) and _NUMBER.fullmatch(value):
                     yield f"{section}.{name}={value!r}: a number is needed: write 1.0e-5, unquoted"
+        if unknown := set(self.reporters) - set(REPORTERS):
+            which = ", ".join(REPORTERS)
+            yield f"grpo.report_to={self.grpo['report_to']!r}: {min(unknown)!r} is none of {which}"
         if self.grpo.get("torch_compile") and self.generation == "transformers":
             yield "grpo.torch_compile=True needs use_vllm: true, else each token would be compiled"
         grpo, size = self.grpo, self.generation_size
@@ -438,6 +523,13 @@ class GrpoParams(RunParams):
             yield f"reward.shared_prefix={asked!r}: {problem}; choose auto or each"
         if asked == "flex" and grpo.get("use_cpu"):
             yield "reward.shared_prefix='flex' has no backward pass on a CPU; choose auto or dense"
+        if dynamic := self.reward.dynamic:
+            if self.reward.schedule in ("stock", "fused") or self.reward.main is None:
+                needed = f"schedule 'early' or 'ahead' and a reward of {' or '.join(ASKING)}"
+                yield f"reward.dynamic: groups are replaced only with {needed}"
+            if dynamic.screen and dynamic.screen >= group:
+                least = f"must be below num_generations={group}"
+                yield f"reward.dynamic.screen={dynamic.screen}: {least}"
         if self.reward.schedule != "ahead":
             return
         if self._uses != grpo["gradient_accumulation_steps"]:
@@ -464,6 +556,9 @@ class GrpoParams(RunParams):
         if same and "key_point" in self.reward.funcs:
             judge = f"evaluation.judge={final.judge!r} is the judge that trained the policy"
             yield f"{judge}: name another, or another judge_mode"
+        if (final.corpus is None) == (self.data.held_out == 0):
+            given = f"data.held_out={self.data.held_out} and evaluation.corpus={final.corpus}"
+            yield f"{given}: held-out queries are a share of the corpus, or a corpus of their own"
         if "original" not in final.methods:
             yield f"evaluation.methods={final.methods!r}: 'original' must be among them"
         try:
@@ -489,6 +584,14 @@ def check_machine(params: GrpoParams) -> None:
     if grpo.get("use_vllm") and find_spec("vllm") is None:
         way = "pip install -e '.[gpu]', or set use_vllm: false"
         raise ParameterError(f"grpo.use_vllm=True: vllm is not installed; {way}")
+    for reporter in params.reporters:
+        if find_spec(reporter) is None:
+            way = "pip install -e '.[log]', or leave it out"
+            raise ParameterError(f"grpo.report_to={reporter!r}: it is not installed; {way}")
+    offline = os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
+    if "wandb" in params.reporters and not (offline or os.environ.get("WANDB_API_KEY")):
+        way = "set WANDB_API_KEY, or WANDB_MODE=offline"
+        raise ParameterError(f"grpo.report_to='wandb': it would ask for a key; {way}")
     import torch
 
     if small:

@@ -35,6 +35,8 @@ from statistics import fmean
 from time import monotonic
 from typing import Any
 
+import numpy as np
+
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import Row, Scorer, last_source_order
 from geo_utils.fidelity import page_fidelity
@@ -54,6 +56,7 @@ Values = list[float | None]
 Call = asyncio.Task[Row]
 Question = tuple[Example, KeyPoint, str, int]  # which page is asked about, and which repeat
 Spans = defaultdict[str, list[tuple[float, float]]]  # begin and end of each call, by role
+_COLUMNS = ("query_id", "key_point_number", "shown")  # of a prompt
 _NO_PAGE: Row = {"supported": 0.0, **dict.fromkeys(FIGURES, 0.0)}
 
 
@@ -74,6 +77,7 @@ class Rollout:
         rewards: Value by component; empty on an abstention.
         reward: Their weighted sum.
         abstention: Reason why it could not be scored.
+        skipped: Whether it was not scored because its group teaches nothing.
         answer: The first answer that was had.
         verdict: The judge's word on it.
     """
@@ -90,6 +94,7 @@ class Rollout:
     rewards: dict[str, float] = field(default_factory=dict)
     reward: float | None = None
     abstention: str | None = None
+    skipped: bool = False
     answer: str | None = None
     verdict: str | None = None
 
@@ -147,6 +152,12 @@ def _without(page: str, units: Iterable[Unit]) -> str:
     return page.strip()
 
 
+def differ(values: Iterable[float | None]) -> bool:
+    """Tell whether the scores of a group that could be had are further apart than rounding."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return len(known) > 1 and max(known) - min(known) > 1e-3
+
+
 def shuffled(batch: Sequence[Rollout]) -> list[Rollout]:
     """Return for each rollout one of another query, the placebo's donor.
 
@@ -181,6 +192,25 @@ def walls(spans: Spans, started: float) -> dict[str, float]:
             if any(b <= middle <= e for b, e in spans.get(role, ())):
                 found[f"{role}_wall"] += end - begin
                 break
+    return found
+
+
+def drawn(batch: Iterable[Rollout]) -> dict[str, float]:
+    """Return the mean of the reward and its components, and quartiles of its groups' means.
+
+    With `reward.dynamic` this is of all that was scored, not of what was kept to train on.
+    """
+    groups: defaultdict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
+    for rollout in batch:
+        if rollout.reward is not None:
+            scores = rollout.rewards | {"reward": rollout.reward}
+            groups[rollout.example.query_id, rollout.key_point.number].append(scores)
+    found = {}
+    for name in next(iter(groups.values()), [{}])[0]:
+        each = [[scores[name] for scores in group] for group in groups.values()]
+        found[f"drawn/{name}"] = fmean(itertools.chain(*each))
+        ends = np.quantile([fmean(group) for group in each], (0.25, 0.75))
+        found |= {f"drawn/{name}/low": float(ends[0]), f"drawn/{name}/high": float(ends[1])}
     return found
 
 
@@ -226,6 +256,8 @@ class Rewards:
         options: Components and settings.
         seed: Seed of the target's place, where it is drawn.
         on_scored: Told the step being made, from 1, and the batch after each batch.
+        screen: Completions a group, and how many of them are scored first: the others only where
+            these differ in `options.main`. None for all at once.
         functions: One TRL reward function per component, in the order of `options.funcs`.
     """
 
@@ -236,6 +268,7 @@ class Rewards:
     options: RewardOptions
     seed: int = 0
     on_scored: Callable[[int, list[Rollout]], None] | None = None
+    screen: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Make the components."""
@@ -247,6 +280,7 @@ class Rewards:
         self._calls: set[asyncio.Task[Any]] = set()
         self._begun: defaultdict[Question, list[tuple[Call, Spans]]] = defaultdict(list)
         self._lost = 0
+        self._early: Counter[tuple[str, int]] = Counter()  # completions begun, by prompt
 
     async def score(
         self,
@@ -276,14 +310,14 @@ class Rewards:
         """
         started, spans = monotonic(), Spans(list)
         replies = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        columns = replies, query_id, key_point_number, shown, completion_ids or [()] * len(replies)
-        batch = [self._rollout(*row) for row in zip(*columns, strict=True)]
+        columns = query_id, key_point_number, shown
+        rows = [dict(zip(_COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
+        tokens = completion_ids or [()] * len(replies)
+        batch = [self.read(*each) for each in zip(replies, rows, tokens, strict=True)]
         donors = shuffled(batch) if self.options.placebo else batch
         until = started + self.options.deadline_s
-        await gather_all(
-            self._score(rollout, donor, until, spans)
-            for rollout, donor in zip(batch, donors, strict=True)
-        )
+        self._early.clear()
+        await self._score_all(list(zip(batch, donors, strict=True)), until, spans)
         for key, call in list(self._originals.items()):
             if call.done() and call.result().get("pawc") is None:
                 del self._originals[key]  # the next batch asks again for what could not be had
@@ -292,8 +326,11 @@ class Rewards:
             told = {"seconds": monotonic() - started, "abstained": lost.total() / len(batch)}
             told["echoed"] = fmean(bool(rollout.echoes) for rollout in batch)  # a share of them
             told["pasted"] = fmean(rollout.pasted for rollout in batch)
-            for name, value in (told | walls(spans, started)).items():
-                log_metric(f"reward/{name}", value)
+            told["engine_calls"] = self._answers(batch, donors)
+            told = {f"reward/{name}": value for name, value in told.items()} | drawn(batch)
+            told |= {f"reward/{name}": value for name, value in walls(spans, started).items()}
+            for name, value in told.items():
+                log_metric(name, value)
         if self.on_scored:
             self.on_scored(step, batch)
         self._watch(lost, len(batch))
@@ -306,31 +343,77 @@ class Rewards:
             row: The completion's columns.
             reply: What the policy wrote.
         """
-        found = self._rollout(reply, row["query_id"], row["key_point_number"], row["shown"])
+        found = self.read(reply, row)
         if found.paid is None or not self._wanted or self.options.placebo:
+            return
+        self._early[prompt := (found.example.query_id, found.key_point.number)] += 1
+        if self.screen and self._early[prompt] > self.screen[1]:
             return
         for repeat in range(self.options.repeats):
             question = found.example, found.key_point, found.paid, repeat
             self._begun[question].append(self._ask(question))
 
-    def _rollout(
-        self,
-        reply: str,
-        query_id: str,
-        number: int,
-        shown: int,
-        tokens: Sequence[int] = (),
-    ) -> Rollout:
-        """Read a completion."""
-        example = self._by_id[query_id]
-        point = next(p for p in example.key_points if p.number == number)
-        units = None if shown < 0 else shown
+    async def landed(
+        self, rows: Sequence[Mapping[str, Any]], replies: Sequence[str], repeats: int = 1
+    ) -> list[list[float]]:
+        """Return 1 or 0 for each answer to each completion's page, NaN where none was had.
+
+        A page is taken as evaluation takes it, also one that pastes; a completion without one is
+        the policy's own failure.
+        """
+        scorer = Scorer(self.engine, self.judge, self.seed)
+
+        async def one(row: Mapping[str, Any], reply: str) -> list[float]:
+            made = self.read(reply, row)
+            if made.page is None:
+                return [0.0 for _ in range(repeats)]
+            page = made.example, made.key_point, made.page
+            found = await gather_all(scorer.page(*page, repeat) for repeat in range(repeats))
+            return [float(answer.get("supported", math.nan)) for answer in found]
+
+        return await gather_all(map(one, rows, replies))
+
+    def _answers(self, batch: Sequence[Rollout], donors: Sequence[Rollout]) -> int:
+        """Count the answers that a batch asked for; equal pages share theirs."""
+        if not self._wanted:
+            return 0
+        pairs = [(r, d.paid) for r, d in zip(batch, donors, strict=True) if not r.skipped]
+        asked = {(r.example.query_id, page) for r, page in pairs if page is not None}
+        return len(asked) * self.options.repeats
+
+    def read(self, reply: str, row: Mapping[str, Any], tokens: Sequence[int] = ()) -> Rollout:
+        """Return what a completion for a row of prompts is: a page, or why it is none."""
+        example = self._by_id[row["query_id"]]
+        point = next(p for p in example.key_points if p.number == row["key_point_number"])
+        units = None if row["shown"] < 0 else row["shown"]
         rewrite = self.task.page(reply, example, point, units)
         page = paid = None if rewrite.abstention else rewrite.text
         if page is not None and self.task.method != "arrange_key_point":  # which can only paste
             paid = paid_page(page, example, point)
         known = page, rewrite.abstention, paid, rewrite.echoes
         return Rollout(example, point, reply, len(tokens), units, *known)
+
+    async def _score_all(
+        self, pairs: Sequence[tuple[Rollout, Rollout]], until: float, spans: Spans
+    ) -> None:
+        """Score rollouts by their donors; with a screen, of each group some before the others."""
+        size, first = self.screen or (len(pairs), len(pairs))
+
+        def waits(pair: tuple[Rollout, Rollout]) -> bool:
+            rollout, donor = pair
+            return (rollout.example, rollout.key_point, donor.paid, 0) not in self._begun
+
+        async def group(own: Sequence[tuple[Rollout, Rollout]]) -> None:
+            own = sorted(own, key=waits) if self.screen else own  # those that are asked for already
+            await gather_all(self._score(*pair, until, spans) for pair in own[:first])
+            scores = [rollout.rewards.get(self.options.main or "") for rollout, _ in own[:first]]
+            if differ(scores):
+                await gather_all(self._score(*pair, until, spans) for pair in own[first:])
+            else:
+                for rollout, _ in own[first:]:
+                    rollout.skipped = True
+
+        await gather_all(group(pairs[i : i + size]) for i in range(0, len(pairs), size))
 
     async def _score(self, rollout: Rollout, donor: Rollout, until: float, spans: Spans) -> None:
         """Fill in a rollout's rewards, or why there are none, by what the donor wrote: itself."""

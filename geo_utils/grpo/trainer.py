@@ -21,6 +21,9 @@ Qwen's positions are relative.
 
 Where nothing forbids it, the completions of a group share one pass over their prompt (the setting
 `reward.shared_prefix`; see `grpo.shared_prefix`). Micro-batches are then made of whole groups.
+
+With `groups`, `early` and `ahead` put other groups in place of those that teach nothing, before the
+batch is trained on; what teaches nothing all the same moves nothing.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,9 +47,11 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
 from geo_utils.grpo import shared_prefix
+from geo_utils.grpo.groups import Groups
 
 log = logging.getLogger(__name__)
 Tell = Callable[[int, Sequence[int]], None]
+_AT_ONCE = 512  # prompts that vLLM gets together: a server's each have a thread
 
 
 def stream_engine(llm: Any, tell: Tell) -> None:
@@ -146,6 +152,24 @@ def row_scores(
     return [getattr(output, name).gather(1, back).masked_fill(outside, 0.0) for name in wanted]
 
 
+@contextmanager
+def _without_adapter(trainer: Any, wanted: bool) -> Iterator[None]:
+    """Let a policy's adapter do nothing, in the trainer and, once it is synced, in vLLM."""
+    off = [w for name, w in trainer.model.named_parameters() if wanted and ".lora_B." in name]
+    kept = [weight.detach().clone() for weight in off]
+    with torch.no_grad():
+        for weight in off:
+            weight.zero_()
+    trainer._last_loaded_step = -1 if wanted else trainer._last_loaded_step
+    try:
+        yield
+    finally:
+        trainer._last_loaded_step = -1 if wanted else trainer._last_loaded_step
+        with torch.no_grad():
+            for weight, before in zip(off, kept, strict=True):
+                weight.copy_(before)
+
+
 Begin = Callable[[Mapping[str, Any], str], Coroutine[Any, Any, None]]
 
 
@@ -169,7 +193,54 @@ class _Batch:
     written: Future[Any]
     rewards: Future[Any] = field(default_factory=Future)
     old: torch.Tensor | None = None
-    metrics: list[tuple[str, float]] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def take(self, places: Sequence[int], other: _Batch, size: int, columns: int | None) -> None:
+        """Put another batch's groups in place of some.
+
+        Args:
+            places: Numbers of the groups that go.
+            other: Brings as many.
+            size: Completions a group.
+            columns: What TRL pads completions to a multiple of.
+        """
+        rows = [place * size + i for place in places for i in range(size)]
+
+        def spliced(old: Sequence[Any], new: Sequence[Any]) -> list[Any]:
+            found = list(old)
+            for row, value in zip(rows, new, strict=True):
+                found[row] = value
+            return found
+
+        self.rows = spliced(self.rows, other.rows)
+        self.prompts = spliced(self.prompts[0], other.prompts[0]), *self.prompts[1:]
+        (ids, logps), (new, logps_of_new) = self.written.result(), other.written.result()
+        ids = spliced(ids, new)
+        self.written = settled((ids, logps and spliced(logps, logps_of_new)))
+        rewards = self.rewards.result().clone()
+        rewards[rows] = other.rewards.result()
+        self.rewards = settled(rewards)
+        if self.old is not None and other.old is not None:
+            width = max(map(len, ids))
+            width += -width % (columns or 1)
+            old = [
+                torch.nn.functional.pad(part, (0, width - part.size(1)))
+                for part in (self.old, other.old)
+            ]
+            old[0][rows] = old[1]
+            self.old = old[0]
+        for name in SUMMED & other.metrics.keys():
+            self.metrics[name] += other.metrics[name]
+
+
+SUMMED = {"reward/engine_calls", "reward/seconds"}  # over the rounds of a step
+
+
+def settled(value: Any) -> Future[Any]:
+    """Return a future that has its result."""
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
 
 
 _JUDGED: ContextVar[_Batch | None] = ContextVar("batch whose rewards are worked out", default=None)
@@ -183,6 +254,7 @@ class OverlappedTrainer(GRPOTrainer):
         prompts: How they take a group's prompt: `flex` or `dense`, once, as `grpo.shared_prefix`
             has it; or `each`, with every completion.
         prompts_apart: Why with every completion, where that was not asked for.
+        groups: Draws others for groups that teach nothing; None to train on all.
     """
 
     args: Any  # TRL's are narrower than the base class says
@@ -201,6 +273,7 @@ class OverlappedTrainer(GRPOTrainer):
         resumed: Path | None = None,
         prompts: str = "each",
         prompts_apart: str | None = None,
+        groups: Groups | None = None,
         **kwargs: Any,
     ):
         """Make the trainer.
@@ -215,12 +288,16 @@ class OverlappedTrainer(GRPOTrainer):
             prompts: `each`; `flex` or `dense`; or `auto`, which is `flex` on a GPU and `dense` on
                 a CPU, unless the model forbids it.
             prompts_apart: What forbids it already.
+            groups: Draws others for groups that teach nothing; None to train on all.
             **kwargs: Of TRL's trainer.
 
         Raises:
             ValueError: The model forbids to share prompts, and that was asked for.
         """
         super().__init__(*args, **kwargs)
+        if groups is not None and self.accelerator.num_processes > 1:
+            raise ValueError("reward.dynamic: groups are replaced in one process only; set null")
+        self.groups = groups
         self._begin, self._saving, self._resumed = begin, saving, resumed
         corrected = self.use_vllm and self.vllm_importance_sampling_correction
         self._uses = self.args.steps_per_generation * self.num_iterations
@@ -295,45 +372,125 @@ class OverlappedTrainer(GRPOTrainer):
         fresh = self._step % self._uses == 0 or self._buffered_inputs is None
         if self._early and self.model.training and fresh:
             step = self.state.global_step + 1
-            self._now = self._next or self._produce(generation_batch, step)
+            self._now = self._next or self._produce(self._rested(generation_batch, step), step)
             self._next = None
+            rounds = self._refilled(self._now)
+            next(rounds, None)
             if self._ahead and self._fetched and step < self.state.max_steps:
                 with profiling_context(self, "generate"):
                     self._now.written.result()  # weights must not change while it is written
-                self._next = self._produce(self._fetched[0][0], step + 1)
+                rows = self._rested(self._fetched[0][0], step + 1)
+                self._next = self._produce(rows, step + 1)
+            for _ in rounds:
+                pass
+            generation_batch = list(self._now.rows)
         inputs = super()._prepare_inputs(generation_batch)
         if self.prompts == "each" or not (fresh and self.model.training):
             return inputs
         self._buffered_inputs = shared_prefix.whole_groups(self._buffered_inputs)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
+    def _rested(self, rows: Sequence[Mapping[str, Any]], step: int) -> Sequence[Mapping[str, Any]]:
+        return rows if self.groups is None else self.groups.rested(rows, step)
+
+    def _refilled(self, batch: _Batch) -> Iterator[None]:
+        """Put other groups in place of those that teach nothing, round by round.
+
+        Yields when a round is written and its rewards are asked for.
+        """
+        groups, size, replaced, time = self.groups, int(self.args.num_generations), 0, 1
+        if groups is None:
+            return
+        while True:
+            with profiling_context(self, "_calculate_rewards"):
+                silent = groups.silent(batch.rewards.result())
+            groups.note(batch.rows, silent, batch.step)
+            last = time > groups.options.rounds
+            rows = [] if last else groups.draw(batch.rows, len(silent), batch.step, time)
+            if not rows:
+                break
+            if self._next is not None:  # a server would tell of it under these rows
+                self._next.written.result()
+            other = self._produce([row for row in rows for _ in range(size)], batch.step)
+            with profiling_context(self, "generate"):
+                other.written.result()
+            yield
+            batch.take(silent[: len(rows)], other, size, self.pad_to_multiple_of)
+            replaced, time = replaced + len(rows), time + 1
+        rewards = batch.rewards.result().clone()
+        for number in silent:
+            rewards[number * size : (number + 1) * size] = torch.nan
+        batch.rewards = settled(rewards)
+        batch.metrics |= {"groups/replaced": replaced, "groups/silent": len(silent)}
+        groups.close(batch.step, replaced)
+
     def _produce(self, rows: Sequence[Mapping[str, Any]], step: int) -> _Batch:
         """Write a batch with the present weights, and start on its rewards."""
-        if self.use_vllm and self.state.global_step != self._last_loaded_step:
-            with profiling_context(self, "sync_weights"):
-                self.vllm_generation.sync_weights()
-            self._last_loaded_step = self.state.global_step
+        self._sync()
         with profiling_context(self, "_prepare_inputs"):
             prompts = super()._tokenize_prompts([row["prompt"] for row in rows])
         self._rows = rows
         if self._ahead and self._served:
             written = in_background(self._write, prompts[0])
         else:
-            written = Future()
-            written.set_result(self._write(prompts[0]))
+            written = settled(self._write(prompts[0]))
         batch = _Batch(rows, step, prompts, written)
         batch.rewards = in_background(self._reward, batch)
         if self._ahead and not self.use_vllm:
             batch.old = self._log_probabilities(prompts[0], written.result()[0])
         return batch
 
-    def _write(self, prompts: list[list[int]]) -> Any:
-        """Return completions; with vLLM reads nothing that a training step changes."""
+    def _sync(self) -> None:
+        """Send vLLM the present weights, if it has others."""
+        if self.use_vllm and self.state.global_step != self._last_loaded_step:
+            with profiling_context(self, "sync_weights"):
+                self.vllm_generation.sync_weights()
+            self._last_loaded_step = self.state.global_step
+
+    def write_now(
+        self, rows: Sequence[Mapping[str, Any]], seed: int, before: bool = False
+    ) -> list[str]:
+        """Return a completion for each row by the present weights, between two steps.
+
+        What the training draws does not hang on it.
+
+        Args:
+            rows: The prompts.
+            seed: Of the draw.
+            before: By the weights before the training.
+        """
+        if self._next is not None:
+            self._next.written.result()  # by the weights that it was begun with
+        with _without_adapter(self, before):
+            return self._written_now(rows, seed)
+
+    def _written_now(self, rows: Sequence[Mapping[str, Any]], seed: int) -> list[str]:
+        self._sync()
+        telling, self._rows = self._rows, ()
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        size, texts = _AT_ONCE if self.use_vllm else self.args.generation_batch_size, []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            for start in range(0, len(rows), size):
+                prompts = [row["prompt"] for row in rows[start : start + size]]
+                ids = self._write(super()._tokenize_prompts(prompts)[0], 1)[0]
+                texts += self.processing_class.batch_decode(ids, skip_special_tokens=True)
+        self._rows = telling
+        return texts
+
+    def _write(self, prompts: list[list[int]], n: int | None = None) -> Any:
+        """Return completions; with vLLM reads nothing that a training step changes.
+
+        Args:
+            prompts: Tokens of each, every prompt as often as it is to be answered.
+            n: How often that is, if not as in a group.
+        """
+        n = n or self.args.num_generations
         if not self.use_vllm:
-            return super()._generate_single_turn(prompts, None, {}, self.num_generations)
+            return super()._generate_single_turn(prompts, None, {}, n)
         timer = profiling_context(self, "vLLM.generate")
         _, ids, ranked, _ = self.vllm_generation.generate(
-            prompts=prompts, images=None, num_generations=self.args.num_generations, profiler=timer
+            prompts=prompts, images=None, num_generations=n, profiler=timer
         )
         return ids, [[token[0] for token in tokens] for tokens in ranked]
 
@@ -350,7 +507,7 @@ class OverlappedTrainer(GRPOTrainer):
         if batch is None:
             super()._log_metric(name, value)
         else:
-            batch.metrics.append((name, value))
+            batch.metrics[name] = value
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         if self._now is None or not self.model.training:
@@ -368,7 +525,7 @@ class OverlappedTrainer(GRPOTrainer):
             return super()._calculate_rewards(*columns)
         with profiling_context(self, "_calculate_rewards"):
             found = self._now.rewards.result()
-        for name, value in self._now.metrics:
+        for name, value in self._now.metrics.items():
             super()._log_metric(name, value)
         return found
 
@@ -384,6 +541,9 @@ class OverlappedTrainer(GRPOTrainer):
         if self.prompts != "each":
             rows = torch.arange(len(output["prompt_ids"]), device=output["prompt_ids"].device)
             output["group"] = rows // self.num_generations
+        if "importance_sampling_ratio" in output and not self._fused and self.model.training:
+            ratio, mask = output["importance_sampling_ratio"], output["completion_mask"].bool()
+            self._log_effective(ratio[mask] if ratio.shape == mask.shape else ratio.flatten())
         return output
 
     def _get_per_token_logps_and_entropies(self, *columns: Any, **options: Any) -> Any:
@@ -458,6 +618,12 @@ class OverlappedTrainer(GRPOTrainer):
             for figure in figures:
                 value = getattr(values, figure)().item() if values.numel() else 0.0
                 self._metrics["train"][f"sampling/{name}/{figure}"].append(value)
+        self._log_effective(ratio)
+
+    def _log_effective(self, ratio: torch.Tensor) -> None:
+        """Log what share of equal weights the importance weights of all tokens are worth."""
+        share = ratio.sum() ** 2 / (max(ratio.numel(), 1) * (ratio**2).sum()).clamp(min=1e-9)
+        self._metrics["train"]["sampling/effective_sample_size"].append(share.item())
 
     def _log_probabilities(self, prompts: Any, completions: Any) -> torch.Tensor:
         """Return the log-probabilities of a batch under the present weights, (B, T)."""
@@ -479,6 +645,8 @@ class OverlappedTrainer(GRPOTrainer):
         return found
 
     def _tell(self, place: int, ids: Sequence[int]) -> None:
+        if not self._rows:  # what is written is not of the training
+            return
         text = self.processing_class.decode(ids, skip_special_tokens=True)
         asyncio.run_coroutine_threadsafe(self._begin(self._rows[place], text), self.async_loop)
 

@@ -5,8 +5,13 @@ from conftest import make_example
 from tiny_model import make_tiny_model
 
 from geo_utils.corpus import KeyPoint
-from geo_utils.grpo.data import policy_card, split_queries, tell_lengths, with_lengths
-from geo_utils.grpo.train import training_rows
+from geo_utils.grpo.data import (
+    policy_card,
+    rows_of,
+    split_queries,
+    tell_lengths,
+    with_lengths,
+)
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameters import ParameterError
 from geo_utils.runs import Run
@@ -38,7 +43,7 @@ def told(params, policy, folder):
 
 def test_no_page_is_cut_where_lengths_follow_the_corpus(policy, tmp_path):
     params = with_lengths(recipe(policy, **{"grpo.use_vllm": "true"}), EXAMPLES)
-    card, rows = policy_card(params), training_rows(params, None, EXAMPLES, policy)
+    card, rows = policy_card(params), rows_of(params, split_queries(EXAMPLES, params).train, policy)
     assert len(rows) == 6 and {row["shown"] for row in rows} == {-1}
     assert (card.max_completion_length, card.max_prompt_tokens) == (768, 1361)
     both = card.max_completion_length + card.max_prompt_tokens
@@ -59,7 +64,7 @@ def test_no_page_is_cut_where_lengths_follow_the_corpus(policy, tmp_path):
 def test_what_is_cut_or_left_out_is_counted(policy, tmp_path, changes):
     params = with_lengths(recipe(policy, **changes), EXAMPLES)
     said, lengths, split = told(params, policy, tmp_path)
-    rows = training_rows(params, None, EXAMPLES, policy)
+    rows = rows_of(params, split_queries(EXAMPLES, params).train, policy)
     cut, pairs = sum(row["shown"] > 0 for row in rows), len(split.train)
     lost = pairs - len(rows)
     assert lengths["to train on"] == {"pairs": pairs, "cut": cut, "left_out": lost}
