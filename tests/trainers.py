@@ -224,7 +224,7 @@ class Answers:
 
     def __init__(self, seconds=0.0):
         self.seconds, self.asked, self.times, self.given = seconds, [], [], 0
-        self.silent = ()  # prompts whose completions all earn the same
+        self.silent = ()  # prompts whose completions all earn nothing
         self.failing = lambda number: None
 
     async def answer(self, query, sources, sample_index=0):
@@ -247,7 +247,7 @@ class Verdicts:
     """A judge whose score is any number, but always the same for an answer."""
 
     async def judge(self, key_point, answer):
-        score = 1.0 if "SAME" in answer else zlib.crc32(answer.encode()) % 101 / 100
+        score = 0.0 if "SAME" in answer else zlib.crc32(answer.encode()) % 101 / 100
         return Verdict("supported", score=score)
 
 

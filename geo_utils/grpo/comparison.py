@@ -102,9 +102,10 @@ def against_rivals(
     for rival in names if lifts else ():
         row = lifts(rival).loc[AFTER]  # type: ignore[misc]
         if pd.notna(row["corrected_low"]):
-            ends = [row[f"corrected{end}"] for end in ("", "_low", "_high")]
-            found.loc[rival, list(_CHANGE)] = ends
-            found.loc[rival, ["clear", "corrected"]] = [bool(ends[1] > 0 or ends[2] < 0), True]
+            for name, end in zip(_CHANGE, ("", "_low", "_high"), strict=True):
+                found.loc[rival, name] = row[f"corrected{end}"]
+            clear = row["corrected_low"] > 0 or row["corrected_high"] < 0
+            found.loc[rival, "clear"], found.loc[rival, "corrected"] = bool(clear), True
     return found
 
 
@@ -136,7 +137,7 @@ def where_it_helps(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         for the others; a part without pairs is left out.
     """
     own = samples[samples["method"] == "original"].groupby(PAIR[:2])["supported"].mean()
-    lands = samples.set_index(PAIR[:2]).index.map(own).to_numpy(float)
+    lands = samples.set_index(PAIR[:2]).index.map(own.to_dict()).to_numpy(float)
     parts = {"never": lands == 0, "at times": lands > 0}
     rows = {
         name: contrasts(samples[mask], "supported", BEFORE, [AFTER], seed).iloc[0]
@@ -281,7 +282,7 @@ def before_and_after(samples: pd.DataFrame, examples: Sequence[Example]) -> HTML
     own = samples[(samples[PAIR] == first[PAIR]).all(axis=1)].set_index("method")
     wanted, pages, answers = set(content_words(point)), [], []
     for name, title in ((BEFORE, "before training"), (AFTER, "after training")):
-        row = own.loc[name]
+        row: Any = own.loc[name]
         written = isinstance(row["page"], str)
         page = marked_changes(example.target, row["page"], wanted)[1] if written else "no page"
         pages.append((f"Page {title}", page))

@@ -26,7 +26,6 @@ from geo_utils.roles.rewriters import Rewrite
 from geo_utils.runs import Run
 
 FILE = "best_of.jsonl"
-_AT_ONCE = 512  # completions that are written together
 _FRESH = 1000  # the first answer that neither training nor comparison asks for
 
 
@@ -77,12 +76,12 @@ def draw_rivals(
     done = {(row["part"], *prompt_of(row)) for row in read_jsonl(path)}
     for part, rows, n in (("train", train, each), ("held_out", held_out, options.best_of)):
         left = [row for row in rows if (part, *prompt_of(row)) not in done]
-        size = max(_AT_ONCE // n, 1)
+        size = max(params.generation_size // n, 1)  # as much within the deadline as in training
         for start in range(0, len(left), size):
             began, lot = time.monotonic(), left[start : start + size]
             many = [row for row in lot for _ in range(n)]
             replies = trainer.write_now(many, params.seed + start, before=True)
-            columns = {name: [row[name] for row in many] for name in many[0] if name != "prompt"}
+            columns: dict[str, Any] = {name: [row[name] for row in many] for name in many[0]}
             batch = run_sync(own.score(completions=replies, **columns))
             seconds = (time.monotonic() - began) / len(lot)
             groups = (batch[i * n : (i + 1) * n] for i in range(len(lot)))

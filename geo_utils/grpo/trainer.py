@@ -34,7 +34,7 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,21 +153,21 @@ def row_scores(
 
 
 @contextmanager
-def _without_adapter(trainer: Any, wanted: bool) -> Iterator[None]:
+def _without_adapter(trainer: Any) -> Iterator[None]:
     """Let a policy's adapter do nothing, in the trainer and, once it is synced, in vLLM."""
-    off = [w for name, w in trainer.model.named_parameters() if wanted and ".lora_B." in name]
+    off = [weight for name, weight in trainer.model.named_parameters() if ".lora_B." in name]
     kept = [weight.detach().clone() for weight in off]
     with torch.no_grad():
         for weight in off:
             weight.zero_()
-    trainer._last_loaded_step = -1 if wanted else trainer._last_loaded_step
+    trainer._last_loaded_step = -1  # what vLLM holds is another policy
     try:
         yield
     finally:
-        trainer._last_loaded_step = -1 if wanted else trainer._last_loaded_step
         with torch.no_grad():
             for weight, before in zip(off, kept, strict=True):
                 weight.copy_(before)
+        trainer._last_loaded_step = -1
 
 
 Begin = Callable[[Mapping[str, Any], str], Coroutine[Any, Any, None]]
@@ -461,15 +461,11 @@ class OverlappedTrainer(GRPOTrainer):
         """
         if self._next is not None:
             self._next.written.result()  # by the weights that it was begun with
-        with _without_adapter(self, before):
-            return self._written_now(rows, seed)
-
-    def _written_now(self, rows: Sequence[Mapping[str, Any]], seed: int) -> list[str]:
-        self._sync()
-        telling, self._rows = self._rows, ()
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        size, texts = _AT_ONCE if self.use_vllm else self.args.generation_batch_size, []
-        with torch.random.fork_rng(devices):
+        on_gpu = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        size = _AT_ONCE if self.use_vllm else self.args.generation_batch_size
+        telling, self._rows, texts = self._rows, (), []
+        with _without_adapter(self) if before else nullcontext(), torch.random.fork_rng(on_gpu):
+            self._sync()
             torch.manual_seed(seed)
             for start in range(0, len(rows), size):
                 prompts = [row["prompt"] for row in rows[start : start + size]]

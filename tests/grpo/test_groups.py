@@ -124,7 +124,7 @@ class TestRefill:
         assert all(len(line["silent"]) == 4 for line in log)
         assert all(not kept["advantages"].any() for _, kept, _ in trainer.seen)
         assert [row["groups/silent"] for row in logged(trainer)] == [2] * 4
-        assert len(engine.asked) == 4 * 2 * 8  # a round asks no more than the step
+        assert len(engine.asked) <= 4 * 2 * 8  # a round asks no more than the step
         calls = [row["reward/engine_calls"] for row in logged(trainer)]
         assert all(8 < asked <= 16 for asked in calls)  # equal pages are one
 

@@ -147,9 +147,8 @@ def test_best_of_n_is_chosen_by_the_reward_on_answers_of_its_own(tmp_path):
     engine, task = FakeEngine(), RewriteTask("key_point")
     options = RewardOptions(funcs=["key_point", "negative_length"], weights=[1.0, 0.01])
     made = Rewards((EXAMPLE, OTHER), task, engine, Says(), options)
-    params = SimpleNamespace(
-        evaluation=SimpleNamespace(rivals=Rivals(best_of=2)), reward=options, seed=0
-    )
+    final = SimpleNamespace(rivals=Rivals(best_of=2))
+    params = SimpleNamespace(evaluation=final, reward=options, seed=0, generation_size=6)
     own = Run(tmp_path)
     own.update()
     append_jsonl(tmp_path / "metrics.jsonl", [{"reward/engine_calls": 3.0}] * 2)
