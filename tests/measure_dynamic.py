@@ -67,8 +67,7 @@ def trained(seed, changes, root):
 
     def success():
         many = [row for row in rows for _ in range(FRESH)]
-        found = run_sync(Rewards(*made).landed(many, trainer.write_now(many, 1)))
-        return fmean(value for one in found for value in one)
+        return fmean(run_sync(Rewards(*made).landed(many, trainer.write_now(many, 1))))
 
     before, budget = success(), Budget()
     trainer.add_callback(budget)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from geo_utils.roles.methods import label
 from geo_utils.runs import Run
 from geo_utils.show.example import marked_changes
 from geo_utils.show.jinja import filled
+from geo_utils.show.plots import listed
 from geo_utils.show.tables import DASH, over_queries
 from geo_utils.statistics import jackknife, with_interval
 from geo_utils.summary import (
@@ -46,8 +47,6 @@ BEST_OF, DISTILLED = "policy/best_of_n", "policy/distilled"
 CHEAPER = (PROMPT, BEFORE, "paste_key_point", DISTILLED)
 MARGIN = 0.05  # a gain that is surely smaller is none
 _CHANGE = {"difference": "mean", "low": "low", "high": "high"}
-# Of a reference, the corrected lift of each method over it, as `certificate.corrected_lifts`.
-Lifts = Callable[[str], pd.DataFrame]
 
 
 def compare(
@@ -71,7 +70,7 @@ def compare(
         cold = params.policy.cold_start
         if cold.steps and not cold.small_model:
             named[PROMPT] = policy(base_model(params))
-        if params.evaluation.rivals:
+        if params.evaluation.best_of:
             named[BEST_OF] = rivals.best_of(policy_card(params).task, run.folder)
             if made := rivals.distilled(params, split, base, run):
                 named[DISTILLED] = policy(str(made))
@@ -80,33 +79,19 @@ def compare(
         return mixed.evaluate(split.held_out, [*params.methods, *order])
 
 
-def against_rivals(
-    samples: pd.DataFrame, seed: int = 0, lifts: Lifts | None = None
-) -> pd.DataFrame:
+def against_rivals(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Compare the trained policy with everything else, on the same pairs.
 
     Args:
         samples: As `compare` returns them.
-        seed: Seed of the permutations.
-        lifts: Corrected lifts over a reference, where answers were labelled by hand.
+        seed: Seed of the resampling.
 
     Returns:
-        Indexed by rival: as `summary.contrasts`, Holm over the rivals, and `corrected`: whether
-        `difference`, `low` and `high` are corrected for the judge's errors; they are clear then
-        where the interval leaves zero out.
+        Indexed by rival: as `summary.contrasts`, Holm over the rivals.
     """
     names = [m for m in dict.fromkeys(samples["method"]) if m != AFTER]
     each = [contrasts(samples, "supported", rival, [AFTER], seed) for rival in names]
-    found = adjusted(pd.concat(each).set_axis(pd.Index(names, name="rival")))
-    found["corrected"] = False
-    for rival in names if lifts else ():
-        row = lifts(rival).loc[AFTER]  # type: ignore[misc]
-        if pd.notna(row["corrected_low"]):
-            for name, end in zip(_CHANGE, ("", "_low", "_high"), strict=True):
-                found.loc[rival, name] = row[f"corrected{end}"]
-            clear = row["corrected_low"] > 0 or row["corrected_high"] < 0
-            found.loc[rival, "clear"], found.loc[rival, "corrected"] = bool(clear), True
-    return found
+    return adjusted(pd.concat(each).set_axis(pd.Index(names, name="rival")))
 
 
 def pasting_share(samples: pd.DataFrame) -> tuple[float, float, float]:
@@ -154,18 +139,20 @@ def costs(params: GrpoParams, run: Run) -> pd.DataFrame:
         `calls` of the engine and `minutes` on the GPU before the first page is written for use, and
         `completions` and `answers` that each page in use costs.
     """
-    steps, lines = read_jsonl(run.folder / "metrics.jsonl"), read_jsonl(run.folder / rivals.FILE)
-    calls = sum(row.get("reward/engine_calls", 0) for row in steps)
+    files = ("metrics.jsonl", "validation.jsonl", "prefilter.jsonl", rivals.FILE)
+    steps, watched, tried, lines = (read_jsonl(run.folder / name) for name in files)
+    chosen = len(tried) * (params.data.prefilter.trials if params.data.prefilter else 0)
+    calls = chosen + sum(row["n_samples"] + row["abstentions"] for row in watched)
+    calls += sum(row.get("reward/engine_calls", 0) for row in steps)
     minutes = sum(row["phases"]["step"] for row in steps) / 60
-    watched = read_jsonl(run.folder / "validation.jsonl")
-    calls += sum(row["n_samples"] + row["abstentions"] for row in watched)
     rows: dict[str, tuple[float, ...]] = {BEFORE: (0, 0, 1, 0), AFTER: (calls, minutes, 1, 0)}
-    if options := params.evaluation.rivals:
-        rows[BEST_OF] = (0, 0, options.best_of, options.best_of * params.reward.repeats)
+    if n := params.evaluation.best_of:
+        rows[BEST_OF] = (0, 0, n, n * params.reward.repeats)
         own = [row for row in lines if row["part"] == "train"]
-        told = run.manifest.get("rivals", {})
-        spent = sum(row["seconds"] for row in own) + told.get("sft_seconds", 0)
-        rows[DISTILLED] = sum(row["n"] for row in own) * params.reward.repeats, spent / 60, 1, 0
+        taught = run.manifest.get("distilled", {}).get("seconds", 0)
+        minutes = (sum(row["seconds"] for row in own) + taught) / 60
+        asked = sum(row["n"] for row in own) * params.reward.repeats
+        rows[DISTILLED] = chosen + asked, minutes, 1, 0
     columns = ["calls", "minutes", "completions", "answers"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
@@ -174,39 +161,31 @@ def verdict(samples: pd.DataFrame, found: pd.DataFrame, paid: pd.DataFrame, seed
     """Say in Markdown whether the training was worth it, by how much, at what cost, and where.
 
     Worth it: clearly above everything that is cheaper. Not worth it: clearly not above one of
-    these by more than `MARGIN`. Else it is not decided, and how many queries would decide is said.
+    these by `MARGIN`. Else it is not decided.
 
     Args:
         samples: As `compare` returns them.
         found: As `against_rivals` returns them.
         paid: As `costs` returns it.
-        seed: Seed of the permutations.
+        seed: Seed of the resampling.
     """
     rows = found.loc[[name for name in CHEAPER if name in found.index]]
     rows = rows[rows["n_samples"] > 0]
-    beaten = rows["clear"] & (rows["difference"] > 0)
-    lost = rows[~beaten & (rows["high"].fillna(rows["difference"]) < MARGIN)]
-    after = samples.loc[samples["method"] == AFTER, "supported"].mean()
-    if not len(rows) or pd.isna(after):
+    if rows.empty:
         return "**No verdict**: the trained policy could not be compared."
+    beaten = rows["clear"] & (rows["difference"] > 0)
+    # Where no query differs there is no interval, and at most three in n of all queries differ.
+    lost = rows[~beaten & (rows["high"].fillna(3 / rows["n_examples"]) < MARGIN)]
     if beaten.all():
-        claim = f"**Worth it**: training beats {_listed(rows.index)}"
+        claim = f"**Worth it**: training beats {listed(rows.index)}"
     elif len(lost):
-        claim = f"**Not worth it**: training is not above {_listed(lost.index)} by {MARGIN:.2f}"
+        claim = f"**Not worth it**: training is not above {listed(lost.index)} by {MARGIN:.2f}"
     else:
-        open_ = rows[~beaten]
-        claim = f"**Not decided**: training is not clearly above {_listed(open_.index)}"
-        needed = [_more_queries(row) for _, row in open_.iterrows()]
-        if all(n is not None for n in needed):
-            claim += f"; about {max(n for n in needed if n is not None)} more queries would tell"
+        claim = f"**Not decided**: training is not clearly above {listed(rows.index[~beaten])}"
+    after = samples.loc[samples["method"] == AFTER, "supported"].mean()
     gains = [f"{_change(row)} over {label(str(name))}" for name, row in found.iterrows()]
     n = f"{rows['n_examples'].max():.0f} held-out queries, {rows['n_samples'].max():.0f} pairs"
-    judged = "corrected for the judge's errors" if found["corrected"].all() else "as judged"
-    if found["corrected"].any() and not found["corrected"].all():
-        judged = f"corrected for the judge's errors over {_listed(found.index[found['corrected']])}"
-    cost = paid.loc[AFTER]
-    price = f"{cost['minutes']:.0f} minutes of training and {cost['calls']:,.0f} engine calls"
-    share = pasting_share(samples)
+    cost, share = paid.loc[AFTER], pasting_share(samples)
     said = "Pasting the key point has no lift to compare with the policy's"
     if not np.isnan(share[0]):
         said = f"Pasting the key point has {with_interval(*share, digits=2)} of its lift"
@@ -218,26 +197,14 @@ def verdict(samples: pd.DataFrame, found: pd.DataFrame, paid: pd.DataFrame, seed
     return f"""\
 {claim}. The trained policy's pages land their key point in {after:.1%} of answers.
 
-- **By how much** ({n}; {judged}): {"; ".join(gains)}.
-- **At what cost**: {price}. {said}.
+- **By how much** ({n}): {"; ".join(gains)}.
+- **At what cost**: {cost["minutes"]:.0f} minutes of training and {cost["calls"]:,.0f} engine \
+calls. {said}.
 - **Where it helps**, over its own prompt: {helps}."""
-
-
-def _more_queries(row: pd.Series) -> int | None:
-    """Return how many queries more would put a difference's interval off zero; None for none."""
-    half = row["high"] - row["difference"]
-    if pd.isna(half) or row["difference"] <= 0:
-        return None
-    return max(int(np.ceil(row["n_examples"] * ((half / row["difference"]) ** 2 - 1))), 1)
 
 
 def _change(row: pd.Series) -> str:
     return with_interval(row["difference"], row["low"], row["high"], signed=True)
-
-
-def _listed(methods: Iterable[object]) -> str:
-    names = [label(str(method)) for method in methods]
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
 
 
 def cost_table(paid: pd.DataFrame, summary: pd.DataFrame, caption: str) -> Styler:
@@ -265,7 +232,7 @@ def training_headline(summary: pd.DataFrame, found: pd.DataFrame, said: str) -> 
     """
     told = _CHANGE | {"p_value": "p", "n_examples": "n_queries"}
     (gain,) = plain_numbers(found.loc[[BEFORE], list(told)].rename(columns=told)).values()
-    plain = said.partition(".")[0].replace("*", "")
+    plain = said.partition(". ")[0].replace("*", "")
     return headline(summary) | {"gain": gain} | rivals_headline(found) | {"verdict": plain}
 
 
@@ -330,19 +297,18 @@ def _reward_calls(params: GrpoParams, roles: Roles, split: Split) -> pd.DataFram
     asked |= {"judge": repeats if "key_point" in funcs else 0}
     asked |= {"judge, fidelity": int("fidelity" in funcs)}
     plan = plan[np.array([bool(asked.get(role)) for role in plan.index], dtype=bool)].copy()
-    data, final, dynamic = params.data, params.evaluation.rivals, params.reward.dynamic
-    rewarded = params.rollouts * (1 + (dynamic.rounds if dynamic else 0))
-    if final:
-        rewarded += params.rollouts + len(split.held_out) * final.best_of
-    landed = 0  # answers that are judged beside the reward's
+    data, dynamic, n = params.data, params.reward.dynamic, params.evaluation.best_of
+    drawn = params.rollouts * (1 + (dynamic.rounds if dynamic else 0))
+    rewarded = drawn + (drawn + len(split.held_out) * n if n else 0)
+    landed = 0  # answers beside the reward's
     if data.validation:
         times = 1 + -(-params.grpo["max_steps"] // data.validation.every)
-        landed += times * len(split.validation) * data.validation.repeats
+        landed += times * len(split.validation)
     if data.prefilter:
         tried = min(data.prefilter.pairs or len(split.train), len(split.train))
         landed += tried * data.prefilter.trials
-    fully = plan.index.isin(["engine", "judge"])
-    calls = rewarded * plan.index.map(asked).to_numpy(int) + landed * fully
+    beside = landed * plan.index.isin(["engine", "judge"])
+    calls = rewarded * plan.index.map(asked).to_numpy(int) + beside
     spent = ["tokens_in", "tokens_out", "cost_usd"]
     plan[spent] = plan[spent].astype(float).mul(calls / plan["calls"], axis=0)
     plan["calls"] = calls

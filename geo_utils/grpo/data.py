@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from geo_utils.files import resolve_path
 from geo_utils.grpo.params import GrpoParams
 from geo_utils.models.base import LanguageModel
 from geo_utils.models.caller import Caller
-from geo_utils.models.loops import gather_all, run_sync
+from geo_utils.models.loops import run_sync
 from geo_utils.parameters import ParameterError
 from geo_utils.roles.by_model import REPLY_ROOM, PolicyRewriter, RewriteTask
 from geo_utils.roles.make import Roles, make_caller
@@ -26,11 +26,11 @@ from geo_utils.roles.policies import (
     policy_rewriter,
     prompt_counter,
 )
-from geo_utils.roles.rewriters import Rewrite
 from geo_utils.runs import Run
 
 Pairs = list[tuple[Example, KeyPoint]]
 Fit = Callable[[Example, KeyPoint], int | None]
+MOST_TOKENS = 8192  # of a prompt or completion whose length follows the corpus
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def with_lengths(params: GrpoParams, corpus: Corpus) -> GrpoParams:
     """Return the parameters with lengths in place of none, so that pages are whole.
 
     Prompts are as long as the longest needs, completions as the longest page and a quarter more, in
-    the policy's tokens, both at most `data.most_tokens`; vLLM's model length is their sum.
+    the policy's tokens, both at most `MOST_TOKENS`; vLLM's model length is their sum.
 
     Raises:
         ParameterError: vLLM's model length is given and too short for both.
@@ -92,13 +92,13 @@ def with_lengths(params: GrpoParams, corpus: Corpus) -> GrpoParams:
     if longest is None or length is None:
         task = RewriteTask(params.policy.method, params.paths.templates)
         examples = [*corpus, *split_queries(corpus, params).held_out]
-        count, most = prompt_counter(load_tokenizer(base_model(params))), params.data.most_tokens
+        count = prompt_counter(load_tokenizer(base_model(params)))
         pairs = [(example, point) for example in examples for point in example.key_points]
         if longest is None:
-            longest = min(max(count(task.prompt(*pair)) for pair in pairs), most)
+            longest = min(max(count(task.prompt(*pair)) for pair in pairs), MOST_TOKENS)
         if length is None:
             page = max(count(example.target) for example in examples)
-            length = min(64 * math.ceil(REPLY_ROOM * page / 64), most)
+            length = min(64 * math.ceil(REPLY_ROOM * page / 64), MOST_TOKENS)
     grpo = params.grpo | {"max_completion_length": length}
     if params.generation == "colocate":
         given = grpo.setdefault("vllm_max_model_length", longest + length)
@@ -162,7 +162,7 @@ def split_queries(examples: Corpus, params: GrpoParams) -> Split:
             left = f"it would leave none of {len(rest)} queries to train on"
             raise ValueError(f"data.validation.queries={options.queries}: {left}")
         own, rest = rest[: options.queries], rest[options.queries :]
-        validation = choose_key_points(own, options.key_points, params.seed)
+        validation = choose_key_points(own, params.data.key_points, params.seed)
     train = choose_key_points(rest, params.data.key_points, params.seed)
     return Split(train, held_out, validation)
 
@@ -229,18 +229,3 @@ def free_memory() -> None:
     gc.unfreeze()  # what `SettledHeap` took out
     gc.collect()
     torch.cuda.empty_cache()
-
-
-async def carried(
-    example: Example, point: KeyPoint, rewrites: Iterable[Rewrite], roles: Roles, repeats: int
-) -> list[list[float]]:
-    """Return for each rewrite the verdicts, 1 or 0, on the answers to it that could be judged."""
-
-    async def verdicts(rewrite: Rewrite) -> list[float]:
-        rows = await gather_all(
-            roles.scorer.page(example, point, rewrite.text, repeat)
-            for repeat in range(0 if rewrite.abstention else repeats)
-        )
-        return [row["supported"] for row in rows if "supported" in row]
-
-    return await gather_all(verdicts(rewrite) for rewrite in rewrites)

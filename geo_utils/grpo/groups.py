@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ def prefiltered(
         each = run_sync(rewards.landed(many, trainer.write_now(many, seed)))
         lines = []
         for i, row in enumerate(tried):
-            known = [v[0] for v in each[i * options.trials :][: options.trials] if v[0] == v[0]]
+            known = [v for v in each[i * options.trials :][: options.trials] if not math.isnan(v)]
             prompt = dict(zip(("query_id", "key_point_number"), prompt_of(row), strict=True))
             lines.append(json.dumps(prompt | {"success": fmean(known) if known else None}))
         write_atomic(path, "".join(f"{line}\n" for line in lines))

@@ -120,16 +120,12 @@ class Validation(Options):
 
     Attributes:
         queries: How many.
-        key_points: Those of a page.
         every: Steps from one judging to the next.
-        repeats: Sampled answers a page.
         patience: So many judgings in a row that are not the best so far end the training.
     """
 
-    queries: Annotated[int, Field(ge=2)] = 20
-    key_points: KeyPointChoice = "all"
+    queries: Annotated[int, Field(ge=1)] = 20
     every: Annotated[int, Field(ge=1)] = 10
-    repeats: Annotated[int, Field(ge=1)] = 1
     patience: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -139,10 +135,9 @@ class DataOptions(Options):
     Attributes:
         held_out: Share of the queries that training never sees; 0 where `evaluation.corpus` names
             the held-out ones.
-        key_points: Those of a page to train on.
+        key_points: Those of a page to train on, and to validate by.
         max_prompt_tokens: Longest prompt; the page is cut to it, never the instructions. None: as
             the corpus's longest page needs, in the policy's tokens.
-        most_tokens: Most that this, or `grpo.max_completion_length`, becomes where it is none.
         prefilter: Keep prompts of middling success only.
         validation: Judge the policy as its training goes, and keep the best checkpoint.
     """
@@ -150,22 +145,8 @@ class DataOptions(Options):
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.3
     key_points: KeyPointChoice = "all"
     max_prompt_tokens: Annotated[int, Field(ge=32)] | None = None
-    most_tokens: Annotated[int, Field(ge=32)] = 8192
     prefilter: Prefilter | None = None
     validation: Validation | None = None
-
-
-class Rivals(Options):
-    """What stands beside GRPO in the comparison, drawn from the policy before its training.
-
-    Attributes:
-        best_of: Completions a held-out page of which the best by the reward is taken.
-        steps: Of supervised training on the best completions for the training's prompts, which
-            get as many answers as GRPO's training asked for; 0 leaves it out.
-    """
-
-    best_of: Annotated[int, Field(ge=2)] = 8
-    steps: Annotated[int, Field(ge=0)] = 100
 
 
 class FinalEvaluation(Options):
@@ -180,7 +161,9 @@ class FinalEvaluation(Options):
             case.
         repeats: Sampled answers per page.
         key_points: Those of a held-out page.
-        rivals: Best of n and its distillation, beside GRPO.
+        best_of: Compare also with the best by the reward of so many completions a page, by the
+            policy before its training, and with a policy that is taught such completions for as
+            many engine calls and steps as GRPO had; see `grpo.rivals`.
     """
 
     corpus: Annotated[CorpusOptions, Field(strict=False)] | None = None
@@ -190,7 +173,7 @@ class FinalEvaluation(Options):
     methods: list[str] = ["original", "key_point"]
     repeats: Annotated[int, Field(ge=1)] = 3
     key_points: KeyPointChoice = "all"
-    rivals: Rivals | None = None
+    best_of: Annotated[int, Field(ge=2)] | None = None
 
 
 class SmallModel(Options):

@@ -354,22 +354,21 @@ class Rewards:
             self._begun[question].append(self._ask(question))
 
     async def landed(
-        self, rows: Sequence[Mapping[str, Any]], replies: Sequence[str], repeats: int = 1
-    ) -> list[list[float]]:
-        """Return 1 or 0 for each answer to each completion's page, NaN where none was had.
+        self, rows: Sequence[Mapping[str, Any]], replies: Sequence[str]
+    ) -> list[float]:
+        """Return 1 or 0 for an answer to each completion's page, NaN where none was had.
 
         A page is taken as evaluation takes it, also one that pastes; a completion without one is
         the policy's own failure.
         """
         scorer = Scorer(self.engine, self.judge, self.seed)
 
-        async def one(row: Mapping[str, Any], reply: str) -> list[float]:
+        async def one(row: Mapping[str, Any], reply: str) -> float:
             made = self.read(reply, row)
             if made.page is None:
-                return [0.0 for _ in range(repeats)]
-            page = made.example, made.key_point, made.page
-            found = await gather_all(scorer.page(*page, repeat) for repeat in range(repeats))
-            return [float(answer.get("supported", math.nan)) for answer in found]
+                return 0.0
+            found = await scorer.page(made.example, made.key_point, made.page, 0)
+            return float(found.get("supported", math.nan))
 
         return await gather_all(map(one, rows, replies))
 

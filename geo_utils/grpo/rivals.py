@@ -60,21 +60,19 @@ def draw_rivals(
     Args:
         trainer: Writes.
         rewards: The training's.
-        params: Bring `evaluation.rivals`.
+        params: Bring `evaluation.best_of`.
         run: Gets the file, and in its manifest what it cost.
         train: Prompts to train on.
         held_out: Prompts of the comparison.
     """
-    options, path = params.evaluation.rivals, run.folder / FILE
-    assert options is not None
-    calls = sum(
-        row.get("reward/engine_calls", 0) for row in read_jsonl(run.folder / "metrics.jsonl")
-    )
+    path, steps = run.folder / FILE, read_jsonl(run.folder / "metrics.jsonl")
+    calls = sum(row.get("reward/engine_calls", 0) for row in steps)
     each = max(round(calls / params.reward.repeats / len(train)), 2)
     made = FreshAnswers(rewards.engine), rewards.judge, rewards.options, rewards.seed
     own = Rewards(rewards.examples, rewards.task, *made)
     done = {(row["part"], *prompt_of(row)) for row in read_jsonl(path)}
-    for part, rows, n in (("train", train, each), ("held_out", held_out, options.best_of)):
+    drawn = ("train", train, each), ("held_out", held_out, params.evaluation.best_of or 1)
+    for part, rows, n in drawn:
         left = [row for row in rows if (part, *prompt_of(row)) not in done]
         size = max(params.generation_size // n, 1)  # as much within the deadline as in training
         for start in range(0, len(left), size):
@@ -86,7 +84,6 @@ def draw_rivals(
             seconds = (time.monotonic() - began) / len(lot)
             groups = (batch[i * n : (i + 1) * n] for i in range(len(lot)))
             append_jsonl(path, [_line(part, group, seconds) for group in groups])
-    run.update(rivals={"completions_a_prompt": each, "best_of": options.best_of})
 
 
 def _line(part: str, group: Sequence[Rollout], seconds: float) -> dict[str, Any]:
@@ -110,25 +107,22 @@ def distilled(params: GrpoParams, split: Split, base: str, run: Run) -> Path | N
     """Teach the policy the best completions of the prompts to train on, those that landed.
 
     Returns:
-        The folder of the adapter; None if the recipe wants none, or nothing landed.
+        The folder of the adapter; None if nothing landed.
     """
-    options, main = params.evaluation.rivals, params.reward.main
-    if options is None or not options.steps or main is None:
-        return None
+    main = params.reward.main
     rows = rows_of(params, split.train, base)
     prompts = {prompt_of(row): row["prompt"][0]["content"] for row in rows}
     shown: list[Demonstration] = []
     for row in read_jsonl(run.folder / FILE):
-        if row["part"] == "train" and row["reply"] and row["rewards"][main] > 0:
+        if row["part"] == "train" and row["reply"] and row["rewards"].get(main, 1) > 0:
             shown.append((prompts[prompt_of(row)], row["reply"]))
     if not shown:
         return None
     began, folder = time.monotonic(), run.folder / "distilled"
-    made = taught(params, base, shown, options.steps, folder)
-    told = run.manifest.get("rivals", {})
-    if "taught" not in told:
+    made = taught(params, base, shown, folder)
+    if "distilled" not in run.manifest:
         seconds = round(time.monotonic() - began, 1)
-        run.update(rivals=told | {"taught": len(shown), "sft_seconds": seconds})
+        run.update(distilled={"demonstrations": len(shown), "seconds": seconds})
     return made
 
 

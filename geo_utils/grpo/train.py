@@ -92,12 +92,11 @@ def train(
     with interrupts.listening(), timed(log.clock):
         trainer = make_trainer(params, base, rows, rewards, folder, log, resumed)
         trainer.add_callback(StepCounter(roles.counter("steps")))
-        judged = []
+        validator = None
         if options := params.data.validation:
             own = rows_of(params, split.validation, base)
-            judged = [validation.Validator(trainer, own, rewards, options, run.folder, card)]
-        for callback in judged:
-            trainer.add_callback(callback)
+            validator = validation.Validator(trainer, own, rewards, options, run.folder, card)
+            trainer.add_callback(validator)
         before = base_checksum(trainer.model)
         run.update(prompts={"pass": trainer.prompts, "why": trainer.prompts_apart})
         run.update(base_checksum={"before": before, "after": None})  # should this start be cut off
@@ -105,9 +104,9 @@ def train(
             rows = choose_prompts(trainer, rows, rewards, params, run)
             checkpoints.go_on(trainer, resumed)
             interrupts.release()
-            for callback in judged:
-                callback.judge(trainer.state.global_step)
-            if params.evaluation.rivals:
+            if validator:
+                validator.judge(trainer.state.global_step)
+            if params.evaluation.best_of:
                 pairs = choose_key_points(split.held_out, params.key_points, params.seed)
                 held_out = rows_of(params, pairs, base)
                 rivals.draw_rivals(trainer, rewards, params, run, rows, held_out)
@@ -121,7 +120,7 @@ def train(
         raise RuntimeError("the frozen base changed in training: the adapter fits no base")
     trainer.save_model(str(final))
     card.write(final)  # last: a folder with its card is complete
-    del trainer, judged
+    del trainer, validator
     free_memory()
     return validation.best_checkpoint(folder) or final
 

@@ -69,16 +69,16 @@ class Validator(TrainerCallback):
             return
         with profiling_context(self.trainer, "validate"):
             replies = self.trainer.write_now(self.rows, step)
-            asked = self.rewards.landed(self.rows, replies, self.options.repeats)
-            each = run_sync(asked)
-        queries = [row["query_id"] for row in self.rows for _ in each[0]]
-        values = np.array([value for one in each for value in one])
-        told = cluster_mean(values, queries, bounded=True)
-        row: dict[str, Any] = {"step": step, "n_queries": told.n_clusters}
-        for name in ("mean", "low", "high"):
-            value = getattr(told, name)
-            row["probability" if name == "mean" else name] = None if np.isnan(value) else value
-        row |= {"n_samples": told.n_samples, "abstentions": int(np.isnan(values).sum())}
+            values = np.array(run_sync(self.rewards.landed(self.rows, replies)))
+        told = cluster_mean(values, [row["query_id"] for row in self.rows], bounded=True)
+        figures = {"probability": told.mean, "low": told.low, "high": told.high}
+        row: dict[str, Any] = {
+            "step": step,
+            **{name: None if np.isnan(value) else value for name, value in figures.items()},
+            "n_queries": told.n_clusters,
+            "n_samples": told.n_samples,
+            "abstentions": int(np.isnan(values).sum()),
+        }
         log.info("step %d: key point in %s of validation answers", step, row["probability"])
         before = max((r["probability"] for r in found if r["probability"] is not None), default=-1)
         if row["probability"] is not None and row["probability"] > before:

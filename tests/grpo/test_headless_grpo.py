@@ -29,8 +29,8 @@ TINY = [
     *SMALL.items(),
     ("evaluation.repeats", "1"),
     ("evaluation.key_points", "one"),
-    ("evaluation.rivals", "{best_of: 2, steps: 4}"),
-    ("data.validation", "{queries: 1, every: 8, key_points: one}"),
+    ("evaluation.best_of", "2"),
+    ("data.validation", "{queries: 1, every: 8}"),
     ("data.prefilter", "{trials: 2, low: 0.0, high: 1.0}"),
     ("reward.dynamic", "{rounds: 1, screen: 2, rest: 2}"),
 ]

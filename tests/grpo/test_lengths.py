@@ -58,7 +58,6 @@ def test_no_page_is_cut_where_lengths_follow_the_corpus(policy, tmp_path):
     [
         {"data.max_prompt_tokens": "1000"},
         {"grpo.max_completion_length": "256"},
-        {"data.most_tokens": "1000"},
     ],
 )
 def test_what_is_cut_or_left_out_is_counted(policy, tmp_path, changes):
@@ -71,7 +70,12 @@ def test_what_is_cut_or_left_out_is_counted(policy, tmp_path, changes):
     counts = [lengths[name] for name in ("to train on", "held out")]
     assert sum(found["cut"] + found["left_out"] for found in counts) == 2  # two points a page
     assert f"{cut} are cut to fit" in said
-    assert lengths["max_prompt_tokens"] <= 8192 and lengths["max_completion_length"] <= 8192
+
+
+def test_lengths_that_follow_the_corpus_have_a_cap(policy, monkeypatch):
+    monkeypatch.setattr("geo_utils.grpo.data.MOST_TOKENS", 1000)
+    params = with_lengths(recipe(policy), EXAMPLES)
+    assert (params.data.max_prompt_tokens, params.grpo["max_completion_length"]) == (1000, 768)
 
 
 def test_lengths_that_cannot_be_had_are_refused(policy):

@@ -87,9 +87,9 @@ class TestValidation:
         monkeypatch.setattr("geo_utils.grpo.validation.profiling_context", no_timer)
         engine = FakeEngine({"blocked": Answer("", "blocked: SAFETY")})
         replies = ["", f"{PAGE} blocked"]
-        validator(Writer(replies), tmp_path, engine, repeats=2).judge(0)
+        validator(Writer(replies), tmp_path, engine).judge(0)
         (row,) = read_jsonl(tmp_path / "validation.jsonl")
-        assert (row["probability"], row["n_samples"], row["abstentions"]) == (0.0, 2, 2)
+        assert (row["probability"], row["n_samples"], row["abstentions"]) == (0.0, 1, 1)
 
     def test_what_could_not_be_judged_is_no_best(self, tmp_path, monkeypatch):
         monkeypatch.setattr("geo_utils.grpo.validation.profiling_context", no_timer)
@@ -138,7 +138,7 @@ class TestPrefilter:
 
 
 def test_best_of_n_is_chosen_by_the_reward_on_answers_of_its_own(tmp_path):
-    from geo_utils.grpo.params import RewardOptions, Rivals
+    from geo_utils.grpo.params import RewardOptions
     from geo_utils.grpo.rewards import Rewards
     from geo_utils.grpo.rivals import FILE, best_of, draw_rivals
     from geo_utils.roles.by_model import RewriteTask
@@ -147,7 +147,7 @@ def test_best_of_n_is_chosen_by_the_reward_on_answers_of_its_own(tmp_path):
     engine, task = FakeEngine(), RewriteTask("key_point")
     options = RewardOptions(funcs=["key_point", "negative_length"], weights=[1.0, 0.01])
     made = Rewards((EXAMPLE, OTHER), task, engine, Says(), options)
-    final = SimpleNamespace(rivals=Rivals(best_of=2))
+    final = SimpleNamespace(best_of=2)
     params = SimpleNamespace(evaluation=final, reward=options, seed=0, generation_size=6)
     own = Run(tmp_path)
     own.update()
