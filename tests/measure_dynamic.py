@@ -35,7 +35,7 @@ VARIANT = {
     "grpo.num_generations": "8", "grpo.per_device_train_batch_size": "32",
     "grpo.max_steps": "400", "grpo.scale_rewards": "none",
 }  # fmt: skip
-KINDS = {"plain": {}, "dynamic": {"reward.dynamic": "{rounds: 2, screen: 4, rest: 20}"}}
+KINDS = {"plain": {}, "dynamic": {"reward.refills": "2"}}
 
 
 class Budget(TrainerCallback):

@@ -280,7 +280,7 @@ def rows():
 
 
 def make(path, folder, schedule, engine=None, reward=None, on_scored=None,
-         callbacks=(), funcs=None, prompts="each", groups=None, **options):  # fmt: skip
+         callbacks=(), funcs=None, prompts="each", refills=0, **options):  # fmt: skip
     """Return trainer and rewards."""
     settings = {
         "output_dir": str(folder), "use_cpu": True, "bf16": False, "seed": 3,
@@ -294,7 +294,7 @@ def make(path, folder, schedule, engine=None, reward=None, on_scored=None,
                    RewardOptions(**reward), on_scored=on_scored)  # fmt: skip
     trainer = Watched(
         schedule=schedule, begin=made.begin, saving=lambda: None, model=str(path), prompts=prompts,
-        groups=groups,
+        refills=refills,
         reward_funcs=funcs or made.functions, args=GRPOConfig(**settings | options),
         train_dataset=Dataset.from_list(rows()), callbacks=list(callbacks),
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),

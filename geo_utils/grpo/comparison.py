@@ -266,7 +266,7 @@ def plan_training(params: GrpoParams, roles: Roles, final: Roles, split: Split) 
     where a component asks for them, each as long as on the original pages and none of them held,
     and one comparison of its claims where fidelity is rewarded and the judge reads it. Equal
     completions share answers, so that it will be fewer. Counted are the most that
-    `reward.dynamic` may draw, validation, prefilter and rivals; the original pages' answers that
+    `reward.refills` may draw, validation, prefilter and rivals; the original pages' answers that
     `visibility` compares with and demonstrations come on top.
 
     Returns:
@@ -297,8 +297,8 @@ def _reward_calls(params: GrpoParams, roles: Roles, split: Split) -> pd.DataFram
     asked |= {"judge": repeats if "key_point" in funcs else 0}
     asked |= {"judge, fidelity": int("fidelity" in funcs)}
     plan = plan[np.array([bool(asked.get(role)) for role in plan.index], dtype=bool)].copy()
-    data, dynamic, n = params.data, params.reward.dynamic, params.evaluation.best_of
-    drawn = params.rollouts * (1 + (dynamic.rounds if dynamic else 0))
+    data, n = params.data, params.evaluation.best_of
+    drawn = params.rollouts * (1 + params.reward.refills)
     rewarded = drawn + (drawn + len(split.held_out) * n if n else 0)
     landed = 0  # answers beside the reward's
     if data.validation:

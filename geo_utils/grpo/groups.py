@@ -1,7 +1,8 @@
 """Which groups a step trains on: those whose completions differ in the reward that asks an engine.
 
 A group whose completions all land their key point, or all miss it, teaches nothing of it. Prompts
-that are likely to have such groups are left out before the training, others as it goes.
+that are likely to have such groups are left out before the training, others are replaced within a
+step (`reward.refills`).
 """
 
 from __future__ import annotations
@@ -10,17 +11,16 @@ import json
 import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
-from geo_utils.files import append_jsonl, read_jsonl, write_atomic
-from geo_utils.grpo.params import Dynamic, Prefilter
-from geo_utils.grpo.rewards import Rewards, differ
+from geo_utils.files import read_jsonl, write_atomic
+from geo_utils.grpo.params import Prefilter
+from geo_utils.grpo.rewards import Rewards
 from geo_utils.models.loops import run_sync
 
 log = logging.getLogger(__name__)
@@ -72,85 +72,26 @@ def prefiltered(
     return kept
 
 
-@dataclass
-class Groups:
-    """Draws other prompts for groups that teach nothing (`reward.dynamic`).
+def silent(rewards: torch.Tensor, size: int) -> list[int]:
+    """Return the numbers of the groups that teach nothing: no two scores differ.
 
-    Attributes:
-        rows: All prompts to train on.
+    Args:
+        rewards: Of the completions, one component, NaN where there is none, (B,).
         size: Completions a group.
-        main: Column of the reward that has to differ.
-        options: How often others are drawn, and how long a prompt rests.
-        seed: Seed of the draw.
-        log: A line a step: how many groups were replaced, and the prompts of those that taught
-            nothing. A resumed training goes on with what it holds.
     """
+    groups = enumerate(rewards.split(size))
+    spreads = ((number, group[~group.isnan()]) for number, group in groups)
+    return [n for n, known in spreads if len(known) < 2 or known.max() - known.min() <= 1e-3]
 
-    rows: Sequence[Row]
-    size: int
-    main: int
-    options: Dynamic
-    seed: int
-    log: Path
-    _silent: dict[tuple[str, int], int] = field(default_factory=dict)  # the last step it was
-    _now: list[tuple[str, int]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        """Remember the steps before."""
-        for row in read_jsonl(self.log):
-            self._silent |= {(name, number): row["step"] for name, number in row["silent"]}
+def others(rows: Any, tried: Set[tuple[str, int]], n: int, seed: str) -> list[Row]:
+    """Draw up to n prompts that were not tried.
 
-    def silent(self, rewards: torch.Tensor) -> list[int]:
-        """Return the numbers of the groups that teach nothing.
-
-        Args:
-            rewards: A row a completion, (B, F), NaN where there is none.
-        """
-        each = enumerate(rewards[:, self.main].split(self.size))
-        return [number for number, group in each if not differ(group.tolist())]
-
-    def rested(self, rows: Sequence[Row], step: int) -> list[Row]:
-        """Return a step's rows with others in place of prompts that rest."""
-        resting = [i for i, row in enumerate(rows[:: self.size]) if self._rests(row, step)]
-        return self.replaced(rows, resting, self.draw(rows, len(resting), step, 0))
-
-    def draw(self, rows: Sequence[Row], n: int, step: int, time: int) -> list[Row]:
-        """Return up to n prompts that are not among the step's and do not rest.
-
-        Args:
-            rows: Of the step.
-            n: How many are wanted.
-            step: The one that will train on them.
-            time: The how manieth draw of the step.
-        """
-        taken = {prompt_of(row) for row in rows} | set(self._now)
-        free = [r for r in self.rows if prompt_of(r) not in taken and not self._rests(r, step)]
-        draw = random.Random(f"{self.seed}|groups|{step}|{time}")
-        return draw.sample(free, min(n, len(free)))
-
-    def replaced(self, old: Sequence[Any], places: Sequence[int], new: Sequence[Row]) -> list[Any]:
-        """Return rows with the groups at some places replaced, the first first."""
-        rows = list(old)
-        for place, row in zip(places, new, strict=False):
-            rows[place * self.size : (place + 1) * self.size] = [row] * self.size
-        return rows
-
-    def note(self, rows: Sequence[Row], silent: Sequence[int], step: int) -> None:
-        """Remember the prompts of a step's groups that taught nothing."""
-        found = [prompt_of(rows[number * self.size]) for number in silent]
-        self._now += [prompt for prompt in found if prompt not in self._now]
-        self._silent |= dict.fromkeys(found, step)
-
-    def close(self, step: int, replaced: int) -> None:
-        """End a step: write its line.
-
-        Args:
-            step: Its number.
-            replaced: Groups that were replaced by others.
-        """
-        append_jsonl(self.log, [{"step": step, "replaced": replaced, "silent": self._now}])
-        self._now = []
-
-    def _rests(self, row: Row, step: int) -> bool:
-        last = self._silent.get(prompt_of(row))
-        return last is not None and step <= last + self.options.rest
+    Args:
+        rows: All prompts; a list, or a dataset.
+        tried: Those that are left out.
+        n: How many are wanted.
+        seed: Of the draw.
+    """
+    drawn = random.Random(seed).sample(range(len(rows)), min(n + len(tried), len(rows)))
+    return [row for row in (rows[i] for i in drawn) if prompt_of(row) not in tried][:n]

@@ -76,7 +76,7 @@ def hush(trainer: Any = None) -> None:
 
 def _told_elsewhere(record: logging.LogRecord) -> bool:
     """Leave out TRL's warning of a completion without score, with its whole prompt, a batch."""
-    return not str(record.msg).startswith("All reward functions returned None")
+    return "All reward functions returned None" not in str(record.msg)
 
 
 def synchronise() -> None:
@@ -282,7 +282,7 @@ class TrainingLog(TrainerCallback):
         scored = [r for r in batch if r.rewards]
         ranked = sorted(scored, key=lambda r: r.reward or 0.0)
         chosen = {"first": scored[:1], "worst": ranked[:1], "best": ranked[-1:]}
-        chosen["abstained"] = [r for r in batch if r.abstention][:1]
+        chosen["abstained"] = [r for r in batch if not r.rewards][:1]
         rows = [{"step": step, "kind": k, **r.row()} for k, found in chosen.items() for r in found]
         append_jsonl(self.folder / "rollouts.jsonl", rows)
 

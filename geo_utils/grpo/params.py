@@ -29,22 +29,6 @@ REWARDS = (*ASKING, "fidelity", "length_budget", "no_instructions", "format", "n
 PROMPTS = ("key_point", *MODEL_METHODS)  # what a policy can learn
 
 
-class Dynamic(Options):
-    """Train on groups whose completions differ in the key point's reward; see `grpo.groups`.
-
-    Attributes:
-        rounds: Most times in a step that other prompts are drawn for groups that teach nothing; a
-            round makes at most as many calls as the step without it.
-        screen: Completions of a group that engine and judge are asked about first: only where they
-            differ is the rest of the group asked about. None for all at once.
-        rest: For so many steps a prompt whose group taught nothing is not drawn.
-    """
-
-    rounds: Annotated[int, Field(ge=1)] = 2
-    screen: Annotated[int, Field(ge=2)] | None = None
-    rest: Annotated[int, Field(ge=0)] = 20
-
-
 class RewardOptions(Options):
     """What is rewarded; the components are those of `geo_utils.grpo.rewards`.
 
@@ -68,7 +52,10 @@ class RewardOptions(Options):
         target_place: Where the target stands among the sources when the reward asks: `drawn`, as
             in every evaluation; or `last`, so that the engine reads the other sources once for all
             completions of a group. Captions of the training say so; the comparison is drawn.
-        dynamic: Replace groups that teach nothing within the step; none for no.
+        refills: Most times in a step that other prompts are drawn in place of those whose
+            completions all earn the same by the first component that asks an engine; each time
+            costs as much as the step without it at most. What is left of them moves nothing.
+            0 trains on all groups.
     """
 
     funcs: Annotated[list[Literal[REWARDS]], Field(min_length=1)] = ["key_point"]  # type: ignore[valid-type]
@@ -84,7 +71,7 @@ class RewardOptions(Options):
     shared_prefix: Literal["auto", "flex", "dense", "each"] = "auto"
     direct_sync: bool = True
     target_place: Literal["drawn", "last"] = "drawn"
-    dynamic: Dynamic | None = None
+    refills: Annotated[int, Field(ge=0)] = 0
 
     @property
     def main(self) -> str | None:
@@ -506,13 +493,11 @@ class GrpoParams(RunParams):
             yield f"reward.shared_prefix={asked!r}: {problem}; choose auto or each"
         if asked == "flex" and grpo.get("use_cpu"):
             yield "reward.shared_prefix='flex' has no backward pass on a CPU; choose auto or dense"
-        if dynamic := self.reward.dynamic:
-            if self.reward.schedule in ("stock", "fused") or self.reward.main is None:
-                needed = f"schedule 'early' or 'ahead' and a reward of {' or '.join(ASKING)}"
-                yield f"reward.dynamic: groups are replaced only with {needed}"
-            if dynamic.screen and dynamic.screen >= group:
-                least = f"must be below num_generations={group}"
-                yield f"reward.dynamic.screen={dynamic.screen}: {least}"
+        if self.reward.refills and (
+            self.reward.schedule in ("stock", "fused") or self.reward.main is None
+        ):
+            needed = f"schedule 'early' or 'ahead' and a reward of {' or '.join(ASKING)}"
+            yield f"reward.refills={self.reward.refills} needs {needed}; set 0"
         if self.reward.schedule != "ahead":
             return
         if self._uses != grpo["gradient_accumulation_steps"]:

@@ -77,7 +77,6 @@ class Rollout:
         rewards: Value by component; empty on an abstention.
         reward: Their weighted sum.
         abstention: Reason why it could not be scored.
-        skipped: Whether it was not scored because its group teaches nothing.
         answer: The first answer that was had.
         verdict: The judge's word on it.
     """
@@ -94,7 +93,6 @@ class Rollout:
     rewards: dict[str, float] = field(default_factory=dict)
     reward: float | None = None
     abstention: str | None = None
-    skipped: bool = False
     answer: str | None = None
     verdict: str | None = None
 
@@ -152,12 +150,6 @@ def _without(page: str, units: Iterable[Unit]) -> str:
     return page.strip()
 
 
-def differ(values: Iterable[float | None]) -> bool:
-    """Tell whether the scores of a group that could be had are further apart than rounding."""
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    return len(known) > 1 and max(known) - min(known) > 1e-3
-
-
 def shuffled(batch: Sequence[Rollout]) -> list[Rollout]:
     """Return for each rollout one of another query, the placebo's donor.
 
@@ -196,10 +188,7 @@ def walls(spans: Spans, started: float) -> dict[str, float]:
 
 
 def drawn(batch: Iterable[Rollout]) -> dict[str, float]:
-    """Return the mean of the reward and its components, and quartiles of its groups' means.
-
-    With `reward.dynamic` this is of all that was scored, not of what was kept to train on.
-    """
+    """Return the mean of the reward and its components, and quartiles of its groups' means."""
     groups: defaultdict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
     for rollout in batch:
         if rollout.reward is not None:
@@ -256,8 +245,6 @@ class Rewards:
         options: Components and settings.
         seed: Seed of the target's place, where it is drawn.
         on_scored: Told the step being made, from 1, and the batch after each batch.
-        screen: Completions a group, and how many of them are scored first: the others only where
-            these differ in `options.main`. None for all at once.
         functions: One TRL reward function per component, in the order of `options.funcs`.
     """
 
@@ -268,7 +255,6 @@ class Rewards:
     options: RewardOptions
     seed: int = 0
     on_scored: Callable[[int, list[Rollout]], None] | None = None
-    screen: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Make the components."""
@@ -280,7 +266,6 @@ class Rewards:
         self._calls: set[asyncio.Task[Any]] = set()
         self._begun: defaultdict[Question, list[tuple[Call, Spans]]] = defaultdict(list)
         self._lost = 0
-        self._early: Counter[tuple[str, int]] = Counter()  # completions begun, by prompt
 
     async def score(
         self,
@@ -316,8 +301,8 @@ class Rewards:
         batch = [self.read(*each) for each in zip(replies, rows, tokens, strict=True)]
         donors = shuffled(batch) if self.options.placebo else batch
         until = started + self.options.deadline_s
-        self._early.clear()
-        await self._score_all(list(zip(batch, donors, strict=True)), until, spans)
+        pairs = zip(batch, donors, strict=True)
+        await gather_all(self._score(*pair, until, spans) for pair in pairs)
         for key, call in list(self._originals.items()):
             if call.done() and call.result().get("pawc") is None:
                 del self._originals[key]  # the next batch asks again for what could not be had
@@ -326,7 +311,9 @@ class Rewards:
             told = {"seconds": monotonic() - started, "abstained": lost.total() / len(batch)}
             told["echoed"] = fmean(bool(rollout.echoes) for rollout in batch)  # a share of them
             told["pasted"] = fmean(rollout.pasted for rollout in batch)
-            told["engine_calls"] = self._answers(batch, donors)
+            pages = {(r.example.query_id, d.paid) for r, d in zip(batch, donors, strict=True)}
+            asked = sum(page is not None for _, page in pages) if self._wanted else 0
+            told["engine_calls"] = asked * self.options.repeats  # equal pages share theirs
             told = {f"reward/{name}": value for name, value in told.items()} | drawn(batch)
             told |= {f"reward/{name}": value for name, value in walls(spans, started).items()}
             for name, value in told.items():
@@ -345,9 +332,6 @@ class Rewards:
         """
         found = self.read(reply, row)
         if found.paid is None or not self._wanted or self.options.placebo:
-            return
-        self._early[prompt := (found.example.query_id, found.key_point.number)] += 1
-        if self.screen and self._early[prompt] > self.screen[1]:
             return
         for repeat in range(self.options.repeats):
             question = found.example, found.key_point, found.paid, repeat
@@ -372,14 +356,6 @@ class Rewards:
 
         return await gather_all(map(one, rows, replies))
 
-    def _answers(self, batch: Sequence[Rollout], donors: Sequence[Rollout]) -> int:
-        """Count the answers that a batch asked for; equal pages share theirs."""
-        if not self._wanted:
-            return 0
-        pairs = [(r, d.paid) for r, d in zip(batch, donors, strict=True) if not r.skipped]
-        asked = {(r.example.query_id, page) for r, page in pairs if page is not None}
-        return len(asked) * self.options.repeats
-
     def read(self, reply: str, row: Mapping[str, Any], tokens: Sequence[int] = ()) -> Rollout:
         """Return what a completion for a row of prompts is: a page, or why it is none."""
         example = self._by_id[row["query_id"]]
@@ -391,28 +367,6 @@ class Rewards:
             paid = paid_page(page, example, point)
         known = page, rewrite.abstention, paid, rewrite.echoes
         return Rollout(example, point, reply, len(tokens), units, *known)
-
-    async def _score_all(
-        self, pairs: Sequence[tuple[Rollout, Rollout]], until: float, spans: Spans
-    ) -> None:
-        """Score rollouts by their donors; with a screen, of each group some before the others."""
-        size, first = self.screen or (len(pairs), len(pairs))
-
-        def waits(pair: tuple[Rollout, Rollout]) -> bool:
-            rollout, donor = pair
-            return (rollout.example, rollout.key_point, donor.paid, 0) not in self._begun
-
-        async def group(own: Sequence[tuple[Rollout, Rollout]]) -> None:
-            own = sorted(own, key=waits) if self.screen else own  # those that are asked for already
-            await gather_all(self._score(*pair, until, spans) for pair in own[:first])
-            scores = [rollout.rewards.get(self.options.main or "") for rollout, _ in own[:first]]
-            if differ(scores):
-                await gather_all(self._score(*pair, until, spans) for pair in own[first:])
-            else:
-                for rollout, _ in own[first:]:
-                    rollout.skipped = True
-
-        await gather_all(group(pairs[i : i + size]) for i in range(0, len(pairs), size))
 
     async def _score(self, rollout: Rollout, donor: Rollout, until: float, spans: Spans) -> None:
         """Fill in a rollout's rewards, or why there are none, by what the donor wrote: itself."""

@@ -81,7 +81,7 @@ def train(
     if resumed is not None:
         same_card(resumed, card)
     step = checkpoints.checkpoint_step(resumed) or 0
-    for name in ("metrics.jsonl", "rollouts.jsonl", "groups.jsonl", validation.FILE):
+    for name in ("metrics.jsonl", "rollouts.jsonl", validation.FILE):
         checkpoints.rewind(run.folder / name, step)
     split = split_queries(examples, params)
     rows = rows_of(params, split.train, base)
@@ -141,8 +141,6 @@ def choose_prompts(
     if params.data.prefilter:
         kept = prefiltered(trainer, rows, rewards, params.data.prefilter, params.seed, run.folder)
         trainer.train_dataset = Dataset.from_list(kept)
-        if trainer.groups is not None:
-            trainer.groups.rows = kept
         run.update(prefilter={"of": len(rows), "kept": len(kept)})
     needed = params.generation_size // int(params.grpo["num_generations"])
     if len(kept) < needed:
@@ -165,19 +163,13 @@ def make_trainer(
     from datasets import Dataset
     from peft import LoraConfig
 
-    from geo_utils.grpo.groups import Groups
     from geo_utils.grpo.trainer import OverlappedTrainer
     from geo_utils.grpo.weight_sync import keep_base_exact
 
     shared, problem = params.reward.shared_prefix, params.prompts_apart
-    groups, asked = None, params.reward
-    if asked.dynamic and asked.main and not asked.placebo:
-        size, log_file = int(params.grpo["num_generations"]), log.folder / "groups.jsonl"
-        main = asked.funcs.index(asked.main)
-        groups = Groups(rows, size, main, asked.dynamic, params.seed, log_file)
-        rewards.screen = (size, asked.dynamic.screen) if asked.dynamic.screen else None
     trainer = OverlappedTrainer(
-        groups=groups,
+        refills=params.reward.refills,
+        main=params.reward.funcs.index(params.reward.main or params.reward.funcs[0]),
         resumed=resumed,
         prompts="each" if problem else shared,
         prompts_apart=problem,

@@ -22,8 +22,8 @@ Qwen's positions are relative.
 Where nothing forbids it, the completions of a group share one pass over their prompt (the setting
 `reward.shared_prefix`; see `grpo.shared_prefix`). Micro-batches are then made of whole groups.
 
-With `groups`, `early` and `ahead` put other groups in place of those that teach nothing, before the
-batch is trained on; what teaches nothing all the same moves nothing.
+With `reward.refills`, `early` and `ahead` put other groups in place of those that teach nothing,
+before the batch is trained on.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
 from geo_utils.grpo import shared_prefix
-from geo_utils.grpo.groups import Groups
+from geo_utils.grpo.groups import others, prompt_of, silent
 
 log = logging.getLogger(__name__)
 Tell = Callable[[int, Sequence[int]], None]
@@ -183,7 +183,7 @@ class _Batch:
         prompts: What TRL's `_tokenize_prompts` returns.
         written: What TRL's `_generate_single_turn` returns: tokens, and vLLM's log-probabilities.
         rewards: One row per completion, one column per reward, (B, F).
-        old: Log-probabilities under the weights that wrote it, (B, T), where needed.
+        old: Each completion's log-probabilities under the weights that wrote it, where needed.
         metrics: Figures of its rewards, logged in its step and not in the one before.
     """
 
@@ -192,48 +192,37 @@ class _Batch:
     prompts: Any
     written: Future[Any]
     rewards: Future[Any] = field(default_factory=Future)
-    old: torch.Tensor | None = None
+    old: list[torch.Tensor] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
-    def take(self, places: Sequence[int], other: _Batch, size: int, columns: int | None) -> None:
+    def take(self, places: Sequence[int], other: _Batch, size: int) -> None:
         """Put another batch's groups in place of some.
 
         Args:
             places: Numbers of the groups that go.
             other: Brings as many.
             size: Completions a group.
-            columns: What TRL pads completions to a multiple of.
         """
-        rows = [place * size + i for place in places for i in range(size)]
+        gone = [place * size + i for place in places for i in range(size)]
 
-        def spliced(old: Sequence[Any], new: Sequence[Any]) -> list[Any]:
-            found = list(old)
-            for row, value in zip(rows, new, strict=True):
+        def spliced(own: Any, new: Any) -> Any:
+            found = list(own)
+            for row, value in zip(gone, new, strict=True):
                 found[row] = value
             return found
 
+        both = zip(self.written.result(), other.written.result(), strict=True)
+        self.written = settled([own and spliced(own, new) for own, new in both])
+        rewards = spliced(self.rewards.result(), other.rewards.result())
+        self.rewards = settled(torch.stack(rewards))
         self.rows = spliced(self.rows, other.rows)
         self.prompts = spliced(self.prompts[0], other.prompts[0]), *self.prompts[1:]
-        (ids, logps), (new, logps_of_new) = self.written.result(), other.written.result()
-        ids = spliced(ids, new)
-        self.written = settled((ids, logps and spliced(logps, logps_of_new)))
-        rewards = self.rewards.result().clone()
-        rewards[rows] = other.rewards.result()
-        self.rewards = settled(rewards)
-        if self.old is not None and other.old is not None:
-            width = max(map(len, ids))
-            width += -width % (columns or 1)
-            old = [
-                torch.nn.functional.pad(part, (0, width - part.size(1)))
-                for part in (self.old, other.old)
-            ]
-            old[0][rows] = old[1]
-            self.old = old[0]
-        for name in SUMMED & other.metrics.keys():
+        self.old = self.old and spliced(self.old, other.old)
+        for name in _SUMMED & other.metrics.keys():
             self.metrics[name] += other.metrics[name]
 
 
-SUMMED = {"reward/engine_calls", "reward/seconds"}  # over the rounds of a step
+_SUMMED = {"reward/engine_calls", "reward/seconds"}  # over the rounds of a step
 
 
 def settled(value: Any) -> Future[Any]:
@@ -254,7 +243,6 @@ class OverlappedTrainer(GRPOTrainer):
         prompts: How they take a group's prompt: `flex` or `dense`, once, as `grpo.shared_prefix`
             has it; or `each`, with every completion.
         prompts_apart: Why with every completion, where that was not asked for.
-        groups: Draws others for groups that teach nothing; None to train on all.
     """
 
     args: Any  # TRL's are narrower than the base class says
@@ -273,7 +261,8 @@ class OverlappedTrainer(GRPOTrainer):
         resumed: Path | None = None,
         prompts: str = "each",
         prompts_apart: str | None = None,
-        groups: Groups | None = None,
+        refills: int = 0,
+        main: int = 0,
         **kwargs: Any,
     ):
         """Make the trainer.
@@ -288,16 +277,17 @@ class OverlappedTrainer(GRPOTrainer):
             prompts: `each`; `flex` or `dense`; or `auto`, which is `flex` on a GPU and `dense` on
                 a CPU, unless the model forbids it.
             prompts_apart: What forbids it already.
-            groups: Draws others for groups that teach nothing; None to train on all.
+            refills: Most times in a step that groups which teach nothing are replaced.
+            main: Column of the reward that has to differ in a group.
             **kwargs: Of TRL's trainer.
 
         Raises:
             ValueError: The model forbids to share prompts, and that was asked for.
         """
         super().__init__(*args, **kwargs)
-        if groups is not None and self.accelerator.num_processes > 1:
-            raise ValueError("reward.dynamic: groups are replaced in one process only; set null")
-        self.groups = groups
+        if refills and self.accelerator.num_processes > 1:
+            raise ValueError(f"reward.refills={refills}: only one process can; set 0")
+        self._refills, self._main = refills, main
         self._begin, self._saving, self._resumed = begin, saving, resumed
         corrected = self.use_vllm and self.vllm_importance_sampling_correction
         self._uses = self.args.steps_per_generation * self.num_iterations
@@ -372,15 +362,14 @@ class OverlappedTrainer(GRPOTrainer):
         fresh = self._step % self._uses == 0 or self._buffered_inputs is None
         if self._early and self.model.training and fresh:
             step = self.state.global_step + 1
-            self._now = self._next or self._produce(self._rested(generation_batch, step), step)
+            self._now = self._next or self._produce(generation_batch, step)
             self._next = None
             rounds = self._refilled(self._now)
             next(rounds, None)
             if self._ahead and self._fetched and step < self.state.max_steps:
                 with profiling_context(self, "generate"):
                     self._now.written.result()  # weights must not change while it is written
-                rows = self._rested(self._fetched[0][0], step + 1)
-                self._next = self._produce(rows, step + 1)
+                self._next = self._produce(self._fetched[0][0], step + 1)
             for _ in rounds:
                 pass
             generation_batch = list(self._now.rows)
@@ -390,24 +379,21 @@ class OverlappedTrainer(GRPOTrainer):
         self._buffered_inputs = shared_prefix.whole_groups(self._buffered_inputs)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
-    def _rested(self, rows: Sequence[Mapping[str, Any]], step: int) -> Sequence[Mapping[str, Any]]:
-        return rows if self.groups is None else self.groups.rested(rows, step)
-
     def _refilled(self, batch: _Batch) -> Iterator[None]:
         """Put other groups in place of those that teach nothing, round by round.
 
         Yields when a round is written and its rewards are asked for.
         """
-        groups, size, replaced, time = self.groups, int(self.args.num_generations), 0, 1
-        if groups is None:
-            return
-        while True:
+        size, tried, replaced = int(self.args.num_generations), set(map(prompt_of, batch.rows)), 0
+        for left in reversed(range(self._refills + 1) if self._refills else ()):
             with profiling_context(self, "_calculate_rewards"):
-                silent = groups.silent(batch.rewards.result())
-            groups.note(batch.rows, silent, batch.step)
-            last = time > groups.options.rounds
-            rows = [] if last else groups.draw(batch.rows, len(silent), batch.step, time)
-            if not rows:
+                rewards = batch.rewards.result()
+            without = silent(rewards[:, self._main], size)
+            rows = others(self.train_dataset, tried, len(without), f"{self.args.seed}|{batch.step}")
+            if not rows or not left:
+                for number in without:
+                    rewards[number * size : (number + 1) * size] = torch.nan
+                batch.metrics |= {"groups/replaced": replaced, "groups/silent": len(without)}
                 break
             if self._next is not None:  # a server would tell of it under these rows
                 self._next.written.result()
@@ -415,14 +401,9 @@ class OverlappedTrainer(GRPOTrainer):
             with profiling_context(self, "generate"):
                 other.written.result()
             yield
-            batch.take(silent[: len(rows)], other, size, self.pad_to_multiple_of)
-            replaced, time = replaced + len(rows), time + 1
-        rewards = batch.rewards.result().clone()
-        for number in silent:
-            rewards[number * size : (number + 1) * size] = torch.nan
-        batch.rewards = settled(rewards)
-        batch.metrics |= {"groups/replaced": replaced, "groups/silent": len(silent)}
-        groups.close(batch.step, replaced)
+            batch.take(without[: len(rows)], other, size)
+            tried |= set(map(prompt_of, rows))
+            replaced += len(rows)
 
     def _produce(self, rows: Sequence[Mapping[str, Any]], step: int) -> _Batch:
         """Write a batch with the present weights, and start on its rewards."""
@@ -533,7 +514,8 @@ class OverlappedTrainer(GRPOTrainer):
             for name in [n for n in self._metrics["train"] if n.startswith("sampling/")]:
                 self._metrics["train"][name].pop()  # of the pass that was left out
         elif self._now is not None and self._now.old is not None and self.model.training:
-            output["old_per_token_logps"] = self._now.old
+            size = self.pad_to_multiple_of
+            output["old_per_token_logps"] = pad(self._now.old, 0, "right", size)
         if self.prompts != "each":
             rows = torch.arange(len(output["prompt_ids"]), device=output["prompt_ids"].device)
             output["group"] = rows // self.num_generations
@@ -621,8 +603,8 @@ class OverlappedTrainer(GRPOTrainer):
         share = ratio.sum() ** 2 / (max(ratio.numel(), 1) * (ratio**2).sum()).clamp(min=1e-9)
         self._metrics["train"]["sampling/effective_sample_size"].append(share.item())
 
-    def _log_probabilities(self, prompts: Any, completions: Any) -> torch.Tensor:
-        """Return the log-probabilities of a batch under the present weights, (B, T)."""
+    def _log_probabilities(self, prompts: Any, completions: Any) -> list[torch.Tensor]:
+        """Return each completion's log-probabilities under the present weights."""
 
         def padded(rows: Sequence[Sequence[int]], side: str) -> torch.Tensor:
             """Return tokens and mask, (2, B, columns)."""
@@ -637,8 +619,8 @@ class OverlappedTrainer(GRPOTrainer):
         score = self._get_per_token_logps_and_entropies
         quiet = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
         with torch.no_grad(), quiet:
-            found: torch.Tensor = score(self.model, tokens, mask, kept, batch_size=size)[0]
-        return found
+            found = score(self.model, tokens, mask, kept, batch_size=size)[0]
+        return [row[: len(ids)] for row, ids in zip(found, completions, strict=True)]
 
     def _tell(self, place: int, ids: Sequence[int]) -> None:
         if not self._rows:  # what is written is not of the training

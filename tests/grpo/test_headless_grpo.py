@@ -32,7 +32,7 @@ TINY = [
     ("evaluation.best_of", "2"),
     ("data.validation", "{queries: 1, every: 8}"),
     ("data.prefilter", "{trials: 2, low: 0.0, high: 1.0}"),
-    ("reward.dynamic", "{rounds: 1, screen: 2, rest: 2}"),
+    ("reward.refills", "1"),
 ]
 
 
