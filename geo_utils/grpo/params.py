@@ -112,7 +112,7 @@ class Validation(Options):
     """
 
     queries: Annotated[int, Field(ge=1)] = 20
-    every: Annotated[int, Field(ge=1)] = 10
+    every: Annotated[int, Field(ge=1)] = 20
     patience: Annotated[int, Field(ge=1)] | None = None
 
 

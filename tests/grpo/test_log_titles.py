@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import make_example
 
-from geo_utils.grpo.log import health_figure, phase_figure, reward_figure, rollout_page
+from geo_utils.grpo.log import health_figure, hush, phase_figure, reward_figure, rollout_page
 
 
 def title(figure):
@@ -82,3 +82,15 @@ def test_the_best_rollout_is_the_one_of_the_highest_weighted_reward():
     ]  # fmt: skip
     best = rollout_page(rows, [example], "best", "worst").data
     assert "Best: step 2" in best and "Worst: step 1" in best
+
+
+def test_trl_prints_no_prompt_whose_completion_has_no_score(caplog):
+    from accelerate import PartialState
+    from accelerate.logging import get_logger
+
+    PartialState()
+    hush()
+    trl = get_logger("trl.trainer.grpo_trainer")
+    trl.warning("All reward functions returned None for the following kwargs:\n{'prompt': 'Sea'}")
+    trl.warning("something else")
+    assert "something else" in caplog.text and "Sea" not in caplog.text
