@@ -16,7 +16,7 @@ from geo_utils.corpus import Example
 from geo_utils.fidelity import page_fidelity
 from geo_utils.files import read_jsonl
 from geo_utils.grpo import rivals
-from geo_utils.grpo.data import Split, base_model, policies, policy_card
+from geo_utils.grpo.data import Split, base_model, policies
 from geo_utils.grpo.params import ASKING, GrpoParams
 from geo_utils.models.caller import Caller
 from geo_utils.models.loops import gather_all, run_sync
@@ -71,7 +71,7 @@ def compare(
         if cold.steps and not cold.small_model:
             named[PROMPT] = policy(base_model(params))
         if params.evaluation.best_of:
-            named[BEST_OF] = rivals.best_of(policy_card(params).task, run.folder)
+            named[BEST_OF] = rivals.BestOf(run.folder)
             if made := rivals.distilled(params, split, base, run):
                 named[DISTILLED] = policy(str(made))
         mixed = replace(roles, rewriter=NamedRewriters(roles.rewriter, named))

@@ -56,12 +56,12 @@ def prefiltered(
             tried = random.Random(f"{seed}|prefilter").sample(tried, options.pairs)
         many = [row for row in tried for _ in range(options.trials)]
         each = run_sync(rewards.landed(many, trainer.write_now(many, seed)))
-        lines = []
+        lines = ""
         for i, row in enumerate(tried):
             known = [v for v in each[i * options.trials :][: options.trials] if not math.isnan(v)]
-            prompt = dict(zip(("query_id", "key_point_number"), prompt_of(row), strict=True))
-            lines.append(json.dumps(prompt | {"success": fmean(known) if known else None}))
-        write_atomic(path, "".join(f"{line}\n" for line in lines))
+            line = {name: row[name] for name in ("query_id", "key_point_number")}
+            lines += json.dumps(line | {"success": fmean(known) if known else None}) + "\n"
+        write_atomic(path, lines)
     found = {prompt_of(line): line["success"] for line in read_jsonl(path)}
     shares = ((row, found.get(prompt_of(row))) for row in rows)
     kept = [r for r, share in shares if share is not None and options.low <= share <= options.high]

@@ -244,6 +244,7 @@ class Rewards:
         judge: Gives verdicts.
         options: Components and settings.
         seed: Seed of the target's place, where it is drawn.
+        first: Number of the first answer that is asked for to a page.
         on_scored: Told the step being made, from 1, and the batch after each batch.
         functions: One TRL reward function per component, in the order of `options.funcs`.
     """
@@ -255,11 +256,13 @@ class Rewards:
     options: RewardOptions
     seed: int = 0
     on_scored: Callable[[int, list[Rollout]], None] | None = None
+    first: int = 0
 
     def __post_init__(self) -> None:
         """Make the components."""
         self.functions = [self._function(name) for name in self.options.funcs]
         self._by_id = {example.query_id: example for example in self.examples}
+        self._repeats = range(self.first, self.first + self.options.repeats)
         self._wanted = set(ASKING) & set(self.options.funcs)
         self._originals: dict[tuple[str, int], Call] = {}
         self._batch: tuple[Any, asyncio.Task[list[Rollout]]] | None = None
@@ -333,7 +336,7 @@ class Rewards:
         found = self.read(reply, row)
         if found.paid is None or not self._wanted or self.options.placebo:
             return
-        for repeat in range(self.options.repeats):
+        for repeat in self._repeats:
             question = found.example, found.key_point, found.paid, repeat
             self._begun[question].append(self._ask(question))
 
@@ -370,14 +373,13 @@ class Rewards:
 
     async def _score(self, rollout: Rollout, donor: Rollout, until: float, spans: Spans) -> None:
         """Fill in a rollout's rewards, or why there are none, by what the donor wrote: itself."""
-        repeats = range(self.options.repeats)
         if "visibility" in self._wanted:  # asked for beside the rewrite, not after it
-            for repeat in repeats:
+            for repeat in self._repeats:
                 self._original(rollout, repeat, spans)
-        rows = [_NO_PAGE for _ in repeats]
+        rows = [_NO_PAGE for _ in self._repeats]
         if self._wanted and donor.paid is not None:
             page = rollout.example, rollout.key_point, donor.paid
-            rows = await gather_all(self._row((*page, i), until, spans) for i in repeats)
+            rows = await gather_all(self._row((*page, i), until, spans) for i in self._repeats)
         values: dict[str, float | None] = {}
         for name in self.options.funcs:
             if name == "key_point":
@@ -479,7 +481,7 @@ class Rewards:
         """Return the mean gain in visibility over the original's answers of the same repeats."""
         names = FIGURES if self.options.figure == "mean" else (self.options.figure,)
         gains = []
-        for repeat, row in enumerate(rows):
+        for repeat, row in zip(self._repeats, rows, strict=True):
             before = await asyncio.shield(self._original(rollout, repeat, spans))
             if before.get("pawc") is not None and row.get("pawc") is not None:
                 now, then = (fmean(float(r[name]) for name in names) for r in (row, before))

@@ -6,9 +6,10 @@ answers of their own, so that the winner's luck is not part of its score.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,11 @@ from geo_utils.grpo.groups import Row, prompt_of
 from geo_utils.grpo.params import GrpoParams
 from geo_utils.grpo.rewards import Rewards, Rollout
 from geo_utils.models.loops import run_sync
-from geo_utils.roles.by_model import RewriteTask
-from geo_utils.roles.engines import Answer, Engine
 from geo_utils.roles.rewriters import Rewrite
 from geo_utils.runs import Run
 
 FILE = "best_of.jsonl"
 _FRESH = 1000  # the first answer that neither training nor comparison asks for
-
-
-@dataclass(frozen=True)
-class FreshAnswers:
-    """An engine whose answers are others than those that its number would give.
-
-    Attributes:
-        engine: Answers.
-    """
-
-    engine: Engine
-
-    async def answer(self, query: str, sources: Sequence[str], sample_index: int = 0) -> Answer:
-        """Return one sampled answer."""
-        return await self.engine.answer(query, sources, sample_index + _FRESH)
 
 
 def draw_rivals(
@@ -61,15 +45,14 @@ def draw_rivals(
         trainer: Writes.
         rewards: The training's.
         params: Bring `evaluation.best_of`.
-        run: Gets the file, and in its manifest what it cost.
+        run: Gets the file.
         train: Prompts to train on.
         held_out: Prompts of the comparison.
     """
     path, steps = run.folder / FILE, read_jsonl(run.folder / "metrics.jsonl")
     calls = sum(row.get("reward/engine_calls", 0) for row in steps)
     each = max(round(calls / params.reward.repeats / len(train)), 2)
-    made = FreshAnswers(rewards.engine), rewards.judge, rewards.options, rewards.seed
-    own = Rewards(rewards.examples, rewards.task, *made)
+    own = replace(rewards, on_scored=None, first=_FRESH)
     done = {(row["part"], *prompt_of(row)) for row in read_jsonl(path)}
     drawn = ("train", train, each), ("held_out", held_out, params.evaluation.best_of or 1)
     for part, rows, n in drawn:
@@ -81,26 +64,14 @@ def draw_rivals(
             replies = trainer.write_now(many, params.seed + start, before=True)
             columns: dict[str, Any] = {name: [row[name] for row in many] for name in many[0]}
             batch = run_sync(own.score(completions=replies, **columns))
-            seconds = (time.monotonic() - began) / len(lot)
-            groups = (batch[i * n : (i + 1) * n] for i in range(len(lot)))
-            append_jsonl(path, [_line(part, group, seconds) for group in groups])
+            groups = [batch[i * n : (i + 1) * n] for i in range(len(lot))]
+            winners = [max(group, key=_earned) for group in groups]
+            spent = {"n": n, "seconds": round((time.monotonic() - began) / len(lot), 3)}
+            append_jsonl(path, [{"part": part, **best.row(), **spent} for best in winners])
 
 
-def _line(part: str, group: Sequence[Rollout], seconds: float) -> dict[str, Any]:
-    """Return the best of a group, and what it cost; without a reply where none has a score."""
-    scored = [rollout for rollout in group if rollout.reward is not None]
-    best = max(scored, key=lambda rollout: rollout.reward or 0.0, default=None)
-    first = group[0]
-    return {
-        "part": part,
-        "query_id": first.example.query_id,
-        "key_point_number": first.key_point.number,
-        "reply": best and best.reply,
-        "shown": first.shown,
-        "rewards": best and best.rewards,
-        "n": len(group),
-        "seconds": round(seconds, 3),
-    }
+def _earned(rollout: Rollout) -> float:
+    return -math.inf if rollout.reward is None else rollout.reward
 
 
 def distilled(params: GrpoParams, split: Split, base: str, run: Run) -> Path | None:
@@ -114,7 +85,7 @@ def distilled(params: GrpoParams, split: Split, base: str, run: Run) -> Path | N
     prompts = {prompt_of(row): row["prompt"][0]["content"] for row in rows}
     shown: list[Demonstration] = []
     for row in read_jsonl(run.folder / FILE):
-        if row["part"] == "train" and row["reply"] and row["rewards"].get(main, 1) > 0:
+        if row["part"] == "train" and row["rewards"].get(main, 0) > 0:
             shown.append((prompts[prompt_of(row)], row["reply"]))
     if not shown:
         return None
@@ -126,30 +97,21 @@ def distilled(params: GrpoParams, split: Split, base: str, run: Run) -> Path | N
     return made
 
 
-@dataclass(frozen=True)
 class BestOf:
-    """Rewriter that returns the best completions as they were kept.
+    """Rewriter that returns the best completions as they were kept."""
 
-    Attributes:
-        task: Makes pages of completions.
-        kept: Lines of `best_of.jsonl` for the held-out prompts, by prompt.
-    """
-
-    task: RewriteTask
-    kept: dict[tuple[str, int], Row]
+    def __init__(self, folder: Path):
+        """Read a run's `best_of.jsonl`."""
+        kept = (row for row in read_jsonl(folder / FILE) if row["part"] == "held_out")
+        self._kept = {prompt_of(row): row for row in kept}
 
     async def rewrite(
         self, method: str, example: Example, key_point: KeyPoint, sample_index: int = 0
     ) -> Rewrite:
         """Return the page that the best completion stands for."""
-        line = self.kept.get((example.query_id, key_point.number))
-        if line is None or line["reply"] is None:
+        line = self._kept.get((example.query_id, key_point.number))
+        if line is None or line["reward"] is None:
             return Rewrite("", "short: no completion for this page has a score")
-        made = self.task.page(line["reply"], example, key_point, line["shown"])
-        return made if not made.abstention else Rewrite("", made.abstention, own_failure=True)
-
-
-def best_of(task: RewriteTask, folder: Path) -> BestOf:
-    """Return the rewriter that a run's `best_of.jsonl` stands for."""
-    kept = [row for row in read_jsonl(folder / FILE) if row["part"] == "held_out"]
-    return BestOf(task, {prompt_of(row): row for row in kept})
+        if line["page"] is None:
+            return Rewrite("", line["problem"], own_failure=True)
+        return Rewrite(line["page"], echoes=line["echoes"])

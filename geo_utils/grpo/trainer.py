@@ -384,8 +384,10 @@ class OverlappedTrainer(GRPOTrainer):
 
         Yields when a round is written and its rewards are asked for.
         """
+        if not self._refills:
+            return
         size, tried, replaced = int(self.args.num_generations), set(map(prompt_of, batch.rows)), 0
-        for left in reversed(range(self._refills + 1) if self._refills else ()):
+        for left in range(self._refills, -1, -1):
             with profiling_context(self, "_calculate_rewards"):
                 rewards = batch.rewards.result()
             without = silent(rewards[:, self._main], size)

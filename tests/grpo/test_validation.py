@@ -140,7 +140,7 @@ class TestPrefilter:
 def test_best_of_n_is_chosen_by_the_reward_on_answers_of_its_own(tmp_path):
     from geo_utils.grpo.params import RewardOptions
     from geo_utils.grpo.rewards import Rewards
-    from geo_utils.grpo.rivals import FILE, best_of, draw_rivals
+    from geo_utils.grpo.rivals import FILE, BestOf, draw_rivals
     from geo_utils.roles.by_model import RewriteTask
     from geo_utils.runs import Run
 
@@ -164,5 +164,5 @@ def test_best_of_n_is_chosen_by_the_reward_on_answers_of_its_own(tmp_path):
     assert {index for _, _, index in engine.asked} == {1000}
     draw_rivals(Writer(), made, params, own, ROWS, ROWS)  # nothing is made again
     assert read_jsonl(tmp_path / FILE) == rows
-    page = run(best_of(task, tmp_path).rewrite("any", EXAMPLE, EXAMPLE.key_points[0]))
+    page = run(BestOf(tmp_path).rewrite("any", EXAMPLE, EXAMPLE.key_points[0]))
     assert "Landed" in page.text
