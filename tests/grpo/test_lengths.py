@@ -30,7 +30,7 @@ def policy(tmp_path_factory):
 
 
 def recipe(policy, **changes):
-    own = {"policy.base": policy, "data.held_out": "0.25", "data.validation": "null"} | changes
+    own = {"policy.base": policy, "data.held_out": "0.25"} | changes
     return read_parameters("04_grpo", "default", list(own.items()))[2]
 
 
