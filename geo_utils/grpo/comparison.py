@@ -200,7 +200,7 @@ def verdict(samples: pd.DataFrame, found: pd.DataFrame, paid: pd.DataFrame, seed
 - **By how much** ({n}): {"; ".join(gains)}.
 - **At what cost**: {cost["minutes"]:.0f} minutes of training and {cost["calls"]:,.0f} engine \
 calls. {said}.
-- **Where it helps**, over its own prompt: {helps}."""
+- **Where it helps**, over the policy before training: {helps}."""
 
 
 def _change(row: pd.Series) -> str:

@@ -311,7 +311,7 @@ def reward_figure(metrics: Metrics, source: str) -> Figure:
     top.plot(rows[whole].astype(float), ".", color="#9db4d6", markersize=7)
     shown = [n for n in names if n.removesuffix("/low").removesuffix("/high") in lines]
     smooth = rows[shown].astype(float).rolling(span, min_periods=1, center=True).mean()
-    for name, shade in zip(lines, [BLUE, *sns.color_palette("dark")], strict=False):
+    for name, shade in zip(lines, [BLUE, *sns.color_palette("dark")[1:]], strict=False):
         label = "reward, weighted" if name == whole else name.partition("/")[2]
         top.plot(smooth[name], color=shade, linewidth=3.0 if name == whole else 1.5, label=label)
         if f"{name}/low" in smooth:
