@@ -147,21 +147,20 @@ def split_queries(examples: Corpus, params: GrpoParams) -> Split:
     random.Random(f"{params.seed}|held out").shuffle(with_points)
     n = round(params.data.held_out * len(with_points))
     held_out, rest, validation = tuple(with_points[:n]), with_points[n:], []
-    if params.held_out_options:
-        held_out = tuple(e for e in load_corpus(**params.held_out_options) if e.key_points)
+    if apart := params.evaluation.corpus:
+        options = params.model_copy(update={"corpus": apart}).corpus_options
+        held_out = tuple(e for e in load_corpus(**options) if e.key_points)
     if not held_out or not rest:
         left = f"{len(held_out)} queries to test and {len(rest)} to train on; both need at least 1"
         raise ValueError(f"data.held_out={params.data.held_out}: it would leave {left}")
     if shared := {e.query_id for e in held_out} & {e.query_id for e in rest}:
-        name = (
-            f"{len(shared)} queries of the held-out corpus are trained on, such as {min(shared)!r}"
-        )
-        raise ValueError(f"evaluation.corpus: {name}; leave them out of one of the two")
-    if options := params.data.validation:
-        if options.queries >= len(rest):
+        which = f"{len(shared)} of its queries are trained on, such as {min(shared)!r}"
+        raise ValueError(f"evaluation.corpus: {which}; leave them out of one of the two")
+    if params.data.validation:
+        if (n := params.data.validation.queries) >= len(rest):
             left = f"it would leave none of {len(rest)} queries to train on"
-            raise ValueError(f"data.validation.queries={options.queries}: {left}")
-        own, rest = rest[: options.queries], rest[options.queries :]
+            raise ValueError(f"data.validation.queries={n}: {left}")
+        own, rest = rest[:n], rest[n:]
         validation = choose_key_points(own, params.data.key_points, params.seed)
     train = choose_key_points(rest, params.data.key_points, params.seed)
     return Split(train, held_out, validation)

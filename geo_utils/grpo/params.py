@@ -320,13 +320,6 @@ class GrpoParams(RunParams):
         """Which key points of a held-out page the comparison is about."""
         return self.evaluation.key_points
 
-    @property
-    def held_out_options(self) -> dict[str, Any] | None:
-        """The arguments of `corpus.load_corpus` for held-out queries that are no share."""
-        if self.evaluation.corpus is None:
-            return None
-        return self.model_copy(update={"corpus": self.evaluation.corpus}).corpus_options
-
     def for_evaluation(self) -> Self:
         """Return the parameters with the comparison's judge, and the target's place as drawn."""
         sampling = self.sampling.model_copy(update={"judge_mode": self.evaluation.judge_mode})
