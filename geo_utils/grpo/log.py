@@ -49,7 +49,7 @@ PHASES = {
     "training_step": "backward",
     "validate": "validation",
 }
-EFFECTIVE = "sampling/effective_sample_size"
+EFFECTIVE = "effective_sample_size"
 _HEALTH_GAP = "sampling/sampling_logp_difference/mean"
 _HEALTH = {  # panels, and what each shows
     "nats a token": {"entropy": "entropy", "kl": "KL to the base"},

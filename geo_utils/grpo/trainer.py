@@ -603,7 +603,8 @@ class OverlappedTrainer(GRPOTrainer):
     def _log_effective(self, ratio: torch.Tensor) -> None:
         """Log what share of equal weights the importance weights of all tokens are worth."""
         share = ratio.sum() ** 2 / (max(ratio.numel(), 1) * (ratio**2).sum()).clamp(min=1e-9)
-        self._metrics["train"]["sampling/effective_sample_size"].append(share.item())
+        # Not under `sampling/`: what TRL logs there is taken back where its pass is left out.
+        self._metrics["train"]["effective_sample_size"].append(share.item())
 
     def _log_probabilities(self, prompts: Any, completions: Any) -> list[torch.Tensor]:
         """Return each completion's log-probabilities under the present weights."""

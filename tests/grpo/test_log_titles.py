@@ -54,7 +54,7 @@ def test_what_a_training_s_health_is_stands_in_its_title():
     plain = title(health_figure([row | {"step": 1}, row | {"step": 2, "entropy": 0.4}], "s"))
     assert "Entropy went from 1.00 to 0.40" in plain and "at most 12%" in plain
     assert "vLLM" not in plain
-    gap = {"sampling/sampling_logp_difference/mean": 0.02, "sampling/effective_sample_size": 0.97}
+    gap = {"sampling/sampling_logp_difference/mean": 0.02, "effective_sample_size": 0.97}
     served = title(health_figure([row | gap | {"step": 1}], "s"))
     assert "differ by 0.020 nats a token, and at least 97%" in served
 
