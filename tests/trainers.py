@@ -224,12 +224,15 @@ class Answers:
 
     def __init__(self, seconds=0.0):
         self.seconds, self.asked, self.times, self.given = seconds, [], [], 0
+        self.silent = ()  # prompts whose completions all earn nothing
         self.failing = lambda number: None
 
     async def answer(self, query, sources, sample_index=0):
         import asyncio
 
         page = " ".join(sources)  # the target has any place
+        if query.removeprefix("what of ").removesuffix("?") in self.silent:
+            page += " SAME"
         self.asked.append((query, page, sample_index))
         self.times.append(time.monotonic())
         error = self.failing(len(self.asked))
@@ -244,7 +247,8 @@ class Verdicts:
     """A judge whose score is any number, but always the same for an answer."""
 
     async def judge(self, key_point, answer):
-        return Verdict("supported", score=zlib.crc32(answer.encode()) % 101 / 100)
+        score = 0.0 if "SAME" in answer else zlib.crc32(answer.encode()) % 101 / 100
+        return Verdict("supported", score=score)
 
 
 class Watched(OverlappedTrainer):
@@ -276,7 +280,8 @@ def rows():
 
 
 def make(path, folder, schedule, engine=None, reward=None, on_scored=None,
-         callbacks=(), funcs=None, prompts="each", tokenizer=None, **options):  # fmt: skip
+         callbacks=(), funcs=None, prompts="each", tokenizer=None, refills=0,
+         **options):  # fmt: skip
     """Return trainer and rewards."""
     settings = {
         "output_dir": str(folder), "use_cpu": True, "bf16": False, "seed": 3,
@@ -290,6 +295,7 @@ def make(path, folder, schedule, engine=None, reward=None, on_scored=None,
                    RewardOptions(**reward), on_scored=on_scored)  # fmt: skip
     trainer = Watched(
         schedule=schedule, begin=made.begin, saving=lambda: None, model=str(path), prompts=prompts,
+        refills=refills,
         reward_funcs=funcs or made.functions, args=GRPOConfig(**settings | options),
         train_dataset=Dataset.from_list(rows()), callbacks=list(callbacks),
         processing_class=tokenizer,

@@ -199,7 +199,7 @@ def prompts(
         for message in (row["prompt"][0] for row in rows):
             text = message["content"]
             length = count(text)
-            missing = params.data.max_prompt_tokens - length
+            missing = card.max_prompt_tokens - length
             message["content"] = text + _FILLER * (missing // (count(text + _FILLER) - length))
     return rows, round(fmean(count(row["prompt"][0]["content"]) for row in rows), 1)
 

@@ -19,7 +19,13 @@ import yaml
 from geo_utils.corpus import Corpus, Example, KeyPoint, load_corpus
 from geo_utils.files import write_atomic
 from geo_utils.grpo.checkpoints import go_on, newest_complete
-from geo_utils.grpo.data import Fit, base_model, carried, policy_card, split_queries
+from geo_utils.grpo.data import (
+    Fit,
+    base_model,
+    policy_card,
+    split_queries,
+    with_lengths,
+)
 from geo_utils.grpo.log import StepCounter, hush
 from geo_utils.grpo.params import ColdStart, GrpoParams, SmallModel
 from geo_utils.models.loops import gather_all, run_sync
@@ -27,7 +33,7 @@ from geo_utils.parameters import ParameterError
 from geo_utils.roles.by_model import ModelRewriter, RewriteTask
 from geo_utils.roles.make import Roles, make_roles
 from geo_utils.roles.policies import fitter, load_tokenizer, same_card
-from geo_utils.roles.rewriters import EDITS, page_units
+from geo_utils.roles.rewriters import EDITS, Rewrite, page_units
 
 Demonstration = tuple[str, str]  # a prompt, and the reply that the policy should learn to give
 LONGEST = 32768  # tokens; LLaMA-Factory cuts what is longer
@@ -176,8 +182,16 @@ async def _best_rewrite(
     rewrites = await gather_all(
         roles.rewriter.rewrite(method, example, key_point, sample_index=i) for i in range(best_of)
     )
-    verdicts = await carried(example, key_point, rewrites, roles, roles.params.repeats)
-    shares = [fmean(found) if found else 0.0 for found in verdicts]
+
+    async def share(rewrite: Rewrite) -> float:
+        rows = await gather_all(
+            roles.scorer.page(example, key_point, rewrite.text, repeat)
+            for repeat in range(0 if rewrite.abstention else roles.params.repeats)
+        )
+        known = [row["supported"] for row in rows if "supported" in row]
+        return fmean(known) if known else 0.0
+
+    shares = await gather_all(map(share, rewrites))
     best = shares.index(max(shares))
     return rewrites[best].text if shares[best] > 0 else None
 
@@ -273,6 +287,28 @@ def _supervised(params: GrpoParams, base: str, shown: list[Demonstration], folde
     return trainer
 
 
+def taught(params: GrpoParams, base: str, shown: list[Demonstration], folder: Path) -> Path:
+    """Return the folder of an adapter that is taught some demonstrations; made once.
+
+    Args:
+        params: The recipe: GRPO's steps and adapter, the cold start's batch and learning rate.
+        base: The model that is taught.
+        shown: The demonstrations.
+        folder: Gets the adapter.
+    """
+    card = policy_card(params)
+    if not same_card(folder, card):
+        own = {"steps": params.grpo["max_steps"], "small_model": None}
+        cold = params.policy.cold_start.model_copy(update=own)
+        policy = params.policy.model_copy(update={"cold_start": cold})
+        changed = params.model_copy(update={"policy": policy})
+        trainer = _supervised(changed, base, shown, folder)
+        go_on(trainer, newest_complete(folder / "sft"))
+        trainer.save_model(str(folder))
+        card.write(folder)  # last: a folder with its card is complete
+    return folder
+
+
 def export(params: GrpoParams, folder: Path) -> tuple[Path, int]:
     """Export a recipe's cold start for LLaMA-Factory: demonstrations and a recipe to train on them.
 
@@ -291,6 +327,7 @@ def export(params: GrpoParams, folder: Path) -> tuple[Path, int]:
     if not params.policy.cold_start.steps:
         raise ParameterError("policy.cold_start.steps=0: the recipe has no cold start to export")
     examples, lora = load_corpus(**params.corpus_options), params.lora
+    params = with_lengths(params, examples)
     base, shown = base_and_demonstrations(params, make_roles(params), examples, folder)
     rows = [
         {"conversations": [{"from": "human", "value": prompt}, {"from": "gpt", "value": reply}]}

@@ -1,4 +1,4 @@
-"""What training gained: the policy before and after it, beside prompts, on held-out queries."""
+"""Is RL worth it? The trained policy beside what is cheaper, on held-out queries."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from IPython.display import HTML
+from pandas.io.formats.style import Styler
 
 from geo_utils.corpus import Example
 from geo_utils.fidelity import page_fidelity
-from geo_utils.grpo.data import Split, policies
+from geo_utils.files import read_jsonl
+from geo_utils.grpo import rivals
+from geo_utils.grpo.data import Split, base_model, policies
 from geo_utils.grpo.params import ASKING, GrpoParams
 from geo_utils.models.caller import Caller
 from geo_utils.models.loops import gather_all, run_sync
@@ -21,99 +24,239 @@ from geo_utils.plan import plan_calls
 from geo_utils.roles.by_model import NamedRewriters
 from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import label
-from geo_utils.show.plots import BLUE, interval_figure
-from geo_utils.statistics import with_interval
-from geo_utils.summary import contrasts, headline, plain_numbers
+from geo_utils.runs import Run
+from geo_utils.show.example import marked_changes
+from geo_utils.show.jinja import filled
+from geo_utils.show.plots import listed
+from geo_utils.show.tables import DASH, over_queries
+from geo_utils.statistics import jackknife, with_interval
+from geo_utils.summary import (
+    PAIR,
+    adjusted,
+    contrasts,
+    headline,
+    plain_numbers,
+    rivals_headline,
+)
+from geo_utils.text import content_words
 
 BEFORE, AFTER = "policy/before", "policy/after"
-GAINS = {"key-point probability": "supported", "PAWC": "pawc", "original kept": "kept"}
+PROMPT = "policy/prompt"  # where a supervised start lies between the model and `BEFORE`
+BEST_OF, DISTILLED = "policy/best_of_n", "policy/distilled"
+# What training has to beat to be worth it: each is cheaper.
+CHEAPER = (PROMPT, BEFORE, "paste_key_point", DISTILLED)
+MARGIN = 0.05  # a gain that is surely smaller is none
 _CHANGE = {"difference": "mean", "low": "low", "high": "high"}
 
 
 def compare(
-    params: GrpoParams, roles: Roles, held_out: Sequence[Example], base: str, trained: Path
+    params: GrpoParams, roles: Roles, split: Split, base: str, trained: Path, run: Run
 ) -> pd.DataFrame:
-    """Evaluate the policy before and after training beside other methods.
+    """Evaluate the policy before and after training beside its rivals.
 
     Args:
         params: The recipe.
         roles: Engine, judge and rewriter of the comparison (`params.for_evaluation()`).
-        held_out: Queries that training never saw.
-        base: The policy before, as `grpo.prepare_policy` returns it.
-        trained: The adapter, as `grpo.train` returns it.
+        split: Brings the queries that training never saw.
+        base: The policy before, as `prepare_policy` returns it.
+        trained: The adapter, as `train` returns it.
+        run: Holds what the rivals wrote.
 
     Returns:
         The samples, as `evaluate` returns them.
     """
     with policies(params, roles) as policy:
-        trained_and_not = {BEFORE: policy(base), AFTER: policy(str(trained))}
-        named = replace(roles, rewriter=NamedRewriters(roles.rewriter, trained_and_not))
-        return named.evaluate(held_out, [*params.methods, BEFORE, AFTER])
+        named: dict[str, Any] = {BEFORE: policy(base), AFTER: policy(str(trained))}
+        cold = params.policy.cold_start
+        if cold.steps and not cold.small_model:
+            named[PROMPT] = policy(base_model(params))
+        if params.evaluation.best_of:
+            named[BEST_OF] = rivals.BestOf(run.folder)
+            if made := rivals.distilled(params, split, base, run):
+                named[DISTILLED] = policy(str(made))
+        mixed = replace(roles, rewriter=NamedRewriters(roles.rewriter, named))
+        order = [name for name in (PROMPT, BEFORE, BEST_OF, DISTILLED, AFTER) if name in named]
+        return mixed.evaluate(split.held_out, [*params.methods, *order])
 
 
-def training_gains(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Return what training changed: after minus before, paired, over held-out queries.
+def against_rivals(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Compare the trained policy with everything else, on the same pairs.
+
+    Args:
+        samples: As `compare` returns them.
+        seed: Seed of the resampling.
 
     Returns:
-        Indexed by the names of `GAINS`, the key point's first: as `summary.contrasts`.
+        Indexed by rival: as `summary.contrasts`, Holm over the rivals.
     """
-    found = [contrasts(samples, column, BEFORE, [AFTER], seed) for column in GAINS.values()]
-    return pd.concat(found).set_axis(list(GAINS))
+    names = [m for m in dict.fromkeys(samples["method"]) if m != AFTER]
+    each = [contrasts(samples, "supported", rival, [AFTER], seed) for rival in names]
+    return adjusted(pd.concat(each).set_axis(pd.Index(names, name="rival")))
 
 
-def training_headline(summary: pd.DataFrame, gains: pd.DataFrame) -> dict[str, Any]:
-    """Return the numbers that the manifest records: those by method, and the gain."""
-    told = _CHANGE | {"p_value": "p", "n_examples": "n_queries"}
-    (gain,) = plain_numbers(gains[:1][list(told)].rename(columns=told)).values()
-    return headline(summary) | {"gain": gain}
+def pasting_share(samples: pd.DataFrame) -> tuple[float, float, float]:
+    """Return which share of the policy's lift over the original pasting has as well.
+
+    Returns:
+        The ratio of the two lifts, with its jackknife interval over queries; NaN where the policy
+        has no lift.
+    """
+    wide = samples.pivot(index=PAIR, columns="method", values="supported").astype(float)
+    wide = wide[["original", "paste_key_point", AFTER]].dropna()
+    queries = wide.index.get_level_values("query_id").tolist()
+
+    def share(mask: Any) -> float:
+        means = wide[mask].mean()
+        lift = means[AFTER] - means["original"]
+        return float((means["paste_key_point"] - means["original"]) / lift) if lift > 0 else np.nan
+
+    found = jackknife(share, queries) if queries else None
+    return (found.mean, found.low, found.high) if found else (np.nan,) * 3
 
 
-def gain_figure(gains: pd.DataFrame, source: str) -> Figure:
-    """Draw what training changed on held-out queries, each figure with its interval.
+def where_it_helps(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Compare the policy after training with before, by how often the original page lands.
+
+    Returns:
+        As `summary.contrasts`, a row for pairs whose original page never lands its point, and one
+        for the others; a part without pairs is left out.
+    """
+    own = samples[samples["method"] == "original"].groupby(PAIR[:2])["supported"].mean()
+    lands = samples.set_index(PAIR[:2]).index.map(own.to_dict()).to_numpy(float)
+    parts = {"never": lands == 0, "at times": lands > 0}
+    rows = {
+        name: contrasts(samples[mask], "supported", BEFORE, [AFTER], seed).iloc[0]
+        for name, mask in parts.items()
+        if mask.any()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def costs(params: GrpoParams, run: Run) -> pd.DataFrame:
+    """Return what was paid for each way, by method.
+
+    Returns:
+        `calls` of the engine and `minutes` on the GPU before the first page is written for use, and
+        `completions` and `answers` that each page in use costs.
+    """
+    files = ("metrics.jsonl", "validation.jsonl", "prefilter.jsonl", rivals.FILE)
+    steps, watched, tried, lines = (read_jsonl(run.folder / name) for name in files)
+    chosen = len(tried) * (params.data.prefilter.trials if params.data.prefilter else 0)
+    calls = chosen + sum(row["n_samples"] + row["abstentions"] for row in watched)
+    calls += sum(row.get("reward/engine_calls", 0) for row in steps)
+    minutes = sum(row["phases"]["step"] for row in steps) / 60
+    rows: dict[str, tuple[float, ...]] = {BEFORE: (0, 0, 1, 0), AFTER: (calls, minutes, 1, 0)}
+    if n := params.evaluation.best_of:
+        rows[BEST_OF] = (0, 0, n, n * params.reward.repeats)
+        own = [row for row in lines if row["part"] == "train"]
+        taught = run.manifest.get("distilled", {}).get("seconds", 0)
+        minutes = (sum(row["seconds"] for row in own) + taught) / 60
+        asked = sum(row["n"] for row in own) * params.reward.repeats
+        rows[DISTILLED] = chosen + asked, minutes, 1, 0
+    columns = ["calls", "minutes", "completions", "answers"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def verdict(samples: pd.DataFrame, found: pd.DataFrame, paid: pd.DataFrame, seed: int = 0) -> str:
+    """Say in Markdown whether the training was worth it, by how much, at what cost, and where.
+
+    Worth it: clearly above everything that is cheaper. Not worth it: clearly not above one of
+    these by `MARGIN`. Else it is not decided.
 
     Args:
-        gains: As `training_gains` returns them; the claim is about the first.
-        source: Where the figures come from.
+        samples: As `compare` returns them.
+        found: As `against_rivals` returns them.
+        paid: As `costs` returns it.
+        seed: Seed of the resampling.
     """
-    name, main = str(gains.index[0]), gains.iloc[0]
-    title = f"Training did not clearly change the {name} on held-out queries"
-    if main["low"] > 0 or main["high"] < 0:
-        verb = "raised" if main["difference"] > 0 else "lowered"
-        title = f"Training {verb} the {name} on held-out queries by {abs(main['difference']):.2f}"
-    n = f"n = {main['n_examples']:.0f} held-out queries, {main['n_samples']:.0f} pairs"
-    note = f"{n}; 95 % intervals over queries. {source}"
-    shades = [BLUE, *["#777777"] * (len(gains) - 1)]
-    rows = gains[list(_CHANGE)].rename(columns=_CHANGE).assign(shade=shades)
-    return interval_figure(rows, title, "after training minus before, paired", note, signed=True)
-
-
-def training_findings(summary: pd.DataFrame, gains: pd.DataFrame, source: str) -> str:
-    """Say in Markdown what training gained on held-out queries, and what it is worth.
-
-    Args:
-        summary: As `summary.summarise` returns it, the policies among its methods.
-        gains: As `training_gains` returns them.
-        source: Where the figures come from.
-    """
-    gain, after = gains.iloc[0], summary.loc[AFTER]
-    change = with_interval(gain["difference"], gain["low"], gain["high"], signed=True)
-    clear = gain["p_value"] < 0.05 and not pd.isna(gain["low"])
-    verb = "raised" if gain["difference"] > 0 else "lowered"
-    claim = f"**clearly {verb}**" if clear else "did **not clearly** change"
-    others = summary["key_point_probability"].drop(index=[BEFORE, AFTER])
-    highest, share = str(others.idxmax()), float(others.max())
+    rows = found.loc[[name for name in CHEAPER if name in found.index]]
+    rows = rows[rows["n_samples"] > 0]
+    if rows.empty:
+        return "**No verdict**: the trained policy could not be compared."
+    beaten = rows["clear"] & (rows["difference"] > 0)
+    # Where no query differs there is no interval, and at most three in n of all queries differ.
+    lost = rows[~beaten & (rows["high"].fillna(3 / rows["n_examples"]) < MARGIN)]
+    if beaten.all():
+        claim = f"**Worth it**: training beats {listed(rows.index)}"
+    elif len(lost):
+        claim = f"**Not worth it**: training is not above {listed(lost.index)} by {MARGIN:.2f}"
+    else:
+        claim = f"**Not decided**: training is not clearly above {listed(rows.index[~beaten])}"
+    after = samples.loc[samples["method"] == AFTER, "supported"].mean()
+    gains = [f"{_change(row)} over {label(str(name))}" for name, row in found.iterrows()]
+    n = f"{rows['n_examples'].max():.0f} held-out queries, {rows['n_samples'].max():.0f} pairs"
+    cost, share = paid.loc[AFTER], pasting_share(samples)
+    said = "Pasting the key point has no lift to compare with the policy's"
+    if not np.isnan(share[0]):
+        said = f"Pasting the key point has {with_interval(*share, digits=2)} of its lift"
+    helps = "; ".join(
+        f"{_change(row)} where the original page {name} lands its point ({row['n_examples']:.0f} "
+        "queries)"
+        for name, row in where_it_helps(samples, seed).iterrows()
+    )
     return f"""\
-- Training {claim} the key-point probability on held-out queries: {change}, \
-p = {gain["p_value"]:.4f}, {gain["n_examples"]:.0f} queries, {gain["n_samples"]:.0f} pairs, \
-{gain["abstentions"]:.0f} pairs dropped for abstentions.
-- The trained policy stands at {after["key_point_probability"]:.3f}, \
-{after["key_point_probability"] - share:+.3f} beside the highest of the other methods \
-({label(highest)}, {share:.3f}; not tested here).
-- Its pages have {after["page_words"]:.0f} words (original \
-{summary["page_words"]["original"]:.0f}) and keep {after["kept"]:.1%} of the original; \
-{after["grounded"]:.1%} of them is grounded in it or is the key point.
+{claim}. The trained policy's pages land their key point in {after:.1%} of answers.
 
-Source: {source}."""
+- **By how much** ({n}): {"; ".join(gains)}.
+- **At what cost**: {cost["minutes"]:.0f} minutes of training and {cost["calls"]:,.0f} engine \
+calls. {said}.
+- **Where it helps**, over the policy before training: {helps}."""
+
+
+def _change(row: pd.Series) -> str:
+    return with_interval(row["difference"], row["low"], row["high"], signed=True)
+
+
+def cost_table(paid: pd.DataFrame, summary: pd.DataFrame, caption: str) -> Styler:
+    """Lay out what each way costs beside how often its pages land their key point."""
+    shares = summary["key_point_probability"].reindex(paid.index)
+    table = pd.DataFrame(
+        {
+            "key-point probability": shares.map(lambda v: DASH if pd.isna(v) else f"{v:.3f}"),
+            "engine calls to make it": paid["calls"].map("{:,.0f}".format),
+            "minutes to make it": paid["minutes"].map("{:.1f}".format),
+            "completions a page": paid["completions"].map("{:.0f}".format),
+            "engine calls a page": paid["answers"].map("{:.0f}".format),
+        }
+    )
+    return over_queries(table.rename(index=label).rename_axis(None), [], caption)
+
+
+def training_headline(summary: pd.DataFrame, found: pd.DataFrame, said: str) -> dict[str, Any]:
+    """Return what the manifest records: numbers by method, the gain, the lift over each rival.
+
+    Args:
+        summary: As `summary.summarise` returns it.
+        found: As `against_rivals` returns it.
+        said: As `verdict` returns it; its first sentence is kept.
+    """
+    told = _CHANGE | {"p_value": "p", "n_examples": "n_queries"}
+    (gain,) = plain_numbers(found.loc[[BEFORE], list(told)].rename(columns=told)).values()
+    plain = said.partition(". ")[0].replace("*", "")
+    return headline(summary) | {"gain": gain} | rivals_headline(found) | {"verdict": plain}
+
+
+def before_and_after(samples: pd.DataFrame, examples: Sequence[Example]) -> HTML:
+    """Show the first held-out pair, whatever its verdicts: pages and answers, before and after.
+
+    Args:
+        samples: As `compare` returns them.
+        examples: The held-out ones.
+    """
+    by_id = {example.query_id: example for example in examples}
+    first = samples.iloc[0]
+    example, point = by_id[first["query_id"]], first["key_point"]
+    own = samples[(samples[PAIR] == first[PAIR]).all(axis=1)].set_index("method")
+    wanted, pages, answers = set(content_words(point)), [], []
+    for name, title in ((BEFORE, "before training"), (AFTER, "after training")):
+        row: Any = own.loc[name]
+        written = isinstance(row["page"], str)
+        page = marked_changes(example.target, row["page"], wanted)[1] if written else "no page"
+        pages.append((f"Page {title}", page))
+        said = row["verdict"] or "abstained"
+        answers.append((f"Answer {title}; {said}", str(row["answer"] or "")[:4000]))
+    shown = [(None, "", example.query, point, [pages, answers])]
+    return HTML(filled("rollouts.html", shown=shown, kinds=()))
 
 
 def plan_training(params: GrpoParams, roles: Roles, final: Roles, split: Split) -> pd.DataFrame:
@@ -122,8 +265,9 @@ def plan_training(params: GrpoParams, roles: Roles, final: Roles, split: Split) 
     A rollout is a page of its own: as many answers as the reward repeats, and as many verdicts
     where a component asks for them, each as long as on the original pages and none of them held,
     and one comparison of its claims where fidelity is rewarded and the judge reads it. Equal
-    completions share answers, so that it will be fewer. The original pages' answers that
-    `visibility` compares with, trial rewrites of a prefilter and demonstrations come on top.
+    completions share answers, so that it will be fewer. Counted are the most that
+    `reward.refills` may draw, validation, prefilter and rivals; the original pages' answers that
+    `visibility` compares with and demonstrations come on top.
 
     Returns:
         As `plan.plan_calls`, the reward's roles first.
@@ -153,7 +297,18 @@ def _reward_calls(params: GrpoParams, roles: Roles, split: Split) -> pd.DataFram
     asked |= {"judge": repeats if "key_point" in funcs else 0}
     asked |= {"judge, fidelity": int("fidelity" in funcs)}
     plan = plan[np.array([bool(asked.get(role)) for role in plan.index], dtype=bool)].copy()
-    calls = params.rollouts * plan.index.map(asked).to_numpy(int)
+    data, n = params.data, params.evaluation.best_of
+    drawn = params.rollouts * (1 + params.reward.refills)
+    rewarded = drawn + (drawn + len(split.held_out) * n if n else 0)
+    landed = 0  # answers beside the reward's
+    if data.validation:
+        times = 1 + -(-params.grpo["max_steps"] // data.validation.every)
+        landed += times * len(split.validation)
+    if data.prefilter:
+        tried = min(data.prefilter.pairs or len(split.train), len(split.train))
+        landed += tried * data.prefilter.trials
+    beside = landed * plan.index.isin(["engine", "judge"])
+    calls = rewarded * plan.index.map(asked).to_numpy(int) + beside
     spent = ["tokens_in", "tokens_out", "cost_usd"]
     plan[spent] = plan[spent].astype(float).mul(calls / plan["calls"], axis=0)
     plan["calls"] = calls

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from statistics import fmean
+from dataclasses import dataclass, field
 from typing import Any
 
-from geo_utils.corpus import Corpus, Example, KeyPoint, choose_key_points
+from geo_utils.corpus import Corpus, Example, KeyPoint, choose_key_points, load_corpus
 from geo_utils.files import resolve_path
 from geo_utils.grpo.params import GrpoParams
 from geo_utils.models.base import LanguageModel
 from geo_utils.models.caller import Caller
-from geo_utils.models.loops import gather_all, run_sync
-from geo_utils.roles.by_model import PolicyRewriter, RewriteTask
+from geo_utils.models.loops import run_sync
+from geo_utils.parameters import ParameterError
+from geo_utils.roles.by_model import REPLY_ROOM, PolicyRewriter, RewriteTask
 from geo_utils.roles.make import Roles, make_caller
-from geo_utils.roles.policies import PolicyCard, policy_rewriter
-from geo_utils.roles.rewriters import Rewrite
+from geo_utils.roles.policies import (
+    PolicyCard,
+    fitter,
+    load_tokenizer,
+    policy_rewriter,
+    prompt_counter,
+)
+from geo_utils.runs import Run
 
 Pairs = list[tuple[Example, KeyPoint]]
 Fit = Callable[[Example, KeyPoint], int | None]
+MOST_TOKENS = 8192  # of a prompt or completion whose length follows the corpus
 
 
 @dataclass(frozen=True)
@@ -34,19 +40,21 @@ class Split:
     Attributes:
         train: (example, key point) pairs of the training queries.
         held_out: Examples that training never sees.
-        left_out: How many pairs of the training queries are not trained on, and why.
+        validation: Pairs that judge the policy as its training goes, of still other queries.
     """
 
     train: Pairs
     held_out: tuple[Example, ...]
-    left_out: str = ""
+    validation: Pairs = field(default_factory=list)
 
     def __str__(self) -> str:
         """Say what is trained and what is tested on."""
         queries = len({example.query_id for example, _ in self.train})
         trained = f"{len(self.train)} prompts of {queries} queries to train on"
+        queries = len({example.query_id for example, _ in self.validation})
+        watched = f"{len(self.validation)} of {queries} to judge it as it goes" if queries else ""
         held_out = f"{len(self.held_out)} queries held out"
-        return "; ".join(filter(None, [trained, self.left_out, held_out]))
+        return "; ".join(filter(None, [trained, watched, held_out]))
 
 
 def base_model(params: GrpoParams) -> str:
@@ -56,24 +64,83 @@ def base_model(params: GrpoParams) -> str:
 
 
 def policy_card(params: GrpoParams) -> PolicyCard:
-    """Return the card of the policy that these parameters train."""
+    """Return the card of the policy that these parameters train, with lengths in place of none."""
     folder, method = params.paths.templates, params.policy.method
+    longest = params.data.max_prompt_tokens
+    assert longest is not None, "with_lengths was not called"
     return PolicyCard(
         method=method,
         prompts=None if folder is None else str(folder),
         template=RewriteTask(method, folder).template.hash,
-        max_prompt_tokens=params.data.max_prompt_tokens,
+        max_prompt_tokens=longest,
         max_completion_length=params.grpo["max_completion_length"],
         temperature=params.grpo.get("temperature", 1.0),
         top_p=params.grpo.get("top_p", 1.0),
     )
 
 
+def with_lengths(params: GrpoParams, corpus: Corpus) -> GrpoParams:
+    """Return the parameters with lengths in place of none, so that pages are whole.
+
+    Prompts are as long as the longest needs, completions as the longest page and a quarter more, in
+    the policy's tokens, both at most `MOST_TOKENS`; vLLM's model length is their sum, and a draft.
+
+    Raises:
+        ParameterError: vLLM's model length is given and too short for both.
+    """
+    longest, length = params.data.max_prompt_tokens, params.grpo["max_completion_length"]
+    if longest is None or length is None:
+        task = RewriteTask(params.policy.method, params.paths.templates)
+        examples = [*corpus, *split_queries(corpus, params).held_out]
+        count = prompt_counter(load_tokenizer(base_model(params)))
+        pairs = [(example, point) for example in examples for point in example.key_points]
+        if longest is None:
+            longest = min(max(count(task.prompt(*pair)) for pair in pairs), MOST_TOKENS)
+        if length is None:
+            page = max(count(example.target) for example in examples)
+            length = min(64 * math.ceil(REPLY_ROOM * page / 64), MOST_TOKENS)
+    grpo = params.grpo | {"max_completion_length": length}
+    if params.generation == "colocate":
+        drafts = (grpo.get("vllm_engine") or {}).get("speculative_config") or {}
+        room = longest + length + drafts.get("num_speculative_tokens", 0)
+        given = grpo.setdefault("vllm_max_model_length", room)
+        if given is not None and given < longest + length:
+            both = f"prompts of {longest} and completions of {length} tokens"
+            raise ParameterError(f"grpo.vllm_max_model_length={given} is too short for {both}")
+    data = params.data.model_copy(update={"max_prompt_tokens": longest})
+    return params.model_copy(update={"data": data, "grpo": grpo})
+
+
+def tell_lengths(params: GrpoParams, split: Split, base: str, run: Run) -> str:
+    """Count the pages that a policy is not shown whole, for the manifest and in words.
+
+    Args:
+        params: As `with_lengths` returns them.
+        split: The pairs to train on, and the held-out examples.
+        base: The policy.
+        run: Gets `lengths`.
+    """
+    fit = fitter(policy_card(params), load_tokenizer(base))
+    held_out = choose_key_points(split.held_out, params.key_points, params.seed)
+    longest, length = params.data.max_prompt_tokens, params.grpo["max_completion_length"]
+    told: dict[str, Any] = {"max_prompt_tokens": longest, "max_completion_length": length}
+    words = [f"Prompts have at most {longest:,} tokens, completions {length:,}"]
+    for name, pairs in (("to train on", split.train), ("held out", held_out)):
+        shown = [fit(*pair) for pair in pairs]
+        cut, lost = sum(bool(units) for units in shown), shown.count(0)
+        told[name] = {"pairs": len(pairs), "cut": cut, "left_out": lost}
+        said = f"of {len(pairs):,} pages {name} {cut:,} are cut to fit"
+        words.append(said + (f" and {lost:,} left out, as no sentence fits" if lost else ""))
+    run.update(lengths=told)
+    return "; ".join(words) + "."
+
+
 def split_queries(examples: Corpus, params: GrpoParams) -> Split:
     """Split a corpus by query, so that no page of a held-out query is trained on.
 
     Raises:
-        ValueError: The corpus brings no key points, or too few queries to split.
+        ValueError: The corpus brings no key points, or too few queries to split, or shares some
+            with the held-out one.
     """
     with_points = sorted((e for e in examples if e.key_points), key=lambda e: e.query_id)
     if not with_points:
@@ -81,11 +148,24 @@ def split_queries(examples: Corpus, params: GrpoParams) -> Split:
         raise ValueError(f"corpus {params.corpus.name!r} brings no key points; {way}")
     random.Random(f"{params.seed}|held out").shuffle(with_points)
     n = round(params.data.held_out * len(with_points))
-    if not 0 < n < len(with_points):
-        left = f"{n} queries to test and {len(with_points) - n} to train on; both need at least 1"
+    held_out, rest, validation = tuple(with_points[:n]), with_points[n:], []
+    if apart := params.evaluation.corpus:
+        options = params.model_copy(update={"corpus": apart}).corpus_options
+        held_out = tuple(e for e in load_corpus(**options) if e.key_points)
+    if not held_out or not rest:
+        left = f"{len(held_out)} queries to test and {len(rest)} to train on; both need at least 1"
         raise ValueError(f"data.held_out={params.data.held_out}: it would leave {left}")
-    train = choose_key_points(with_points[n:], params.data.key_points, params.seed)
-    return Split(train, tuple(with_points[:n]))
+    if shared := {e.query_id for e in held_out} & {e.query_id for e in rest}:
+        which = f"{len(shared)} of its queries are trained on, such as {min(shared)!r}"
+        raise ValueError(f"evaluation.corpus: {which}; leave them out of one of the two")
+    if params.data.validation:
+        if (n := params.data.validation.queries) >= len(rest):
+            left = f"it would leave none of {len(rest)} queries to train on"
+            raise ValueError(f"data.validation.queries={n}: {left}")
+        own, rest = rest[:n], rest[n:]
+        validation = choose_key_points(own, params.data.key_points, params.seed)
+    train = choose_key_points(rest, params.data.key_points, params.seed)
+    return Split(train, held_out, validation)
 
 
 def prompt_rows(split: Split, task: RewriteTask, fit: Fit) -> list[dict[str, Any]]:
@@ -113,6 +193,12 @@ def prompt_rows(split: Split, task: RewriteTask, fit: Fit) -> list[dict[str, Any
     if not rows:
         raise ValueError("data.max_prompt_tokens: no sentence fits the prompt; raise it")
     return rows
+
+
+def rows_of(params: GrpoParams, pairs: Pairs, base: str) -> list[dict[str, Any]]:
+    """Return the prompts of some pairs for a policy, as `prompt_rows` makes them."""
+    card = policy_card(params)
+    return prompt_rows(Split(pairs, ()), card.task, fitter(card, load_tokenizer(base)))
 
 
 @contextmanager
@@ -144,61 +230,3 @@ def free_memory() -> None:
     gc.unfreeze()  # what `SettledHeap` took out
     gc.collect()
     torch.cuda.empty_cache()
-
-
-async def carried(
-    example: Example, point: KeyPoint, rewrites: Iterable[Rewrite], roles: Roles, repeats: int
-) -> list[list[float]]:
-    """Return for each rewrite the verdicts, 1 or 0, on the answers to it that could be judged."""
-
-    async def verdicts(rewrite: Rewrite) -> list[float]:
-        rows = await gather_all(
-            roles.scorer.page(example, point, rewrite.text, repeat)
-            for repeat in range(0 if rewrite.abstention else repeats)
-        )
-        return [row["supported"] for row in rows if "supported" in row]
-
-    return await gather_all(verdicts(rewrite) for rewrite in rewrites)
-
-
-def prefiltered(split: Split, base: str, roles: Roles, params: GrpoParams) -> Split:
-    """Keep the pairs that the policy, before training, neither always nor never lands.
-
-    A group of completions that all succeed or all fail teaches nothing. The trial rewrites and
-    their answers are cached, so that a resumed run asks for nothing again.
-
-    Args:
-        split: Brings the pairs.
-        base: The policy, which writes the trial rewrites.
-        roles: Engine and judge.
-        params: Bring the band and the number of trials; without them all pairs are kept.
-
-    Raises:
-        ValueError: No pair is left.
-    """
-    band = params.data.prefilter
-    if band is None:
-        return split
-    trials = range(band.trials)
-
-    async def success(policy: PolicyRewriter, example: Example, point: KeyPoint) -> float:
-        """Return the share of trials whose answer carries the point; no page is a failure."""
-        rewrites = await gather_all(
-            policy.rewrite(params.policy.method, example, point, sample_index=i) for i in trials
-        )
-        found = [0.0 for rewrite in rewrites if rewrite.abstention]
-        found += itertools.chain(*await carried(example, point, rewrites, roles, 1))
-        return fmean(found) if found else math.nan
-
-    with policies(params, roles) as policy:
-        writer = policy(base)
-        shares = run_sync(gather_all(success(writer, *pair) for pair in split.train))
-    found = zip(split.train, shares, strict=True)
-    kept = [pair for pair, share in found if band.low <= share <= band.high]
-    asked = f"{band.low:.0%} to {band.high:.0%}"
-    if not kept:
-        problem = f"no prompt succeeds in {asked} of {band.trials} trials"
-        raise ValueError(f"data.prefilter: {problem}; widen the band or use more trials")
-    lost = len(split.train) - len(kept)
-    why = f"{lost} left out: success over {band.trials} trials outside {asked}"
-    return replace(split, train=kept, left_out=why)

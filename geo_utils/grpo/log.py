@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+import re
 import threading
 import time
 import warnings
@@ -45,6 +47,15 @@ PHASES = {
     "_prepare_inputs": "batch preparation",
     "compute_loss": "loss forward",
     "training_step": "backward",
+    "validate": "validation",
+}
+EFFECTIVE = "effective_sample_size"
+_HEALTH_GAP = "sampling/sampling_logp_difference/mean"
+_HEALTH = {  # panels, and what each shows
+    "nats a token": {"entropy": "entropy", "kl": "KL to the base"},
+    "tokens": {"completions/mean_length": "mean length", "completions/max_length": "longest"},
+    "shares": {"completions/clipped_ratio": "cut off", EFFECTIVE: "effective sample"},
+    "trainer and vLLM, nats": {_HEALTH_GAP: "mean difference"},
 }
 LOOP = ("optimizer", "between steps")  # measured between the trainer's callbacks
 _INSIDE = ("loss forward", "old log-probabilities")  # the loss's own forward pass is the loss's
@@ -58,8 +69,14 @@ def hush(trainer: Any = None) -> None:
 
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
+    logging.getLogger("trl.trainer.grpo_trainer").addFilter(_told_elsewhere)
     if trainer is not None:
         trainer.remove_callback(PrinterCallback)
+
+
+def _told_elsewhere(record: logging.LogRecord) -> bool:
+    """Leave out TRL's warning of a completion without score, with its whole prompt, a batch."""
+    return "All reward functions returned None" not in str(record.msg)
 
 
 def synchronise() -> None:
@@ -271,7 +288,10 @@ class TrainingLog(TrainerCallback):
 
 
 def reward_figure(metrics: Metrics, source: str) -> Figure:
-    """Draw reward by step, its components, and the share of groups that taught nothing.
+    """Draw the reward and its components by step, and what of the groups teaches nothing.
+
+    A line is a mean over the completions that a step drew first, the band about it the middle half
+    of its groups' means; both are smoothed over a tenth of the steps.
 
     Args:
         metrics: Rows of metrics.jsonl.
@@ -279,22 +299,25 @@ def reward_figure(metrics: Metrics, source: str) -> Figure:
     """
     rows = pd.DataFrame(metrics).set_index("step")
     # The negative length is in tokens and would press all others flat.
-    names = rows.columns.drop("rewards/negative_length/mean", errors="ignore")
-    parts = list(names[names.str.fullmatch("rewards/.+/mean")])
-    lines = ["reward", *(parts if len(parts) > 1 else [])]
-    values, span = rows[lines].astype(float), max(len(rows) // 10, 1)
-    title = _told(values["reward"], span)
+    names = [str(name) for name in rows]
+    parts = [n for n in names if re.fullmatch("drawn/[^/]+", n) and n != "drawn/negative_length"]
+    whole = "drawn/reward" if parts else "reward"
+    lines = [whole, *(part for part in parts if part != whole and len(parts) > 2)]
+    span = max(len(rows) // 10, 1)
+    title = _told(rows[whole].astype(float), span)
     figure, axes = canvas(8)
     axes.remove()
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    top.plot(values["reward"], ".", color="#9db4d6", markersize=7)
-    smooth = values.rolling(span, min_periods=1, center=True).mean()
-    smooth.columns = pd.Index(["reward, weighted", *(part.split("/")[1] for part in lines[1:])])
-    shades = [BLUE, *sns.color_palette("dark")]
-    for (name, line), shade in zip(smooth.items(), shades, strict=False):
-        top.plot(line, color=shade, linewidth=3.0 if shade == BLUE else 1.5, label=name)
-    if len(lines) > 1:
-        top.legend(frameon=False, fontsize=14)
+    top.plot(rows[whole].astype(float), ".", color="#9db4d6", markersize=7)
+    shown = [n for n in names if n.removesuffix("/low").removesuffix("/high") in lines]
+    smooth = rows[shown].astype(float).rolling(span, min_periods=1, center=True).mean()
+    for name, shade in zip(lines, [BLUE, *sns.color_palette("dark")[1:]], strict=False):
+        label = "reward, weighted" if name == whole else name.partition("/")[2]
+        top.plot(smooth[name], color=shade, linewidth=3.0 if name == whole else 1.5, label=label)
+        if f"{name}/low" in smooth:
+            ends = smooth[f"{name}/low"], smooth[f"{name}/high"]
+            top.fill_between(smooth.index, *ends, color=shade, alpha=0.12, linewidth=0)
+    top.legend(frameon=False, fontsize=14)
     top.set_ylabel("reward")
     for column, name, shade in (
         ("frac_reward_zero_std", "groups without variance", "#b4540a"),
@@ -303,9 +326,41 @@ def reward_figure(metrics: Metrics, source: str) -> Figure:
         if column in rows:
             bottom.plot(rows[column].astype(float), color=shade, label=name)
     bottom.set(ylim=(-0.02, 1.02), xlabel="step", ylabel="share")
-    bottom.legend(frameon=False, fontsize=14, loc="upper right")
+    if bottom.lines:
+        bottom.legend(frameon=False, fontsize=14, loc="upper right")
     completions = f"{len(rows)} logged steps; a dot is the mean over one step's completions"
-    return finished(figure, title, f"{completions}. {source}")
+    return finished(figure, title, f"{completions}; bands: middle half of its groups. {source}")
+
+
+def health_figure(metrics: Metrics, source: str) -> Figure:
+    """Draw what tells a training that goes wrong: entropy, KL, lengths, and vLLM's distance.
+
+    Args:
+        metrics: Rows of metrics.jsonl.
+        source: Where the figures come from.
+    """
+    rows = pd.DataFrame(metrics).set_index("step")
+    named = {k: {n: label for n, label in each.items() if n in rows} for k, each in _HEALTH.items()}
+    panels = {title: each for title, each in named.items() if each}
+    figure, axes = canvas(5)
+    axes.remove()
+    for axes, (title, each) in zip(
+        np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True
+    ):
+        for name, label in each.items():
+            axes.plot(rows[name].astype(float), linewidth=2, label=label)
+        axes.set(title=title, xlabel="step")
+        axes.legend(frameon=False, fontsize=14)
+    entropy, cut = rows["entropy"].astype(float), rows["completions/clipped_ratio"].max()
+    told = [f"Entropy went from {entropy.iloc[0]:.2f} to {entropy.iloc[-1]:.2f} nats a token"]
+    told += [f"at most {cut:.0%} of a step's completions were cut off"]
+    if (gap := _HEALTH_GAP) in rows:
+        least = rows[EFFECTIVE].min()
+        told += [
+            f"trainer and vLLM differ by {rows[gap].mean():.3f} nats a token, and at least "
+            f"{least:.0%} of the tokens count after the correction for it"
+        ]
+    return finished(figure, "; ".join(told), f"{len(rows)} logged steps. {source}")
 
 
 def live_figure(source: Callable[[], str]) -> Callable[[Metrics], None]:
@@ -319,7 +374,7 @@ def live_figure(source: Callable[[], str]) -> Callable[[Metrics], None]:
 
 
 def _told(reward: pd.Series, span: int) -> str:
-    """Say where a reward began, ended and was highest, as far as its steps' spread bears it out."""
+    """Say what a reward did from its first steps to its last, as far as its spread bears it out."""
     runs: Any = reward.rolling(span)
     means, errors = runs.mean(), runs.std() / np.sqrt(span)
     first, last = reward.index[span - 1], reward.index[-1]
@@ -333,9 +388,10 @@ def _told(reward: pd.Series, span: int) -> str:
 
     verb = "did not clearly change" if not clear(first, last) else "fell"
     verb = "rose" if clear(first, last) and means[last] > means[first] else verb
+    if clear(top, last, 4) and clear(top, first, 4):  # the highest of many
+        verb = f"rose to {means[top]:.2f} about step {top} and fell again"
     ends = f"{means[first]:.2f} (first {span} steps), {means[last]:.2f} (last)"
-    peak = f"; highest about step {top}, {means[top]:.2f}" if clear(top, last, 4) else ""  # of many
-    return f"The training reward {verb}: {ends}{peak}"
+    return f"The training reward {verb}: {ends}"
 
 
 def phase_figure(metrics: Metrics, source: str) -> Figure:
@@ -367,21 +423,27 @@ def rollout_page(rollouts: Metrics, examples: Iterable[Example], *kinds: str) ->
     Args:
         rollouts: Rows of rollouts.jsonl.
         examples: The corpus.
-        kinds: `early` and `late`, the first and the last of those drawn without regard to reward;
-            `best` and `worst` of the whole training; `abstained`, the last without a score. Two
-            fit a slide.
+        kinds: `best` and `worst`, of the whole training and by the weighted reward; `abstained`,
+            the last without a score. Two fit a slide.
     """
-    drawn, lost = ([r for r in rollouts if r["kind"] == kind] for kind in ("first", "abstained"))
-    scored = [row for row in rollouts if row["rewards"]]
-    worst = sorted(scored, key=lambda row: row["reward"])
-    best = sorted(scored, key=lambda row: -row["reward"])  # the earliest of equals
-    found = {"early": drawn[:1], "late": drawn[-1:], "best": best[:1], "worst": worst[:1]}
-    found["abstained"] = lost[-1:]
+    ranked = sorted((row for row in rollouts if row["rewards"]), key=lambda row: -row["reward"])
+    lost = [row for row in rollouts if row["kind"] == "abstained"]
+    found = {"best": ranked[:1], "worst": ranked[::-1][:1], "abstained": lost[-1:]}
     by_id = {example.query_id: example for example in examples}
     shown = []
     for kind, row in [(name, row) for name in kinds for row in found[name]]:
         example = by_id[row["query_id"]]
         point = next(p for p in example.key_points if p.number == row["key_point_number"]).content
         _, page = marked_changes(example.target, row["page"] or "", set(content_words(point)))
-        shown.append((kind, row, example.query, point, page))
-    return HTML(filled("rollouts.html", rollouts=shown, kinds=kinds))
+        boxes = [
+            (f"Reply, {row['tokens']} tokens", row["reply"][:4000]),
+            ("Page", page if row["page"] else f"no page: {row['problem']}"),
+            (f"Answer; {row['verdict'] or 'no verdict'}", (row["answer"] or "")[:4000]),
+        ]
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in row["rewards"].items())
+        told = scores and f"reward {row['reward']:.3f}: {scores}"
+        told = told or f"no score: {row['abstention']}"
+        shown.append(
+            (f"{kind.capitalize()}: step {row['step']}", told, example.query, point, [boxes])
+        )
+    return HTML(filled("rollouts.html", shown=shown, kinds=kinds))

@@ -6,6 +6,7 @@ import ast
 import http.client
 import json
 import math
+import os
 import re
 import shlex
 import urllib.request
@@ -23,7 +24,7 @@ from geo_utils.files import resolve_path
 from geo_utils.grpo.engine import FIELD, KERNEL, serve_options
 from geo_utils.parameters import LocalServer, Options, ParameterError, nearest
 from geo_utils.roles.methods import MODEL_METHODS, check_methods, known_method
-from geo_utils.roles.params import KeyPointChoice, Model, Role, RunParams
+from geo_utils.roles.params import CorpusOptions, KeyPointChoice, Model, Role, RunParams
 
 ASKING = ("key_point", "visibility")  # rewards that ask an engine
 REWARDS = (*ASKING, "fidelity", "length_budget", "no_instructions", "format", "negative_length")
@@ -53,6 +54,10 @@ class RewardOptions(Options):
         target_place: Where the target stands among the sources when the reward asks: `drawn`, as
             in every evaluation; or `last`, so that the engine reads the other sources once for all
             completions of a group. Captions of the training say so; the comparison is drawn.
+        refills: Most times in a step that other prompts are drawn in place of those whose
+            completions all earn the same by the first component that asks an engine; each time
+            costs as much as the step without it at most. What is left of them moves nothing.
+            0 trains on all groups.
     """
 
     funcs: Annotated[list[Literal[REWARDS]], Field(min_length=1)] = ["key_point"]  # type: ignore[valid-type]
@@ -68,6 +73,12 @@ class RewardOptions(Options):
     shared_prefix: Literal["auto", "flex", "dense", "each"] = "auto"
     direct_sync: bool = True
     target_place: Literal["drawn", "last"] = "drawn"
+    refills: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def main(self) -> str | None:
+        """The first component that asks an engine: the one that groups have to differ in."""
+        return next((name for name in self.funcs if name in ASKING), None)
 
     @model_validator(mode="after")
     def _as_many_weights(self) -> Self:
@@ -84,47 +95,74 @@ class Prefilter(Options):
         trials: Rewrites a prompt, by the policy as it starts.
         low: Least share of them that carry the key point.
         high: Largest.
+        pairs: How many prompts are tried, drawn from the seed; the others are left out. None: all.
     """
 
     trials: Annotated[int, Field(ge=2)] = 4
     low: Annotated[float, Field(ge=0, le=1)] = 0.2
     high: Annotated[float, Field(ge=0, le=1)] = 0.8
+    pairs: Annotated[int, Field(ge=1)] | None = None
+
+
+class Validation(Options):
+    """Queries of the training's part that are kept out of it, to judge the policy as it goes.
+
+    Attributes:
+        queries: How many.
+        every: Steps from one judging to the next.
+        patience: So many judgings in a row that are not the best so far end the training.
+    """
+
+    queries: Annotated[int, Field(ge=1)] = 20
+    every: Annotated[int, Field(ge=1)] = 20
+    patience: Annotated[int, Field(ge=1)] | None = None
 
 
 class DataOptions(Options):
     """Which prompts the policy is trained and tested on.
 
     Attributes:
-        held_out: Share of the queries that training never sees.
-        key_points: Those of a page to train on.
-        max_prompt_tokens: Longest prompt; the page is cut to it, never the instructions.
+        held_out: Share of the queries that training never sees; 0 where `evaluation.corpus` names
+            the held-out ones.
+        key_points: Those of a page to train on, and to validate by.
+        max_prompt_tokens: Longest prompt; the page is cut to it, never the instructions. None: as
+            the corpus's longest page needs, in the policy's tokens.
         prefilter: Keep prompts of middling success only.
+        validation: Judge the policy as its training goes, and keep the best checkpoint.
     """
 
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.3
     key_points: KeyPointChoice = "all"
-    max_prompt_tokens: Annotated[int, Field(ge=32)] = 4096
+    max_prompt_tokens: Annotated[int, Field(ge=32)] | None = None
     prefilter: Prefilter | None = None
+    validation: Validation | None = None
 
 
 class FinalEvaluation(Options):
     """How the policy is compared on held-out queries.
 
     Attributes:
+        corpus: The held-out queries, where they are no share of the corpus (`data.held_out: 0`).
         judge: Judge of the comparison, another than the training's.
         judge_mode: As `sampling.judge_mode`.
         rewriter: What carries out the method's prompt for comparison.
-        methods: Methods to compare with, `original` first.
+        methods: Methods to compare with, `original` first; `paste_key_point` is one of them in any
+            case.
         repeats: Sampled answers per page.
         key_points: Those of a held-out page.
+        best_of: Compare also with the best by the reward of so many completions a page, by the
+            policy before its training, and with a policy that is taught such completions for as
+            many engine calls and steps as GRPO had; see `grpo.rivals`.
     """
 
+    corpus: Annotated[CorpusOptions, Field(strict=False)] | None = None
     judge: Model
     judge_mode: Literal["verdict", "soft"] = "verdict"
     rewriter: Model = "offline"
     methods: list[str] = ["original", "key_point"]
     repeats: Annotated[int, Field(ge=1)] = 3
     key_points: KeyPointChoice = "all"
+    best_of: Annotated[int, Field(ge=2)] | None = None
 
 
 class SmallModel(Options):
@@ -222,13 +260,13 @@ _SERVERS = ("model", "port", "weight_transfer_config", "logprobs_mode", "max_log
 _DRAFTS = ("ngram", "ngram_gpu", "suffix", "page")  # that need no second model
 
 
-def engine_problems(grpo: Mapping[str, Any], generation: str, prompt: int) -> Iterator[str]:
+def engine_problems(grpo: Mapping[str, Any], generation: str, prompt: int | None) -> Iterator[str]:
     """Say which arguments of the policy's engine cannot be had, or not together.
 
     Args:
         grpo: As `GrpoParams.grpo`.
         generation: As `GrpoParams.generation`.
-        prompt: Tokens of the longest prompt.
+        prompt: Tokens of the longest prompt, where they are known.
     """
     given, field, known = grpo.get(FIELD), f"grpo.{FIELD}", field_names(FIELD)
     if given is None:
@@ -251,7 +289,7 @@ def engine_problems(grpo: Mapping[str, Any], generation: str, prompt: int) -> It
         yield from _draft_problems(grpo, given["speculative_config"], prompt)
 
 
-def _draft_problems(grpo: Mapping[str, Any], drafts: Any, prompt: int) -> Iterator[str]:
+def _draft_problems(grpo: Mapping[str, Any], drafts: Any, prompt: int | None) -> Iterator[str]:
     field = f"grpo.{FIELD}.speculative_config"
     if not isinstance(drafts, dict) or drafts.get("method") not in _DRAFTS:
         yield f"{field}={drafts!r}: name a method; choose from {', '.join(_DRAFTS)}"
@@ -265,7 +303,8 @@ def _draft_problems(grpo: Mapping[str, Any], drafts: Any, prompt: int) -> Iterat
     for name in ("min_p", "logit_bias"):
         if value := (grpo.get("generation_kwargs") or {}).get(name):
             yield f"grpo.generation_kwargs.{name}={value!r}: vLLM refuses it with drafts; drop one"
-    room, needed = grpo.get("vllm_max_model_length"), prompt + grpo["max_completion_length"] + size
+    room, completion = grpo.get("vllm_max_model_length"), grpo["max_completion_length"]
+    needed = (prompt or 0) + (completion or 0) + size
     if isinstance(room, int) and room < needed:
         yield (
             f"grpo.vllm_max_model_length={room}: near it, drafts stop for the whole batch; set it "
@@ -275,8 +314,9 @@ def _draft_problems(grpo: Mapping[str, Any], drafts: Any, prompt: int) -> Iterat
 
 GRPO_DEFAULTS: dict[str, Any] = {
     "max_steps": 200, "num_generations": 8, "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 1, "learning_rate": 1e-5, "max_completion_length": 1024,
+    "gradient_accumulation_steps": 1, "learning_rate": 1e-5, "max_completion_length": None,
     "save_steps": 25, "save_total_limit": 2, "logging_steps": 1, "report_to": "none",
+    "scale_rewards": "none",
 }  # fmt: skip
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 _COUNTS = (
@@ -286,6 +326,7 @@ _COUNTS = (
 )
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?")
 _ACROSS = "rewards are normalised within the group of one prompt, or not at all"
+REPORTERS = ("tensorboard", "trackio", "wandb")  # where figures of the steps can go as well
 # What this training can have of a field of TRL's, and why no more.
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     **dict.fromkeys(
@@ -297,7 +338,6 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "output_dir": ((), "checkpoints lie in the run folder; leave it out"),
     "seed": ((), "the run's seed counts; set it at the top"),
     "scale_rewards": ((True, False, "group", "none"), _ACROSS),
-    "multi_objective_aggregation": (("sum_then_normalize",), _ACROSS),
     "logging_steps": ((1,), "a line of metrics.jsonl is a step; leave it out"),
 }
 
@@ -311,9 +351,14 @@ class GrpoParams(RunParams):
         data: Prompts and their split.
         evaluation: The comparison at the end.
         grpo: Fields of TRL's GRPOConfig, any of them, over `GRPO_DEFAULTS`; `temperature` there is
-            the policy's. `save_steps` is rounded up to a moment at which a training can go on;
-            for `torch_compile`, see `train.compile_layers`. One more field, `vllm_engine`, holds
-            arguments of vLLM's engine, such as drafts; see `grpo.engine`.
+            the policy's. `max_completion_length` and `vllm_max_model_length` follow the corpus
+            where they are none (`data.with_lengths`). `scale_rewards: none`, the default, puts the
+            key point first: its reward spreads most, and a group that agrees in it moves little.
+            `multi_objective_aggregation: normalize_then_sum` gives each reward the same spread
+            before its weight; `scale_rewards: group` is TRL's own. `save_steps` is rounded up to a
+            moment at which a training can go on; for `torch_compile`, see `train.compile_layers`.
+            One more field, `vllm_engine`, holds arguments of vLLM's engine, such as drafts; see
+            `grpo.engine`.
         lora: Fields of PEFT's LoraConfig, over `LORA_DEFAULTS`.
     """
 
@@ -333,7 +378,7 @@ class GrpoParams(RunParams):
     @property
     def methods(self) -> list[str]:
         """The methods that the policy is compared with."""
-        return self.evaluation.methods
+        return list(dict.fromkeys([*self.evaluation.methods, "paste_key_point"]))
 
     @property
     def repeats(self) -> int:
@@ -368,6 +413,13 @@ class GrpoParams(RunParams):
         """The fields of TrainingArguments that depend on machine and seed."""
         on_cpu = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
         return {"seed": self.seed, **(on_cpu if self.grpo.get("use_cpu") else {})}
+
+    @property
+    def reporters(self) -> list[str]:
+        """Where figures of the steps go beside the run folder."""
+        given = self.grpo["report_to"]
+        listed = given if isinstance(given, list) else [given]
+        return [str(name) for name in listed if name not in (None, "none")]
 
     @property
     def generation_size(self) -> int:
@@ -473,7 +525,7 @@ class GrpoParams(RunParams):
         """Say which fields of TRL and PEFT cannot be had, or not together."""
         for name in _COUNTS:
             value = self.grpo.get(name)
-            unset = value is None and name not in GRPO_DEFAULTS
+            unset = value is None and GRPO_DEFAULTS.get(name) is None
             if not unset and (type(value) is not int or value < 1):
                 yield f"grpo.{name}={value!r}: a whole number of at least 1 is needed"
         for section, given in (("grpo", self.grpo), ("lora", self.lora)):
@@ -487,6 +539,9 @@ class GrpoParams(RunParams):
                 elif isinstance(value, str) and _NUMBER.fullmatch(value):
                     yield f"{section}.{name}={value!r}: a number is needed: write 1.0e-5, unquoted"
         yield from engine_problems(self.grpo, self.generation, self.data.max_prompt_tokens)
+        if unknown := set(self.reporters) - set(REPORTERS):
+            which = ", ".join(REPORTERS)
+            yield f"grpo.report_to={self.grpo['report_to']!r}: {min(unknown)!r} is none of {which}"
         if self.grpo.get("torch_compile") and self.generation == "transformers":
             yield "grpo.torch_compile=True needs use_vllm: true, else each token would be compiled"
         grpo, size = self.grpo, self.generation_size
@@ -503,6 +558,11 @@ class GrpoParams(RunParams):
             yield f"reward.shared_prefix={asked!r}: {problem}; choose auto or each"
         if asked == "flex" and grpo.get("use_cpu"):
             yield "reward.shared_prefix='flex' has no backward pass on a CPU; choose auto or dense"
+        if self.reward.refills and (
+            self.reward.schedule in ("stock", "fused") or self.reward.main is None
+        ):
+            needed = f"schedule 'early' or 'ahead' and a reward of {' or '.join(ASKING)}"
+            yield f"reward.refills={self.reward.refills} needs {needed}; set 0"
         if self.reward.schedule != "ahead":
             return
         if self._uses != grpo["gradient_accumulation_steps"]:
@@ -521,10 +581,17 @@ class GrpoParams(RunParams):
             yield "policy.cold_start.pairs='rewrites' are no arrangements; choose pairs: edits"
         if cold.small_model and not cold.steps:
             yield "policy.cold_start.steps=0: a small_model of random weights must learn to write"
+        lengths = self.data.max_prompt_tokens, self.grpo["max_completion_length"]
+        if self.policy.method == "arrange_key_point" and None in lengths:
+            names = "data.max_prompt_tokens and grpo.max_completion_length"
+            yield f"{names} are {lengths}: an arrangement's do not follow its page; give numbers"
         same = (self.judge, self.sampling.judge_mode) == (final.judge, final.judge_mode)
         if same and "key_point" in self.reward.funcs:
             judge = f"evaluation.judge={final.judge!r} is the judge that trained the policy"
             yield f"{judge}: name another, or another judge_mode"
+        if (final.corpus is None) == (self.data.held_out == 0):
+            given = f"data.held_out={self.data.held_out} and evaluation.corpus={final.corpus}"
+            yield f"{given}: held-out queries are a share of the corpus, or a corpus of their own"
         if "original" not in final.methods:
             yield f"evaluation.methods={final.methods!r}: 'original' must be among them"
         try:
@@ -550,6 +617,14 @@ def check_machine(params: GrpoParams) -> None:
     if grpo.get("use_vllm") and find_spec("vllm") is None:
         way = "pip install -e '.[gpu]', or set use_vllm: false"
         raise ParameterError(f"grpo.use_vllm=True: vllm is not installed; {way}")
+    for reporter in params.reporters:
+        if find_spec(reporter) is None:
+            way = "pip install -e '.[log]', or leave it out"
+            raise ParameterError(f"grpo.report_to={reporter!r}: it is not installed; {way}")
+    offline = os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
+    if "wandb" in params.reporters and not (offline or os.environ.get("WANDB_API_KEY")):
+        way = "set WANDB_API_KEY, or WANDB_MODE=offline"
+        raise ParameterError(f"grpo.report_to='wandb': it would ask for a key; {way}")
     import torch
 
     if small:

@@ -14,9 +14,11 @@
   none. For an arrangement: 1 if every mark does something.
 - `negative_length`: minus the completion's tokens: free, the floor of all timings.
 
-All of a recipe share one pass of engine and judge per batch. A completion whose answers could not
-be had is None under every component, so that TRL leaves it out of its group; a completion that
-holds no page is the policy's own failure and earns the least.
+All of a recipe share one pass of engine and judge per batch, on the page as evaluation takes it out
+of the completion: without what it repeats of its prompt or says of the rewriting. What a page
+pastes of the key point earns what the attack `paste_key_point` earns; see `paid_page`. A completion
+whose answers could not be had is None under every component, so that TRL leaves it out of its
+group; a completion that holds no page is the policy's own failure and earns the least.
 """
 
 from __future__ import annotations
@@ -27,10 +29,13 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
 from statistics import fmean
 from time import monotonic
 from typing import Any
+
+import numpy as np
 
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import Row, Scorer, last_source_order
@@ -41,9 +46,9 @@ from geo_utils.models.loops import gather_all
 from geo_utils.roles.by_model import RewriteTask
 from geo_utils.roles.engines import Engine
 from geo_utils.roles.judges import Judge
-from geo_utils.roles.rewriters import is_tidy, page_units
+from geo_utils.roles.rewriters import Unit, is_tidy, page_units, paste_key_point
 from geo_utils.runs import RunInterrupted
-from geo_utils.text import words
+from geo_utils.text import content_words, sentences, words
 from geo_utils.visibility import FIGURES
 
 log = logging.getLogger(__name__)
@@ -51,6 +56,7 @@ Values = list[float | None]
 Call = asyncio.Task[Row]
 Question = tuple[Example, KeyPoint, str, int]  # which page is asked about, and which repeat
 Spans = defaultdict[str, list[tuple[float, float]]]  # begin and end of each call, by role
+_COLUMNS = ("query_id", "key_point_number", "shown")  # of a prompt
 _NO_PAGE: Row = {"supported": 0.0, **dict.fromkeys(FIGURES, 0.0)}
 
 
@@ -66,6 +72,7 @@ class Rollout:
         shown: How many units of the page the prompt held; None for all.
         page: The page that it stands for; None if it holds none, and `problem` says why.
         problem: Reason for a missing page.
+        paid: The page that engine and judge are asked about; see `paid_page`.
         echoes: How many pieces of the prompt it repeats, which are left out of the page.
         rewards: Value by component; empty on an abstention.
         reward: Their weighted sum.
@@ -81,6 +88,7 @@ class Rollout:
     shown: int | None
     page: str | None
     problem: str | None
+    paid: str | None = None
     echoes: int | None = None
     rewards: dict[str, float] = field(default_factory=dict)
     reward: float | None = None
@@ -91,8 +99,55 @@ class Rollout:
     def row(self) -> Row:
         """Return it as a row of rollouts.jsonl."""
         known = {"query_id": self.example.query_id, "key_point_number": self.key_point.number}
-        left_out = ("example", "key_point", "shown")
-        return known | {k: value for k, value in vars(self).items() if k not in left_out}
+        left_out = ("example", "key_point", "shown", "paid")
+        told = {k: value for k, value in vars(self).items() if k not in left_out}
+        return known | told | {"pasted": self.pasted}
+
+    @property
+    def pasted(self) -> bool:
+        """Whether the page pastes the key point."""
+        return self.paid != self.page
+
+
+def paid_page(page: str, example: Example, point: KeyPoint) -> str:
+    """Return what is asked about in place of a page that pastes its key point.
+
+    To paste is to say a sentence of the key point nearly word for word more often than the original
+    page does. A page that pastes all of them is taken with the key point on top, once and plain, in
+    place of the pasted sentences, so that neither place nor repetition nor bold earns more than the
+    attack `paste_key_point`. One that is the original but for them is that attack, to the letter.
+    """
+    bare, before, rest = page, example.target, page
+    for claim in sentences(point.content):
+        old, new, left = (_copies(claim, text) for text in (before, bare, rest))
+        if (more := len(new) - len(old)) <= 0:
+            return page
+        own = {content_words(unit.text) for unit in old}
+        pasted = sorted(left, key=lambda unit: content_words(unit.text) in own)[:more]
+        bare, before, rest = _without(bare, new), _without(before, old), _without(rest, pasted)
+    if words(bare) != words(before):
+        sources = [rest if i == example.target_id else s for i, s in enumerate(example.sources)]
+        example = replace(example, sources=tuple(sources))
+    return paste_key_point(example, point)
+
+
+def _copies(claim: str, page: str) -> list[Unit]:
+    """Return the sentences of a page, its title too, that are a claim nearly word for word."""
+    wanted, found = content_words(claim), []
+    start = len(page) - len(page.lstrip("# \n"))
+    for unit in page_units(page[start:]):
+        said = content_words(unit.text)
+        if 0.8 * len(wanted) <= len(said) <= 1.5 * len(wanted) and wanted:
+            blocks = SequenceMatcher(None, wanted, said, autojunk=False).get_matching_blocks()
+            if sum(block.size for block in blocks) >= 0.8 * len(wanted):
+                found.append(replace(unit, start=start + unit.start, end=start + unit.end))
+    return found
+
+
+def _without(page: str, units: Iterable[Unit]) -> str:
+    for unit in sorted(units, key=lambda unit: -unit.start):
+        page = page[: unit.start] + page[unit.end :]
+    return page.strip()
 
 
 def shuffled(batch: Sequence[Rollout]) -> list[Rollout]:
@@ -129,6 +184,22 @@ def walls(spans: Spans, started: float) -> dict[str, float]:
             if any(b <= middle <= e for b, e in spans.get(role, ())):
                 found[f"{role}_wall"] += end - begin
                 break
+    return found
+
+
+def drawn(batch: Iterable[Rollout]) -> dict[str, float]:
+    """Return the mean of the reward and its components, and quartiles of its groups' means."""
+    groups: defaultdict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
+    for rollout in batch:
+        if rollout.reward is not None:
+            scores = rollout.rewards | {"reward": rollout.reward}
+            groups[rollout.example.query_id, rollout.key_point.number].append(scores)
+    found = {}
+    for name in next(iter(groups.values()), [{}])[0]:
+        each = [[scores[name] for scores in group] for group in groups.values()]
+        found[f"drawn/{name}"] = fmean(itertools.chain(*each))
+        ends = np.quantile([fmean(group) for group in each], (0.25, 0.75))
+        found |= {f"drawn/{name}/low": float(ends[0]), f"drawn/{name}/high": float(ends[1])}
     return found
 
 
@@ -173,6 +244,7 @@ class Rewards:
         judge: Gives verdicts.
         options: Components and settings.
         seed: Seed of the target's place, where it is drawn.
+        first: Number of the first answer that is asked for to a page.
         on_scored: Told the step being made, from 1, and the batch after each batch.
         functions: One TRL reward function per component, in the order of `options.funcs`.
     """
@@ -184,11 +256,13 @@ class Rewards:
     options: RewardOptions
     seed: int = 0
     on_scored: Callable[[int, list[Rollout]], None] | None = None
+    first: int = 0
 
     def __post_init__(self) -> None:
         """Make the components."""
         self.functions = [self._function(name) for name in self.options.funcs]
         self._by_id = {example.query_id: example for example in self.examples}
+        self._repeats = range(self.first, self.first + self.options.repeats)
         self._wanted = set(ASKING) & set(self.options.funcs)
         self._originals: dict[tuple[str, int], Call] = {}
         self._batch: tuple[Any, asyncio.Task[list[Rollout]]] | None = None
@@ -224,14 +298,14 @@ class Rewards:
         """
         started, spans = monotonic(), Spans(list)
         replies = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        columns = replies, query_id, key_point_number, shown, completion_ids or [()] * len(replies)
-        batch = [self._rollout(*row) for row in zip(*columns, strict=True)]
+        columns = query_id, key_point_number, shown
+        rows = [dict(zip(_COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
+        tokens = completion_ids or [()] * len(replies)
+        batch = [self.read(*each) for each in zip(replies, rows, tokens, strict=True)]
         donors = shuffled(batch) if self.options.placebo else batch
         until = started + self.options.deadline_s
-        await gather_all(
-            self._score(rollout, donor, until, spans)
-            for rollout, donor in zip(batch, donors, strict=True)
-        )
+        pairs = zip(batch, donors, strict=True)
+        await gather_all(self._score(*pair, until, spans) for pair in pairs)
         for key, call in list(self._originals.items()):
             if call.done() and call.result().get("pawc") is None:
                 del self._originals[key]  # the next batch asks again for what could not be had
@@ -239,8 +313,14 @@ class Rewards:
         if log_metric:
             told = {"seconds": monotonic() - started, "abstained": lost.total() / len(batch)}
             told["echoed"] = fmean(bool(rollout.echoes) for rollout in batch)  # a share of them
-            for name, value in (told | walls(spans, started)).items():
-                log_metric(f"reward/{name}", value)
+            told["pasted"] = fmean(rollout.pasted for rollout in batch)
+            pages = {(r.example.query_id, d.paid) for r, d in zip(batch, donors, strict=True)}
+            asked = sum(page is not None for _, page in pages) if self._wanted else 0
+            told["engine_calls"] = asked * self.options.repeats  # equal pages share theirs
+            told = {f"reward/{name}": value for name, value in told.items()} | drawn(batch)
+            told |= {f"reward/{name}": value for name, value in walls(spans, started).items()}
+            for name, value in told.items():
+                log_metric(name, value)
         if self.on_scored:
             self.on_scored(step, batch)
         self._watch(lost, len(batch))
@@ -253,40 +333,53 @@ class Rewards:
             row: The completion's columns.
             reply: What the policy wrote.
         """
-        found = self._rollout(reply, row["query_id"], row["key_point_number"], row["shown"])
-        if found.page is None or not self._wanted or self.options.placebo:
+        found = self.read(reply, row)
+        if found.paid is None or not self._wanted or self.options.placebo:
             return
-        for repeat in range(self.options.repeats):
-            question = found.example, found.key_point, found.page, repeat
+        for repeat in self._repeats:
+            question = found.example, found.key_point, found.paid, repeat
             self._begun[question].append(self._ask(question))
 
-    def _rollout(
-        self,
-        reply: str,
-        query_id: str,
-        number: int,
-        shown: int,
-        tokens: Sequence[int] = (),
-    ) -> Rollout:
-        """Read a completion."""
-        example = self._by_id[query_id]
-        point = next(p for p in example.key_points if p.number == number)
-        units = None if shown < 0 else shown
+    async def landed(
+        self, rows: Sequence[Mapping[str, Any]], replies: Sequence[str]
+    ) -> list[float]:
+        """Return 1 or 0 for an answer to each completion's page, NaN where none was had.
+
+        A page is taken as evaluation takes it, also one that pastes; a completion without one is
+        the policy's own failure.
+        """
+        scorer = Scorer(self.engine, self.judge, self.seed)
+
+        async def one(row: Mapping[str, Any], reply: str) -> float:
+            made = self.read(reply, row)
+            if made.page is None:
+                return 0.0
+            found = await scorer.page(made.example, made.key_point, made.page, 0)
+            return float(found.get("supported", math.nan))
+
+        return await gather_all(map(one, rows, replies))
+
+    def read(self, reply: str, row: Mapping[str, Any], tokens: Sequence[int] = ()) -> Rollout:
+        """Return what a completion for a row of prompts is: a page, or why it is none."""
+        example = self._by_id[row["query_id"]]
+        point = next(p for p in example.key_points if p.number == row["key_point_number"])
+        units = None if row["shown"] < 0 else row["shown"]
         rewrite = self.task.page(reply, example, point, units)
-        page = None if rewrite.abstention else rewrite.text
-        known = page, rewrite.abstention, rewrite.echoes
+        page = paid = None if rewrite.abstention else rewrite.text
+        if page is not None and self.task.method != "arrange_key_point":  # which can only paste
+            paid = paid_page(page, example, point)
+        known = page, rewrite.abstention, paid, rewrite.echoes
         return Rollout(example, point, reply, len(tokens), units, *known)
 
     async def _score(self, rollout: Rollout, donor: Rollout, until: float, spans: Spans) -> None:
         """Fill in a rollout's rewards, or why there are none, by what the donor wrote: itself."""
-        repeats = range(self.options.repeats)
         if "visibility" in self._wanted:  # asked for beside the rewrite, not after it
-            for repeat in repeats:
+            for repeat in self._repeats:
                 self._original(rollout, repeat, spans)
-        rows = [_NO_PAGE for _ in repeats]
-        if self._wanted and donor.page is not None:
-            page = rollout.example, rollout.key_point, donor.page
-            rows = await gather_all(self._row((*page, i), until, spans) for i in repeats)
+        rows = [_NO_PAGE for _ in self._repeats]
+        if self._wanted and donor.paid is not None:
+            page = rollout.example, rollout.key_point, donor.paid
+            rows = await gather_all(self._row((*page, i), until, spans) for i in self._repeats)
         values: dict[str, float | None] = {}
         for name in self.options.funcs:
             if name == "key_point":
@@ -388,7 +481,7 @@ class Rewards:
         """Return the mean gain in visibility over the original's answers of the same repeats."""
         names = FIGURES if self.options.figure == "mean" else (self.options.figure,)
         gains = []
-        for repeat, row in enumerate(rows):
+        for repeat, row in zip(self._repeats, rows, strict=True):
             before = await asyncio.shield(self._original(rollout, repeat, spans))
             if before.get("pawc") is not None and row.get("pawc") is not None:
                 now, then = (fmean(float(r[name]) for name in names) for r in (row, before))

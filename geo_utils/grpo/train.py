@@ -8,16 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from geo_utils.corpus import Corpus
-from geo_utils.grpo import checkpoints
-from geo_utils.grpo.data import free_memory, policy_card, prefiltered, prompt_rows, split_queries
+from geo_utils.corpus import Corpus, choose_key_points
+from geo_utils.grpo import checkpoints, rivals, validation
+from geo_utils.grpo.data import free_memory, policy_card, rows_of, split_queries
 from geo_utils.grpo.engine import FIELD, colocated, engine_arguments, log_drafts
 from geo_utils.grpo.log import Metrics, SettledHeap, StepCounter, TrainingLog, hush, timed
 from geo_utils.grpo.params import GrpoParams
 from geo_utils.grpo.rewards import Rewards
 from geo_utils.parameters import ParameterError
 from geo_utils.roles.make import Roles
-from geo_utils.roles.policies import fitter, load_tokenizer, same_card
+from geo_utils.roles.policies import same_card
 from geo_utils.runs import Run
 
 
@@ -66,7 +66,8 @@ def train(
         draw: Shows the metrics so far, in a notebook.
 
     Returns:
-        The folder of the trained adapter, usable as a method in notebooks 02 and 03.
+        The folder of the trained adapter, usable as a method in notebooks 02 and 03: the best by
+        validation, where the recipe has one, else the last, which lies beside it as `final`.
 
     Raises:
         RunInterrupted: Stopped early, saved; run again to go on.
@@ -76,27 +77,40 @@ def train(
     folder = run.folder / "checkpoints"
     final, card = folder / "final", policy_card(params)
     if same_card(final, card):
-        return final
+        return validation.best_checkpoint(folder) or final
     resumed = checkpoints.newest_complete(folder)
     if resumed is not None:
         same_card(resumed, card)
     step = checkpoints.checkpoint_step(resumed) or 0
-    for name in ("metrics.jsonl", "rollouts.jsonl"):
+    for name in ("metrics.jsonl", "rollouts.jsonl", validation.FILE):
         checkpoints.rewind(run.folder / name, step)
-    rows = training_rows(params, roles, examples, base)
+    split = split_queries(examples, params)
+    rows = rows_of(params, split.train, base)
     interrupts = checkpoints.Interrupts()
     log = TrainingLog(run.folder, card, interrupts, draw, params.steps_a_generation)
     made = roles.engine, roles.judge, params.reward, params.seed, log.on_scored
-    rewards = Rewards(examples, card.task, *made)
+    rewards = Rewards([*examples, *split.held_out], card.task, *made)
     with interrupts.listening(), timed(log.clock):
         trainer = make_trainer(params, base, rows, rewards, folder, log, resumed)
         trainer.add_callback(StepCounter(roles.counter("steps")))
+        validator = None
+        if options := params.data.validation:
+            own = rows_of(params, split.validation, base)
+            validator = validation.Validator(trainer, own, rewards, options, run.folder, card)
+            trainer.add_callback(validator)
         before = base_checksum(trainer.model)
         run.update(prompts={"pass": trainer.prompts, "why": trainer.prompts_apart})
         run.update(base_checksum={"before": before, "after": None})  # should this start be cut off
         try:
+            rows = choose_prompts(trainer, rows, rewards, params, run)
             checkpoints.go_on(trainer, resumed)
             interrupts.release()
+            if validator:
+                validator.judge(trainer.state.global_step)
+            if params.evaluation.best_of:
+                pairs = choose_key_points(split.held_out, params.key_points, params.seed)
+                held_out = rows_of(params, pairs, base)
+                rivals.draw_rivals(trainer, rewards, params, run, rows, held_out)
         except BaseException:
             rewards.on_scored = None  # what is still under way belongs to no log
             checkpoints.save_now(trainer, log)
@@ -107,28 +121,34 @@ def train(
         raise RuntimeError("the frozen base changed in training: the adapter fits no base")
     trainer.save_model(str(final))
     card.write(final)  # last: a folder with its card is complete
-    del trainer
+    del trainer, validator
     free_memory()
-    return final
+    return validation.best_checkpoint(folder) or final
 
 
-def training_rows(
-    params: GrpoParams, roles: Roles, examples: Corpus, base: str
-) -> list[dict[str, Any]]:
-    """Return the prompts to train on, as `grpo.data.prompt_rows` makes them.
+def choose_prompts(
+    trainer: Any, rows: list[dict[str, Any]], rewards: Rewards, params: GrpoParams, run: Run
+) -> list[Any]:
+    """Let a trainer train on the prompts that the prefilter keeps, if there is one; return them.
 
     Raises:
         ParameterError: They are fewer than one batch, and TRL would train nothing.
     """
-    split = prefiltered(split_queries(examples, params), base, roles, params)
-    card = policy_card(params)
-    rows = prompt_rows(split, card.task, fitter(card, load_tokenizer(base)))
+    from datasets import Dataset
+
+    from geo_utils.grpo.groups import prefiltered
+
+    kept: list[Any] = rows
+    if params.data.prefilter:
+        kept = prefiltered(trainer, rows, rewards, params.data.prefilter, params.seed, run.folder)
+        trainer.train_dataset = Dataset.from_list(kept)
+        run.update(prefilter={"of": len(rows), "kept": len(kept)})
     needed = params.generation_size // int(params.grpo["num_generations"])
-    if len(rows) < needed:
-        problem = f"{len(rows)} prompts are fewer than the {needed} of one batch"
+    if len(kept) < needed:
+        problem = f"{len(kept)} prompts are fewer than the {needed} of one batch"
         way = "lower grpo.per_device_train_batch_size, or use more queries or a wider prefilter"
         raise ParameterError(f"{problem}: nothing would be trained; {way}")
-    return rows
+    return kept
 
 
 def make_trainer(
@@ -150,6 +170,8 @@ def make_trainer(
     shared, problem = params.reward.shared_prefix, params.prompts_apart
     with colocated(params.grpo):
         trainer = OverlappedTrainer(
+            refills=params.reward.refills,
+            main=params.reward.funcs.index(params.reward.main or params.reward.funcs[0]),
             resumed=resumed,
             prompts="each" if problem else shared,
             prompts_apart=problem,

@@ -21,6 +21,9 @@ Qwen's positions are relative.
 
 Where nothing forbids it, the completions of a group share one pass over their prompt (the setting
 `reward.shared_prefix`; see `grpo.shared_prefix`). Micro-batches are then made of whole groups.
+
+With `reward.refills`, `early` and `ahead` put other groups in place of those that teach nothing,
+before the batch is trained on.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import accumulate, compress
@@ -45,9 +49,11 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
 from geo_utils.grpo import shared_prefix
+from geo_utils.grpo.groups import others, prompt_of, silent
 
 log = logging.getLogger(__name__)
 Tell = Callable[[int, Sequence[int]], None]
+_AT_ONCE = 512  # prompts that vLLM gets together: a server's each have a thread
 
 
 def stream_engine(llm: Any, tell: Tell) -> None:
@@ -148,6 +154,24 @@ def row_scores(
     return [getattr(output, name).gather(1, back).masked_fill(outside, 0.0) for name in wanted]
 
 
+@contextmanager
+def _without_adapter(trainer: Any) -> Iterator[None]:
+    """Let a policy's adapter do nothing, in the trainer and, once it is synced, in vLLM."""
+    off = [weight for name, weight in trainer.model.named_parameters() if ".lora_B." in name]
+    kept = [weight.detach().clone() for weight in off]
+    with torch.no_grad():
+        for weight in off:
+            weight.zero_()
+    trainer._last_loaded_step = -1  # what vLLM holds is another policy
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, before in zip(off, kept, strict=True):
+                weight.copy_(before)
+        trainer._last_loaded_step = -1
+
+
 Begin = Callable[[Mapping[str, Any], str], Coroutine[Any, Any, None]]
 
 
@@ -162,7 +186,7 @@ class _Batch:
         written: What TRL's `_generate_single_turn` returns: tokens, and vLLM's log-probabilities.
         texts: What is written, as text.
         rewards: One row per completion, one column per reward, (B, F).
-        old: Log-probabilities under the weights that wrote it, (B, T), where needed.
+        old: Each completion's log-probabilities under the weights that wrote it, where needed.
         metrics: Figures of its rewards, logged in its step and not in the one before.
     """
 
@@ -172,8 +196,45 @@ class _Batch:
     written: Future[Any]
     texts: Future[list[str]]
     rewards: Future[Any] = field(default_factory=Future)
-    old: torch.Tensor | None = None
-    metrics: list[tuple[str, float]] = field(default_factory=list)
+    old: list[torch.Tensor] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def take(self, places: Sequence[int], other: _Batch, size: int) -> None:
+        """Put another batch's groups in place of some.
+
+        Args:
+            places: Numbers of the groups that go.
+            other: Brings as many.
+            size: Completions a group.
+        """
+        gone = [place * size + i for place in places for i in range(size)]
+
+        def spliced(own: Any, new: Any) -> Any:
+            found = list(own)
+            for row, value in zip(gone, new, strict=True):
+                found[row] = value
+            return found
+
+        both = zip(self.written.result(), other.written.result(), strict=True)
+        self.written = settled([own and spliced(own, new) for own, new in both])
+        self.texts = settled(spliced(self.texts.result(), other.texts.result()))
+        rewards = spliced(self.rewards.result(), other.rewards.result())
+        self.rewards = settled(torch.stack(rewards))
+        self.rows = spliced(self.rows, other.rows)
+        self.prompts = spliced(self.prompts[0], other.prompts[0]), *self.prompts[1:]
+        self.old = self.old and spliced(self.old, other.old)
+        for name in _SUMMED & other.metrics.keys():
+            self.metrics[name] += other.metrics[name]
+
+
+_SUMMED = {"reward/engine_calls", "reward/seconds"}  # over the rounds of a step
+
+
+def settled(value: Any) -> Future[Any]:
+    """Return a future that has its result."""
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
 
 
 _JUDGED: ContextVar[_Batch | None] = ContextVar("batch whose rewards are worked out", default=None)
@@ -205,6 +266,8 @@ class OverlappedTrainer(GRPOTrainer):
         resumed: Path | None = None,
         prompts: str = "each",
         prompts_apart: str | None = None,
+        refills: int = 0,
+        main: int = 0,
         **kwargs: Any,
     ):
         """Make the trainer.
@@ -219,12 +282,17 @@ class OverlappedTrainer(GRPOTrainer):
             prompts: `each`; `flex` or `dense`; or `auto`, which is `flex` on a GPU and `dense` on
                 a CPU, unless the model forbids it.
             prompts_apart: What forbids it already.
+            refills: Most times in a step that groups which teach nothing are replaced.
+            main: Column of the reward that has to differ in a group.
             **kwargs: Of TRL's trainer.
 
         Raises:
             ValueError: The model forbids to share prompts, and that was asked for.
         """
         super().__init__(*args, **kwargs)
+        if refills and self.accelerator.num_processes > 1:
+            raise ValueError(f"reward.refills={refills}: only one process can; set 0")
+        self._refills, self._main = refills, main
         self._begin, self._saving, self._resumed = begin, saving, resumed
         corrected = self.use_vllm and self.vllm_importance_sampling_correction
         self._uses = self.args.steps_per_generation * self.num_iterations
@@ -304,30 +372,59 @@ class OverlappedTrainer(GRPOTrainer):
             step = self.state.global_step + 1
             self._now = self._next or self._produce(generation_batch, step)
             self._next = None
+            rounds = self._refilled(self._now)
+            next(rounds, None)
             if self._ahead and self._fetched and step < self.state.max_steps:
                 with profiling_context(self, "generate"):
                     self._now.written.result()  # weights must not change while it is written
                 self._next = self._produce(self._fetched[0][0], step + 1)
+            for _ in rounds:
+                pass
+            generation_batch = list(self._now.rows)
         inputs = super()._prepare_inputs(generation_batch)
         if self.prompts == "each" or not (fresh and self.model.training):
             return inputs
         self._buffered_inputs = shared_prefix.whole_groups(self._buffered_inputs)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
+    def _refilled(self, batch: _Batch) -> Iterator[None]:
+        """Put other groups in place of those that teach nothing, round by round.
+
+        Yields when a round is written and its rewards are asked for.
+        """
+        if not self._refills:
+            return
+        size, tried, replaced = int(self.args.num_generations), set(map(prompt_of, batch.rows)), 0
+        for left in range(self._refills, -1, -1):
+            with profiling_context(self, "_calculate_rewards"):
+                rewards = batch.rewards.result()
+            without = silent(rewards[:, self._main], size)
+            rows = others(self.train_dataset, tried, len(without), f"{self.args.seed}|{batch.step}")
+            if not rows or not left:
+                for number in without:
+                    rewards[number * size : (number + 1) * size] = torch.nan
+                batch.metrics |= {"groups/replaced": replaced, "groups/silent": len(without)}
+                break
+            if self._next is not None:  # a server would tell of it under these rows
+                self._next.written.result()
+            other = self._produce([row for row in rows for _ in range(size)], batch.step)
+            with profiling_context(self, "generate"):
+                other.written.result()
+            yield
+            batch.take(without[: len(rows)], other, size)
+            tried |= set(map(prompt_of, rows))
+            replaced += len(rows)
+
     def _produce(self, rows: Sequence[Mapping[str, Any]], step: int) -> _Batch:
         """Write a batch with the present weights, and start on its rewards."""
-        if self.use_vllm and self.state.global_step != self._last_loaded_step:
-            with profiling_context(self, "sync_weights"):
-                self.vllm_generation.sync_weights()
-            self._last_loaded_step = self.state.global_step
+        self._sync()
         with profiling_context(self, "_prepare_inputs"):
             prompts = self._tokens([row["prompt"] for row in rows])
         self._rows = rows
         if self._ahead and self._served:
             written = in_background(self._write, prompts[0])
         else:
-            written = Future()
-            written.set_result(self._write(prompts[0]))
+            written = settled(self._write(prompts[0]))
         # TRL makes a tensor of each prompt, which takes five times as long from a list.
         quick = [np.array(ids) for ids in prompts[0]], *prompts[1:]
         texts = in_background(lambda: self._decode(written.result()[0], skip_special_tokens=True))
@@ -337,13 +434,53 @@ class OverlappedTrainer(GRPOTrainer):
             batch.old = self._log_probabilities(prompts[0], written.result()[0])
         return batch
 
-    def _write(self, prompts: list[list[int]]) -> Any:
-        """Return completions; with vLLM reads nothing that a training step changes."""
+    def _sync(self) -> None:
+        """Send vLLM the present weights, if it has others."""
+        if self.use_vllm and self.state.global_step != self._last_loaded_step:
+            with profiling_context(self, "sync_weights"):
+                self.vllm_generation.sync_weights()
+            self._last_loaded_step = self.state.global_step
+
+    def write_now(
+        self, rows: Sequence[Mapping[str, Any]], seed: int, before: bool = False
+    ) -> list[str]:
+        """Return a completion for each row by the present weights, between two steps.
+
+        What the training draws does not hang on it.
+
+        Args:
+            rows: The prompts.
+            seed: Of the draw.
+            before: By the weights before the training.
+        """
+        if self._next is not None:
+            self._next.written.result()  # by the weights that it was begun with
+        on_gpu = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        size = _AT_ONCE if self.use_vllm else self.args.generation_batch_size
+        telling, self._rows, texts = self._rows, (), []
+        with _without_adapter(self) if before else nullcontext(), torch.random.fork_rng(on_gpu):
+            self._sync()
+            torch.manual_seed(seed)
+            for start in range(0, len(rows), size):
+                prompts = [row["prompt"] for row in rows[start : start + size]]
+                ids = self._write(super()._tokenize_prompts(prompts)[0], 1)[0]
+                texts += self.processing_class.batch_decode(ids, skip_special_tokens=True)
+        self._rows = telling
+        return texts
+
+    def _write(self, prompts: list[list[int]], n: int | None = None) -> Any:
+        """Return completions; with vLLM reads nothing that a training step changes.
+
+        Args:
+            prompts: Tokens of each, every prompt as often as it is to be answered.
+            n: How often that is, if not as in a group.
+        """
+        n = n or self.args.num_generations
         if not self.use_vllm:
-            return super()._generate_single_turn(prompts, None, {}, self.num_generations)
+            return super()._generate_single_turn(prompts, None, {}, n)
         timer = profiling_context(self, "vLLM.generate")
         _, ids, ranked, _ = self.vllm_generation.generate(
-            prompts=prompts, images=None, num_generations=self.args.num_generations, profiler=timer
+            prompts=prompts, images=None, num_generations=n, profiler=timer
         )
         return ids, [[token[0] for token in tokens] for tokens in ranked]
 
@@ -366,7 +503,7 @@ class OverlappedTrainer(GRPOTrainer):
         if batch is None:
             super()._log_metric(name, value)
         else:
-            batch.metrics.append((name, value))
+            batch.metrics[name] = value
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         if self._now is None or not self.model.training:
@@ -392,7 +529,7 @@ class OverlappedTrainer(GRPOTrainer):
             return super()._calculate_rewards(*columns)
         with profiling_context(self, "_calculate_rewards"):
             found = self._now.rewards.result()
-        for name, value in self._now.metrics:
+        for name, value in self._now.metrics.items():
             super()._log_metric(name, value)
         return found
 
@@ -404,10 +541,14 @@ class OverlappedTrainer(GRPOTrainer):
             for name in [n for n in self._metrics["train"] if n.startswith("sampling/")]:
                 self._metrics["train"][name].pop()  # of the pass that was left out
         elif self._now is not None and self._now.old is not None and self.model.training:
-            output["old_per_token_logps"] = self._now.old
+            size = self.pad_to_multiple_of
+            output["old_per_token_logps"] = pad(self._now.old, 0, "right", size)
         if self.prompts != "each":
             rows = torch.arange(len(output["prompt_ids"]), device=output["prompt_ids"].device)
             output["group"] = rows // self.num_generations
+        if "importance_sampling_ratio" in output and not self._fused and self.model.training:
+            ratio, mask = output["importance_sampling_ratio"], output["completion_mask"].bool()
+            self._log_effective(ratio[mask] if ratio.shape == mask.shape else ratio.flatten())
         return output
 
     def _get_per_token_logps_and_entropies(self, *columns: Any, **options: Any) -> Any:
@@ -482,9 +623,16 @@ class OverlappedTrainer(GRPOTrainer):
             for figure in figures:
                 value = getattr(values, figure)().item() if values.numel() else 0.0
                 self._metrics["train"][f"sampling/{name}/{figure}"].append(value)
+        self._log_effective(ratio)
 
-    def _log_probabilities(self, prompts: Any, completions: Any) -> torch.Tensor:
-        """Return the log-probabilities of a batch under the present weights, (B, T)."""
+    def _log_effective(self, ratio: torch.Tensor) -> None:
+        """Log what share of equal weights the importance weights of all tokens are worth."""
+        share = ratio.sum() ** 2 / (max(ratio.numel(), 1) * (ratio**2).sum()).clamp(min=1e-9)
+        # Not under `sampling/`: what TRL logs there is taken back where its pass is left out.
+        self._metrics["train"]["effective_sample_size"].append(share.item())
+
+    def _log_probabilities(self, prompts: Any, completions: Any) -> list[torch.Tensor]:
+        """Return each completion's log-probabilities under the present weights."""
 
         def padded(rows: Sequence[Sequence[int]], side: str) -> torch.Tensor:
             """Return tokens and mask, (2, B, columns)."""
@@ -499,10 +647,12 @@ class OverlappedTrainer(GRPOTrainer):
         score = self._get_per_token_logps_and_entropies
         quiet = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
         with torch.no_grad(), quiet:
-            found: torch.Tensor = score(self.model, tokens, mask, kept, batch_size=size)[0]
-        return found
+            found = score(self.model, tokens, mask, kept, batch_size=size)[0]
+        return [row[: len(ids)] for row, ids in zip(found, completions, strict=True)]
 
     def _tell(self, place: int, ids: Sequence[int]) -> None:
+        if not self._rows:  # what is written is not of the training
+            return
         text = self.processing_class.decode(ids, skip_special_tokens=True)
         asyncio.run_coroutine_threadsafe(self._begin(self._rows[place], text), self.async_loop)
 

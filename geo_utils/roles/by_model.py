@@ -31,6 +31,7 @@ from geo_utils.roles.rewriters import (
 ANSWER = Sampling(temperature=0.7, max_tokens=2048)
 PAGE = Sampling(temperature=0.7, max_tokens=8192)
 VERDICT = Sampling(temperature=0.0, max_tokens=512)
+REPLY_ROOM = 1.25  # tokens of a reply that writes a page anew, to those of the page
 _TEXT = {"type": "string"}
 
 
@@ -432,7 +433,7 @@ def fitting_units(
 
     def fits(shown: int | None) -> bool:
         head = example.target if shown is None else example.target[: units[shown - 1].end]
-        if writes and 1.25 * count(head) > (max_reply or 0):
+        if writes and REPLY_ROOM * count(head) > (max_reply or 0):
             return False
         return count(task.prompt(example, key_point, shown)) <= max_tokens
 

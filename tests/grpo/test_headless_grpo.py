@@ -1,6 +1,7 @@
 """Notebook 04 as a user runs it, and the policy that it leaves as a method of notebook 02."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -12,12 +13,27 @@ from headless import only_run, run_command, run_notebook
 from train_many import SMALL
 
 from geo_utils.files import read_jsonl
-from geo_utils.grpo.comparison import AFTER, BEFORE, training_gains, training_headline
+from geo_utils.grpo.comparison import (
+    AFTER,
+    BEFORE,
+    BEST_OF,
+    DISTILLED,
+    against_rivals,
+    training_headline,
+)
 from geo_utils.roles.methods import is_policy
 from geo_utils.summary import summarise
 
 NB04 = "04_grpo"
-TINY = [*SMALL.items(), ("evaluation.repeats", "1"), ("evaluation.key_points", "one")]
+TINY = [
+    *SMALL.items(),
+    ("evaluation.repeats", "1"),
+    ("evaluation.key_points", "one"),
+    ("evaluation.best_of", "2"),
+    ("data.validation", "{queries: 1, every: 8}"),
+    ("data.prefilter", "{trials: 2, low: 0.0, high: 1.0}"),
+    ("reward.refills", "1"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +54,15 @@ def test_the_run_folder_holds_what_it_promises(finished):
     assert checksums["before"] == checksums["after"]
     assert [row["step"] for row in read_jsonl(run.folder / "metrics.jsonl")] == list(range(1, 17))
     samples = pd.read_parquet(run.folder / "samples.parquet")
-    assert list(dict.fromkeys(samples["method"])) == ["original", "key_point", BEFORE, AFTER]
-    for name in ("reward", "phases", "gain", "key_point_probability", "visibility"):
+    methods = ["original", "key_point", "paste_key_point", BEFORE, BEST_OF, AFTER]
+    found = [m for m in dict.fromkeys(samples["method"]) if m != DISTILLED]  # if any landed
+    assert found == methods
+    assert [row["step"] for row in read_jsonl(run.folder / "validation.jsonl")] == [0, 8, 16]
+    assert len(list((run.folder / "checkpoints").glob("best-*"))) == 1
+    assert manifest["lengths"]["held out"]["pairs"] == 4
+    assert set(manifest["headline"]["lift over"]) == set(samples["method"]) - {AFTER}
+    assert manifest["headline"]["verdict"].startswith(("Worth", "Not worth", "Not decided"))
+    for name in ("reward", "phases", "rivals", "key_point_probability", "health", "validation"):
         assert (run.folder / "figures" / f"{name}.png").is_file()
     assert "policy/after" in done.stderr and "random weights" in done.stderr
 
@@ -48,6 +71,9 @@ def test_report_and_slides_are_short_and_say_what_was_trained(finished):
     _, run = finished
     report = (run.folder / "report.html").read_text()
     assert "random weights" in report and "Rollouts to read" in report
+    answer, table = report.find("By how much"), report.find("What it will call")
+    assert 0 < answer < table and "there is no verdict yet" not in report
+    assert "By how much" in (run.folder / "slides.html").read_text().split("</section>")[0]
     assert "'grad_norm'" not in report and "it/s]" not in report  # no line a step, no bars
     assert "IProgress" not in report
     assert (run.folder / "notebook.ipynb").stat().st_size < 1_500_000
@@ -118,7 +144,10 @@ def test_a_dry_run_counts_reward_and_comparison(tmp_path, gemini_server):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     reason = only_run(tmp_path, NB04).manifest["reason"]
-    assert "reward's engine" in reason and "256 calls" in reason  # 16 steps x 8 x 2 answers
+    # 16 steps x 8 x 2 answers, as many for a round of others, and both again for the rivals; 3
+    # validations, 2 trials of each of the prompts, 2 x 2 answers of 4 held-out ones
+    found = int(re.search(r"reward's engine.*?: ([\d,]+) calls", reason)[1].replace(",", ""))
+    assert 4 * 256 + 3 + 16 < found < 4 * 256 + 3 + 16 + 2 * 40
     assert not server.answered()
 
 
@@ -126,6 +155,6 @@ def test_a_gain_without_pairs_is_none_and_not_a_number(finished):
     _, run = finished
     samples = pd.read_parquet(run.folder / "samples.parquet")
     samples.loc[samples["method"] == BEFORE, "supported"] = float("nan")
-    found = training_headline(summarise(samples), training_gains(samples))
+    found = training_headline(summarise(samples), against_rivals(samples), "No verdict.")
     assert found["gain"]["mean"] is None and found["gain"]["n_queries"] == 0
     json.dumps(found, allow_nan=False)

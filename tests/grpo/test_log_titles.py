@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import make_example
 
-from geo_utils.grpo.log import phase_figure, reward_figure, rollout_page
+from geo_utils.grpo.log import health_figure, hush, phase_figure, reward_figure, rollout_page
 
 
 def title(figure):
@@ -19,21 +19,44 @@ NOISE = 0.02 * np.random.default_rng(0).standard_normal(60)
 
 
 @pytest.mark.parametrize(
-    ("rewards", "said", "peak"),
+    ("rewards", "said"),
     [
-        (np.linspace(0.2, 0.8, 60) + NOISE, "rose: 0.2", False),
-        (np.linspace(0.8, 0.2, 60) + NOISE, "fell: 0.7", True),
-        (np.full(60, 0.5) + NOISE, "did not clearly change: 0.5", False),
+        (np.linspace(0.2, 0.8, 60) + NOISE, "rose: 0.2"),
+        (np.linspace(0.8, 0.2, 60) + NOISE, "fell: 0.7"),
+        (np.full(60, 0.5) + NOISE, "did not clearly change: 0.5"),
         # up, and down again: where it ended is not how high it came
-        (np.r_[np.linspace(0.2, 0.9, 40), np.linspace(0.9, 0.5, 20)] + NOISE, "rose: 0.2", True),
-        (np.r_[np.linspace(0.5, 0.9, 30), np.linspace(0.9, 0.5, 30)] + NOISE, "did not", True),
-        ([0.1, 0.9], "did not clearly change", False),  # two steps tell nothing
-        ([np.nan] * 20, "is missing", False),
+        (np.r_[np.linspace(0.2, 0.9, 40), np.linspace(0.9, 0.5, 20)] + NOISE, "rose to 0.8"),
+        (np.r_[np.linspace(0.5, 0.9, 30), np.linspace(0.9, 0.5, 30)] + NOISE, "rose to 0.8"),
+        ([0.1, 0.9], "did not clearly change"),  # two steps tell nothing
+        ([np.nan] * 20, "is missing"),
     ],
 )
-def test_the_reward_s_title_is_what_its_steps_bear_out(rewards, said, peak):
+def test_the_reward_s_title_is_what_its_steps_bear_out(rewards, said):
     found = title(reward_figure(metrics(rewards), "s"))
-    assert f"The training reward {said}" in found and ("highest" in found) == peak
+    assert f"The training reward {said}" in found
+    assert ("and fell again: 0." in found) == (said == "rose to 0.8")
+
+
+def test_the_reward_is_drawn_of_all_that_a_step_drew():
+    rows = [
+        {"step": i, "reward": 0.5, "drawn/reward": 0.1 + i / 100, "drawn/key_point": 0.1,
+         "drawn/key_point/low": 0.0, "drawn/key_point/high": 0.2, "drawn/format": 1.0}
+        for i in range(60)
+    ]  # fmt: skip
+    figure = reward_figure(rows, "s")
+    assert "The training reward rose: 0.1" in title(figure)
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["reward, weighted", "key_point", "format"]
+
+
+def test_what_a_training_s_health_is_stands_in_its_title():
+    row = {"entropy": 1.0, "completions/clipped_ratio": 0.125, "completions/mean_length": 90.0}
+    plain = title(health_figure([row | {"step": 1}, row | {"step": 2, "entropy": 0.4}], "s"))
+    assert "Entropy went from 1.00 to 0.40" in plain and "at most 12%" in plain
+    assert "vLLM" not in plain
+    gap = {"sampling/sampling_logp_difference/mean": 0.02, "effective_sample_size": 0.97}
+    served = title(health_figure([row | gap | {"step": 1}], "s"))
+    assert "differ by 0.020 nats a token, and at least 97%" in served
 
 
 @pytest.mark.parametrize(
@@ -59,3 +82,15 @@ def test_the_best_rollout_is_the_one_of_the_highest_weighted_reward():
     ]  # fmt: skip
     best = rollout_page(rows, [example], "best", "worst").data
     assert "Best: step 2" in best and "Worst: step 1" in best
+
+
+def test_trl_prints_no_prompt_whose_completion_has_no_score(caplog):
+    from accelerate import PartialState
+    from accelerate.logging import get_logger
+
+    PartialState()
+    hush()
+    trl = get_logger("trl.trainer.grpo_trainer")
+    trl.warning("All reward functions returned None for the following kwargs:\n{'prompt': 'Sea'}")
+    trl.warning("something else")
+    assert "something else" in caplog.text and "Sea" not in caplog.text

@@ -14,7 +14,7 @@ from servers import Gathering
 from geo_utils.corpus import KeyPoint, load_corpus
 from geo_utils.evaluate import evaluate
 from geo_utils.grpo.params import RewardOptions
-from geo_utils.grpo.rewards import Rewards, walls
+from geo_utils.grpo.rewards import Rewards, paid_page, walls
 from geo_utils.models.base import Completion
 from geo_utils.models.caller import Caller, Retries
 from geo_utils.models.gemini import Gemini
@@ -30,7 +30,9 @@ ARRANGE = RewriteTask("arrange_key_point")
 POINTS = (KeyPoint(1, "The Moon raises two bulges of water."), KeyPoint(2, "Boats wait."))
 EXAMPLE = make_example(key_points=POINTS)
 OTHER = make_example("q2", query="who fishes?", key_points=POINTS)
-PAGE = EXAMPLE.target + " The Moon raises two bulges of water."
+TIDES = "Tides rise and fall. A harbour sees one every 12 hours."
+BARE = make_example(sources=("Sea.", TIDES, "Ebb."))
+PAGE = EXAMPLE.target + " The Moon raises tides."
 
 
 class FakeEngine:
@@ -93,7 +95,7 @@ def called(made, replies, **changes):
 
 
 class TestOneScorer:
-    @pytest.mark.parametrize("method", ["original", "paste_key_point", "repeat_key_point"])
+    @pytest.mark.parametrize("method", ["original", "easy_to_understand", "paste_key_point"])
     def test_the_reward_is_what_evaluation_says(self, method):
         corpus = load_corpus("sample", limit=6)
         engine, judge = ExtractiveEngine(), LexicalJudge()
@@ -105,6 +107,58 @@ class TestOneScorer:
             page = EDITS[method](example, point)
             (found,) = scored(made, [page], ids=[query_id], points=[number])
             assert found.rewards["key_point"] == part["supported"].mean()
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            "{page}\n\n{claim}",
+            "**{claim}**\n\n{page}\n\n{claim}",
+            "# {claim}\n\n{page}",
+            "{page}\n\n- _{claim}_\n- Key point: {claim}",
+            "As is well known, the Moon raises bulges of water.\n\n{page}",  # nearly word for word
+        ],
+    )
+    def test_to_paste_the_claim_earns_what_the_attack_earns(self, reply):
+        """Whatever its place, dress and number, engine and judge see `paste_key_point`'s page."""
+        claim, attack = POINTS[0].content, EDITS["paste_key_point"](BARE, POINTS[0])
+        engine, told = FakeEngine(), {}
+        made = rewards(["key_point"], engine, examples=[BARE])
+        batch = columns([reply.format(page=BARE.target, claim=claim), BARE.target])
+        pasted, plain = run(made.score(**batch, log_metric=told.__setitem__))
+        assert [attack in sources for _, sources, _ in engine.asked] == [True, False]
+        assert pasted.page != attack and plain.paid == BARE.target
+        assert (pasted.row()["pasted"], told["reward/pasted"]) == (True, 0.5)
+
+    def test_what_else_a_page_that_pastes_has_done_is_kept(self):
+        changed = BARE.target.replace("every 12 hours", "twice a day")
+        bold = changed.replace("Tides", "**Tides**")
+        claim, attack = POINTS[0].content, EDITS["paste_key_point"](BARE, POINTS[0])
+        assert paid_page(f"{bold}\n{claim} {claim}", BARE, POINTS[0]) == f"{claim}\n\n{bold}"
+        assert paid_page(bold, BARE, POINTS[0]) == bold
+        # what the original says itself is pasted only where it is said more often
+        own = f"{EXAMPLE.target} Boats wait."
+        assert paid_page(own, EXAMPLE, POINTS[0]) == own
+        twice = paid_page(f"{EXAMPLE.target} {claim}", EXAMPLE, POINTS[0])
+        assert twice == EDITS["paste_key_point"](EXAMPLE, POINTS[0]) != attack
+
+    def test_an_arrangement_can_only_paste_and_is_taken_as_it_is(self):
+        made = rewards(["key_point"], task=ARRANGE)
+        (found,) = scored(made, ["[1][K][2][K]"])
+        assert found.paid == found.page and found.page.count(POINTS[0].content) == 3
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            "<key_point>\n{claim}\n</key_point>\n\n{page}",
+            "**<key point>** {claim} **</key point>**\n\n{page}",
+            "Key point: {claim}\n\n<page>\n{page}\n</page>",
+            "Here is the rewritten text:\n\n{page}\n\nI have emphasised the key point.",
+        ],
+    )
+    def test_what_evaluation_removes_earns_nothing(self, reply):
+        made = rewards(["key_point"], examples=[BARE])
+        (found,) = scored(made, [reply.format(page=BARE.target, claim=POINTS[0].content)])
+        assert found.page == found.paid == BARE.target
 
     def test_an_echo_of_the_prompt_earns_nothing_and_is_counted_as_in_evaluation(self):
         engine, told = FakeEngine(), {}
@@ -146,7 +200,7 @@ class TestOneScorer:
         batch = {"replies": [], "ids": [], "points": []}
         for example in corpus:
             point = example.key_points[0]
-            batch["replies"].append(EDITS["repeat_key_point"](example, point))
+            batch["replies"].append(EDITS["paste_key_point"](example, point))
             batch["ids"].append(example.query_id)
             batch["points"].append(point.number)
         means = []
@@ -154,7 +208,7 @@ class TestOneScorer:
             options = RewardOptions(funcs=["key_point"], placebo=placebo)
             made = Rewards(corpus, TASK, ExtractiveEngine(), LexicalJudge(), options)
             means.append(sum(called(made, **batch)["key_point"]) / len(corpus))
-        assert means[0] >= 0.7 and means[1] <= 0.2
+        assert means[0] >= 0.6 and means[1] <= 0.2
 
     def test_a_placebos_group_varies_by_what_another_querys_group_wrote(self):
         engine = FakeEngine()

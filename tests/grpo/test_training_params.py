@@ -132,9 +132,19 @@ class TestOverrides:
             "scale_rewards='batch': rewards are normalised within the group of one prompt, or not",
         ),
         (
-            {"multi_objective_aggregation": "normalize_then_sum"},
+            {"report_to": ["tensorboard", "neptune"]},
             {},
-            "multi_objective_aggregation='normalize_then_sum': rewards are normalised within",
+            "'neptune' is none of tensorboard, trackio, wandb",
+        ),
+        (
+            {},
+            {"data": {"held_out": 0}},
+            "data.held_out=0.0 and evaluation.corpus=None: held-out queries are a share of the cor",
+        ),
+        (
+            {},
+            {"evaluation": {"judge": "offline/strict", "corpus": {"name": "sample"}}},
+            "held-out queries are a share of the corpus, or a corpus of their own",
         ),
         (
             {},

@@ -1,0 +1,80 @@
+"""Whether training was worth it, on outcomes that are planted."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from geo_utils.grpo.comparison import (
+    AFTER,
+    BEFORE,
+    DISTILLED,
+    against_rivals,
+    pasting_share,
+    verdict,
+    where_it_helps,
+)
+
+PAID = pd.DataFrame({"calls": [8000.0], "minutes": [17.0]}, index=[AFTER])
+
+
+def outcomes(queries=80, **rates):
+    """Samples in which a method of the higher rate lands all that one of a lower rate does."""
+    draw = np.random.default_rng(0).random((queries, 3))
+    return pd.DataFrame(
+        {"query_id": f"q{q}", "key_point_number": 1, "repeat": r, "method": name,
+         "supported": float(draw[q, r] < rate)}
+        for name, rate in rates.items() for q in range(queries) for r in range(3)
+    )  # fmt: skip
+
+
+def told(samples):
+    return verdict(samples, against_rivals(samples), PAID)
+
+
+def rates(own, paste, after, original=0.2):
+    return {"original": original, "paste_key_point": paste, BEFORE: own, AFTER: after}
+
+
+class TestVerdict:
+    @pytest.mark.parametrize(
+        ("own", "paste", "after", "said"),
+        [
+            (0.3, 0.35, 0.6, "**Worth it**: training beats policy before training and paste key"),
+            (0.3, 0.6, 0.6, "**Not worth it**: training is not above paste key point by 0.05"),
+            (0.6, 0.35, 0.6, "**Not worth it**: training is not above policy before training by"),
+            (0.6, 0.6, 0.3, "**Not worth it**: training is not above policy before training and"),
+        ],
+    )
+    def test_it_is_worth_it_only_above_all_that_is_cheaper(self, own, paste, after, said):
+        found = told(outcomes(**rates(own, paste, after)))
+        assert found.startswith(said)
+        assert "17 minutes of training and 8,000 engine calls" in found
+        assert "80 held-out queries, 240 pairs" in found
+
+    def test_a_policy_taught_by_the_best_of_n_is_cheaper_too(self):
+        found = told(outcomes(**rates(0.3, 0.35, 0.6) | {DISTILLED: 0.6}))
+        assert found.startswith("**Not worth it**: training is not above distilled from best of n")
+
+    @pytest.mark.parametrize(("queries", "after"), [(12, 0.4), (8, 0.3)])
+    def test_few_queries_decide_nothing_also_where_none_differs(self, queries, after):
+        found = told(outcomes(queries, **rates(0.3, 0.3, after)))
+        assert found.startswith("**Not decided**: training is not clearly above policy before")
+
+    def test_without_pairs_there_is_no_verdict(self):
+        samples = outcomes(**rates(0.3, 0.3, 0.6))
+        samples.loc[samples["method"] == AFTER, "supported"] = np.nan
+        assert told(samples).startswith("**No verdict**")
+
+
+def test_what_share_of_the_lift_pasting_has():
+    share = pasting_share(outcomes(queries=400, **rates(0.3, 0.4, 0.6)))
+    assert share[0] == pytest.approx(0.5, abs=0.06) and share[1] < 0.5 < share[2]
+    assert np.isnan(pasting_share(outcomes(**rates(0.3, 0.4, 0.1)))[0])
+
+
+def test_where_it_helps_is_told_by_the_original_page():
+    samples = outcomes(**rates(0.2, 0.3, 0.6))
+    found = where_it_helps(samples)
+    assert list(found.index) == ["never", "at times"]
+    assert found["n_examples"].sum() == 80
+    assert found.loc["never", "difference"] > found.loc["at times", "difference"] > 0
