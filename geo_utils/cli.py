@@ -17,7 +17,6 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Key-point control of generative engines."
 )
 slurm = typer.Typer(no_args_is_help=True, help="A notebook over a grid as one SLURM array.")
-cache = typer.Typer(no_args_is_help=True, help="The answers that are kept.")
 models = typer.Typer(no_args_is_help=True, help="The models that parameters can name.")
 labels = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +29,6 @@ labels = typer.Typer(
 cold_start = typer.Typer(no_args_is_help=True, help="The supervised steps before a training.")
 for name, part in (
     ("slurm", slurm),
-    ("cache", cache),
     ("models", models),
     ("labels", labels),
     ("cold-start", cold_start),
@@ -377,39 +375,31 @@ def simulate_gemini(
         serve(Settings(*limits, log, seed, thoughts, served_as), host, port)
 
 
-@cache.command("show")
-def show_cache(
+@app.command("cache")
+def list_cache(
     root: Annotated[str, typer.Option(help="the cache folder")] = "outputs/cache",
     role: Annotated[str | None, typer.Option(help="only answers of this role")] = None,
     model: Annotated[str | None, typer.Option(help="only answers of this model")] = None,
     older_than_days: Annotated[float | None, typer.Option(help="only older answers")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="delete what is counted")] = False,
 ) -> None:
-    """Count the answers by role and model."""
+    """Count the answers that are kept, by role and model, or delete them."""
+    import pandas as pd
+
     from geo_utils.files import resolve_path
-    from geo_utils.models.cache import chosen_answers
+    from geo_utils.models.cache import AnswerCache, chosen_answers
 
     with refusals():
-        chosen = chosen_answers(resolve_path(root), role, model, older_than_days)
-    _say(*chosen.lines, f"{len(chosen.keys):,} answers held in {chosen.cache.folder}")
-
-
-@cache.command("prune")
-def prune_cache(
-    root: Annotated[str, typer.Option(help="the cache folder")] = "outputs/cache",
-    role: Annotated[str | None, typer.Option(help="only answers of this role")] = None,
-    model: Annotated[str | None, typer.Option(help="only answers of this model")] = None,
-    older_than_days: Annotated[float | None, typer.Option(help="only older answers")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="really delete, instead of counting")] = False,
-) -> None:
-    """Delete answers."""
-    from geo_utils.files import resolve_path
-    from geo_utils.models.cache import chosen_answers
-
-    with refusals():
-        chosen = chosen_answers(resolve_path(root), role, model, older_than_days)
-        busy = chosen.cache.prune(chosen.keys)[1] if yes else 0
-    verb = "deleted" if yes else "to delete (repeat with --yes)"
-    _say(*chosen.lines, f"{len(chosen.keys):,} answers {verb} in {chosen.cache.folder}")
+        folder = resolve_path(root)
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such cache folder; name it by --root")
+        held = AnswerCache(folder)
+        chosen = pd.DataFrame(chosen_answers(held, role, model, older_than_days))
+        busy = held.prune(set(chosen["key"]))[1] if delete and len(chosen) else 0
+    for group, tokens in chosen.groupby(["role", "model"])["tokens"] if len(chosen) else ():
+        who = "{:10} {:32}".format(*group)
+        _say(f"{who} {len(tokens):8,} answers {tokens.sum():12,} tokens")
+    _say(f"{len(chosen):,} answers {'deleted' if delete else 'held'} in {folder}")
     if busy:
         _say(f"{busy} segments are being written to and were left alone")
 

@@ -295,7 +295,7 @@ class TestCache:
         entry = {"role": "engine", "model": "m", "created": 1.0, "completion": {"text": "x"}}
         line = f"{'a' * 64} {json.dumps(entry | changes)}\n"
         (tmp_path / "x.answers.jsonl").write_text(line)
-        done = command("geo_utils", "cache", "show", "--root", tmp_path)
+        done = command("geo_utils", "cache", "--root", tmp_path)
         assert done.returncode == 0 and "1 answers held" in done.stdout, done.stderr
 
     def test_a_forked_child_writes_a_segment_of_its_own(self, tmp_path):
@@ -327,7 +327,7 @@ class TestCache:
             run(caller.complete(ask()))
         assert run(caller.complete(ask())).text == "answer to a"
 
-    def test_the_command_shows_and_prunes(self, tmp_path):
+    def test_the_command_counts_and_deletes(self, tmp_path):
         cache = AnswerCache(tmp_path)
         cache.put("a" * 64, "m", ask(), Completion("one", tokens_in=5))
         cache.put("b" * 64, "n", Request("judge", "x"), Completion("two", served_by="simulated-n"))
@@ -337,14 +337,14 @@ class TestCache:
             assert done.returncode == 0, done.stderr
             return done.stdout
 
-        shown = told("show")
+        shown = told()
         assert "engine     m" in shown and "2 answers held" in shown
         assert "judge      simulated-n" in shown
-        assert "to delete" in told("prune", "--role", "judge")
-        assert "left alone" in told("prune", "--role", "judge", "--yes")  # we write to it
+        assert "1 answers held" in told("--role", "judge")
+        assert "left alone" in told("--role", "judge", "--delete")  # we write to it
         descriptor, _ = cache._segment
         os.close(descriptor)
-        assert "1 answers deleted" in told("prune", "--role", "judge", "--yes")
+        assert "1 answers deleted" in told("--role", "judge", "--delete")
         left = AnswerCache(tmp_path)
         assert left.get("a" * 64).text == "one" and left.get("b" * 64) is None
 
