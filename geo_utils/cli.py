@@ -347,32 +347,26 @@ def export_cold_start(recipe: File, folder: Path) -> None:
 
 @app.command()
 def simulate_gemini(
-    host: str = "127.0.0.1",
-    port: int = 8765,
-    latency: Annotated[
-        str, typer.Option(help="constant:S, lognormal:MEDIAN_S,SIGMA or uniform:LOW_S,HIGH_S")
-    ] = "lognormal:1.2,0.4",
-    rpm: Annotated[int | None, typer.Option(help="requests a minute before it answers 429")] = None,
-    faults: Annotated[str, typer.Option(help="such as 429:0.05,500:0.02,blocked:0.01")] = "",
-    retry_after: Annotated[float, typer.Option(help="negative to send none")] = 1.0,
-    key: Annotated[str | None, typer.Option(help="the only key that is accepted")] = None,
-    revoke_after: Annotated[
-        int | None, typer.Option(help="refuse the key after so many requests")
+    sets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME=VALUE",
+            help=(
+                "host, port; latency=constant:S, lognormal:MEDIAN_S,SIGMA or uniform:LOW_S,HIGH_S; "
+                "faults.429=0.05, likewise 500, blocked, truncated, hang, reset and empty; "
+                "retry_after_s, null to send none; key, the only one that is accepted; "
+                "revoke_after so many requests; log, a file that gets a line a request; seed; "
+                "thoughts, tokens before an answer; served_as, the model that it says answers"
+            ),
+        ),
     ] = None,
-    log: Annotated[Path | None, typer.Option(help="gets one JSON line a request")] = None,
-    seed: int = 0,
-    thoughts: Annotated[int, typer.Option(help="tokens of thought before an answer")] = 0,
-    served_as: Annotated[str | None, typer.Option(help="the model that it says answers")] = None,
 ) -> None:
     """Serve a Gemini look-alike with the offline roles' answers, until interrupted."""
+    from geo_utils.parameters import checked, overridden
     from geo_utils.roles.simulated_gemini import Settings, serve
 
     with refusals():
-        given = pairs(faults.replace(":", "=").split(",") if faults else ())
-        chances = {name: float(share) for name, share in given}
-        wait = None if retry_after < 0 else retry_after
-        limits = (latency, rpm, chances, wait, key, revoke_after)
-        serve(Settings(*limits, log, seed, thoughts, served_as), host, port)
+        serve(checked(Settings, overridden({}, pairs(sets)), "simulate-gemini"))
 
 
 @app.command("cache")

@@ -21,7 +21,6 @@ from pydantic import (
     ConfigDict,
     Field,
     TypeAdapter,
-    ValidationError,
     field_validator,
 )
 
@@ -31,9 +30,9 @@ from geo_utils.notebooks import read_parameters
 from geo_utils.parameters import (
     NotebookParams,
     ParameterError,
+    checked,
     from_yaml,
     nearest,
-    problem_line,
     read_yaml,
 )
 
@@ -83,11 +82,7 @@ class SlurmSettings(BaseModel):
         Raises:
             ParameterError: Every problem at once.
         """
-        try:
-            return cls(**{**read_yaml(path), **flags})
-        except ValidationError as error:
-            lines = [problem_line(cls.model_fields, dict(detail)) for detail in error.errors()]
-            raise ParameterError(f"{path.name}: " + "\n".join(lines)) from None
+        return checked(cls, read_yaml(path) | dict(flags), path.name)
 
     @field_validator("time", mode="before")
     @classmethod
