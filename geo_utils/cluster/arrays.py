@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
+from jinja2 import StrictUndefined, Template
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -344,39 +345,17 @@ def place(name: str, tasks: Sequence[Task]) -> Path:
 
 def script_text(folder: Path, notebook: str, tasks: Sequence[Task], settings: SlurmSettings) -> str:
     """Return the script that sbatch gets: one array, one task a set of parameters."""
-    quoted = shlex.quote(str(folder))
-    limit = f"%{settings.concurrency}" if settings.concurrency else ""
-    gpus = settings.gpus
-    if gpus is None:
-        gpus = max(task.params.gpus_needed for task in tasks)
-    asked: dict[str, Any] = {"gres": gpus and f"gpu:{gpus}"}
-    asked |= {"partition": settings.partition, "account": settings.account}
-    lines = [
-        f"--job-name={notebook}",
-        f"--array=0-{len(tasks) - 1}{limit}",
-        f"--output={quoted.replace('%', '%%')}/logs/%a.log",
-        "--open-mode=append",
-        "--requeue",
-        f"--signal=B:USR1@{settings.signal_s}",
-        f"--time={settings.time}",
-        "--nodes=1",
-        "--ntasks=1",
-        f"--cpus-per-task={settings.cpus}",
-        *(f"--{name}={value}" for name, value in asked.items() if value),
-        *settings.sbatch,
-    ]
+    needed = max(task.params.gpus_needed for task in tasks)
     text = (Path(__file__).parent / "job.sh").read_text(encoding="utf-8")
-    values = {
-        "COUNT": f"{len(tasks)} run{'s' if len(tasks) > 1 else ''}",
-        "NOTEBOOK": notebook,
-        "DIRECTIVES": "\n".join(f"#SBATCH {line}" for line in lines),
-        "SIGNAL_S": str(settings.signal_s),
-        "PROJECT": shlex.quote(str(project_root())),
-        "SETUP": "".join(f"{line}\n" for line in settings.setup),
-        "PYTHON": shlex.quote(sys.executable),
-        "FOLDER": quoted,
-    }
-    return re.sub(r"@([A-Z_]+)@", lambda found: values[found[1]], text)
+    return Template(text, keep_trailing_newline=True, undefined=StrictUndefined).render(
+        notebook=notebook,
+        count=len(tasks),
+        settings=settings,
+        gpus=needed if settings.gpus is None else settings.gpus,
+        project=shlex.quote(str(project_root())),
+        python=shlex.quote(sys.executable),
+        folder=shlex.quote(str(folder)),
+    )
 
 
 def find(array: str | None, root: str) -> Submission:
