@@ -172,6 +172,28 @@ def _fail(jobs: Sequence[_Job], error: Exception) -> None:
 _LOADING = threading.Lock()
 
 
+def _loaded(kind: str, model: str, device: str | None) -> tuple[Any, Any]:
+    """Return tokenizer and model by a class of Transformers, on a device and ready to be asked.
+
+    Raises:
+        FatalError: They cannot be loaded.
+    """
+    import torch
+    import transformers
+
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    writes = kind == "AutoModelForCausalLM"
+    options: Any = {"dtype": torch.float32 if place == "cpu" else torch.bfloat16} if writes else {}
+    side = {"padding_side": "left"} if writes else {}  # a text goes on where its prompt ends
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, **side)
+        with _LOADING:
+            loaded: Any = getattr(transformers, kind).from_pretrained(model, **options).to(place)
+    except (OSError, ValueError) as error:
+        raise FatalError(f"model {model!r} cannot be loaded: {error}") from None
+    return tokenizer, loaded.eval()
+
+
 def transformers_local(model: str, max_batch: int = 16, device: str | None = None) -> InProcess:
     """Return a causal language model by Transformers' own generation.
 
@@ -183,21 +205,10 @@ def transformers_local(model: str, max_batch: int = 16, device: str | None = Non
     """
 
     def load() -> tuple[Any, Any]:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.float32 if place == "cpu" else torch.bfloat16
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-            with _LOADING:
-                loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-                loaded.to(place)
-        except (OSError, ValueError) as error:
-            raise FatalError(f"model {model!r} cannot be loaded: {error}") from None
+        tokenizer, loaded = _loaded("AutoModelForCausalLM", model, device)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer, loaded.eval()
+        return tokenizer, loaded
 
     return InProcess(
         model, weights_id(model), load, partial(_transformers_answers, model), max_batch
@@ -329,17 +340,7 @@ def entailment_local(model: str, max_batch: int = 32, device: str | None = None)
     """
 
     def load() -> tuple[Any, Any]:
-        import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(model)
-            with _LOADING:
-                loaded: Any = AutoModelForSequenceClassification.from_pretrained(model)
-                loaded.to(place)
-        except (OSError, ValueError) as error:
-            raise FatalError(f"entailment model {model!r} cannot be loaded: {error}") from None
+        tokenizer, loaded = _loaded("AutoModelForSequenceClassification", model, device)
         if "entailment" not in _meanings(loaded):
             names = ", ".join(map(str, loaded.config.id2label.values()))
             raise FatalError(
@@ -348,7 +349,7 @@ def entailment_local(model: str, max_batch: int = 32, device: str | None = None)
                 "cross-encoder/nli-deberta-v3-base, or give its labels their names under "
                 "`id2label` of its config.json"
             )
-        return tokenizer, loaded.eval()
+        return tokenizer, loaded
 
     return InProcess(model, weights_id(model), load, partial(_entailments, model), max_batch)
 
