@@ -237,18 +237,13 @@ def _completion(body: str, request: Request, latency_s: float, weights: str) -> 
         served_by = reply.get("model")
         if served_by and weights:
             served_by = f"{served_by}@{weights}"
+        what: dict[str, Any] = {"latency_s": latency_s, "tokens_in": used.get("prompt_tokens")}
+        what |= {"served_by": served_by, "counted": bool(used)}
         if request.role == EMBEDDER:
             vector = [float(number) for number in reply["data"][0]["embedding"]]
             if not vector or not all(map(math.isfinite, vector)):
                 raise UnusableError("no vector in the answer", "empty", again=True)
-            return received(
-                text=json.dumps(vector),
-                finish_reason="stop",
-                latency_s=latency_s,
-                tokens_in=used.get("prompt_tokens"),
-                served_by=served_by,
-                counted=bool(used),
-            )
+            return received(text=json.dumps(vector), finish_reason="stop", **what)
         if not reply["choices"]:
             raise UnusableError("no choice in the answer", "empty", again=True)
         choice = reply["choices"][0]
@@ -265,14 +260,11 @@ def _completion(body: str, request: Request, latency_s: float, weights: str) -> 
         return received(
             text=message.get("content"),
             finish_reason=choice.get("finish_reason"),
-            latency_s=latency_s,
-            tokens_in=used.get("prompt_tokens"),
             tokens_out=used.get("completion_tokens"),
             tokens_cached=details.get("cached_tokens") if isinstance(details, dict) else 0,
             logprobs=_chances(choice, request) if request.choices else None,
             tokens_thought=thought,
-            served_by=served_by,
-            counted=bool(used),
+            **what,
         )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise unreadable(body, error) from None
