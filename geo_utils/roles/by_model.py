@@ -55,7 +55,6 @@ class Completes(Protocol):
 
     async def complete(self, request: Request) -> Completion:
         """Answer a request; see `models.caller.Caller`."""
-        ...
 
 
 @dataclass(frozen=True)

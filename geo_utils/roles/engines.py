@@ -48,7 +48,6 @@ class Engine(Protocol):
 
     async def answer(self, query: str, sources: Sequence[str], sample_index: int = 0) -> Answer:
         """Return one sampled answer; `sample_index` tells repeats of the same input apart."""
-        ...
 
 
 @dataclass(frozen=True)
