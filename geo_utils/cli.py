@@ -420,7 +420,6 @@ def submit(
 ) -> None:
     """Submit a notebook over a grid: one run a parameter file and point of the grid."""
     from geo_utils.cluster import arrays
-    from geo_utils.cluster.state import submitted
 
     flags = {"partition": partition, "account": account, "time": time, "gpus": gpus, "cpus": cpus}
     given = {k: v for k, v in (flags | {"concurrency": concurrency}).items() if v is not None}
@@ -428,7 +427,7 @@ def submit(
         asked = arrays.SlurmSettings.read(settings or arrays.default_settings(), given)
         points = arrays.parse_grid(grid or ())
         own, tasks = arrays.make_tasks(notebook, params or ["default"], points, pairs(sets))
-        _say(*submitted(name, own, tasks, asked, dry_run))
+        _say(*arrays.submit(name, own, tasks, asked, dry_run))
 
 
 def _of_array(tell: Callable[[Submission], list[str]], array: str | None, root: str) -> None:
@@ -441,7 +440,7 @@ def _of_array(tell: Callable[[Submission], list[str]], array: str | None, root: 
 @slurm.command("status")
 def array_status(array: Array = None, root: Root = "outputs") -> None:
     """Show how the tasks of an array stand."""
-    from geo_utils.cluster.state import status_lines
+    from geo_utils.cluster.arrays import status_lines
 
     _of_array(status_lines, array, root)
 
@@ -449,7 +448,7 @@ def array_status(array: Array = None, root: Root = "outputs") -> None:
 @slurm.command("collect")
 def array_collect(array: Array = None, root: Root = "outputs") -> None:
     """Gather the headlines of the finished runs, as a table and headlines.csv."""
-    from geo_utils.cluster.state import collect_lines
+    from geo_utils.cluster.arrays import collect_lines
 
     _of_array(collect_lines, array, root)
 
@@ -459,7 +458,7 @@ def array_cancel(
     array: Annotated[str, typer.Argument(help="name, job id or folder")], root: Root = "outputs"
 ) -> None:
     """End an array; its runs can be resumed."""
-    from geo_utils.cluster.state import cancel
+    from geo_utils.cluster.arrays import cancel
 
     _of_array(cancel, array, root)
 
