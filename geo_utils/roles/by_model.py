@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -459,40 +458,3 @@ class NamedRewriters:
         """Return the page as the method's own rewriter writes it."""
         rewriter = self.named.get(method, self.others)
         return await rewriter.rewrite(method, example, key_point, sample_index)
-
-
-def fitting_units(
-    task: RewriteTask,
-    example: Example,
-    key_point: KeyPoint,
-    max_tokens: int,
-    count: Callable[[str], int],
-    max_reply: int | None = None,
-) -> int | None:
-    """Return how many of the page's units leave the prompt within a budget of tokens.
-
-    Args:
-        task: Makes the prompt.
-        example: Brings the page.
-        key_point: What the rewrite is for.
-        max_tokens: Budget, instructions and chat template included.
-        count: Counts a prompt's tokens, chat template included.
-        max_reply: Longest reply; one that writes the page anew needs room for what it is shown,
-            and a quarter more.
-
-    Returns:
-        The number of units; None if the whole page fits; 0 if not even one sentence does.
-    """
-    units = page_units(example.target)
-    writes = task.method != "arrange_key_point" and max_reply is not None
-
-    def fits(shown: int | None) -> bool:
-        head = example.target if shown is None else example.target[: units[shown - 1].end]
-        if writes and 1.25 * count(head) > (max_reply or 0):
-            return False
-        return count(task.prompt(example, key_point, shown)) <= max_tokens
-
-    if fits(None):
-        return None
-    # Whether so many units are too many: the first of 1, 2, ... that is ends the search.
-    return bisect_left(range(1, len(units)), True, key=lambda shown: not fits(shown))
