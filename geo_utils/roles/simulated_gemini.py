@@ -16,6 +16,7 @@ from aiohttp import web
 from pydantic import ConfigDict, Field
 
 from geo_utils.corpus import Example, KeyPoint
+from geo_utils.files import append_jsonl
 from geo_utils.parameters import Options
 from geo_utils.roles.engines import ExtractiveEngine
 from geo_utils.roles.judges import LexicalJudge
@@ -130,7 +131,6 @@ class SimulatedGemini:
         self._random = random.Random(settings.seed)
         self._draw_latency()
         self._requests = 0
-        self._log = settings.log.open("a", buffering=1) if settings.log else None
         self.app = web.Application(client_max_size=64 * 2**20)
         for version in ("v1", "v1beta"):
             place = f"/{version}/models"
@@ -221,12 +221,12 @@ class SimulatedGemini:
     def _note(
         self, prompt: str, config: dict[str, Any], outcome: str, refused: web.Response | None
     ) -> None:
-        if self._log is None:
+        if self.settings.log is None:
             return
         digest = hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest()
         entry = {"time": time.time(), "prompt": digest, "seed": config.get("seed")}
         status = {} if refused is None else {"status": refused.status}
-        self._log.write(json.dumps(entry | {"outcome": outcome} | status) + "\n")
+        append_jsonl(self.settings.log, [entry | {"outcome": outcome} | status])
 
 
 def _card(model: str) -> dict[str, Any]:
