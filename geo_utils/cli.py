@@ -17,7 +17,6 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Key-point control of generative engines."
 )
 slurm = typer.Typer(no_args_is_help=True, help="A notebook over a grid as one SLURM array.")
-cache = typer.Typer(no_args_is_help=True, help="The answers that are kept.")
 models = typer.Typer(no_args_is_help=True, help="The models that parameters can name.")
 labels = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +29,6 @@ labels = typer.Typer(
 cold_start = typer.Typer(no_args_is_help=True, help="The supervised steps before a training.")
 for name, part in (
     ("slurm", slurm),
-    ("cache", cache),
     ("models", models),
     ("labels", labels),
     ("cold-start", cold_start),
@@ -349,67 +347,53 @@ def export_cold_start(recipe: File, folder: Path) -> None:
 
 @app.command()
 def simulate_gemini(
-    host: str = "127.0.0.1",
-    port: int = 8765,
-    latency: Annotated[
-        str, typer.Option(help="constant:S, lognormal:MEDIAN_S,SIGMA or uniform:LOW_S,HIGH_S")
-    ] = "lognormal:1.2,0.4",
-    rpm: Annotated[int | None, typer.Option(help="requests a minute before it answers 429")] = None,
-    faults: Annotated[str, typer.Option(help="such as 429:0.05,500:0.02,blocked:0.01")] = "",
-    retry_after: Annotated[float, typer.Option(help="negative to send none")] = 1.0,
-    key: Annotated[str | None, typer.Option(help="the only key that is accepted")] = None,
-    revoke_after: Annotated[
-        int | None, typer.Option(help="refuse the key after so many requests")
+    sets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME=VALUE",
+            help=(
+                "host, port; latency=constant:S, lognormal:MEDIAN_S,SIGMA or uniform:LOW_S,HIGH_S; "
+                "faults.429=0.05, likewise 500, blocked, truncated, hang, reset and empty; "
+                "retry_after_s, null to send none; key, the only one that is accepted; "
+                "revoke_after so many requests; log, a file that gets a line a request; seed; "
+                "thoughts, tokens before an answer; served_as, the model that it says answers"
+            ),
+        ),
     ] = None,
-    log: Annotated[Path | None, typer.Option(help="gets one JSON line a request")] = None,
-    seed: int = 0,
-    thoughts: Annotated[int, typer.Option(help="tokens of thought before an answer")] = 0,
-    served_as: Annotated[str | None, typer.Option(help="the model that it says answers")] = None,
 ) -> None:
     """Serve a Gemini look-alike with the offline roles' answers, until interrupted."""
+    from geo_utils.parameters import checked, overridden
     from geo_utils.roles.simulated_gemini import Settings, serve
 
     with refusals():
-        given = pairs(faults.replace(":", "=").split(",") if faults else ())
-        chances = {name: float(share) for name, share in given}
-        wait = None if retry_after < 0 else retry_after
-        limits = (latency, rpm, chances, wait, key, revoke_after)
-        serve(Settings(*limits, log, seed, thoughts, served_as), host, port)
+        serve(checked(Settings, overridden({}, pairs(sets)), "simulate-gemini"))
 
 
-@cache.command("show")
-def show_cache(
+@app.command("cache")
+def list_cache(
     root: Annotated[str, typer.Option(help="the cache folder")] = "outputs/cache",
     role: Annotated[str | None, typer.Option(help="only answers of this role")] = None,
     model: Annotated[str | None, typer.Option(help="only answers of this model")] = None,
     older_than_days: Annotated[float | None, typer.Option(help="only older answers")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="delete what is counted")] = False,
 ) -> None:
-    """Count the answers by role and model."""
+    """Count the answers that are kept, by role and model, or delete them."""
+    import pandas as pd
+
     from geo_utils.files import resolve_path
-    from geo_utils.models.cache import chosen_answers
+    from geo_utils.models.cache import AnswerCache, chosen_answers
 
     with refusals():
-        chosen = chosen_answers(resolve_path(root), role, model, older_than_days)
-    _say(*chosen.lines, f"{len(chosen.keys):,} answers held in {chosen.cache.folder}")
-
-
-@cache.command("prune")
-def prune_cache(
-    root: Annotated[str, typer.Option(help="the cache folder")] = "outputs/cache",
-    role: Annotated[str | None, typer.Option(help="only answers of this role")] = None,
-    model: Annotated[str | None, typer.Option(help="only answers of this model")] = None,
-    older_than_days: Annotated[float | None, typer.Option(help="only older answers")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="really delete, instead of counting")] = False,
-) -> None:
-    """Delete answers."""
-    from geo_utils.files import resolve_path
-    from geo_utils.models.cache import chosen_answers
-
-    with refusals():
-        chosen = chosen_answers(resolve_path(root), role, model, older_than_days)
-        busy = chosen.cache.prune(chosen.keys)[1] if yes else 0
-    verb = "deleted" if yes else "to delete (repeat with --yes)"
-    _say(*chosen.lines, f"{len(chosen.keys):,} answers {verb} in {chosen.cache.folder}")
+        folder = resolve_path(root)
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such cache folder; name it by --root")
+        held = AnswerCache(folder)
+        chosen = pd.DataFrame(chosen_answers(held, role, model, older_than_days))
+        busy = held.prune(set(chosen["key"]))[1] if delete and len(chosen) else 0
+    for group, tokens in chosen.groupby(["role", "model"])["tokens"] if len(chosen) else ():
+        who = "{:10} {:32}".format(*group)
+        _say(f"{who} {len(tokens):8,} answers {tokens.sum():12,} tokens")
+    _say(f"{len(chosen):,} answers {'deleted' if delete else 'held'} in {folder}")
     if busy:
         _say(f"{busy} segments are being written to and were left alone")
 
@@ -436,7 +420,6 @@ def submit(
 ) -> None:
     """Submit a notebook over a grid: one run a parameter file and point of the grid."""
     from geo_utils.cluster import arrays
-    from geo_utils.cluster.state import submitted
 
     flags = {"partition": partition, "account": account, "time": time, "gpus": gpus, "cpus": cpus}
     given = {k: v for k, v in (flags | {"concurrency": concurrency}).items() if v is not None}
@@ -444,7 +427,7 @@ def submit(
         asked = arrays.SlurmSettings.read(settings or arrays.default_settings(), given)
         points = arrays.parse_grid(grid or ())
         own, tasks = arrays.make_tasks(notebook, params or ["default"], points, pairs(sets))
-        _say(*submitted(name, own, tasks, asked, dry_run))
+        _say(*arrays.submit(name, own, tasks, asked, dry_run))
 
 
 def _of_array(tell: Callable[[Submission], list[str]], array: str | None, root: str) -> None:
@@ -457,7 +440,7 @@ def _of_array(tell: Callable[[Submission], list[str]], array: str | None, root: 
 @slurm.command("status")
 def array_status(array: Array = None, root: Root = "outputs") -> None:
     """Show how the tasks of an array stand."""
-    from geo_utils.cluster.state import status_lines
+    from geo_utils.cluster.arrays import status_lines
 
     _of_array(status_lines, array, root)
 
@@ -465,7 +448,7 @@ def array_status(array: Array = None, root: Root = "outputs") -> None:
 @slurm.command("collect")
 def array_collect(array: Array = None, root: Root = "outputs") -> None:
     """Gather the headlines of the finished runs, as a table and headlines.csv."""
-    from geo_utils.cluster.state import collect_lines
+    from geo_utils.cluster.arrays import collect_lines
 
     _of_array(collect_lines, array, root)
 
@@ -475,7 +458,7 @@ def array_cancel(
     array: Annotated[str, typer.Argument(help="name, job id or folder")], root: Root = "outputs"
 ) -> None:
     """End an array; its runs can be resumed."""
-    from geo_utils.cluster.state import cancel
+    from geo_utils.cluster.arrays import cancel
 
     _of_array(cancel, array, root)
 

@@ -22,8 +22,8 @@ from geo_utils.parameters import (
     NotebookParams,
     ParameterError,
     default_parameters,
-    from_yaml,
     nearest,
+    overridden,
     read_yaml,
 )
 from geo_utils.runs import EXPECTED, Run, Status, hold, locate_run, signals_handled
@@ -99,27 +99,10 @@ def read_parameters(
     path = Path(file)
     if path.suffix not in (".yaml", ".yml"):
         path = project_root() / "params" / name / f"{file}.yaml"
-    passed = read_yaml(path)
     defaults = default_parameters(project_root() / "notebooks" / f"{name}.ipynb")
-    for key, text in overrides:
-        head, *inner = key.split(".")
-        try:
-            value = from_yaml(text)
-        except ValueError as error:
-            raise ParameterError(f"{key}={text}: {error}") from None
-        passed[head] = _set(passed.get(head, defaults.get(head)), inner, value, key)
+    passed = overridden(read_yaml(path), overrides, defaults)
     params = params_class(name).check(defaults | passed, passed)
     return name, passed | params.settled, params
-
-
-def _set(old: Any, path: Sequence[str], value: Any, key: str) -> Any:
-    """Return a value with one entry set, to any depth of mappings; nothing is changed in place."""
-    if not path:
-        return value
-    if not isinstance(old, dict | None):
-        raise ParameterError(f"{key}: {path[0]!r} is no entry of {old!r}, which is no mapping")
-    old = old or {}
-    return old | {path[0]: _set(old.get(path[0]), path[1:], value, key)}
 
 
 def execute(

@@ -11,13 +11,14 @@ from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+_Checked = TypeVar("_Checked", bound=BaseModel)
 _PLAIN = (str, int, float, bool, type(None), list, tuple, dict)
 _INJECTED = "# Parameters"  # the comment that opens Papermill's injected cell
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
@@ -81,23 +82,73 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def overridden(
+    values: Mapping[str, Any],
+    overrides: Iterable[tuple[str, str]],
+    defaults: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return values with others set over them.
+
+    Args:
+        values: By name.
+        overrides: (name, value as YAML) pairs; `name.entry` sets one entry of a mapping, to any
+            depth.
+        defaults: What stands for a mapping that `values` has not.
+
+    Raises:
+        ParameterError: A text that is no YAML, or an entry of what is no mapping.
+    """
+    found = dict(values)
+    for key, text in overrides:
+        head, *inner = key.split(".")
+        try:
+            value = from_yaml(text)
+        except ValueError as error:
+            raise ParameterError(f"{key}={text}: {error}") from None
+        found[head] = _set(found.get(head, (defaults or {}).get(head)), inner, value, key)
+    return found
+
+
+def _set(old: Any, path: Sequence[str], value: Any, key: str) -> Any:
+    """Return a value with one entry set, to any depth of mappings; nothing is changed in place."""
+    if not path:
+        return value
+    if not isinstance(old, dict | None):
+        raise ParameterError(f"{key}: {path[0]!r} is no entry of {old!r}, which is no mapping")
+    old = old or {}
+    return old | {path[0]: _set(old.get(path[0]), path[1:], value, key)}
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of a sentence: `; did you mean 'seed'?`, or a full stop."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else "."
 
 
-def problem_line(fields: Iterable[str], detail: Mapping[str, Any]) -> str:
-    """Put one pydantic error into one line: parameter, value, what is allowed.
+def checked(kind: type[_Checked], values: Mapping[str, Any], whose: str) -> _Checked:
+    """Make parameters from plain values.
 
     Args:
-        fields: The names that are known at its place.
-        detail: The error.
+        kind: Their class.
+        values: One for every field without a default.
+        whose: Named before the problems.
+
+    Raises:
+        ParameterError: Every problem at once: the parameter, its value, what is allowed.
     """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        problems = "\n".join(_problem_line(kind, dict(detail)) for detail in error.errors())
+        raise ParameterError(f"{whose}: {problems}") from None
+
+
+def _problem_line(kind: type[BaseModel], detail: Mapping[str, Any]) -> str:
+    """Put one pydantic error into one line: parameter, value, what is allowed."""
     place, value = detail["loc"], detail["input"]
     name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
     message = detail["msg"].removeprefix("Value error, ")
-    fields = sorted(fields)
+    fields = sorted(_known(kind, place))
     if detail["type"] == "extra_forbidden":
         known = f" Known are {', '.join(fields)}" if fields else ""
         return f"{name!r} is no parameter{nearest(str(place[-1]), fields)}{known}"
@@ -283,11 +334,7 @@ class NotebookParams(BaseModel):
         Raises:
             ParameterError: Every problem at once: the parameter, its value, what is allowed.
         """
-        try:
-            params = cls(**values)
-        except ValidationError as error:
-            problems = [problem_line(_known(cls, d["loc"]), dict(d)) for d in error.errors()]
-            raise ParameterError(f"{cls.notebook}: " + "\n".join(problems)) from None
+        params = checked(cls, values, cls.notebook)
         params._passed = {name: values[name] for name in passed}
         return params
 

@@ -40,11 +40,8 @@ class SimulatedGemini:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         defaults = {"latency": "constant:0", "port": self.port, "log": log}
-        self.arguments = [
-            part
-            for name, value in (defaults | options).items()
-            for part in (f"--{name.replace('_', '-')}={value}",)
-        ]
+        given = (defaults | options).items()
+        self.arguments = [f"{name}={json.dumps(value, default=str)}" for name, value in given]
         self.process = None
 
     def __enter__(self):
@@ -118,7 +115,7 @@ class Gathering:
             finally:
                 self.now -= 1
 
-        settings = simulated_gemini.Settings()
+        settings = simulated_gemini.Settings(latency="constant:0")
         app = simulated_gemini.SimulatedGemini(settings).app
         app.middlewares.append(counted)
         self._runner = web.AppRunner(app)

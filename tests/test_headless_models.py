@@ -139,7 +139,8 @@ def test_pages_without_key_points_get_them_from_a_model(gemini_server, tmp_path)
 
 
 def test_a_run_with_faults_counts_its_abstentions_and_shows_them(gemini_server, tmp_path):
-    server = gemini_server(faults="blocked:0.1,truncated:0.05,429:0.05", retry_after=0.1)
+    faults = {"blocked": 0.1, "truncated": 0.05, "429": 0.05}
+    server = gemini_server(faults=faults, retry_after_s=0.1)
     done = run_on(server, tmp_path, ("corpus.limit", "12"), notebook=NB03)
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path, NB03)

@@ -70,8 +70,8 @@ def start_simulated_gemini(latency: str, key: str, log: Path) -> tuple[Supervise
         The program and its address.
     """
     port = free_port()
-    command = [sys.executable, "-m", "geo_utils", "simulate-gemini", "--port", str(port)]
-    command += ["--latency", latency, "--key", key]
+    command = [sys.executable, "-m", "geo_utils", "simulate-gemini"]
+    command += [f"port={port}", f"latency={latency}", f"key={key}"]
     return Supervised(command, log), f"http://127.0.0.1:{port}"
 
 

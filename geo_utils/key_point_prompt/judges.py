@@ -17,8 +17,7 @@ from geo_utils.evaluate import Progress
 from geo_utils.key_point_prompt.params import JudgeCheckOptions, has_logprobs
 from geo_utils.key_point_prompt.study import Found, Setting, laid_out
 from geo_utils.models.loops import gather_all, run_sync
-from geo_utils.roles.by_model import ModelJudge
-from geo_utils.roles.entailment import EntailmentJudge
+from geo_utils.roles.by_model import EntailmentJudge, ModelJudge
 from geo_utils.roles.judges import STRICT, Judge, LexicalJudge, Verdict
 from geo_utils.runs import Run
 from geo_utils.show.plots import interval_figure

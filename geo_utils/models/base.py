@@ -194,7 +194,6 @@ class LanguageModel(Protocol):
             UnusableError: Answered, but with nothing that can be used.
             FatalError: No call can succeed.
         """
-        ...
 
     async def probe(self) -> None:
         """Check, before a run spends money, that the model is there and may be used.
@@ -202,11 +201,9 @@ class LanguageModel(Protocol):
         Raises:
             FatalError: It is not; the message says what is.
         """
-        ...
 
     async def close(self) -> None:
         """Release connections and memory."""
-        ...
 
 
 class _ServiceError(Exception):

@@ -12,9 +12,7 @@ import os
 import secrets
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -323,54 +321,25 @@ def _lock_file(path: Path, anew: bool = False) -> int:
         return _LOCK_FILES[path]
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """Some answers of a cache.
-
-    Attributes:
-        cache: That holds them.
-        keys: Theirs.
-        lines: How many there are by role and model, in words.
-    """
-
-    cache: AnswerCache
-    keys: set[str]
-    lines: list[str]
-
-
 def chosen_answers(
-    folder: Path, role: str | None, model: str | None, older_than_days: float | None
-) -> Chosen:
-    """Choose answers of a cache folder.
+    cache: AnswerCache, role: str | None, model: str | None, older_than_days: float | None
+) -> Iterator[dict[str, Any]]:
+    """Yield key, role, model and tokens of some answers of a cache.
 
     Args:
-        folder: The cache.
+        cache: Holds them.
         role: Only those of this role.
         model: Only those of this model; a stand-in's also by the model that it stands in for.
         older_than_days: Only those that are older.
-
-    Raises:
-        OSError: There is no such folder, or it cannot be written.
     """
-    if not folder.is_dir():
-        raise OSError(f"{folder}: no such cache folder")
-    cache, keys = AnswerCache(folder), set[str]()
-    counts: Counter[tuple[str, str]] = Counter()
-    tokens: Counter[tuple[str, str]] = Counter()
     for key, entry in cache.entries():
-        used, created, own = held_answer(entry), entry.get("created"), str(entry.get("model"))
-        served = used.served_by if used else ""
-        group = str(entry.get("role")), served if served.startswith("simulated") else own
-        if role not in (None, group[0]) or model not in (None, group[1], own):
+        answer, created = held_answer(entry), entry.get("created")
+        own = by = str(entry.get("model"))
+        if answer and answer.served_by.startswith("simulated"):
+            by = answer.served_by
+        if role not in (None, str(entry.get("role"))) or model not in (None, own, by):
             continue
         age_s = time.time() - (created if isinstance(created, int | float) else 0)
-        if older_than_days is not None and age_s < older_than_days * 86_400:
-            continue
-        counts[group] += 1
-        tokens[group] += used.tokens_in + used.tokens_out if used else 0
-        keys.add(key)
-    lines = [
-        f"{group[0]:10} {group[1]:32} {count:8,} answers {tokens[group]:12,} tokens"
-        for group, count in sorted(counts.items())
-    ]
-    return Chosen(cache, keys, lines)
+        if older_than_days is None or age_s >= older_than_days * 86_400:
+            tokens = answer.tokens_in + answer.tokens_out if answer else 0
+            yield {"key": key, "role": str(entry.get("role")), "model": by, "tokens": tokens}

@@ -6,6 +6,7 @@ An answer is kept as soon as it is there: a process that is killed loses those u
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -184,15 +185,10 @@ class Caller:
 
         What waits for its turn holds no lock: the operating system's list of them would grow.
         """
-        async with self._slots:
-            if self._cache is None:
+        async with self._slots, contextlib.AsyncExitStack() as held_back:
+            if (cache := self._cache) is None:
                 return await self._try(request, role)
-            return await self._ask_alone(self._cache, key, request, role)
-
-    async def _ask_alone(
-        self, cache: AnswerCache | Record, key: str, request: Request, role: RoleUsage
-    ) -> Completion:
-        async with cache.in_flight(key):
+            await held_back.enter_async_context(cache.in_flight(key))
             cache.refresh()
             held = cache.get(key)
             if held is not None and self._is_asked_one(held):

@@ -89,12 +89,6 @@ MODELS = {
     "gemini-2.5-flash-lite-preview": _STUDY,
     "gemini-2.5-flash-lite-preview-06-17": _STUDY,
     "gemini-2.5-flash-lite-preview-09-2025": _STUDY,
-    "gemini-2.0-flash": Known(
-        Takes(_HEAT, ()), then="take gemini-3.6-flash", retires=date(2026, 6, 1)
-    ),
-    "gemini-2.0-flash-lite": Known(
-        Takes(_HEAT, ()), then=f"take {DEFAULT_MODEL}", retires=date(2026, 6, 1)
-    ),
 }
 
 

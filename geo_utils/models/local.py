@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -83,7 +84,7 @@ class InProcess:
         self._load, self._generate, self._max_batch = load, generate, max_batch
         self._loaded: Any = None
         self._queue: queue.Queue[_Job | None] = queue.Queue()
-        self._held: list[_Job] = []
+        self._held: list[_Job | None] = []  # None: the last has been asked
         self._thread: threading.Thread | None = None
 
     async def complete(self, request: Request) -> Completion:
@@ -122,11 +123,15 @@ class InProcess:
                 completions = self._generate(self._ready(), [request for request, _ in jobs])
                 for (_, future), completion in zip(jobs, completions, strict=True):
                     future.set_result(completion)
-            except (ModelError, FatalError) as error:
-                _fail(jobs, error)
-                continue
-            except Exception as error:  # out of memory, a broken model: every later call too
-                _fail(jobs, FatalError(f"the local model failed: {type(error).__name__}: {error}"))
+            except Exception as error:
+                failure = error
+                if not isinstance(error, ModelError | FatalError):
+                    # Out of memory, a broken model: every later call too.
+                    said = f"the local model failed: {type(error).__name__}: {error}"
+                    failure = FatalError(said)
+                for _, future in jobs:
+                    if not future.done():
+                        future.set_exception(failure)
                 continue
             spent, tokens = time.monotonic() - began, sum(c.tokens_out for c in completions)
             waiting = len(self._held) + self._queue.qsize()
@@ -136,40 +141,48 @@ class InProcess:
             )
 
     def _next_batch(self) -> list[_Job] | None:
-        first = self._held.pop(0) if self._held else self._queue.get()
-        if first is None:
-            return None
-        batch: list[_Job] = [first]
-        rest: list[_Job] = []
-        for job in self._held:
-            (batch if self._fits(job, batch) else rest).append(job)
-        self._held = rest
+        """Wait for a request, and return it with those that are there soon and are drawn alike."""
+        if not self._held:
+            self._held.append(self._queue.get())
         deadline = time.monotonic() + _WINDOW_S
-        while len(batch) < self._max_batch:
-            try:
-                late = self._queue.get(timeout=max(deadline - time.monotonic(), 0))
-            except queue.Empty:
-                break
-            if late is None:
-                self._queue.put(None)
-                break
-            (batch if self._fits(late, batch) else self._held).append(late)
-        return batch
-
-    def _fits(self, job: _Job, batch: Sequence[_Job]) -> bool:
-        first, request = batch[0][0], job[0]
-        same = (request.sampling, request.choices) == (first.sampling, first.choices)
-        return same and len(batch) < self._max_batch
-
-
-def _fail(jobs: Sequence[_Job], error: Exception) -> None:
-    for _, future in jobs:
-        if not future.done():
-            future.set_exception(error)
+        with contextlib.suppress(queue.Empty):
+            while self._held[-1] is not None:
+                self._held.append(self._queue.get(timeout=max(deadline - time.monotonic(), 0)))
+        jobs = [job for job in self._held if job is not None]
+        if not jobs:
+            self._held = []
+            return None
+        drawn = [(request.sampling, request.choices) for request, _ in jobs]
+        batch = [job for job, how in zip(jobs, drawn, strict=True) if how == drawn[0]]
+        taken = set(map(id, batch[: self._max_batch]))
+        self._held = [job for job in self._held if id(job) not in taken]
+        return batch[: self._max_batch]
 
 
 # Transformers makes weights on the meta device while it loads, for all threads of the process.
 _LOADING = threading.Lock()
+
+
+def _loaded(kind: str, model: str, device: str | None) -> tuple[Any, Any]:
+    """Return tokenizer and model by a class of Transformers, on a device and ready to be asked.
+
+    Raises:
+        FatalError: They cannot be loaded.
+    """
+    import torch
+    import transformers
+
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    writes = kind == "AutoModelForCausalLM"
+    options: Any = {"dtype": torch.float32 if place == "cpu" else torch.bfloat16} if writes else {}
+    side = {"padding_side": "left"} if writes else {}  # a text goes on where its prompt ends
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, **side)
+        with _LOADING:
+            loaded: Any = getattr(transformers, kind).from_pretrained(model, **options).to(place)
+    except (OSError, ValueError) as error:
+        raise FatalError(f"model {model!r} cannot be loaded: {error}") from None
+    return tokenizer, loaded.eval()
 
 
 def transformers_local(model: str, max_batch: int = 16, device: str | None = None) -> InProcess:
@@ -183,21 +196,10 @@ def transformers_local(model: str, max_batch: int = 16, device: str | None = Non
     """
 
     def load() -> tuple[Any, Any]:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.float32 if place == "cpu" else torch.bfloat16
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-            with _LOADING:
-                loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-                loaded.to(place)
-        except (OSError, ValueError) as error:
-            raise FatalError(f"model {model!r} cannot be loaded: {error}") from None
+        tokenizer, loaded = _loaded("AutoModelForCausalLM", model, device)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer, loaded.eval()
+        return tokenizer, loaded
 
     return InProcess(
         model, weights_id(model), load, partial(_transformers_answers, model), max_batch
@@ -329,17 +331,7 @@ def entailment_local(model: str, max_batch: int = 32, device: str | None = None)
     """
 
     def load() -> tuple[Any, Any]:
-        import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(model)
-            with _LOADING:
-                loaded: Any = AutoModelForSequenceClassification.from_pretrained(model)
-                loaded.to(place)
-        except (OSError, ValueError) as error:
-            raise FatalError(f"entailment model {model!r} cannot be loaded: {error}") from None
+        tokenizer, loaded = _loaded("AutoModelForSequenceClassification", model, device)
         if "entailment" not in _meanings(loaded):
             names = ", ".join(map(str, loaded.config.id2label.values()))
             raise FatalError(
@@ -348,7 +340,7 @@ def entailment_local(model: str, max_batch: int = 32, device: str | None = None)
                 "cross-encoder/nli-deberta-v3-base, or give its labels their names under "
                 "`id2label` of its config.json"
             )
-        return tokenizer, loaded.eval()
+        return tokenizer, loaded
 
     return InProcess(model, weights_id(model), load, partial(_entailments, model), max_batch)
 

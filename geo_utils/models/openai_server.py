@@ -74,10 +74,8 @@ class OpenAIServer:
     async def complete(self, request: Request) -> Completion:
         """Answer one request; see `LanguageModel`."""
         url, limit, sampling = self._replica(), self._limit, request.sampling
-        longest = {limit: 1 if request.choices else sampling.max_tokens + sampling.thoughts}
-        fields, extra = self._sampled(sampling)
-        structure = _structure(request)
-        extra |= structure.pop("extra_body", {})
+        longest = 1 if request.choices else sampling.max_tokens + sampling.thoughts
+        fields = {limit: longest} | self._sampled(sampling) | _structure(request)
         self._in_flight[url] += 1
         started = time.monotonic()
         try:
@@ -89,8 +87,7 @@ class OpenAIServer:
                 response = await self._client(url).chat.completions.with_raw_response.create(
                     model=self.model,
                     messages=[{"role": "user", "content": request.prompt}],
-                    **(longest | fields | structure),
-                    extra_body=extra or None,
+                    extra_body=fields,
                 )
             body = response.http_response.text
         except asyncio.CancelledError:  # also the caller's timeout: it may be hanging
@@ -115,20 +112,18 @@ class OpenAIServer:
         self._rests_until[url] = 0.0
         return _completion(body, request, time.monotonic() - started, self._weights.get(url, ""))
 
-    def _sampled(self, sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the fields that shape the distribution: OpenAI's, and those of vLLM and SGLang.
+    def _sampled(self, sampling: Sampling) -> dict[str, Any]:
+        """Return the fields that shape the distribution, as vLLM and SGLang name OpenAI's and more.
 
         Each is sent, also if nobody asked for it: a server would take it from the model's own
         `generation_config.json`, and a model in this process does not.
         """
         sent = self.takes.sent(sampling)
-        own = {"temperature", "top_p"} & sent.keys()
-        fields = {name: sent.pop(name) for name in sorted(own)}
         if "thinking" in sent:
             sent["chat_template_kwargs"] = {"enable_thinking": sent.pop("thinking") != "off"}
         if "top_k" in sent:
             sent["top_k"] = sent["top_k"] or -1
-        return fields, sent
+        return sent
 
     async def probe(self) -> None:
         """Ask every server for its models; one that answers with ours is enough."""
@@ -196,8 +191,8 @@ class OpenAIServer:
 def _structure(request: Request) -> dict[str, Any]:
     """Return the fields that ask for a schema or for one of several words with probabilities."""
     if request.choices:
-        structured = {"structured_outputs": {"choice": list(request.choices)}}
-        return {"logprobs": True, "top_logprobs": 20, "extra_body": structured}
+        structured = {"choice": list(request.choices)}
+        return {"logprobs": True, "top_logprobs": 20, "structured_outputs": structured}
     if request.schema:
         schema = {"name": "answer", "schema": request.schema}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
@@ -237,18 +232,13 @@ def _completion(body: str, request: Request, latency_s: float, weights: str) -> 
         served_by = reply.get("model")
         if served_by and weights:
             served_by = f"{served_by}@{weights}"
+        what: dict[str, Any] = {"latency_s": latency_s, "tokens_in": used.get("prompt_tokens")}
+        what |= {"served_by": served_by, "counted": bool(used)}
         if request.role == EMBEDDER:
             vector = [float(number) for number in reply["data"][0]["embedding"]]
             if not vector or not all(map(math.isfinite, vector)):
                 raise UnusableError("no vector in the answer", "empty", again=True)
-            return received(
-                text=json.dumps(vector),
-                finish_reason="stop",
-                latency_s=latency_s,
-                tokens_in=used.get("prompt_tokens"),
-                served_by=served_by,
-                counted=bool(used),
-            )
+            return received(text=json.dumps(vector), finish_reason="stop", **what)
         if not reply["choices"]:
             raise UnusableError("no choice in the answer", "empty", again=True)
         choice = reply["choices"][0]
@@ -265,14 +255,11 @@ def _completion(body: str, request: Request, latency_s: float, weights: str) -> 
         return received(
             text=message.get("content"),
             finish_reason=choice.get("finish_reason"),
-            latency_s=latency_s,
-            tokens_in=used.get("prompt_tokens"),
             tokens_out=used.get("completion_tokens"),
             tokens_cached=details.get("cached_tokens") if isinstance(details, dict) else 0,
             logprobs=_chances(choice, request) if request.choices else None,
             tokens_thought=thought,
-            served_by=served_by,
-            counted=bool(used),
+            **what,
         )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise unreadable(body, error) from None

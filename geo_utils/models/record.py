@@ -8,6 +8,7 @@ it does not hold stops the run.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import lzma
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -154,18 +155,13 @@ def write_record(
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"*{_ENDING}"):
         old.unlink()
-    parts: list[list[str]] = [[]]
-    size = 0
-    for line in lines:
-        if size + len(line) > _PART:
-            parts.append([])
-            size = 0
-        parts[-1].append(line)
-        size += len(line)
+    ends = itertools.accumulate(map(len, lines))
+    parts = itertools.groupby(zip(ends, lines, strict=True), key=lambda pair: pair[0] // _PART)
     paths = []
-    for number, part in enumerate(parts, 1):
+    for number, (_, part) in enumerate(parts, 1):
         paths.append(folder / f"{number:02}{_ENDING}")
-        write_atomic(paths[-1], lzma.compress("".join(part).encode(), preset=9))
+        text = "".join(line for _, line in part)
+        write_atomic(paths[-1], lzma.compress(text.encode(), preset=9))
     models = sorted({entry["model"] for _, entry in entries})
     tried = [row for path in ledgers for row in read_jsonl(path) if row.get("failure")]
     held = {key for key, _ in entries}

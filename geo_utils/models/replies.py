@@ -241,7 +241,9 @@ def parse_json(text: str, schema: dict[str, Any], prompt: str = "") -> Any:
     Raises:
         UnusableError: None has, or several that differ in what they choose.
     """
-    bare = strip_thoughts(text)
+    from jsonschema import Draft202012Validator  # an import that takes a while
+
+    bare, shape = strip_thoughts(text), Draft202012Validator(schema)
     asked = " ".join(prompt.split())
     decoder = json.JSONDecoder()
     found: list[Any] = []
@@ -251,11 +253,11 @@ def parse_json(text: str, schema: dict[str, Any], prompt: str = "") -> Any:
         tries, place = tries + 1, start.start() + 1
         try:
             value, end = decoder.raw_decode(bare, start.start())
+            wrong = next(shape.iter_errors(value), None)
         except (ValueError, RecursionError):
             continue
-        wrong = _mismatch(value, schema)
         if wrong is not None:
-            problem = wrong
+            problem = wrong.message[:200]
         else:
             place = end
             if " ".join(bare[start.start() : end].split()) not in asked or not asked:
@@ -280,29 +282,6 @@ def _choices(value: Any, schema: dict[str, Any]) -> Any:
     else:
         return None
     return [part for part in found if part not in (None, [])]
-
-
-_KINDS: dict[str, Any] = dict(object=dict, array=list, string=str, number=(int, float))
-_KINDS |= dict(integer=int, boolean=bool)
-
-
-def _mismatch(value: Any, schema: dict[str, Any]) -> str | None:
-    """Say where a value departs from a schema, or None."""
-    expected = schema.get("type", "object")
-    if not isinstance(value, _KINDS[expected]) or (
-        isinstance(value, bool) and expected in ("number", "integer")
-    ):
-        return f"{type(value).__name__} instead of {expected}"
-    if "enum" in schema and value not in schema["enum"]:
-        return f"{value!r} instead of one of {', '.join(schema['enum'])}"
-    if expected == "object":
-        for name in schema.get("required", ()):
-            if name not in value:
-                return f"{name} is missing"
-        parts = [(value[n], s) for n, s in schema.get("properties", {}).items() if n in value]
-    else:
-        parts = [(item, schema["items"]) for item in value] if expected == "array" else []
-    return next((wrong for part in parts if (wrong := _mismatch(*part))), None)
 
 
 def _joined(content: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +12,13 @@ from typing import Any, Protocol
 
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.models.base import GUESSED, Completion, ModelError, Request, Sampling
+from geo_utils.models.local import ENTAILMENT, entailment_prompt
+from geo_utils.models.loops import gather_all
 from geo_utils.models.replies import strip_thoughts
 from geo_utils.prompts import Template, load_rules, load_template
 from geo_utils.roles.cleaning import Asked, clean_rewrite
 from geo_utils.roles.engines import Answer
-from geo_utils.roles.judges import Verdict
+from geo_utils.roles.judges import Verdict, answer_sentences
 from geo_utils.roles.methods import MODEL_FREE_METHODS
 from geo_utils.roles.rewriters import (
     EditRewriter,
@@ -32,6 +33,8 @@ ANSWER = Sampling(temperature=0.7, max_tokens=2048)
 PAGE = Sampling(temperature=0.7, max_tokens=8192)
 VERDICT = Sampling(temperature=0.0, max_tokens=512)
 REPLY_ROOM = 1.25  # tokens of a reply that writes a page anew, to those of the page
+_PASSAGE = 4  # sentences, about as long as the texts that such models were trained on
+_LIKELY = 0.5
 _TEXT = {"type": "string"}
 
 
@@ -56,7 +59,6 @@ class Completes(Protocol):
 
     async def complete(self, request: Request) -> Completion:
         """Answer a request; see `models.caller.Caller`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,59 @@ class ModelJudge:
         except (ValueError, TypeError, KeyError):  # no JSON, no object, a claim left out
             return None
         return [named[name] for name in asked] if fits else None
+
+
+@dataclass(frozen=True)
+class EntailmentJudge:
+    """Judge that asks a cross-encoder for natural language inference about each passage.
+
+    The answer supports the point if one of its passages, four sentences that overlap by two,
+    entails it with a probability of at least one half; else it contradicts the point if one
+    contradicts it with as much. No such model's agreement with hand labels has been measured here.
+
+    Attributes:
+        caller: Calls the cross-encoder; see `models.local.entailment_local`.
+    """
+
+    caller: Completes
+
+    async def judge(self, key_point: str, answer: str) -> Verdict:
+        """Return the verdict, or an abstention with its reason."""
+        passages = _passages(answer)
+        if not passages:
+            return Verdict("omitted", "the answer holds no sentence", 0.0)
+        requests = (
+            Request(
+                "judge",
+                entailment_prompt(passage, key_point),
+                sampling=Sampling(temperature=0.0, max_tokens=1),
+                choices=ENTAILMENT,
+            )
+            for passage in passages
+        )
+        try:
+            found = await gather_all(map(self.caller.complete, requests))
+        except ModelError as error:
+            return Verdict(None, abstention=f"{error.kind}: {error}")
+
+        def best(label: str) -> tuple[float, str]:
+            chances = [math.exp((c.logprobs or {}).get(label, -math.inf)) for c in found]
+            return max(zip(chances, passages, strict=True), key=lambda pair: pair[0])
+
+        (entailed, where), (denied, against) = best("entailment"), best("contradiction")
+        reason = f"P(entailment) = {entailed:.2f}, most in: {where}"
+        if entailed >= _LIKELY:
+            return Verdict("supported", reason, entailed)
+        if denied >= _LIKELY:
+            reason = f"P(contradiction) = {denied:.2f} in: {against}"
+            return Verdict("contradicted", reason, entailed)
+        return Verdict("omitted", reason, entailed)
+
+
+def _passages(answer: str) -> list[str]:
+    split, step = answer_sentences(answer), _PASSAGE // 2
+    starts = range(0, max(len(split) - step, min(len(split), 1)), step)
+    return [" ".join(split[start : start + _PASSAGE]) for start in starts]
 
 
 async def extract_key_points(
@@ -404,40 +459,3 @@ class NamedRewriters:
         """Return the page as the method's own rewriter writes it."""
         rewriter = self.named.get(method, self.others)
         return await rewriter.rewrite(method, example, key_point, sample_index)
-
-
-def fitting_units(
-    task: RewriteTask,
-    example: Example,
-    key_point: KeyPoint,
-    max_tokens: int,
-    count: Callable[[str], int],
-    max_reply: int | None = None,
-) -> int | None:
-    """Return how many of the page's units leave the prompt within a budget of tokens.
-
-    Args:
-        task: Makes the prompt.
-        example: Brings the page.
-        key_point: What the rewrite is for.
-        max_tokens: Budget, instructions and chat template included.
-        count: Counts a prompt's tokens, chat template included.
-        max_reply: Longest reply; one that writes the page anew needs room for what it is shown,
-            and a quarter more.
-
-    Returns:
-        The number of units; None if the whole page fits; 0 if not even one sentence does.
-    """
-    units = page_units(example.target)
-    writes = task.method != "arrange_key_point" and max_reply is not None
-
-    def fits(shown: int | None) -> bool:
-        head = example.target if shown is None else example.target[: units[shown - 1].end]
-        if writes and REPLY_ROOM * count(head) > (max_reply or 0):
-            return False
-        return count(task.prompt(example, key_point, shown)) <= max_tokens
-
-    if fits(None):
-        return None
-    # Whether so many units are too many: the first of 1, 2, ... that is ends the search.
-    return bisect_left(range(1, len(units)), True, key=lambda shown: not fits(shown))

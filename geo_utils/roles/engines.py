@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
@@ -48,7 +48,6 @@ class Engine(Protocol):
 
     async def answer(self, query: str, sources: Sequence[str], sample_index: int = 0) -> Answer:
         """Return one sampled answer; `sample_index` tells repeats of the same input apart."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,7 @@ class ExtractiveEngine:
         pool = _pool(query, tuple(sources))
         if not pool.texts:
             return Answer("", "no source holds a usable sentence")
-        weights = self.emphasis
-        score = pool.relevance + pool.features @ np.array(
-            [weights.bold, weights.heading, weights.lead, weights.repetition]
-        )
+        score = pool.relevance + pool.features @ np.array(astuple(self.emphasis))
         noise = np.array([_gumbel(key, self.seed, sample_index) for key in pool.keys])
         score = score + self.temperature * noise
         taken: list[int] = []

@@ -38,7 +38,6 @@ class Judge(Protocol):
 
     async def judge(self, key_point: str, answer: str) -> Verdict:
         """Return the verdict on one key point's content in one answer's text."""
-        ...
 
 
 @lru_cache(maxsize=8192)

@@ -23,9 +23,7 @@ from geo_utils.models.record import Recorded, open_record
 from geo_utils.models.usage import Usage
 from geo_utils.prompts import load_template
 from geo_utils.roles import by_model
-from geo_utils.roles.by_model import Completes, ModelEngine, ModelJudge, ModelRewriter
 from geo_utils.roles.engines import Engine, ExtractiveEngine
-from geo_utils.roles.entailment import EntailmentJudge
 from geo_utils.roles.judges import STRICT, Judge, LexicalJudge
 from geo_utils.roles.methods import MODEL_FREE_METHODS, is_policy
 from geo_utils.roles.params import IN_PROCESS, ModelName, Role, RunParams
@@ -55,15 +53,15 @@ class Roles:
     engine: Engine
     judge: Judge
     rewriter: Rewriter
-    callers: Mapping[str, Completes]
+    callers: Mapping[str, by_model.Completes]
     usage: Usage
     params: RunParams
     models: Models = field(default_factory=dict)
 
     @property
-    def extractor(self) -> Completes | None:
+    def extractor(self) -> by_model.Completes | None:
         """What reads key points off pages that bring none: the judge's model, else another's."""
-        writes = () if isinstance(self.judge, EntailmentJudge) else ("judge",)
+        writes = () if isinstance(self.judge, by_model.EntailmentJudge) else ("judge",)
         found = (self.callers.get(role) for role in (*writes, "rewriter", "engine"))
         return next((caller for caller in found if caller is not None), None)
 
@@ -139,7 +137,7 @@ class Roles:
         }
         for role, further in (also or {}).items():
             names[role] += further
-        if isinstance(self.judge, EntailmentJudge):  # is asked no prompt
+        if isinstance(self.judge, by_model.EntailmentJudge):  # is asked no prompt
             del names["judge"]
         return {
             n: load_template(n, self.prompts).hash for r in self.callers for n in names.get(r, ())
@@ -273,7 +271,7 @@ def make_model(name: ModelName, servers: tuple[str, ...] = ()) -> LanguageModel:
 
 def _roles(
     params: RunParams,
-    callers: Mapping[Any, Completes],
+    callers: Mapping[Any, by_model.Completes],
     usage: Usage,
     policies: Mapping[str, Rewriter] | None = None,
     models: Models | None = None,
@@ -283,14 +281,15 @@ def _roles(
     judge: Judge = STRICT if params.judge == "offline/strict" else LexicalJudge()
     rewriter: Rewriter = EditRewriter()
     if "engine" in callers:
-        engine = ModelEngine(callers["engine"], _sampling(params, "engine"), prompts)
+        engine = by_model.ModelEngine(callers["engine"], _sampling(params, "engine"), prompts)
     if "judge" in callers and ModelName.read(params.judge).backend == "entailment":
-        judge = EntailmentJudge(callers["judge"])
+        judge = by_model.EntailmentJudge(callers["judge"])
     elif "judge" in callers:
         soft = params.sampling.judge_mode == "soft"
-        judge = ModelJudge(callers["judge"], soft, prompts, _sampling(params, "judge"))
+        judge = by_model.ModelJudge(callers["judge"], soft, prompts, _sampling(params, "judge"))
     if "rewriter" in callers:
-        rewriter = ModelRewriter(callers["rewriter"], _sampling(params, "rewriter"), prompts)
+        drawn = _sampling(params, "rewriter")
+        rewriter = by_model.ModelRewriter(callers["rewriter"], drawn, prompts)
     if policies:
         rewriter = by_model.NamedRewriters(rewriter, policies)
     return Roles(engine, judge, rewriter, callers, usage, params, models or {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
@@ -434,21 +433,12 @@ class EvaluationParams(RunParams):
     @model_validator(mode="after")
     def _check_methods(self) -> Self:
         """Refuse methods that the rewriter cannot do, and a comparison without its reference."""
-        compared_with_original(self.methods)
+        if len(self.methods) < 2:
+            raise ValueError(f"methods={self.methods!r}: name a method to compare with 'original'")
+        if "original" not in self.methods:
+            raise ValueError(
+                f"methods={self.methods!r}: 'original' must be among them, as every paired "
+                "difference is taken to it"
+            )
         check_methods(self.methods, self.rewriter)
         return self
-
-
-def compared_with_original(methods: Sequence[str]) -> None:
-    """Refuse a comparison without its reference.
-
-    Raises:
-        ValueError: `original` is missing, or there is nothing to compare with it.
-    """
-    if len(methods) < 2:
-        raise ValueError(f"methods={methods!r}: name a method to compare with 'original'")
-    if "original" not in methods:
-        raise ValueError(
-            f"methods={methods!r}: 'original' must be among them, as every paired difference is "
-            "taken to it"
-        )

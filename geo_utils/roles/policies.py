@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -14,8 +15,9 @@ from geo_utils.corpus import Example, KeyPoint
 from geo_utils.files import write_atomic
 from geo_utils.models.base import FatalError, LanguageModel, Sampling
 from geo_utils.models.local import chat_text, transformers_local
-from geo_utils.roles.by_model import Completes, PolicyRewriter, RewriteTask, fitting_units
+from geo_utils.roles.by_model import REPLY_ROOM, Completes, PolicyRewriter, RewriteTask
 from geo_utils.roles.methods import binary_adapter, policy_problem
+from geo_utils.roles.rewriters import page_units
 
 CARD = "policy.json"
 # Of a trainer, beside a policy in its checkpoint; all of torch.save.
@@ -138,12 +140,28 @@ def policy_rewriter(
 
 
 def fitter(card: PolicyCard, tokenizer: Any) -> Callable[[Example, KeyPoint], int | None]:
-    """Return the function that says how many units of a page a policy is shown."""
+    """Return the function that says how many units of a page a policy is shown.
+
+    That is as many as leave the prompt, its chat template included, within the card's limit; a
+    policy that writes the page anew needs room for what it is shown, and a quarter more, in its
+    completion. None if the whole page fits; 0 if not even one sentence does.
+    """
     task, count = card.task, prompt_counter(tokenizer)
 
     def fit(example: Example, key_point: KeyPoint) -> int | None:
-        longest = card.max_prompt_tokens, count, card.max_completion_length
-        return fitting_units(task, example, key_point, *longest)
+        units = page_units(example.target)
+
+        def fits(shown: int | None) -> bool:
+            head = example.target if shown is None else example.target[: units[shown - 1].end]
+            writes = task.method != "arrange_key_point"
+            if writes and REPLY_ROOM * count(head) > card.max_completion_length:
+                return False
+            return count(task.prompt(example, key_point, shown)) <= card.max_prompt_tokens
+
+        if fits(None):
+            return None
+        # Whether so many units are too many: the first of 1, 2, ... that is ends the search.
+        return bisect_left(range(1, len(units)), True, key=lambda shown: not fits(shown))
 
     return fit
 

@@ -60,7 +60,6 @@ class Rewriter(Protocol):
 
         `sample_index` tells sampled rewrites of the same input apart.
         """
-        ...
 
 
 @dataclass(frozen=True)

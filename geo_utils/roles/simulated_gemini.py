@@ -9,14 +9,15 @@ import math
 import random
 import re
 import time
-from collections import deque
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from aiohttp import web
+from pydantic import ConfigDict, Field
 
 from geo_utils.corpus import Example, KeyPoint
+from geo_utils.files import append_jsonl
+from geo_utils.parameters import Options
 from geo_utils.roles.engines import ExtractiveEngine
 from geo_utils.roles.judges import LexicalJudge
 from geo_utils.roles.rewriters import EDITS
@@ -74,17 +75,17 @@ def _part(prompt: str, tag: str) -> str:
     return found.group(1) if found else ""
 
 
-FAULTS = ("429", "500", "blocked", "truncated", "hang", "reset", "empty")
+Fault = Literal["429", "500", "blocked", "truncated", "hang", "reset", "empty"]
 _HANG_S = 3600.0
 
 
-@dataclass
-class Settings:
+class Settings(Options):
     """How the look-alike behaves.
 
     Attributes:
+        host: Address that it listens on.
+        port: Likewise.
         latency: `constant:S`, `lognormal:MEDIAN_S,SIGMA` or `uniform:LOW_S,HIGH_S`.
-        rpm: Requests a minute before it answers 429; None for no limit.
         faults: Probability of each fault.
         retry_after_s: Sent with a 429; None to send none.
         key: The only key that is accepted; None for any.
@@ -96,9 +97,12 @@ class Settings:
         models: Ids that it serves.
     """
 
-    latency: str = "constant:0"
-    rpm: int | None = None
-    faults: dict[str, float] = field(default_factory=dict)
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+    latency: str = "lognormal:1.2,0.4"
+    faults: dict[Fault, Annotated[float, Field(ge=0, le=1)]] = {}  # noqa: RUF012
     retry_after_s: float | None = 1.0
     key: str | None = None
     revoke_after: int | None = None
@@ -121,17 +125,12 @@ class SimulatedGemini:
         """Check the settings.
 
         Raises:
-            ValueError: Unknown fault or latency distribution.
+            ValueError: Unknown latency distribution.
         """
-        unknown = set(settings.faults) - set(FAULTS)
-        if unknown:
-            raise ValueError(f"unknown faults {sorted(unknown)}; choose from {', '.join(FAULTS)}")
         self.settings = settings
         self._random = random.Random(settings.seed)
         self._draw_latency()
-        self._recent: deque[float] = deque()
         self._requests = 0
-        self._log = settings.log.open("a", buffering=1) if settings.log else None
         self.app = web.Application(client_max_size=64 * 2**20)
         for version in ("v1", "v1beta"):
             place = f"/{version}/models"
@@ -191,15 +190,9 @@ class SimulatedGemini:
         return None
 
     def _limited(self, fault: str | None) -> web.Response | None:
-        """Return the refusal of a service that is busy or broken, by its limit or by a fault."""
-        wait, now = self.settings.retry_after_s, time.monotonic()
-        if self.settings.rpm is not None:
-            while self._recent and now - self._recent[0] > 60:
-                self._recent.popleft()
-            if len(self._recent) >= self.settings.rpm:
-                return _error(429, "RESOURCE_EXHAUSTED", "Quota exceeded", wait)
-            self._recent.append(now)
+        """Return the refusal of a service that is busy or broken, by a fault."""
         if fault == "429":
+            wait = self.settings.retry_after_s
             return _error(429, "RESOURCE_EXHAUSTED", "Resource has been exhausted", wait)
         return _error(500, "INTERNAL", "An internal error has occurred") if fault == "500" else None
 
@@ -228,12 +221,12 @@ class SimulatedGemini:
     def _note(
         self, prompt: str, config: dict[str, Any], outcome: str, refused: web.Response | None
     ) -> None:
-        if self._log is None:
+        if self.settings.log is None:
             return
         digest = hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest()
         entry = {"time": time.time(), "prompt": digest, "seed": config.get("seed")}
         status = {} if refused is None else {"status": refused.status}
-        self._log.write(json.dumps(entry | {"outcome": outcome} | status) + "\n")
+        append_jsonl(self.settings.log, [entry | {"outcome": outcome} | status])
 
 
 def _card(model: str) -> dict[str, Any]:
@@ -278,16 +271,16 @@ def _response(
     return {"candidates": [candidate], "usageMetadata": used, "modelVersion": version}
 
 
-def serve(settings: Settings, host: str, port: int) -> None:
+def serve(settings: Settings) -> None:
     """Serve until interrupted.
 
     Raises:
-        ValueError: Unknown fault or latency distribution.
+        ValueError: Unknown latency distribution.
         OSError: The address is taken; the message names another way.
     """
-    app = SimulatedGemini(settings).app
+    app, host, port = SimulatedGemini(settings).app, settings.host, settings.port
     try:
         web.run_app(app, host=host, port=port, print=None, access_log=None)
     except OSError as error:
-        said = f"{host}:{port}: {error.strerror or error}; choose another --port"
+        said = f"{host}:{port}: {error.strerror or error}; choose another port"
         raise OSError(said) from None

@@ -17,15 +17,17 @@ from geo_utils.cli import app
 from geo_utils.cluster.arrays import (
     SlurmSettings,
     TaskRecord,
+    collect_table,
     create,
     default_settings,
     find,
     make_tasks,
     parse_grid,
+    progress,
     script_text,
+    slurm_states,
 )
 from geo_utils.cluster.servers import ServerError, serve_here
-from geo_utils.cluster.state import collect_table, progress, slurm_states
 from geo_utils.cluster.task import run_task, servers_up
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameters import LocalServer, ParameterError

@@ -133,7 +133,7 @@ def test_queries_are_priced_with_all_their_key_points(gemini_server, tmp_path):
 
 
 def test_faults_are_abstentions_that_the_tables_count(gemini_server, tmp_path):
-    server = gemini_server(faults="blocked:0.15", seed=3)
+    server = gemini_server(faults={"blocked": 0.15}, seed=3)
     _, found, _ = planned_and_run(server, tmp_path)
     asked = [found[name].tables["samples"] for name in TABLES[:3]]
     assert sum(samples["supported"].isna().sum() for samples in asked) > 0

@@ -295,7 +295,7 @@ class TestCache:
         entry = {"role": "engine", "model": "m", "created": 1.0, "completion": {"text": "x"}}
         line = f"{'a' * 64} {json.dumps(entry | changes)}\n"
         (tmp_path / "x.answers.jsonl").write_text(line)
-        done = command("geo_utils", "cache", "show", "--root", tmp_path)
+        done = command("geo_utils", "cache", "--root", tmp_path)
         assert done.returncode == 0 and "1 answers held" in done.stdout, done.stderr
 
     def test_a_forked_child_writes_a_segment_of_its_own(self, tmp_path):
@@ -327,7 +327,7 @@ class TestCache:
             run(caller.complete(ask()))
         assert run(caller.complete(ask())).text == "answer to a"
 
-    def test_the_command_shows_and_prunes(self, tmp_path):
+    def test_the_command_counts_and_deletes(self, tmp_path):
         cache = AnswerCache(tmp_path)
         cache.put("a" * 64, "m", ask(), Completion("one", tokens_in=5))
         cache.put("b" * 64, "n", Request("judge", "x"), Completion("two", served_by="simulated-n"))
@@ -337,14 +337,14 @@ class TestCache:
             assert done.returncode == 0, done.stderr
             return done.stdout
 
-        shown = told("show")
+        shown = told()
         assert "engine     m" in shown and "2 answers held" in shown
         assert "judge      simulated-n" in shown
-        assert "to delete" in told("prune", "--role", "judge")
-        assert "left alone" in told("prune", "--role", "judge", "--yes")  # we write to it
+        assert "1 answers held" in told("--role", "judge")
+        assert "left alone" in told("--role", "judge", "--delete")  # we write to it
         descriptor, _ = cache._segment
         os.close(descriptor)
-        assert "1 answers deleted" in told("prune", "--role", "judge", "--yes")
+        assert "1 answers deleted" in told("--role", "judge", "--delete")
         left = AnswerCache(tmp_path)
         assert left.get("a" * 64).text == "one" and left.get("b" * 64) is None
 
@@ -605,26 +605,26 @@ class TestAgainstAServer:
             run(Gemini(MODEL, "http://127.0.0.1:9").probe())
 
     @pytest.mark.parametrize(
-        ("faults", "error", "kind"),
+        ("fault", "error", "kind"),
         [
-            ("blocked:1", UnusableError, "blocked"),
-            ("truncated:1", UnusableError, "truncated"),
-            ("empty:1", UnusableError, "empty"),
-            ("429:1", TransientError, "429"),
-            ("500:1", TransientError, "500"),
-            ("reset:1", TransientError, "connection"),
-            ("hang:1", TransientError, "timeout"),
+            ("blocked", UnusableError, "blocked"),
+            ("truncated", UnusableError, "truncated"),
+            ("empty", UnusableError, "empty"),
+            ("429", TransientError, "429"),
+            ("500", TransientError, "500"),
+            ("reset", TransientError, "connection"),
+            ("hang", TransientError, "timeout"),
         ],
     )
-    def test_every_fault_has_its_kind(self, gemini_server, faults, error, kind):
-        server = gemini_server(faults=faults, retry_after=0.05)
+    def test_every_fault_has_its_kind(self, gemini_server, fault, error, kind):
+        server = gemini_server(faults={fault: 1}, retry_after_s=0.05)
         retries = replace(QUICK, max_tries=2, timeout_s=0.5 if kind == "timeout" else 60)
         with pytest.raises(error) as caught:
             run(Caller(Gemini(MODEL, server.url), retries=retries).complete(ask()))
         assert caught.value.kind == kind
 
     def test_a_reset_connection_is_sent_again_by_the_caller_alone(self, gemini_server):
-        server = gemini_server(faults="reset:1")
+        server = gemini_server(faults={"reset": 1})
         usage = Usage()
         caller = Caller(Gemini(MODEL, server.url), retries=replace(QUICK, max_tries=3), usage=usage)
         with pytest.raises(TransientError):
@@ -644,11 +644,11 @@ class TestAgainstAServer:
         assert redacted(message) == "Consumer 'api_key:[GEMINI_API_KEY]' has been suspended"
 
     def test_retry_after_is_read_from_the_header(self, gemini_server):
-        server = gemini_server(faults="429:1", retry_after=7)
+        server = gemini_server(faults={"429": 1}, retry_after_s=7)
         with pytest.raises(TransientError) as caught:
             run(Gemini(MODEL, server.url).complete(ask()))
         assert caught.value.retry_after_s == 7
-        silent = gemini_server(faults="429:1", retry_after=-1)
+        silent = gemini_server(faults={"429": 1}, retry_after_s=None)
         with pytest.raises(TransientError) as caught:
             run(Gemini(MODEL, silent.url).complete(ask()))
         assert caught.value.retry_after_s is None
@@ -680,7 +680,7 @@ class TestAgainstAServer:
         assert usage.served_by == {"simulated-gemini-2.5-flash-lite"}
 
     def test_what_is_blocked_counts_towards_the_budget(self, gemini_server):
-        server = gemini_server(faults="blocked:1")
+        server = gemini_server(faults={"blocked": 1})
         usage = Usage(max_cost=0.0001)  # a call takes 0.0000101 of it
         caller = Caller(Gemini(MODEL, server.url), retries=QUICK, usage=usage)
         short = Sampling(max_tokens=1)
@@ -919,8 +919,8 @@ def test_a_thousand_calls_with_faults_end_by_themselves(gemini_server, tmp_path)
     """Done when 1: every sample is scored or an abstention; answers and server log agree."""
     import pandas as pd
 
-    faults = "429:0.05,500:0.02,truncated:0.02,blocked:0.01,hang:0.005"
-    server = gemini_server(faults=faults, latency="constant:0.01", retry_after=0.1)
+    faults = {"429": 0.05, "500": 0.02, "truncated": 0.02, "blocked": 0.01, "hang": 0.005}
+    server = gemini_server(faults=faults, latency="constant:0.01", retry_after_s=0.1)
     table = tmp_path / "samples.pickle"
     process = evaluation(server, tmp_path / "cache", 6, 30, str(table))  # a busy server is late
     assert process.wait(timeout=600) == 0
@@ -959,7 +959,7 @@ def test_a_finished_evaluation_of_hundreds_of_samples_runs_again_without_a_call(
 def test_the_key_shows_nowhere(gemini_server, tmp_path, caplog):
     from conftest import SECRET
 
-    server = gemini_server(key="another", faults="500:0.5")
+    server = gemini_server(key="another", faults={"500": 0.5})
     caller = Caller(Gemini(MODEL, server.url), AnswerCache(tmp_path / "cache"), QUICK)
     with caplog.at_level("DEBUG"), pytest.raises(FatalError) as caught:
         run(caller.complete(ask()))

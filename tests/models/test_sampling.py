@@ -144,7 +144,7 @@ class Watched:
     """The Gemini look-alike in the test's event loop, and the bodies that it got."""
 
     def __init__(self, **settings):
-        self.settings = simulated_gemini.Settings(**settings)
+        self.settings = simulated_gemini.Settings(latency="constant:0", **settings)
         self.bodies, self.url = [], f"http://127.0.0.1:{free_port()}"
 
     async def __aenter__(self):

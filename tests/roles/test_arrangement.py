@@ -1,6 +1,8 @@
 """Pages put in a new order, and the prompts that ask for it: nothing of a page is ever lost."""
 
 from collections import Counter
+from dataclasses import replace
+from unittest import mock
 
 import pytest
 from conftest import make_example, run
@@ -15,8 +17,8 @@ from geo_utils.roles.by_model import (
     NamedRewriters,
     PolicyRewriter,
     RewriteTask,
-    fitting_units,
 )
+from geo_utils.roles.policies import PolicyCard, fitter
 from geo_utils.roles.rewriters import Rewrite, arrange, is_tidy, numbered, page_units
 
 PAGE = """# Tides
@@ -194,6 +196,13 @@ def example_of(page):
     return make_example(sources=("other", page, "third"), key_points=(POINT,))
 
 
+def shown_of(card, example, point, count=len):
+    """How many units a policy is shown whose tokens are what `count` counts."""
+    tokenizer = mock.Mock(side_effect=lambda text, **_: {"input_ids": range(count(text))})
+    tokenizer.apply_chat_template = lambda messages, **_: messages[0]["content"]
+    return fitter(replace(card, max_completion_length=2**20), tokenizer)(example, point)
+
+
 class TestFitting:
     PAGE = "One two three. Four five six. Seven eight nine."
 
@@ -206,7 +215,8 @@ class TestFitting:
         (tmp_path / "rewrite_key_point.md").write_text("Stress: $key_point\n$page\nEnd of task.")
         task, point = RewriteTask("key_point", tmp_path), KeyPoint(1, "Moon pulls.")
         example = example_of(self.PAGE)
-        assert fitting_units(task, example, point, budget, lambda t: len(t.split())) == shown
+        card = PolicyCard("key_point", str(tmp_path), max_prompt_tokens=budget)
+        assert shown_of(card, example, point, lambda t: len(t.split())) == shown
         if shown:
             prompt = task.prompt(example, point, shown)
             kept = " ".join(self.PAGE.split()[: 3 * shown])
@@ -218,7 +228,7 @@ class TestFitting:
     def test_as_many_sentences_as_fit_beside_whole_instructions(self, task, page, spare):
         example, whole = example_of(page), len(page_units(page))
         budget = len(task.prompt(example_of("x"), POINT)) + 12 * spare
-        shown = fitting_units(task, example, POINT, budget, len)
+        shown = shown_of(PolicyCard(task.method, max_prompt_tokens=budget), example, POINT)
         fitting = [k for k in range(1, whole) if len(task.prompt(example, POINT, k)) <= budget]
         if len(task.prompt(example, POINT)) <= budget:
             assert shown is None
@@ -233,7 +243,7 @@ class TestFitting:
             assert f"Fact a{k - 1}z holds." in prompt and f"a{k}z" not in prompt
 
     def test_a_title_alone_has_no_sentence_to_fit(self):
-        assert fitting_units(TASKS[0], example_of("# Title"), POINT, 3, len) == 0
+        assert shown_of(PolicyCard(max_prompt_tokens=3), example_of("# Title"), POINT) == 0
 
 
 class TestPage:

@@ -10,7 +10,7 @@ from geo_utils.cli import app
 from geo_utils.models.base import FatalError, UnusableError
 from geo_utils.models.local import entailment_local
 from geo_utils.notebooks import read_parameters
-from geo_utils.roles.entailment import EntailmentJudge
+from geo_utils.roles.by_model import EntailmentJudge
 from geo_utils.roles.make import make_roles
 
 POINT = "The moon pulls the water."
