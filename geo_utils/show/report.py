@@ -30,6 +30,8 @@ BROWSERS = (
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
 )
 _LIMIT_S = 120
+# Cells for the slides alone, and those that wait for somebody who types.
+_UNREPORTED = {"slides-only", "live"}
 _PAGE = re.compile(rb"/Type\s*/Page\b(?!s)")
 _REVEAL = files("pyreveal") / "revealjs" / "dist"
 # nbconvert's own way to print, by a style sheet that is not there.
@@ -75,7 +77,7 @@ def render_report(
         "embed_images": True,
     }
     reporter = HTMLExporter(template_name="geo_report", **options)
-    kept = (c for c in node.cells if "slides-only" not in c.metadata.get("tags", ()))
+    kept = (c for c in node.cells if not _UNREPORTED.intersection(c.metadata.get("tags", ())))
     report, _ = reporter.from_notebook_node(_with(node, kept), {"manifest": run})
     written: dict[str, Path | str] = {
         "report": folder / "report.html",
