@@ -266,6 +266,26 @@ def report(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a run folder of notebook 02, 03 or 04")],
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="as a log that `inspect view` opens")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="default, samples.eval in the folder")] = None,
+) -> None:
+    """Write a run's samples in another form than samples.parquet."""
+    from geo_utils.inspect_log import write_inspect_log
+    from geo_utils.records import Record
+
+    path = out or run / "samples.eval"
+    with refusals():
+        if not inspect:
+            raise ValueError("name the form: --inspect writes a log of inspect_ai")
+        count = write_inspect_log(Record(run.resolve()), path)
+    _say(f"{count:,} samples: {path}")
+
+
+@app.command()
 def check(file: Path) -> None:
     """Say what a corpus file holds, or the first line and field that cannot be read."""
     from geo_utils.corpus import load_corpus
