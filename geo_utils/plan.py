@@ -142,7 +142,8 @@ def plan_text(plan: pd.DataFrame) -> str:
 
 def plan_by_role(plan: pd.DataFrame) -> dict[str, dict[str, float | None]]:
     """Return a plan as a manifest records it: all parts of a role together, None for unknown."""
-    counts = plan.drop(columns="model").groupby(plan.index.str.partition(",").str[0], sort=False)
+    roles = [str(role).partition(",")[0] for role in plan.index]
+    counts = plan.drop(columns="model").groupby(roles, sort=False)
     return {
         str(role): {str(n): None if pd.isna(v) else v for n, v in row.items()}
         for role, row in counts.sum(min_count=1).to_dict("index").items()

@@ -96,7 +96,7 @@ def interval_figure(
     """
     names = list(dict.fromkeys(rows.index))
     several = 1.15 if len(rows) > len(names) else 1.0
-    figure, axes = canvas(several * len(names), extra=1.0 if lines else 0.0)
+    figure, axes = canvas(several * len(names), extra=1.0 if lines else 0.0, texts=len(rows))
     plain: dict[str, Any] = {"shade": BLUE, "marker": "o", "hollow": False, "text": None}
     for y, name in enumerate(names):
         marks = rows.loc[[name]].to_dict("records")
@@ -341,19 +341,22 @@ def name_rows(axes: Axes, names: Sequence[object]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def canvas(rows: float, extra: float = 0.0, columns: int = 1) -> tuple[Figure, Any]:
+def canvas(
+    rows: float, extra: float = 0.0, columns: int = 1, texts: float = 0
+) -> tuple[Figure, Any]:
     """Return an empty figure for so many rows, low enough that its 14 pt stay that on a slide.
 
     Args:
         rows: Rows, of 0.55 inches each where there is room.
         extra: Further inches, as for labels above the axes.
         columns: Panels beside each other.
+        texts: Lines of text below each other, where there are more than rows.
 
     Returns:
         The figure, and its axes: an array of them where there are several columns.
     """
     sns.set_theme(style="white", font_scale=1.45 if columns == 1 else 1.3)
-    height = max(min(0.55 * rows, 4.2 - extra), 0.24 * rows)
+    height = max(min(0.55 * rows, 4.2 - extra), 0.24 * max(rows, texts))
     figure, axes = plt.subplots(
         1, columns, figsize=(12, 2.4 + height + extra), sharey=True, layout="constrained"
     )

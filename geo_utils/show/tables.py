@@ -16,6 +16,7 @@ from geo_utils.statistics import with_interval
 
 DASH = "–"  # noqa: RUF001
 _STYLE: list[Any] = [
+    {"selector": "", "props": "table-layout: auto"},  # JupyterLab makes all columns alike
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: .6em"},
     {"selector": "th", "props": "text-align: left"},
     {"selector": "td", "props": "text-align: right; font-variant-numeric: tabular-nums"},
@@ -431,4 +432,6 @@ def styled(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Style
 
 def over_queries(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Styler:
     """Lay out a table whose intervals are over queries."""
-    return styled(table, marked, f"95 % intervals over queries. {caption}")
+    shown = styled(table, marked, f"95 % intervals over queries. {caption}")
+    one_line: list[Any] = [{"selector": "td", "props": "white-space: nowrap"}]
+    return shown.set_table_styles(one_line, overwrite=False)
