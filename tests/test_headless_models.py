@@ -56,7 +56,7 @@ def test_a_new_users_path(gemini_server, tmp_path):
     (folder,) = (tmp_path / NB02 / "first").iterdir()
     run = Run(folder)
     usage = run.manifest["usage"]["roles"]
-    assert usage["engine"]["answered"] + usage["engine"]["cached"] == 60
+    assert usage["engine"]["answered"] + usage["engine"]["cached"] == 60 + 2  # by hand, again
     assert usage["rewriter"]["answered"] == 10
     assert usage["engine"]["cost_usd"] > 0 and usage["engine"]["latency_p95_s"] > 0
     assert "SIMULATED" in run.manifest["provenance"]

@@ -69,13 +69,16 @@ def test_the_passage_that_a_verdict_rests_on_is_underlined():
     assert "The answer cites no source." in shown
 
 
-@pytest.mark.parametrize("size", [3, None])
+@pytest.mark.parametrize("size", [7, 20, 75, None])
 def test_an_excerpt_holds_what_matters_and_counts_the_rest(size):
-    long = f"{'Nothing here. ' * 50}The Moon raises bulges. {'Nothing there. ' * 40}"
-    shown = text(answers_view(EXAMPLE, ROW | {"answer": long}, size=size))
-    told = re.findall(r"\(… (\d+) words\)", shown)
-    assert sum(map(int, told)) == (184 - 3 if size else 0)
-    assert ">Moon</mark>" in shown
+    filler = " ".join(f"word{i}" for i in range(300))
+    answer = f"{filler} The Moon raises two bulges of water. {filler}"
+    shown = text(answers_view(EXAMPLE, ROW | {"answer": answer}, size=size))
+    body = re.search(r'<div class="geo-box geo-whole".*?>(.*?)</div>', shown, re.DOTALL)[1]
+    assert all(f"<mark>{word}</mark>" in body for word in ("Moon", "raises", "bulges", "water"))
+    left_out = sum(map(int, re.findall(r"\(… (\d+) words?\)", body)))
+    kept = re.findall(r"\w+", re.sub(r"<[^>]+>|\(… \d+ words?\)", "", body))
+    assert len(kept) == (size or 607) and left_out == 607 - len(kept)
 
 
 def test_the_target_is_named_among_the_sources_and_a_role_s_last_prompt_shown():
