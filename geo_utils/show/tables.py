@@ -433,5 +433,4 @@ def styled(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Style
 def over_queries(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Styler:
     """Lay out a table whose intervals are over queries."""
     shown = styled(table, marked, f"95 % intervals over queries. {caption}")
-    one_line: list[Any] = [{"selector": "td", "props": "white-space: nowrap"}]
-    return shown.set_table_styles(one_line, overwrite=False)
+    return shown.set_table_attributes('class="geo-numbers"')
