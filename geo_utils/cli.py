@@ -126,6 +126,48 @@ def _rendered(executed: Path) -> None:
         sys.stderr.write(f"  report, slides or the page of runs could not be written: {error}\n")
 
 
+@app.command("try")
+def try_own(
+    page: Annotated[Path, typer.Option(help="file with the text of your page")],
+    key_point: Annotated[str, typer.Option(help="the claim of it that answers should carry")],
+    sets: Sets = None,
+    query: Annotated[str, typer.Option(help="the question; default, the page's title")] = "",
+    other: Annotated[
+        list[Path] | None, typer.Option(help="file with another page that the engine sees")
+    ] = None,
+    method: Annotated[str, typer.Option(help="how it is rewritten")] = "key_point",
+    engine: Annotated[str, typer.Option(help="such as gemini/gemini-3.1-flash-lite")] = "",
+    rewriter: Annotated[str, typer.Option(help="default, the engine")] = "",
+    judge: Annotated[str, typer.Option(help="default, the file's")] = "",
+    params: Annotated[str, typer.Option(help="a file in params/03_key_point_prompt/")] = "default",
+    repeats: Annotated[int, typer.Option(min=1, help="answers before and after")] = 1,
+    out: Annotated[Path, typer.Option(help="gets the page that shows it")] = Path("try.html"),
+) -> None:
+    """Try a page of your own: rewrite it, ask before and after, and judge both."""
+    from geo_utils.corpus import own_example
+    from geo_utils.models.base import FatalError, ModelError
+    from geo_utils.notebooks import read_parameters
+    from geo_utils.roles.make import make_roles
+    from geo_utils.runs import RunInterrupted
+    from geo_utils.show.example import write_trial
+    from geo_utils.trial import changing_method, try_page
+
+    with refusals(FatalError, ModelError, RunInterrupted):
+        others = [path.read_text(encoding="utf-8") for path in other or ()]
+        example = own_example(page.read_text(encoding="utf-8"), key_point, query, others)
+        asked = {"engine": engine, "rewriter": rewriter or engine, "judge": judge}
+        alone = [
+            ("method", changing_method(method)),
+            ("baseline_methods", "[original]"),
+            ("studies", "{}"),
+        ]
+        given = [*alone, *((role, name) for role, name in asked.items() if name), *pairs(sets)]
+        roles = make_roles(read_parameters("03", params, given)[2])  # type: ignore[arg-type]
+        trial = try_page(roles, example, method, repeats)
+        write_trial(trial, out)
+    _say(f"Query: {example.query}", *trial.findings, out)
+
+
 @app.command("record")
 def make_record(
     folder: Annotated[Path, typer.Argument(help="gets the record; one that lies there goes")],
@@ -226,6 +268,26 @@ def report(
             said = f"{notebook} cannot be rendered: {type(error).__name__}: {error}"[:500]
             raise ValueError(said) from None
         _say(*written.values())
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a run folder of notebook 02, 03 or 04")],
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="as a log that `inspect view` opens")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="default, samples.eval in the folder")] = None,
+) -> None:
+    """Write a run's samples in another form than samples.parquet."""
+    from geo_utils.inspect_log import write_inspect_log
+    from geo_utils.records import Record
+
+    path = out or run / "samples.eval"
+    with refusals():
+        if not inspect:
+            raise ValueError("name the form: --inspect writes a log of inspect_ai")
+        count = write_inspect_log(Record(run.resolve()), path)
+    _say(f"{count:,} samples: {path}")
 
 
 @app.command()

@@ -290,6 +290,30 @@ def _example(row: Mapping[str, Any], place: str, notes: Counter[str]) -> Example
     )
 
 
+def own_example(page: str, key_point: str, query: str = "", others: Sequence[str] = ()) -> Example:
+    """Return the example that a page of one's own makes, the page being its first source.
+
+    Args:
+        page: The page's text.
+        key_point: What it wants said.
+        query: The question; empty for the page's title or, without one, its first line.
+        others: The pages that the engine sees beside it.
+
+    Raises:
+        CorpusError: A text is missing or cannot be used.
+    """
+    if not page.strip():
+        raise CorpusError("the page is empty; give its whole text, at least a sentence")
+    if not key_point.strip():
+        raise CorpusError("the key point is empty; give one claim of the page, in a sentence")
+    title = page.strip().splitlines()[0].lstrip("# ")
+    points = {"points": [{"point_content": key_point}]}
+    row = {"query": query.strip() or title, "text_list": [page, *others], "target_id": 0}
+    return _example(
+        row | {"query_id": "own page", "ori_keypoint_dict": points}, "own page", Counter()
+    )
+
+
 def _clean_page(text: Any, place: str, notes: Counter[str]) -> str:
     if not isinstance(text, str):
         raise CorpusError(f"{place}: {type(text).__name__} instead of a text")

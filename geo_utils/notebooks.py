@@ -161,6 +161,8 @@ def execute(
             sys.stderr.write(f"  {error}\n")
             returncode = 1
         status, reason = _settle(run, executed, returncode, received, reserve)
+        if status == "planned":
+            _without_error(executed)
         if again and status == "finished":
             executed = executed.replace(run.folder / "notebook.ipynb")
         sys.stderr.write(f"{notebook}: {status} after {time.monotonic() - started:.0f} s\n")
@@ -171,8 +173,7 @@ def execute(
         lock.close()
     if received:
         return 128 + received[0]
-    rehearsed = str(run.manifest.get("reason")).startswith("dry run")
-    return 0 if status == "finished" or rehearsed else 1
+    return 0 if status in ("finished", "planned") else 1
 
 
 def _papermill(
@@ -235,7 +236,9 @@ def _settle(
     ended: Status = "interrupted" if received else "failed"
     if received:
         reason = f"signal {received[0].name}"
-    elif status not in ("failed", "interrupted") and (returncode or status != "finished"):
+    elif status not in ("failed", "interrupted", "planned") and (
+        returncode or status != "finished"
+    ):
         reason = _failure(executed, returncode, full=free < _RESERVE)
     else:
         return status, str(reason)
@@ -244,6 +247,17 @@ def _settle(
     except OSError as error:
         sys.stderr.write(f"  how it ended cannot be recorded: {error}; put that right, run again\n")
     return ended, reason
+
+
+def _without_error(executed: Path) -> None:
+    """Take out of a dry run's notebook what Papermill and the kernel make of its end."""
+    node = json.loads(executed.read_text(encoding="utf-8"))
+    tagged = "papermill-error-cell-tag"
+    node["cells"] = [c for c in node["cells"] if tagged not in c["metadata"].get("tags", ())]
+    for cell in node["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [o for o in cell["outputs"] if o["output_type"] != "error"]
+    write_atomic(executed, json.dumps(node, indent=1, ensure_ascii=False) + "\n")
 
 
 def _failure(executed: Path, returncode: int, full: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import html
 import inspect
 import json
 import re
@@ -289,6 +290,11 @@ class NotebookParams(BaseModel):
             self.model_dump(), sort_keys=False, allow_unicode=True, default_flow_style=None
         )
         return text.rstrip()
+
+    def _repr_html_(self) -> str:
+        """Return the parameters folded, as a notebook and its report show them."""
+        told = f"Parameters of this run: {self.notebook} {self.variant}"
+        return f"<details><summary>{told}</summary><pre>{html.escape(str(self))}</pre></details>"
 
     @property
     def settled(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import is_policy
 from geo_utils.roles.params import RunParams
 from geo_utils.roles.rewriters import Rewrite
-from geo_utils.runs import RunInterrupted
+from geo_utils.runs import Planned
 
 # Runs a further part of an experiment with planned roles, given the examples and the rehearsed
 # samples of the comparison, and returns the other planned roles that it called.
@@ -140,14 +140,24 @@ def plan_text(plan: pd.DataFrame) -> str:
     return "\n".join([*lines, "", f"{total}; retries come on top (prices as of {AS_OF})."])
 
 
+def plan_by_role(plan: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    """Return a plan as a manifest records it: all parts of a role together, None for unknown."""
+    roles = [str(role).partition(",")[0] for role in plan.index]
+    counts = plan.drop(columns="model").groupby(roles, sort=False)
+    return {
+        str(role): {str(n): None if pd.isna(v) else v for n, v in row.items()}
+        for role, row in counts.sum(min_count=1).to_dict("index").items()
+    }
+
+
 def stop_if_dry_run(params: RunParams, plan: pd.DataFrame) -> None:
     """End a dry run here.
 
     Raises:
-        RunInterrupted: `dry_run` is set; nothing was spent.
+        Planned: `dry_run` is set; nothing was spent.
     """
     if params.dry_run:
-        raise RunInterrupted(f"dry run, nothing was spent\n{plan_text(plan)}")
+        raise Planned(f"dry run, nothing was spent\n{plan_text(plan)}")
 
 
 def quiet(done: int, total: int) -> None:

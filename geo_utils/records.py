@@ -96,7 +96,7 @@ class Record:
     @property
     def rehearsed(self) -> bool:
         """Whether it was a dry run, which ends without a result and as it should."""
-        return self.reason.startswith("dry run")
+        return self.status == "planned"
 
     def trial(self, least_queries: int) -> str:
         """Say why the run only tries things out; empty where its numbers are to be shown.

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-Status = Literal["started", "finished", "failed", "interrupted"]
+Status = Literal["started", "finished", "failed", "interrupted", "planned"]
 EXPECTED = "GEO_UTILS_RUN_FOLDER"  # of a kernel: the run that the command line has found
 _PACKAGES = """geo-utils numpy pandas pyarrow scipy statsmodels nupunkt PyStemmer regex pydantic
 seaborn matplotlib papermill nbconvert torch transformers trl peft accelerate datasets vllm
@@ -199,7 +199,15 @@ class NothingScored(RuntimeError):
 
 
 class RunInterrupted(RuntimeError):
-    """Ends a run that can be resumed: a budget is spent, a service is down, a rehearsal is over."""
+    """Ends a run that can be resumed: a budget is spent, or a service is down."""
+
+
+class Planned(RunInterrupted):
+    """Ends a dry run, as it should."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows in place of a traceback."""
+        return str(self).splitlines()
 
 
 def start_run(notebook: str, params: NotebookParams) -> Run:
@@ -401,7 +409,9 @@ def _fail_on_cell_error(run: Run) -> None:
     def record(result: Any) -> None:
         error = result.error_before_exec or result.error_in_exec
         kind, reason = type(error).__name__, str(error) or type(error).__name__
-        if isinstance(error, KeyboardInterrupt | RunInterrupted):
+        if isinstance(error, Planned):
+            run.end("planned", reason)
+        elif isinstance(error, KeyboardInterrupt | RunInterrupted):
             run.end("interrupted", reason)
         elif error is not None:
             run.end("failed", f"{kind}: {reason}")

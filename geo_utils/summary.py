@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -238,6 +238,17 @@ def _worst(table: pd.DataFrame) -> float:
     return float(-np.nanmean(scores)) if (~np.isnan(scores)).any() else float("nan")
 
 
+def rivals_in(methods: Iterable[str]) -> list[str]:
+    """Return those of these methods that another has to beat.
+
+    They are the original page, the previous methods as one (`with_pooled`; if there is only one,
+    that one), pasting and repeating the key point.
+    """
+    names = list(dict.fromkeys(methods))
+    previous = [m for m in names if is_pooled(m)] or [m for m in names if m in PREVIOUS]
+    return [m for m in ("original", *previous, *_TRIVIAL) if m in names]
+
+
 def against(samples: pd.DataFrame, method: str, seed: int = 0) -> pd.DataFrame:
     """Compare a method's key-point probability with all that it has to beat, on the same pairs.
 
@@ -247,15 +258,12 @@ def against(samples: pd.DataFrame, method: str, seed: int = 0) -> pd.DataFrame:
         seed: Seed of the resampling.
 
     Returns:
-        Indexed by rival, those that the samples have: the original page, the previous methods as
-        one (`with_pooled`; if there is only one, that one), pasting and repeating the key point.
-        As `contrasts`, Holm over the rivals.
+        Indexed by rival, as `rivals_in` of the samples; columns as `contrasts`, Holm over the
+        rivals.
     """
     is_own = samples["method"] == method
     others = with_pooled(samples[~is_own])
-    names = list(dict.fromkeys(others["method"]))
-    previous = [m for m in names if is_pooled(m)] or [m for m in names if m in PREVIOUS]
-    rivals = [m for m in ("original", *previous, *_TRIVIAL) if m in names]
+    rivals = rivals_in(others["method"])
     both = pd.concat([others, samples[is_own]])
     found = [contrasts(both, "supported", rival, [method], seed) for rival in rivals]
     return adjusted(pd.concat(found).set_axis(pd.Index(rivals, name="rival")))

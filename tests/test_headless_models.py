@@ -2,6 +2,7 @@
 
 import json
 
+import nbformat
 import pytest
 from conftest import GEMINI, PROJECT, SECRET, make_row
 from headless import only_run, run_notebook
@@ -41,6 +42,13 @@ def test_a_new_users_path(gemini_server, tmp_path):
     assert "- **rewriter** (gemini-2.5-flash-lite): 10 calls" in rehearsal.stderr
     assert "US dollars; retries come on top (prices as of" in rehearsal.stderr
     assert server.entries() == []
+    planned = only_run(tmp_path, NB02)
+    assert planned.manifest["status"] == "planned"
+    assert planned.manifest["plan"]["engine"]["calls"] == 60
+    cells = nbformat.read(planned.folder / "notebook.ipynb", as_version=4).cells
+    assert not [o for c in cells for o in c.get("outputs", ()) if o.output_type == "error"]
+    report = (planned.folder / "report.html").read_text()
+    assert "Traceback" not in report and "Exception was encountered" not in report
 
     first = run_on(server, tmp_path, ("corpus.limit", "10"), ("variant", "first"))
     assert first.returncode == 0, first.stderr
@@ -48,11 +56,14 @@ def test_a_new_users_path(gemini_server, tmp_path):
     (folder,) = (tmp_path / NB02 / "first").iterdir()
     run = Run(folder)
     usage = run.manifest["usage"]["roles"]
-    assert usage["engine"]["answered"] + usage["engine"]["cached"] == 60
+    assert usage["engine"]["answered"] + usage["engine"]["cached"] == 60 + 2  # by hand, again
     assert usage["rewriter"]["answered"] == 10
     assert usage["engine"]["cost_usd"] > 0 and usage["engine"]["latency_p95_s"] > 0
     assert "SIMULATED" in run.manifest["provenance"]
-    assert "SIMULATED" in (run.folder / "report.html").read_text()
+    report = (run.folder / "report.html").read_text()
+    assert "SIMULATED" in report
+    row = ["engine", 60, usage["engine"]["calls"], usage["engine"]["cached"]]
+    assert "".join(f"<td>{cell}</td>" for cell in row) in report  # planned beside spent
     assert set(run.manifest["templates"]) == {
         "engine_answer",
         "judge_verdict",

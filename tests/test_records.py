@@ -120,7 +120,7 @@ class TestChoice:
         make_run(tmp_path, "20260102-1")
         make_run(tmp_path, "20260101-2", status="failed", reason="put right the day after")
         make_run(tmp_path, "20260103-1", status="interrupted", reason="signal SIGTERM")
-        make_run(tmp_path, "20260103-2", status="interrupted", reason="dry run, nothing was spent")
+        make_run(tmp_path, "20260103-2", status="planned", reason="dry run, nothing was spent")
         make_run(tmp_path, "20260101-3", variant="other", status="failed", reason="never worked")
         make_run(tmp_path, "20260104-1", notebook="03_key_point_prompt")
         (tmp_path / "cache" / "a" / "b").mkdir(parents=True)

@@ -58,6 +58,16 @@ def test_notebooks_are_stripped_and_can_be_slides(path):
     assert len(ids) == len(set(ids))  # as merged branches may have it
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS[:3], ids=lambda p: p.stem)
+def test_a_notebook_says_what_a_chapter_is_for_and_its_cells_are_short(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        lines = cell.source.strip().splitlines()
+        if cell.cell_type == "markdown" and lines[0].startswith("#"):
+            assert len(lines) > 2, f"{lines[0]}: no sentence says why it is asked"
+        elif cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", ()):
+            assert len(lines) <= 15, cell.source
+
+
 def test_environment_yml_has_the_same_pins():
     wanted = yaml.safe_load((PROJECT / "environment.yml").read_text())["dependencies"]
     pip = next(entry["pip"] for entry in wanted if isinstance(entry, dict))

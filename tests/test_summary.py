@@ -5,14 +5,13 @@ import pandas as pd
 import pytest
 
 from geo_utils.roles.methods import pooled
-from geo_utils.show.plots import difference_figure, rival_figure
+from geo_utils.show.plots import ladder_figure, rival_figure, slopes_figure, verdict_figure
 from geo_utils.show.tables import (
-    findings,
+    answer_text,
     method_table,
     query_table,
     query_text,
     rival_findings,
-    rival_table,
 )
 from geo_utils.summary import (
     against,
@@ -20,6 +19,7 @@ from geo_utils.summary import (
     headline,
     leading,
     rivals_headline,
+    rivals_in,
     summarise,
     with_pooled,
 )
@@ -55,6 +55,54 @@ POOL = pooled(2)
 SAMPLES = of(*SUPPORTED)
 
 
+def answer(summary, about="key_point", corrected=None):
+    return answer_text(summary, about, ["original", POOL], corrected, "src")
+
+
+class TestAnswer:
+    @pytest.mark.parametrize(
+        ("clear", "difference", "said"),
+        [
+            (True, 0.5, ("**Yes.**", "clearly more: +0.500")),
+            (True, -0.5, ("**No.**", "clearly fewer: -0.500")),
+            (False, 0.5, ("**Not shown.**", "not clearly different: +0.500")),
+        ],
+    )
+    def test_it_answers_what_was_asked_and_claims_what_is_clear(self, clear, difference, said):
+        summary = summarise(SAMPLES)
+        summary.loc["key_point", ["clear", "difference"]] = clear, difference
+        told = answer(summary)
+        assert told.startswith(said[0]) and said[1] in told
+        assert f"With {POOL} it is in 66.7% of the answers, not clearly different" in told
+        assert "n = 2 to 4 queries" in told and told.endswith("Source: src.")
+
+    def test_what_has_no_score_is_said(self):
+        summary = summarise(samples_of(SUPPORTED | {"key_point": [NAN] * 4}))
+        assert answer(summary).startswith("With key-point rewrite no pair could be scored.")
+
+
+class TestFigures:
+    def test_the_ladder_steps_from_row_to_row(self):
+        rows = [*rivals_in(summarise(SAMPLES).index), "key_point"]
+        assert rows == ["original", POOL, "paste_key_point", "key_point"]
+        bars = ladder_figure(summarise(SAMPLES), rows, "src").axes[0].patches
+        widths = [bar.get_width() for bar in bars]
+        assert widths == pytest.approx([2 / 3, 0.75 - 2 / 3, 0.25])
+
+    def test_a_query_is_a_line_and_alike_ones_are_one(self):
+        figure = slopes_figure(SAMPLES, "paste_key_point", "src")
+        assert figure.get_suptitle().endswith("better on 3 queries, worse on 0, the same on 1")
+        drawn = [tuple(line.get_ydata()) for line in figure.axes[0].lines]
+        assert sorted(filter(None, drawn)) == [(0.0, 0.0), (0.0, 1.0)]
+
+    def test_verdicts_add_up_and_contradictions_are_counted_among_the_misses(self):
+        verdicts = ["supported", "omitted", "contradicted", None]
+        samples = of("original", "key_point").assign(verdict=np.repeat(verdicts, 2))
+        figure = verdict_figure(samples, "src")
+        assert figure.get_suptitle().endswith("leave it out; 50.0% contradict it")
+        assert sum(bar.get_width() for bar in figure.axes[0].patches) == pytest.approx(2.0)
+
+
 class TestPooled:
     def test_a_pair_counts_by_the_mean_of_the_methods_that_have_it(self):
         table = with_pooled(SAMPLES)
@@ -79,11 +127,7 @@ class TestPooled:
         assert with_pooled(samples) is samples
 
     def test_its_abstentions_are_not_counted_twice(self):
-        assert "3 abstentions in all" in findings(summarise(SAMPLES), "src")
-
-    def test_a_figures_title_counts_methods_and_no_pool(self):
-        title = difference_figure(summarise(SAMPLES), "src").get_suptitle()
-        assert title.startswith("0 of 5 methods")
+        assert "3 abstentions in all" in answer(summarise(SAMPLES))
 
 
 class TestAgainst:
@@ -122,7 +166,6 @@ class TestAgainst:
         assert "1 pairs dropped" in lines[1] and "**no clear difference**" in lines[2]
         worse = rival_findings(clear.assign(difference=-0.1), "key_point")
         assert "**clearly worse**" in worse
-        assert rival_table(clear, "key_point", "src").data.loc[POOL, "the other"] == "0.667"
 
     def test_a_rival_without_any_score_is_said(self):
         samples = samples_of(SUPPORTED | {"paste_key_point": [NAN] * 4})
@@ -145,16 +188,15 @@ class TestFirstTable:
         )
         shown = method_table(summary, "src").data["answers that cite nothing"]
         assert shown["rules (as published)"].startswith("0.750 [")
-        assert "**The engine cites no source in 65.2% of 23 answers**" in findings(summary, "src")
-        assert "cites no source" not in findings(summarise(SAMPLES), "src")
+        assert "**The engine cites no source in 65.2% of 23 answers**" in answer(summary)
+        assert "cites no source" not in answer(summarise(SAMPLES))
 
     def test_both_families_are_named_and_what_is_pooled(self):
         summary = summarise(SAMPLES)
         table = method_table(summary, "src")
         assert {"rules (as published)", "rules (truthful)", POOL} <= set(table.data.index)
-        for text in (table.caption, findings(summary, "src")):
-            assert "fluency, rules (as published); without the truthful variants." in text
-            assert "lets the rewriter invent" in text
+        assert "fluency, rules (as published); without the truthful variants." in table.caption
+        assert "lets the rewriter invent" in table.caption
         plain = method_table(summarise(of("original", "fluency")), "src").caption
         assert "Pooled" not in plain and "As published" not in plain
 

@@ -36,7 +36,7 @@ def panel_figure(
         lines: The value that a panel's line stands at; 0 where none is given.
     """
     names = list(next(iter(panels.values())).index)
-    figure, axes = canvas(len(names), extra=0.8, columns=len(panels))
+    figure, axes = canvas(len(names), extra=0.8, columns=len(panels), texts=1.8 * len(names))
     for panel, (quantity, rows) in zip(axes, panels.items(), strict=True):
         for y, row in enumerate(rows.to_dict("records")):
             values = row["mean"], row["low"], row["high"]

@@ -13,7 +13,15 @@ import pandas as pd
 from geo_utils.corpus import Corpus, Example
 from geo_utils.evaluate import Counter, Progress, Scorer, evaluate
 from geo_utils.files import resolve_path
-from geo_utils.models.base import EMBEDDER, FatalError, LanguageModel, ModelError, Sampling
+from geo_utils.models.base import (
+    EMBEDDER,
+    Completion,
+    FatalError,
+    LanguageModel,
+    ModelError,
+    Request,
+    Sampling,
+)
 from geo_utils.models.cache import AnswerCache
 from geo_utils.models.caller import Caller, Planner, RateLimit, Retries
 from geo_utils.models.known import retirement
@@ -23,6 +31,7 @@ from geo_utils.models.record import Recorded, open_record
 from geo_utils.models.usage import Usage
 from geo_utils.prompts import load_template
 from geo_utils.roles import by_model
+from geo_utils.roles.by_model import Completes, NamedRewriters
 from geo_utils.roles.engines import Engine, ExtractiveEngine
 from geo_utils.roles.judges import STRICT, Judge, LexicalJudge
 from geo_utils.roles.methods import MODEL_FREE_METHODS, is_policy
@@ -74,6 +83,18 @@ class Roles:
         """Return roles that count what these would call, and call nothing."""
         callers = [(r, c) for r, c in self.callers.items() if isinstance(c, Caller)]
         return _roles(self.params, {role: Planner(caller) for role, caller in callers}, Usage())
+
+    def noted(self) -> tuple[Roles, list[Request]]:
+        """Return the same roles, and a list that gets every request that they send to a model.
+
+        What a trained policy is asked is not among them.
+        """
+        requests: list[Request] = []
+        callers = {role: _Noted(caller, requests) for role, caller in self.callers.items()}
+        made = _roles(self.params, callers, self.usage, models=self.models)
+        if isinstance(self.rewriter, NamedRewriters):
+            made = replace(made, rewriter=replace(self.rewriter, others=made.rewriter))
+        return made, requests
 
     def evaluate(
         self,
@@ -142,6 +163,18 @@ class Roles:
         return {
             n: load_template(n, self.prompts).hash for r in self.callers for n in names.get(r, ())
         }
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """Passes requests on to a caller, and keeps them."""
+
+    caller: Completes
+    requests: list[Request]
+
+    async def complete(self, request: Request) -> Completion:
+        self.requests.append(request)
+        return await self.caller.complete(request)
 
 
 def make_roles(params: RunParams, like: Roles | None = None, run: Run | None = None) -> Roles:
@@ -291,7 +324,7 @@ def _roles(
         drawn = _sampling(params, "rewriter")
         rewriter = by_model.ModelRewriter(callers["rewriter"], drawn, prompts)
     if policies:
-        rewriter = by_model.NamedRewriters(rewriter, policies)
+        rewriter = NamedRewriters(rewriter, policies)
     return Roles(engine, judge, rewriter, callers, usage, params, models or {})
 
 

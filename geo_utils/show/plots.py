@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from geo_utils.roles.methods import (
 )
 from geo_utils.show.tables import abstentions, count_range
 from geo_utils.statistics import with_interval
+from geo_utils.summary import PAIR
 
 # Key-point probabilities of the study that this project continues (Gemini flash-lite engine).
 EARLIER_STUDY = {
@@ -94,7 +96,7 @@ def interval_figure(
     """
     names = list(dict.fromkeys(rows.index))
     several = 1.15 if len(rows) > len(names) else 1.0
-    figure, axes = canvas(several * len(names), extra=1.0 if lines else 0.0)
+    figure, axes = canvas(several * len(names), extra=1.0 if lines else 0.0, texts=len(rows))
     plain: dict[str, Any] = {"shade": BLUE, "marker": "o", "hollow": False, "text": None}
     for y, name in enumerate(names):
         marks = rows.loc[[name]].to_dict("records")
@@ -164,14 +166,87 @@ def claim(summary: pd.DataFrame) -> str:
     return f"No method {differs} the original page: key point in {base} of its answers"
 
 
-def difference_figure(summary: pd.DataFrame, source: str) -> Figure:
-    """Draw each method's paired difference to the original page."""
-    shown = summary.drop(index="original")
-    methods = shown.drop(index=list(filter(is_pooled, shown.index)))
-    title = f"{_raise(methods)} the key-point probability"
-    rows = method_rows(shown, "difference", "difference")
-    quantity = "difference to the original page, paired"
-    return interval_figure(rows, title, quantity, basis(shown, source), signed=True)
+def ladder_figure(
+    summary: pd.DataFrame,
+    rows: Sequence[str],
+    source: str,
+    references: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw the key-point probability from the original page up, each row's step from the last one.
+
+    Args:
+        summary: As `summary.summarise` returns it.
+        rows: Its rows to draw, such as `summary.rivals_in` and the method that is to beat them.
+        source: Where the figures come from.
+        references: As `probability_figure`.
+    """
+    shown = summary.loc[list(dict.fromkeys(rows))]
+    figure, means = probability_figure(shown, source, references), shown["key_point_probability"]
+    for y, (last, own) in enumerate(itertools.pairwise(means), 1):
+        shade = "#2e7d32" if own > last else "#c1272d"
+        figure.axes[0].barh(y, own - last, left=last, height=0.45, color=shade, alpha=0.25)
+        figure.axes[0].plot((last, last), (y - 1, y), color="#999999", linewidth=1, zorder=0)
+    return figure
+
+
+def slopes_figure(samples: pd.DataFrame, method: str, source: str) -> Figure:
+    """Draw each query's key-point probability for the original page and for a method.
+
+    Args:
+        samples: As `evaluate.evaluate` returns it.
+        method: The method.
+        source: Where the figures come from.
+    """
+    wide = samples.pivot(index=PAIR, columns="method", values="supported").astype(float)
+    pairs = wide[["original", method]].dropna().groupby("query_id").mean()
+    change = np.sign(pairs[method] - pairs["original"])
+    up, down, alike = ((change == sign).sum() for sign in (1, -1, 0))
+    figure, axes = canvas(8)
+    kinds = ((0, "#999999", "the same"), (-1, "#c1272d", "worse"), (1, "#2e7d32", "better"))
+    for sign, shade, name in kinds:
+        lines = pairs[change == sign].value_counts()
+        for (first, second), count in lines.items():
+            axes.plot((0, 1), (first, second), "o-", color=shade, linewidth=1.5 * count, alpha=0.6)
+        axes.plot([], [], "o-", color=shade, label=f"{name}: {int(lines.sum())} queries")
+    axes.set_xticks([0, 1], ["original", label(method)])
+    axes.set(ylabel="share of its answers", xlim=(-0.15, 1.15), ylim=(-0.03, 1.03))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    title = f"{label(method).capitalize()} does better on {up} queries, worse on {down}, "
+    note = "A line a query, thicker where several are alike."
+    n = f"n = {len(pairs)} queries, {wide[['original', method]].dropna().shape[0]} pairs"
+    return finished(figure, f"{title}the same on {alike}", f"{note} {n}. {source}")
+
+
+def verdict_figure(samples: pd.DataFrame, source: str) -> Figure:
+    """Draw of what each method's verdicts are made, abstentions among them.
+
+    Args:
+        samples: As `evaluate.evaluate` returns it.
+        source: Where the figures come from.
+    """
+    kinds = {
+        "supported": "#2e7d32", "omitted": "#c9c9c9", "contradicted": "#c1272d",
+        "no page": "#8a5a00", "abstained": "#ffffff",
+    }  # fmt: skip
+    verdicts = samples["verdict"].fillna("abstained")
+    shares = pd.crosstab(samples["method"], verdicts, normalize="index")
+    shares = shares.reindex(index=list(dict.fromkeys(samples["method"])))
+    figure, axes = canvas(len(shares))
+    left = np.zeros(len(shares))
+    for kind in filter(shares.columns.__contains__, kinds):
+        part = shares[kind].to_numpy()
+        axes.barh(
+            range(len(shares)), part, left=left, color=kinds[kind], edgecolor="#777777", label=kind
+        )
+        left += part
+    name_rows(axes, [label(str(method)) for method in shares.index])
+    axes.set(xlabel="share of answers", xlim=(0, 1))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    missed = verdicts[verdicts.isin(["omitted", "contradicted"])]
+    against = (missed == "contradicted").mean() if len(missed) else 0.0
+    title = f"Answers that do not support the key point leave it out; {against:.1%} contradict it"
+    n = f"n = {len(samples):,} answers, {(verdicts == 'abstained').sum():,} abstentions"
+    return finished(figure, title, f"{n}. {source}")
 
 
 def _raise(methods: pd.DataFrame) -> str:
@@ -266,19 +341,22 @@ def name_rows(axes: Axes, names: Sequence[object]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def canvas(rows: float, extra: float = 0.0, columns: int = 1) -> tuple[Figure, Any]:
+def canvas(
+    rows: float, extra: float = 0.0, columns: int = 1, texts: float = 0
+) -> tuple[Figure, Any]:
     """Return an empty figure for so many rows, low enough that its 14 pt stay that on a slide.
 
     Args:
         rows: Rows, of 0.55 inches each where there is room.
         extra: Further inches, as for labels above the axes.
         columns: Panels beside each other.
+        texts: Lines of text below each other, where there are more than rows.
 
     Returns:
         The figure, and its axes: an array of them where there are several columns.
     """
     sns.set_theme(style="white", font_scale=1.45 if columns == 1 else 1.3)
-    height = max(min(0.55 * rows, 4.2 - extra), 0.24 * rows)
+    height = max(min(0.55 * rows, 4.2 - extra), 0.24 * max(rows, texts))
     figure, axes = plt.subplots(
         1, columns, figsize=(12, 2.4 + height + extra), sharey=True, layout="constrained"
     )

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
+from markupsafe import Markup
 from nbconvert import HTMLExporter, SlidesExporter
 
 from geo_utils.files import write_atomic
 from geo_utils.show.jinja import TEMPLATES, secured
 from geo_utils.show.pptx import write_pptx
+from geo_utils.show.samples import browser_script, sample_browser
+from geo_utils.show.tables import DASH
 
 BROWSERS = (
     "chromium",
@@ -30,6 +34,8 @@ BROWSERS = (
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
 )
 _LIMIT_S = 120
+# Cells for the slides alone, and those that wait for somebody who types.
+_UNREPORTED = {"slides-only", "notebook-only"}
 _PAGE = re.compile(rb"/Type\s*/Page\b(?!s)")
 _REVEAL = files("pyreveal") / "revealjs" / "dist"
 # nbconvert's own way to print, by a style sheet that is not there.
@@ -75,14 +81,17 @@ def render_report(
         "embed_images": True,
     }
     reporter = HTMLExporter(template_name="geo_report", **options)
-    kept = (c for c in node.cells if "slides-only" not in c.metadata.get("tags", ()))
-    report, _ = reporter.from_notebook_node(_with(node, kept), {"manifest": run})
+    kept = (c for c in node.cells if not _UNREPORTED.intersection(c.metadata.get("tags", ())))
+    shown = _with(node, kept)
+    extra = {"manifest": run, "samples": _samples(folder), "contents": _contents(shown)}
+    extra |= {"data_files": _data_files(folder), "spending": _spending(run)}
+    report, _ = reporter.from_notebook_node(shown, extra)
     written: dict[str, Path | str] = {
         "report": folder / "report.html",
         "slides": folder / "slides.html",
     }
     runs, fit = ((TEMPLATES / name).read_text("utf-8") for name in ("runs.js", "slides.js"))
-    write_atomic(folder / "report.html", secured(report, [runs]))
+    write_atomic(folder / "report.html", secured(report, [runs, browser_script()]))
     slider = SlidesExporter(
         template_name="geo_slides",
         reveal_url_prefix="reveal-inline",
@@ -106,6 +115,48 @@ def render_report(
         pages = [output["data"]["text/html"] for outputs in made for output in outputs]
         written["pptx"] = write_pptx(pages, folder / "slides.pptx")
     return written
+
+
+def _samples(folder: Path) -> Markup:
+    """Return the list of a run's samples; empty where it has none that can be read."""
+    try:
+        return sample_browser(pd.read_parquet(folder / "samples.parquet"))
+    except (OSError, ValueError):
+        return Markup()
+
+
+def _contents(node: nbformat.NotebookNode) -> list[tuple[str, str]]:
+    """Return the chapters of a report: each heading's name, and its place on the page."""
+    texts = "\n".join(cell.source for cell in node.cells if cell.cell_type == "markdown")
+    names = re.findall(r"^##\s+(.+?)\s*$", texts, re.MULTILINE)
+    return [(name, name.replace(" ", "-")) for name in names]
+
+
+def _data_files(folder: Path) -> list[str]:
+    """Return the files of a run that a reader may want, by name."""
+    kinds = {".json", ".parquet", ".jsonl", ".yaml", ".ipynb"}
+    found = sorted(path.name for path in folder.glob("[!.]*") if path.suffix in kinds)
+    return [*found, "slides.html", *["figures/"] * (folder / "figures").is_dir()]
+
+
+def _spending(run: dict[str, Any]) -> list[list[str]]:
+    """Return what was planned beside what was spent, a row a role."""
+    plan, usage = run.get("plan") or {}, (run.get("usage") or {}).get("roles") or {}
+
+    def told(row: dict[str, Any], *names: str) -> str:
+        values = [row[name] for name in names if row.get(name) is not None]
+        return f"{round(sum(values), 4):,}" if values else DASH
+
+    return [
+        [
+            role,
+            *(told(row.get(role, {}), "calls") for row in (plan, usage)),
+            told(usage.get(role, {}), "cached"),
+            *(told(row.get(role, {}), "tokens_in", "tokens_out") for row in (plan, usage)),
+            *(told(row.get(role, {}), "cost_usd") for row in (plan, usage)),
+        ]
+        for role in dict.fromkeys([*plan, *usage])
+    ]
 
 
 def print_pdf(slides: Path) -> Path:

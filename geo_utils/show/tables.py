@@ -10,12 +10,13 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from geo_utils.certificate import FEWEST, Correction
-from geo_utils.corpus import Corpus, Example, KeyPoint
+from geo_utils.corpus import Corpus
 from geo_utils.roles.methods import INVENTING, PREVIOUS, is_pooled, label, published_method
 from geo_utils.statistics import with_interval
 
 DASH = "–"  # noqa: RUF001
 _STYLE: list[Any] = [
+    {"selector": "", "props": "table-layout: auto"},  # JupyterLab makes all columns alike
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: .6em"},
     {"selector": "th", "props": "text-align: left"},
     {"selector": "td", "props": "text-align: right; font-variant-numeric: tabular-nums"},
@@ -114,30 +115,6 @@ def query_text(found: pd.DataFrame, method: str) -> str:
     if row["n_pages"]:
         text += f" The worst query of a page changes by {worst}, {row['n_pages']} pages."
     return text
-
-
-def rival_table(found: pd.DataFrame, method: str, caption: str) -> Styler:
-    """Lay out a method beside all that it has to beat, one row a rival.
-
-    Args:
-        found: As `summary.against` returns it.
-        method: The method.
-        caption: What the figures rest on.
-    """
-    table = pd.DataFrame(
-        {
-            label(method): found["mean"].map("{:.3f}".format),
-            "the other": found["reference"].map("{:.3f}".format),
-            "difference": intervals(found, "difference", signed=True),
-            "p (Holm)": p_values(found["p_holm"]),
-            "n queries": found["n_examples"],
-            "n pairs": found["n_samples"],
-            "pairs dropped": found["abstentions"],
-        }
-    ).rename(index=label)
-    told = "Key-point probability on the same pairs; bold: clear after Holm over the rows"
-    marked = [label(str(rival)) for rival in found.index[found["clear"]]]
-    return over_queries(table.rename_axis(None), marked, f"{told}. {caption}")
 
 
 def correction_tables(found: Correction | None, caption: str) -> list[Styler]:
@@ -302,31 +279,59 @@ def corpus_table(corpus: Corpus, chosen: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["corpus", corpus.name]).set_index("corpus")
 
 
-def example_table(example: Example, chosen: KeyPoint) -> Styler:
-    """List the key points of one example's target page, the one under study marked."""
-    frame = pd.DataFrame(
-        {"key point": [point.content for point in example.key_points]},
-        index=[point.number for point in example.key_points],
-    )
-    return (
-        frame.style.format(escape="html")
-        .apply(lambda row: ["font-weight: bold" if row.name == chosen.number else ""], axis=1)
-        .set_caption(f"Target page of: {html.escape(example.query)} The point under study is bold.")
-        .set_table_styles([*_STYLE[:2], {"selector": "td", "props": "text-align: left"}])
-    )
+def answer_text(
+    summary: pd.DataFrame,
+    about: str,
+    rows: Sequence[str],
+    corrected: Correction | None,
+    source: str,
+) -> str:
+    """Answer in one Markdown paragraph whether a method puts the key point into more answers.
 
-
-def findings(summary: pd.DataFrame, source: str) -> str:
-    """Say in Markdown, a line a method, what it did to the key-point probability."""
-    lines = [_finding(summary, str(method)) for method in summary.index]
-    counted = (
-        f"n = {count_range(summary['n_examples'])} queries, "
-        f"{count_range(summary['n_samples'])} samples a method, "
-        f"{abstentions(summary)} abstentions in all. Differences are paired; p by permutation "
-        f"over queries, Holm over methods."
+    Args:
+        summary: As `summary.summarise` returns it.
+        about: The method that is asked about.
+        rows: Further methods to name beside it.
+        corrected: As `certificate.correct` returns it.
+        source: Where the figures come from.
+    """
+    shares = intervals(summary, "key_point_probability", "ci")
+    lifts = intervals(summary, "difference", signed=True)
+    base = summary.loc["original", "key_point_probability"]
+    told = []
+    for method in dict.fromkeys([about, *rows]):
+        row, name = summary.loc[method], label(method)
+        if method == "original":
+            continue
+        if pd.isna(row["difference"]):
+            told.append(f"With {name} no pair could be scored.")
+            continue
+        short, verdict = "Not shown", "not clearly different"
+        if row["clear"]:
+            short, verdict = ("Yes", "more") if row["difference"] > 0 else ("No", "fewer")
+            verdict = f"clearly {verdict}"
+        share = f"{row['key_point_probability']:.1%} of the answers"
+        change = f"{verdict}: {lifts[method]}, p = {row['p_holm']:.4f}"
+        if method == about:
+            told.append(
+                f"**{short}.** With {name} the key point is in **{share}**, with the original "
+                f"page in {base:.1%} {shares['original'].partition(' ')[2]}; **{change}**."
+            )
+        else:
+            told.append(f"With {name} it is in {share}, {change}.")
+    if corrected is not None and len(corrected.lifts):
+        own = intervals(corrected.lifts, "corrected", signed=True)[corrected.lifts["note"] == ""]
+        named = [f"{label(str(name))} {own[name]}" for name in own.index if name in (about, *rows)]
+        if named:
+            told.append(f"Corrected for the judge's errors, the lifts are: {', '.join(named)}.")
+    told += _silent(summary)
+    told.append(
+        f"n = {count_range(summary['n_examples'])} queries, {count_range(summary['n_samples'])} "
+        f"answers a method, {abstentions(summary)} abstentions in all; differences to the original "
+        "page are paired, with 95 % intervals over queries, p by permutation over queries, Holm "
+        f"over methods. Source: {source}."
     )
-    told = [*_silent(summary), counted, *_about_methods(summary.index), f"Source: {source}."]
-    return "\n".join([*lines, "", " ".join(told)])
+    return " ".join(told)
 
 
 def rival_findings(found: pd.DataFrame, method: str) -> str:
@@ -385,26 +390,6 @@ def _about_methods(names: pd.Index) -> list[str]:
     return told
 
 
-def _finding(summary: pd.DataFrame, method: str) -> str:
-    row = summary.loc[method]
-    name = label(method).capitalize()
-    if pd.isna(row["key_point_probability"]):
-        return f"- **{name}**: no sample could be scored."
-    interval = "" if pd.isna(row["ci_low"]) else f" [{row['ci_low']:.1%}, {row['ci_high']:.1%}]"
-    found = f"- **{name}**: key point in {row['key_point_probability']:.1%} of answers{interval}"
-    if method == "original" or pd.isna(row["difference"]):
-        return found + "."
-    low, high = row["difference_low"], row["difference_high"]
-    place = "not clearly apart from"
-    if row["clear"]:
-        place = "clearly above" if row["difference"] > 0 else "clearly below"
-    dropped = f", {int(row['pairs_dropped'])} pairs dropped" if row["pairs_dropped"] else ""
-    difference = with_interval(row["difference"], low, high, signed=True)
-    return (
-        f"{found}, **{place}** the original page: {difference}, p = {row['p_holm']:.4f}{dropped}."
-    )
-
-
 def intervals(
     found: pd.DataFrame, column: str = "mean", ends: str | None = None, signed: bool = False
 ) -> pd.Series:
@@ -447,4 +432,5 @@ def styled(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Style
 
 def over_queries(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Styler:
     """Lay out a table whose intervals are over queries."""
-    return styled(table, marked, f"95 % intervals over queries. {caption}")
+    shown = styled(table, marked, f"95 % intervals over queries. {caption}")
+    return shown.set_table_attributes('class="geo-numbers"')

@@ -742,8 +742,8 @@ def test_the_notebook_with_everything(tmp_path):
     full = only_run(tmp_path, NB02)
     names = {path.stem for path in (full.folder / "figures").glob("*.png")}
     assert names == {
-        "key_point_probability", "difference", "lift", "placebo", "funnel", "collateral",
-        "frontier", "visibility", "against", "retrieval",
+        "ladder", "key_point_probability", "queries", "lift", "placebo", "funnel", "collateral",
+        "frontier", "visibility", "against", "retrieval", "verdicts",
     }  # fmt: skip
     stored = pd.read_parquet(full.folder / "points.parquet")
     assert set(stored["kind"]) == {OWN, OTHERS}

@@ -13,7 +13,7 @@ from geo_utils.key_point_prompt.params import KeyPointPromptParams
 from geo_utils.key_point_prompt.power import power_before
 from geo_utils.key_point_prompt.studies import check_studies, make_studies
 from geo_utils.parameters import default_parameters
-from geo_utils.plan import plan_calls
+from geo_utils.plan import plan_by_role, plan_calls
 from geo_utils.roles.make import make_roles
 from geo_utils.runs import Run, RunInterrupted
 
@@ -153,3 +153,13 @@ def test_a_pilot_that_is_not_there_is_named():
     params = KeyPointPromptParams.check(DEFAULTS | {"studies": {"power": {"pilot": "no/run"}}})
     with pytest.raises(ValueError, match=r"studies.power.pilot='no/run': cannot read samples.par"):
         check_studies(params, load_corpus().examples[:2])
+
+
+def test_a_plan_is_recorded_by_role_with_its_parts_together_and_unknown_prices_as_none():
+    columns = ["model", "calls", "held", "tokens_in", "tokens_out", "cost_usd"]
+    rows = [["m", 2, 1, 5, 6, 0.5], ["m", 3, 0, 5, 6, 0.25], ["other", 1, 0, 2, 2, float("nan")]]
+    table = pd.DataFrame(rows, columns=columns, index=["engine", "engine, adoption", "judge"])
+    found = plan_by_role(table)
+    counts = {"calls": 5, "held": 1, "tokens_in": 10, "tokens_out": 12, "cost_usd": 0.75}
+    assert found["engine"] == counts and found["judge"]["cost_usd"] is None
+    assert plan_by_role(table.iloc[:0]) == {}

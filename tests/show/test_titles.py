@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from geo_utils.show.plots import difference_figure, probability_figure, visibility_figure
+from geo_utils.show.plots import probability_figure, visibility_figure
 from geo_utils.show.tables import method_table
 
 
@@ -40,33 +40,31 @@ FLUENCY, KEY_POINT = ("fluency", 0.5, 0.3, True, 0.3), ("key_point", 0.6, 0.4, T
 
 
 @pytest.mark.parametrize(
-    ("rows", "leads", "probability", "difference"),
+    ("rows", "leads", "probability"),
     [
         # a method with p = 1 is no headline, however it looks
         ([ORIGINAL, ("fluency", 0.3, 0.1, False, 0.25)], None,
-         "No method differs clearly from the original page: key point in 20% of its answers",
-         "0 of 1 methods clearly raise"),
+         "No method differs clearly from the original page: key point in 20% of its answers"),
         # two that are both above the original page, and not apart
         ([ORIGINAL, FLUENCY, KEY_POINT], None,
          "Fluency and key-point rewrite clearly raise the key-point probability over the original "
-         "page's 20%; no method is clearly above all others", "Fluency and key-point rewrite"),
+         "page's 20%; no method is clearly above all others"),
         # one that is above all others
         ([ORIGINAL, FLUENCY, KEY_POINT], "key_point",
          "Key-point rewrite puts the key point into 60% of answers, more than all others, the "
-         "original page into 20%", "clearly raise"),
+         "original page into 20%"),
         # one that is clearly worse
         ([ORIGINAL, ("fluency", 0.1, -0.1, True, 0.1)], None,
-         "No method is clearly above the original page", "0 of 1 methods clearly raise"),
+         "No method is clearly above the original page"),
         ([("original", 1.0, float("nan"), False, 0.2), ("fluency", 1.0, 0.0, False, 0.2)], None,
-         "Ceiling: every answer carries the key point", "0 of 1 methods"),
+         "Ceiling: every answer carries the key point"),
         ([("original", 0.0, float("nan"), False, 0.2), ("fluency", 0.0, 0.0, False, 0.2)], None,
-         "Floor: no answer carries the key point", "0 of 1 methods"),
+         "Floor: no answer carries the key point"),
     ],
 )  # fmt: skip
-def test_titles_claim_what_is_clear(rows, leads, probability, difference):
+def test_titles_claim_what_is_clear(rows, leads, probability):
     table = summary(*rows, leads=leads)
     assert title(probability_figure(table, "s")).startswith(probability)
-    assert difference in title(difference_figure(table, "s"))
 
 
 def test_visibility_names_who_leads():

@@ -17,7 +17,6 @@ from test_run_pages import chromium, in_browser, loads_something
 
 from geo_utils.parameters import default_parameters
 from geo_utils.records import Record
-from geo_utils.show.example import marked_changes
 from geo_utils.show.pages import runs_view
 from geo_utils.show.pptx import write_pptx
 from geo_utils.show.report import BROWSERS, NoPdf, print_pdf, render_report
@@ -387,16 +386,3 @@ class TestWithoutABrowser:
         with pytest.raises(NoPdf, match=message):
             print_pdf(tmp_path / "slides.html")
         assert BROWSERS[0] == "chromium"
-
-
-@pytest.mark.parametrize("words", [5, 20, 75])
-def test_an_excerpt_holds_the_key_point_and_no_more_words(words):
-    filler = " ".join(f"word{i}" for i in range(300))
-    page = f"{filler} The harbour closes at dusk. {filler}"
-    before, after = marked_changes(filler, page, {"harbour", "close", "dusk"}, words)
-    shown = re.sub(r"<[^>]+>|\(… \d+ words?\)", "", after)
-    assert len(re.findall(r"\w+", shown)) == words
-    assert all(f"<mark>{word}</mark>" in after for word in ("harbour", "closes", "dusk"))
-    counts = [int(n) for n in re.findall(r"\(… (\d+) words?\)", after)]
-    assert sum(counts) + words == 605
-    assert "<ins>" in after and "<del>" not in before
