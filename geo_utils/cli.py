@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from geo_utils.cluster.arrays import Submission
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Key-point control of generative engines."
@@ -486,33 +483,28 @@ def submit(
     flags = {"partition": partition, "account": account, "time": time, "gpus": gpus, "cpus": cpus}
     given = {k: v for k, v in (flags | {"concurrency": concurrency}).items() if v is not None}
     with refusals():
-        asked = arrays.SlurmSettings.read(settings or arrays.default_settings(), given)
+        asked = arrays.SlurmSettings.read(settings, given)
         points = arrays.parse_grid(grid or ())
         own, tasks = arrays.make_tasks(notebook, params or ["default"], points, pairs(sets))
         _say(*arrays.submit(name, own, tasks, asked, dry_run))
 
 
-def _of_array(tell: Callable[[Submission], list[str]], array: str | None, root: str) -> None:
-    from geo_utils.cluster.arrays import find
-
-    with refusals():
-        _say(*tell(find(array, root)))
-
-
 @slurm.command("status")
 def array_status(array: Array = None, root: Root = "outputs") -> None:
     """Show how the tasks of an array stand."""
-    from geo_utils.cluster.arrays import status_lines
+    from geo_utils.cluster import arrays
 
-    _of_array(status_lines, array, root)
+    with refusals():
+        _say(*arrays.status_lines(arrays.find(array, root)))
 
 
 @slurm.command("collect")
 def array_collect(array: Array = None, root: Root = "outputs") -> None:
     """Gather the headlines of the finished runs, as a table and headlines.csv."""
-    from geo_utils.cluster.arrays import collect_lines
+    from geo_utils.cluster import arrays
 
-    _of_array(collect_lines, array, root)
+    with refusals():
+        _say(*arrays.collect_lines(arrays.find(array, root)))
 
 
 @slurm.command("cancel")
@@ -520,9 +512,10 @@ def array_cancel(
     array: Annotated[str, typer.Argument(help="name, job id or folder")], root: Root = "outputs"
 ) -> None:
     """End an array; its runs can be resumed."""
-    from geo_utils.cluster.arrays import cancel
+    from geo_utils.cluster import arrays
 
-    _of_array(cancel, array, root)
+    with refusals():
+        _say(*arrays.cancel(arrays.find(array, root)))
 
 
 @slurm.command("task", hidden=True)

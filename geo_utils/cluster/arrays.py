@@ -91,12 +91,13 @@ class SlurmSettings(BaseModel):
     setup: list[str] = []
 
     @classmethod
-    def read(cls, path: Path, flags: Mapping[str, Any]) -> Self:
-        """Read the settings' file, flags over it.
+    def read(cls, path: Path | None, flags: Mapping[str, Any]) -> Self:
+        """Read the settings' file, by default `params/slurm.yaml`, flags over it.
 
         Raises:
             ParameterError: Every problem at once.
         """
+        path = path or project_root() / "params" / "slurm.yaml"
         return checked(cls, read_yaml(path) | dict(flags), path.name)
 
     @field_validator("time", mode="before")
@@ -207,11 +208,6 @@ def described(changes: Mapping[str, Any]) -> str:
     return ", ".join(_CONTROL.sub(" ", text) for text in each) or "no changes"
 
 
-def default_settings() -> Path:
-    """Return the file of the settings."""
-    return project_root() / "params" / "slurm.yaml"
-
-
 @dataclass
 class TaskRecord:
     """How a task stands, kept by the task itself.
@@ -283,10 +279,6 @@ class Submission:
     def task_file(self, index: int) -> Path:
         """Return the parameter file of a task."""
         return self.folder / "tasks" / f"{index}.yaml"
-
-    def log(self, index: int) -> Path:
-        """Return the log of a task, all starts one after the other."""
-        return self.folder / "logs" / f"{index}.log"
 
     def record(self, index: int) -> TaskRecord:
         """Return how a task stands; one that never started has an empty record.

@@ -19,7 +19,6 @@ from geo_utils.cluster.arrays import (
     TaskRecord,
     collect_table,
     create,
-    default_settings,
     find,
     make_tasks,
     parse_grid,
@@ -98,9 +97,9 @@ class TestGrid:
 
 class TestSettings:
     def test_the_shipped_file_names_every_setting(self):
-        shipped = yaml.safe_load(default_settings().read_text())
+        shipped = yaml.safe_load((PROJECT / "params" / "slurm.yaml").read_text())
         assert set(shipped) == set(SlurmSettings.model_fields)
-        assert SlurmSettings.read(default_settings(), {"gpus": 2, "time": "2-00"}).gpus == 2
+        assert SlurmSettings.read(None, {"gpus": 2, "time": "2-00"}).gpus == 2
 
     @pytest.mark.parametrize(
         "text, said",

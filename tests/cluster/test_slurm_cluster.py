@@ -60,6 +60,10 @@ class Watch(threading.Thread):
             time.sleep(0.05)
 
 
+def log_of(submission, index):
+    return (submission.folder / "logs" / f"{index}.log").read_text()
+
+
 def resumed(submission):
     """Steps after which a training went on that had been preempted."""
     records = [submission.record(index) for index in range(len(submission.info["changes"]))]
@@ -126,7 +130,7 @@ def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
     assert [run.manifest["restarts"] for run in runs] == [counted[i] for i in range(ARRAY)]
     assert [submission.record(i).restarts for i in counted] == list(counted.values())
     for index in range(ARRAY):
-        logged = submission.log(index).read_text().count(f"task {index}, start ")
+        logged = log_of(submission, index).count(f"task {index}, start ")
         assert logged <= counted[index] + 1 and submission.record(index).outcome == "finished"
     assert 1 <= sum(counted.values()) <= hits
     assert resumed(submission), "no preemption hit a training"
@@ -157,7 +161,7 @@ def test_a_parameter_gone_bad_fails_once_and_an_ended_task_never_starts_again(cl
         cluster("scontrol", "requeue", f"{job}_{index}")
         cluster.wait_until(
             lambda i=index, w=word: (
-                "start 2" in (said := submission.log(i).read_text()) and f"it has {w}" in said
+                "start 2" in (said := log_of(submission, i)) and f"it has {w}" in said
             ),
             300,
         )
@@ -183,7 +187,7 @@ def test_a_task_gets_its_gpus_and_a_cancelled_one_stays_down(cluster, sweeps):
         parameters={"repeats": "1000"}, setup=['echo "sees GPUs $CUDA_VISIBLE_DEVICES"'],
     )  # fmt: skip
     cluster.wait_until(lambda: submission.record(0).starts, 300)
-    assert "sees GPUs 0,1" in submission.log(0).read_text()
+    assert "sees GPUs 0,1" in log_of(submission, 0)
     sweeps("cancel", submission.folder.name, "--root", sweeps.root)
     sweeps.wait(submission, 300)
     said = sweeps.status(submission)
@@ -206,6 +210,6 @@ def test_a_task_that_is_given_grace_makes_room_at_once_and_goes_on(tmp_path):
         cluster.wait_until(lambda: not cluster("squeue", "-h", "-j", high, check=False), 300)
         sweeps.wait(submission, 300)
         record = submission.record(0)
-        assert record.outcome == "finished", submission.log(0).read_text()
+        assert record.outcome == "finished", log_of(submission, 0)
         assert [start["restart"] for start in record.starts] == [0, 1]
         assert record.starts[0]["end"] == "SIGUSR1"
