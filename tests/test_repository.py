@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import graphlib
+import importlib
 import json
 import re
 import subprocess
@@ -56,6 +57,17 @@ def test_notebooks_are_stripped_and_can_be_slides(path):
         assert cell.metadata.slideshow.slide_type in ("slide", "subslide", "-", "skip", "notes")
     ids = [cell["id"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
     assert len(ids) == len(set(ids))  # as merged branches may have it
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_what_a_notebook_imports_is_there(path):
+    """Also what it comes to after hours on a GPU."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        for node in ast.walk(ast.parse(cell.source if cell.cell_type == "code" else "")):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("geo_utils"):
+                module = importlib.import_module(str(node.module))
+                for name in (alias.name for alias in node.names):
+                    assert hasattr(module, name) or importlib.import_module(f"{node.module}.{name}")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS[:3], ids=lambda p: p.stem)
