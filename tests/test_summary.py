@@ -63,9 +63,13 @@ class TestAnswer:
     @pytest.mark.parametrize(
         ("clear", "difference", "said"),
         [
-            (True, 0.5, ("**Yes.**", "clearly more: +0.500")),
-            (True, -0.5, ("**No.**", "clearly fewer: -0.500")),
-            (False, 0.5, ("**Not shown.**", "not clearly different: +0.500")),
+            (True, 0.5, ("**Key-point rewrite helps.**", "clearly more: +0.500")),
+            (True, -0.5, ("**Key-point rewrite harms.**", "clearly fewer: -0.500")),
+            (
+                False,
+                0.5,
+                ("**Key-point rewrite is not shown to help.**", "not clearly different: +0.500"),
+            ),
         ],
     )
     def test_it_answers_what_was_asked_and_claims_what_is_clear(self, clear, difference, said):
@@ -73,7 +77,7 @@ class TestAnswer:
         summary.loc["key_point", ["clear", "difference"]] = clear, difference
         told = answer(summary)
         assert told.startswith(said[0]) and said[1] in told
-        assert f"With {POOL} it is in 66.7% of the answers, not clearly different" in told
+        assert f"With {POOL} it is in 0.667 [" in told
         assert "n = 2 to 4 queries" in told and told.endswith("Source: src.")
 
     def test_what_has_no_score_is_said(self):
@@ -155,9 +159,13 @@ class TestAgainst:
         for table, title in (
             (
                 found.assign(clear=False),
-                "Key-point rewrite is not clearly above original, previous",
+                "Key-point rewrite is not clearly apart from original, previous",
             ),
-            (clear, f"Key-point rewrite is clearly above original and {POOL}, not above paste key"),
+            (
+                clear,
+                f"Key-point rewrite is clearly above original and {POOL}, not clearly apart from",
+            ),
+            (clear.assign(difference=-0.2), "Key-point rewrite is clearly below original and"),
         ):
             shown = rival_figure(table, "key_point", "src").get_suptitle()
             assert " ".join(shown.split()).startswith(title)

@@ -198,9 +198,10 @@ def verdict(samples: pd.DataFrame, found: pd.DataFrame, paid: pd.DataFrame, seed
 {claim}. The trained policy's pages land their key point in {after:.1%} of answers.
 
 - **By how much** ({n}): {"; ".join(gains)}.
-- **At what cost**: {cost["minutes"]:.0f} minutes of training and {cost["calls"]:,.0f} engine \
+- **At what cost**: {cost["minutes"]:.1f} minutes of training and {cost["calls"]:,.0f} engine \
 calls. {said}.
-- **Where it helps**, over the policy before training: {helps}."""
+- **Where it helps**, over {label(BEFORE)} (a query whose key points differ counts in both): \
+{helps}."""
 
 
 def _change(row: pd.Series) -> str:
@@ -237,14 +238,17 @@ def training_headline(summary: pd.DataFrame, found: pd.DataFrame, said: str) -> 
 
 
 def before_and_after(samples: pd.DataFrame, examples: Sequence[Example]) -> HTML:
-    """Show the first held-out pair, whatever its verdicts: pages and answers, before and after.
+    """Show the first held-out pair whose verdict the training turned, else the first of all.
 
     Args:
         samples: As `compare` returns them.
         examples: The held-out ones.
     """
     by_id = {example.query_id: example for example in examples}
-    first = samples.iloc[0]
+    verdicts = samples.pivot(index=PAIR, columns="method", values="supported")
+    turned = verdicts.index[(verdicts[AFTER] - verdicts[BEFORE]).abs() == 1]
+    pairs = pd.MultiIndex.from_frame(samples[PAIR])
+    first = samples[pairs == turned[0]].iloc[0] if len(turned) else samples.iloc[0]
     example, point = by_id[first["query_id"]], first["key_point"]
     own = samples[(samples[PAIR] == first[PAIR]).all(axis=1)].set_index("method")
     wanted, pages, answers = set(content_words(point)), [], []

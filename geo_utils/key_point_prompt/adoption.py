@@ -297,7 +297,7 @@ def adoption_figure(table: pd.DataFrame, note: str) -> Figure:
     alone, whole = table["adopter"].loc[1], table["adopter"].loc[last]
     title = (
         f"With all {last} sources adopting, each lands its key point in {whole:.0%} "
-        f"of answers; alone it was {alone:.0%}"
+        f"of answers, one that adopts alone in {alone:.0%}"
     )
     if pd.isna(alone) or pd.isna(whole):
         title = "Too few answers could be scored to say what adoption by all does"

@@ -442,7 +442,10 @@ def verdict(table: pd.DataFrame) -> str:
         return "Too few key points were scored to say what training could gain."
     decided = decision(gain)
     told = with_interval(gain["mean"], gain["low"], gain["high"], signed=True)
-    said = f"{_WORDS[decided]}: the best rewrite gains {told} over the mean rewrite, {n} queries"
+    said = (
+        f"{_WORDS[decided]}: the best rewrite gains {told} over the mean rewrite (from the low end "
+        f"of a lower bound to the high end of an upper one), {n} queries"
+    )
     if decided != "not decided":
         side = "more" if decided == "headroom" else "less"
         return f"{said}; the whole interval is {side} than {WORTH:.2f}, what a training is worth."

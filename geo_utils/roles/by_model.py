@@ -435,7 +435,7 @@ class PolicyRewriter:
         """Return the page as the policy rewrites it, under whatever name it goes by."""
         shown = self.fit(example, key_point)
         if shown == 0:
-            return Rewrite("", "short: no sentence of the page fits the policy's prompt")
+            return Rewrite("", "not shown: no sentence of the page fits the policy's prompt")
         return await self.task.rewrite(
             self.caller, example, key_point, self.sampling, sample_index, shown, as_is=True
         )

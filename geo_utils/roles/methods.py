@@ -75,7 +75,7 @@ def published_method(method: str) -> str:
 _LABELS = {
     "key_point": "key-point rewrite",
     "policy/prompt": "own prompt",
-    "policy/before": "policy before training",
+    "policy/before": "policy before GRPO",
     "policy/after": "trained policy",
     "policy/best_of_n": "best of n",
     "policy/distilled": "distilled from best of n",

@@ -181,7 +181,8 @@ def ladder_figure(
         references: As `probability_figure`.
     """
     shown = summary.loc[list(dict.fromkeys(rows))]
-    figure, means = probability_figure(shown, source, references), shown["key_point_probability"]
+    steps = f"A box is the step from the row above. {source}"
+    figure, means = probability_figure(shown, steps, references), shown["key_point_probability"]
     for y, (last, own) in enumerate(itertools.pairwise(means), 1):
         shade = "#2e7d32" if own > last else "#c1272d"
         figure.axes[0].barh(y, own - last, left=last, height=0.45, color=shade, alpha=0.25)
@@ -266,12 +267,11 @@ def rival_figure(found: pd.DataFrame, method: str, source: str) -> Figure:
         method: The method.
         source: Where the figures come from.
     """
-    beats = found["clear"] & (found["difference"] > 0)
-    name, rest = label(method).capitalize(), found.index[~beats]
-    title = f"{name} is not clearly above {listed(rest)}"
-    if beats.any():
-        title = f"{name} is clearly above {listed(found.index[beats])}"
-        title += f", not above {listed(rest)}" if len(rest) else ""
+    clear, higher = found["clear"], found["difference"] > 0
+    sides = {"clearly above": clear & higher, "clearly below": clear & ~higher}
+    sides["not clearly apart from"] = ~clear
+    parts = [f"{side} {listed(found.index[rows])}" for side, rows in sides.items() if rows.any()]
+    title = f"{label(method).capitalize()} is {', '.join(parts)}"
     queries, pairs = count_range(found["n_examples"]), count_range(found["n_samples"])
     n = f"n = {queries} queries, {pairs} pairs a rival; 95 % intervals over queries"
     rows, quantity = method_rows(found, "difference"), f"{label(method)} minus the other, paired"
@@ -374,7 +374,7 @@ def basis(found: pd.DataFrame, source: str, marks: str = "", each: str = "method
         each: What a row stands for.
     """
     queries, samples = count_range(found["n_examples"]), count_range(found["n_samples"])
-    missing = f"{abstentions(found)} abstentions in all"
+    missing = f"{abstentions(found)} abstentions in these rows"
     n = f"n = {queries} queries, {samples} samples a {each}, {missing}"
     return f"{marks} {n}; 95 % intervals over queries. {source}".strip()
 

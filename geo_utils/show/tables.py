@@ -297,7 +297,6 @@ def answer_text(
     """
     shares = intervals(summary, "key_point_probability", "ci")
     lifts = intervals(summary, "difference", signed=True)
-    base = summary.loc["original", "key_point_probability"]
     told = []
     for method in dict.fromkeys([about, *rows]):
         row, name = summary.loc[method], label(method)
@@ -306,30 +305,34 @@ def answer_text(
         if pd.isna(row["difference"]):
             told.append(f"With {name} no pair could be scored.")
             continue
-        short, verdict = "Not shown", "not clearly different"
+        short, verdict = "is not shown to help", "not clearly different"
         if row["clear"]:
-            short, verdict = ("Yes", "more") if row["difference"] > 0 else ("No", "fewer")
+            short, verdict = ("helps", "more") if row["difference"] > 0 else ("harms", "fewer")
             verdict = f"clearly {verdict}"
-        share = f"{row['key_point_probability']:.1%} of the answers"
         change = f"{verdict}: {lifts[method]}, p = {row['p_holm']:.4f}"
         if method == about:
             told.append(
-                f"**{short}.** With {name} the key point is in **{share}**, with the original "
-                f"page in {base:.1%} {shares['original'].partition(' ')[2]}; **{change}**."
+                f"**{name.capitalize()} {short}.** With it the key point is in "
+                f"**{shares[method]}** of the answers, with the original page in "
+                f"{shares['original']}; on the pairs that both have, **{change}**."
             )
         else:
-            told.append(f"With {name} it is in {share}, {change}.")
+            told.append(f"With {name} it is in {shares[method]}, {change}.")
     if corrected is not None and len(corrected.lifts):
         own = intervals(corrected.lifts, "corrected", signed=True)[corrected.lifts["note"] == ""]
         named = [f"{label(str(name))} {own[name]}" for name in own.index if name in (about, *rows)]
         if named:
-            told.append(f"Corrected for the judge's errors, the lifts are: {', '.join(named)}.")
+            readers = " and ".join(corrected.labels.about["readers"].values())
+            told.append(
+                f"Corrected for the judge's errors by labels ({readers}), the "
+                f"lifts are: {', '.join(named)}; these intervals stand alone, without Holm."
+            )
     told += _silent(summary)
     told.append(
         f"n = {count_range(summary['n_examples'])} queries, {count_range(summary['n_samples'])} "
         f"answers a method, {abstentions(summary)} abstentions in all; differences to the original "
         "page are paired, with 95 % intervals over queries, p by permutation over queries, Holm "
-        f"over methods. Source: {source}."
+        f"over all methods; clearly is p below 0.05. Source: {source}."
     )
     return " ".join(told)
 

@@ -39,16 +39,16 @@ class TestVerdict:
     @pytest.mark.parametrize(
         ("own", "paste", "after", "said"),
         [
-            (0.3, 0.35, 0.6, "**Worth it**: training beats policy before training and paste key"),
+            (0.3, 0.35, 0.6, "**Worth it**: training beats policy before GRPO and paste key"),
             (0.3, 0.6, 0.6, "**Not worth it**: training is not above paste key point by 0.05"),
-            (0.6, 0.35, 0.6, "**Not worth it**: training is not above policy before training by"),
-            (0.6, 0.6, 0.3, "**Not worth it**: training is not above policy before training and"),
+            (0.6, 0.35, 0.6, "**Not worth it**: training is not above policy before GRPO by"),
+            (0.6, 0.6, 0.3, "**Not worth it**: training is not above policy before GRPO and"),
         ],
     )
     def test_it_is_worth_it_only_above_all_that_is_cheaper(self, own, paste, after, said):
         found = told(outcomes(**rates(own, paste, after)))
         assert found.startswith(said)
-        assert "17 minutes of training and 8,000 engine calls" in found
+        assert "17.0 minutes of training and 8,000 engine calls" in found
         assert "80 held-out queries, 240 pairs" in found
 
     def test_a_policy_taught_by_the_best_of_n_is_cheaper_too(self):

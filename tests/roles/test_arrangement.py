@@ -300,7 +300,7 @@ class TestRewriters:
         caller = Echo("[1]")
         policy = PolicyRewriter(caller, RewriteTask("arrange_key_point"), lambda e, p: 0)
         found = run(policy.rewrite("p/x", example_of(PAGE), POINT))
-        assert found.text == "" and found.abstention.startswith("short: no sentence")
+        assert found.text == "" and found.abstention.startswith("not shown: no sentence")
         assert caller.requests == []
 
     def test_a_failure_is_an_abstention(self):
