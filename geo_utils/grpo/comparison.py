@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from IPython.display import HTML
 from pandas.io.formats.style import Styler
 
 from geo_utils.corpus import Example
@@ -25,8 +23,6 @@ from geo_utils.roles.by_model import NamedRewriters
 from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import label
 from geo_utils.runs import Run
-from geo_utils.show.example import marked_changes
-from geo_utils.show.jinja import filled
 from geo_utils.show.plots import listed
 from geo_utils.show.tables import DASH, over_queries
 from geo_utils.statistics import jackknife, with_interval
@@ -38,7 +34,6 @@ from geo_utils.summary import (
     plain_numbers,
     rivals_headline,
 )
-from geo_utils.text import content_words
 
 BEFORE, AFTER = "policy/before", "policy/after"
 PROMPT = "policy/prompt"  # where a supervised start lies between the model and `BEFORE`
@@ -235,32 +230,6 @@ def training_headline(summary: pd.DataFrame, found: pd.DataFrame, said: str) -> 
     (gain,) = plain_numbers(found.loc[[BEFORE], list(told)].rename(columns=told)).values()
     plain = said.partition(". ")[0].replace("*", "")
     return headline(summary) | {"gain": gain} | rivals_headline(found) | {"verdict": plain}
-
-
-def before_and_after(samples: pd.DataFrame, examples: Sequence[Example]) -> HTML:
-    """Show the first held-out pair whose verdict the training turned, else the first of all.
-
-    Args:
-        samples: As `compare` returns them.
-        examples: The held-out ones.
-    """
-    by_id = {example.query_id: example for example in examples}
-    verdicts = samples.pivot(index=PAIR, columns="method", values="supported")
-    turned = verdicts.index[(verdicts[AFTER] - verdicts[BEFORE]).abs() == 1]
-    pairs = pd.MultiIndex.from_frame(samples[PAIR])
-    first = samples[pairs == turned[0]].iloc[0] if len(turned) else samples.iloc[0]
-    example, point = by_id[first["query_id"]], first["key_point"]
-    own = samples[(samples[PAIR] == first[PAIR]).all(axis=1)].set_index("method")
-    wanted, pages, answers = set(content_words(point)), [], []
-    for name, title in ((BEFORE, "before training"), (AFTER, "after training")):
-        row: Any = own.loc[name]
-        written = isinstance(row["page"], str)
-        page = marked_changes(example.target, row["page"], wanted)[1] if written else "no page"
-        pages.append((f"Page {title}", page))
-        said = row["verdict"] or "abstained"
-        answers.append((f"Answer {title}; {said}", str(row["answer"] or "")[:4000]))
-    shown = [(None, "", example.query, point, [pages, answers])]
-    return HTML(filled("rollouts.html", shown=shown, kinds=()))
 
 
 def plan_training(params: GrpoParams, roles: Roles, final: Roles, split: Split) -> pd.DataFrame:

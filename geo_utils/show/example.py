@@ -45,7 +45,7 @@ def show(*outputs: object) -> None:
 
 
 def telling_example(
-    samples: pd.DataFrame, examples: Iterable[Example], method: str
+    samples: pd.DataFrame, examples: Iterable[Example], method: str, base: str = "original"
 ) -> tuple[Example, KeyPoint, int]:
     """Choose what to walk by hand: the first sample whose verdict the method turned to supported.
 
@@ -54,13 +54,14 @@ def telling_example(
         examples: The corpus.
         method: The method to show; if it turned no verdict, its first scored sample is chosen,
             and if it has none, its first sample.
+        base: Whose verdict it turned.
 
     Returns:
         The example, its key point under study, and the number of the answer.
     """
     own = samples[samples["method"] == method]
     scored = own[own["supported"].notna()]
-    missed = samples[(samples["method"] == "original") & (samples["supported"] == 0)]
+    missed = samples[(samples["method"] == base) & (samples["supported"] == 0)]
     turned = scored[scored["supported"] == 1].merge(missed[PAIR], on=PAIR)
     chosen = next(part for part in (turned, scored, own) if not part.empty).iloc[0]
     example = next(e for e in examples if e.query_id == chosen["query_id"])
