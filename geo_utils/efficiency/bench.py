@@ -277,7 +277,10 @@ class Bench:
         env = {"CUDA_VISIBLE_DEVICES": turn.placement.visible, "GEO_UTILS_MEASURE": turn.name,
                "MASTER_PORT": str(free_port())}  # fmt: skip # another sweep may run beside it
         env |= {} if recipes.real_gemini(self.params) else {"GEMINI_API_KEY": _KEY}
-        return Supervised([sys.executable, "-m", _MEASURE, str(folder)], folder / "log.txt", env)
+        many = ["-m", "torch.distributed.run", f"--nproc-per-node={turn.setting.trainers}",
+                f"--master-port={free_port()}"] * (turn.setting.trainers > 1)  # fmt: skip
+        command = [sys.executable, *many, "-m", _MEASURE, str(folder)]
+        return Supervised(command, folder / "log.txt", env)
 
     def _models(self, setting: Setting) -> dict[str, str]:
         """Return policy and engine model, made with random weights where that is asked for."""
@@ -410,7 +413,7 @@ def _labels(turn: Turn, params: EfficiencyParams, present: list[str]) -> dict[st
         **setting.model_dump(),
         "setting": turn.name, "repeat": turn.repeat, "reference": turn.reference,
         "hardware": f"CPU, {os.cpu_count()} cores" if on_cpu else gpus,
-        "gpus": len(set(placement.of.values())),
+        "gpus": len(set(placement.of.values())), "trainers": setting.trainers,
         "gpus_wanted": 0 if placement.on_cpu else setting.gpus_wanted,
         "prompt_tokens": params.work.prompt_tokens, "natural_lengths": params.work.natural_lengths,
         "reward_latency_s": recipes.latency_s(setting, params),

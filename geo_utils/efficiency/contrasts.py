@@ -28,6 +28,7 @@ CHANGES: tuple[tuple[str, str, Any, Any], ...] = (
     ("Rewards begun early, not TRL's order", "schedule", "stock", "early"),
     ("One step ahead, not TRL's order", "schedule", "stock", "ahead"),
     ("One step ahead, not on policy early", "schedule", "early", "ahead"),
+    ("Two trainers with half of the batch each", "trainers", 1, 2),
     ("Layers compiled, not eager", "compiled", False, True),
     ("A group's prompt once, not with each completion", "shared_prefix", "each", "flex"),
     ("Weights written into vLLM, not merged and sent", "direct_sync", False, True),
@@ -35,7 +36,7 @@ CHANGES: tuple[tuple[str, str, Any, Any], ...] = (
 )
 # Two rows are compared where all of this is the same, but for what the comparison is about.
 _SAME = ["sitting", "work", "policy", "reward", "schedule", "parallel", "compiled"]
-_SAME += ["shared_prefix", "direct_sync", "target_place"]
+_SAME += ["trainers", "shared_prefix", "direct_sync", "target_place"]
 _SAME += ["asked_s", "page_tokens"]
 
 

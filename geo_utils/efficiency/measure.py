@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -265,7 +266,7 @@ def main(place: str) -> int:
     """Measure the specification in a folder, once it is there, and write `result.json` beside it.
 
     What takes time and needs no GPU is imported before: the process may be started while another
-    setting is still measured.
+    setting is still measured. Of several trainers the first writes, and whichever fails.
     """
     logging.basicConfig(format="%(asctime)s %(message)s")
     log.setLevel(logging.INFO)
@@ -285,8 +286,10 @@ def main(place: str) -> int:
     except BaseException as error:
         traceback.print_exc()
         result = failure(f"{type(error).__name__}: {error}".strip()[:600])
-    write_atomic(folder / "result.json", json.dumps(result))
-    return 0 if result["status"] == "measured" else 1
+    measured = result["status"] == "measured"
+    if not measured or os.environ.get("RANK", "0") == "0":
+        write_atomic(folder / "result.json", json.dumps(result))
+    return 0 if measured else 1
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from geo_utils.grpo.params import engine_problems
 from geo_utils.parameters import Name, NotebookParams, Options, nearest
 
-Place = Literal["trainer", "policy", "engine"]
+Place = Literal["trainer", "second_trainer", "policy", "engine"]
 Shape = Literal["small", "Qwen3-1.7B", "Qwen2.5-7B"]
 
 
@@ -30,7 +30,8 @@ class Setting(Options):
         target_place: Where the target stands among an engine's sources; see
             `RewardOptions.target_place`.
         parallel: Whether Gemini is asked for a whole batch at once, or one by one.
-        gpus: The GPU that each role holds, by index; on one GPU, they share it.
+        gpus: The GPU that each role holds, by index; on one GPU, they share it. With a
+            `second_trainer`, two processes train, on half of the batch each.
         recipe: Fields of `GrpoParams.grpo` over the run's.
         completions: Completions a step, where not the run's.
         new_tokens: Tokens of each, likewise.
@@ -60,15 +61,32 @@ class Setting(Options):
         """How many GPUs the setting holds."""
         return len(set(self.gpus.values()))
 
+    @property
+    def engine_in_process(self) -> bool:
+        """Whether the trainer's process holds the engine."""
+        return self.reward in ("qwen_vllm", "qwen_transformers")
+
+    @property
+    def trainers(self) -> int:
+        """How many processes train, each on its share of the batch."""
+        return 1 + ("second_trainer" in self.gpus)
+
     @model_validator(mode="after")
     def _check_places(self) -> Self:
         needed: list[Place] = ["trainer"]
+        needed += ["second_trainer"] * (self.trainers - 1)
         needed += ["policy"] if self.policy == "server" else []
         needed += ["engine"] if self.reward.startswith("qwen") else []
         if sorted(self.gpus) != sorted(needed):
             raise ValueError(
                 f"gpus={dict(self.gpus)!r}: policy={self.policy!r} with reward={self.reward!r} "
                 f"places {', '.join(needed)}; give each a GPU"
+            )
+        if self.trainers > 1 and (self.schedule in ("early", "ahead") or self.engine_in_process):
+            raise ValueError(
+                f"gpus={dict(self.gpus)!r}: schedule={self.schedule!r} with reward="
+                f"{self.reward!r} is for one trainer; with a second one choose schedule=fused, and "
+                "no engine in the trainer's process"
             )
         return self
 

@@ -25,8 +25,8 @@ class Placement:
 
     Attributes:
         of: GPU by role; none on a CPU, and where the setting is refused.
-        visible: What the trainer's process may see: its own GPU first, then that of an engine in
-            the same process.
+        visible: What the trainer's process may see: its own GPU first, then a second trainer's,
+            or that of an engine in the same process.
         on_cpu: Whether no GPU is used.
         refused: Why the setting cannot be measured here.
     """
@@ -55,9 +55,9 @@ def place(setting: Setting, params: EfficiencyParams, present: Sequence[int]) ->
         return Placement({}, refused=needs)
     given = dict(zip(sorted(set(setting.gpus.values())), present, strict=False))
     of = {role: given[gpu] for role, gpu in setting.gpus.items()}
-    one_process = setting.reward in ("qwen_vllm", "qwen_transformers")
-    seen = [of[role] for role in ("trainer", "engine") if role == "trainer" or one_process]
-    return Placement(of, ",".join(map(str, dict.fromkeys(seen))))
+    seen: list[Place] = ["trainer", "second_trainer"]
+    seen += ["engine"] if setting.engine_in_process else []
+    return Placement(of, ",".join(dict.fromkeys(str(of[role]) for role in seen if role in of)))
 
 
 def recipe(
@@ -172,10 +172,11 @@ def _grpo(setting: Setting, params: EfficiencyParams, urls: dict[str, str]) -> d
     """Return the fields of GRPOConfig: a fixed amount of work, nothing saved."""
     given = params.recipe | setting.recipe
     size, tokens, steps = setting.completions or 1, setting.new_tokens or 1, setting.steps or 1
-    micro = given.get("per_device_train_batch_size", min(_GROUP, size))
-    if size % micro:
+    micro = given.get("per_device_train_batch_size", min(_GROUP, size // setting.trainers))
+    if size % (micro * setting.trainers):
+        each = "" if setting.trainers == 1 else f" for each of {setting.trainers} trainers"
         raise ParameterError(
-            f"completions={size} are no multiple of per_device_train_batch_size={micro}"
+            f"completions={size} are no multiple of per_device_train_batch_size={micro}{each}"
         )
     vllm = setting.policy != "transformers"
     drained = int(setting.schedule == "ahead")  # a step that does not count
@@ -183,7 +184,7 @@ def _grpo(setting: Setting, params: EfficiencyParams, urls: dict[str, str]) -> d
         "max_steps": (setting.warmup_steps or 0) + steps + drained,
         "num_generations": min(_GROUP, size),
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": size // micro,
+        "gradient_accumulation_steps": size // micro // setting.trainers,
         "max_completion_length": tokens,
         "learning_rate": 1e-6,
         "save_strategy": "no",

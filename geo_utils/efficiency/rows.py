@@ -65,6 +65,7 @@ class Row(BaseModel):
         reason: Why it did not end well, or was not begun.
         policy: How the policy generates.
         reward: What rewards it.
+        trainers: Processes that trained, each on its share of the batch.
         schedule: When rewards are worked out.
         shared_prefix: How a group's prompt went through the policy: `each`, with every completion;
             `flex` or `dense`, once.
@@ -113,6 +114,7 @@ class Row(BaseModel):
     reason: str | None = None
     policy: str = ""
     reward: str = ""
+    trainers: int = 1
     schedule: str = "stock"
     shared_prefix: str = "each"
     direct_sync: bool = False

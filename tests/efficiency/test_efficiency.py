@@ -108,6 +108,13 @@ class TestPlaces:
         assert place(setting("colocate", reward, gpus=back), params, [0, 2]).visible == "2,0"
         assert place(setting("colocate", reward, gpus=SHARED), params, [4]).visible == "4"
 
+    def test_two_trainers_hold_a_gpu_each(self, tmp_path):
+        given = setting("server", "qwen_server", gpus=THREE | {"second_trainer": 3})
+        found = place(given, parameters(tmp_path, recipe={}), [2, 4, 5, 7])
+        assert (found.of["second_trainer"], found.visible) == (7, "2,7")
+        few = place(given, parameters(tmp_path, recipe={}), range(3))
+        assert "needs 4 GPUs, 3 here" in few.refused
+
     @pytest.mark.parametrize(
         ("given", "present", "reason"),
         [
@@ -132,6 +139,10 @@ class TestPlaces:
     def test_a_setting_names_a_gpu_for_each_of_its_roles(self):
         with pytest.raises(ValueError, match="places trainer, policy, engine; give each a GPU"):
             setting("server", "qwen_server", gpus=TWO)
+        both = {"trainer": 0, "second_trainer": 1}
+        for more in ({"schedule": "ahead"}, {"reward": "qwen_vllm"}):
+            with pytest.raises(ValueError, match="is for one trainer; with a second one choose"):
+                setting(**more, gpus=both | {"engine": 2} if "reward" in more else both)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -216,6 +227,10 @@ class TestRecipes:
         given = setting(recipe={"per_device_train_batch_size": 3})
         with pytest.raises(ParameterError, match="completions=4 are no multiple of"):
             self.recipe(tmp_path, given)
+        given = setting(gpus={"trainer": 0, "second_trainer": 1}, completions=6,
+                        recipe={"per_device_train_batch_size": 2})  # fmt: skip
+        with pytest.raises(ParameterError, match="size=2 for each of 2 trainers"):
+            self.recipe(tmp_path, given)
 
     def test_a_model_is_known_by_its_shape(self, tmp_path):
         made = parameters(tmp_path, random_weights=list(SHAPES))
@@ -278,6 +293,9 @@ SETTINGS = {
     "wrong": {"group": "CPU", "policy": "transformers", "reward": "negative_length",
               "recipe": {"learning_rate": -1.0, "no_such_field": 1}},
     "gemini": {"group": "CPU", "policy": "transformers", "reward": "gemini"},
+    "halves": {"group": "CPU", "policy": "transformers", "reward": "gemini", "schedule": "fused",
+               "gpus": {"trainer": 0, "second_trainer": 1},
+               "recipe": {"num_generations": 2}},
     "colocate": {"group": "GPU", "policy": "colocate", "reward": "gemini"},
 }  # fmt: skip
 
@@ -309,7 +327,8 @@ class TestSweep:
     def test_every_setting_is_a_row(self, swept):
         rows = {row["setting"]: row for row in swept[2]}
         assert {name: row["status"] for name, row in rows.items()} == {
-            "negative": "measured", "wrong": "failed", "gemini": "measured", "colocate": "not run",
+            "negative": "measured", "wrong": "failed", "gemini": "measured", "halves": "measured",
+            "colocate": "not run",
         }  # fmt: skip
         assert "grpo.no_such_field: no such field" in rows["wrong"]["reason"]
         assert rows["colocate"]["reason"] == "not run: needs a GPU"
@@ -332,6 +351,14 @@ class TestSweep:
         assert row["phases"]["reward"] > 0.19 and row["abstained"] == 0
         assert 0.09 < row["engine_s"] <= row["phases"]["reward"] and row["judge_s"] >= 0.09
         assert row["hardware"].startswith("CPU")
+
+    def test_two_trainers_share_the_work_of_one(self, swept):
+        """Two real processes: together they train on one batch, and its calls are those of one."""
+        one, two = (next(r for r in swept[2] if r["setting"] == n) for n in ("gemini", "halves"))
+        assert (one["trainers"], two["trainers"]) == (1, 2)
+        for name in ("completions", "new_tokens", "calls_per_1000", "steps", "abstained"):
+            assert two[name] == one[name], name
+        assert two["phases"]["reward"] > 0.19 and len(two["step_s_all"]) == 2
 
     def test_measured_settings_are_not_measured_again(self, swept):
         _, run, rows, again, _ = swept
