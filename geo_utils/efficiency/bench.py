@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 _KEY = "simulated-key"
 _MEASURE, _RANDOM_WEIGHTS = "geo_utils.efficiency.measure", "geo_utils.efficiency.random_weights"
 _TAIL = 1500  # characters of a log that a row keeps
+_ENDING_S = 20.0  # in which a trainer leaves its policy's server
 Reading = tuple[float, int, float]  # of one GPU: moment (as time.time), index, GiB that are held
 
 
@@ -213,6 +214,10 @@ class Bench:
             if following and not following.placement.on_cpu:
                 self._next = following, self._process(following)
             result = self._result(turn, program, folder, until)
+            took = time.monotonic() - began
+            if result["status"] == "measured":
+                with suppress(subprocess.TimeoutExpired):
+                    program.wait(_ENDING_S)
         finally:
             program.stop()
         if result["status"] != "measured":
@@ -222,7 +227,7 @@ class Bench:
             self._keep(())  # a server may be in the midst of something
         window = result.pop("window", None)
         if window:
-            startup = time.monotonic() - began - result.pop("all_steps_s")
+            startup = took - result.pop("all_steps_s")
             gpus, size = sorted(set(turn.placement.of.values())), turn.setting.completions or 1
             result |= {
                 "startup_s": round(startup, 1),
@@ -249,8 +254,12 @@ class Bench:
                     "same_length": not params.work.natural_lengths}  # fmt: skip
             write_atomic(folder / "spec.json", json.dumps(spec))
             phase = ""
-            program.wait(max(until - time.monotonic(), 1.0))
             path = folder / "result.json"
+            # Not for the process's end: vLLM as an engine inside it may never let it come.
+            while not path.is_file() and program.poll() is None:
+                if time.monotonic() > until:
+                    raise subprocess.TimeoutExpired(_MEASURE, params.timing.timeout_s)
+                time.sleep(0.02)
             told = {"status": "failed", "reason": f"ended with status {program.poll()}"}
             result: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else told
             if result["status"] == "measured":

@@ -233,6 +233,33 @@ def test_a_lost_measurement_says_how_far_it_came(tmp_path, monkeypatch):
     assert "Segmentation fault" in row["log_tail"] and json.dumps(row)
 
 
+def test_a_process_that_measured_and_never_ends_is_a_measured_row(tmp_path, monkeypatch):
+    """As vLLM's engine in it may be; what it takes to end is no part of the start."""
+    only = {"s": {"group": "g", "policy": "transformers", "reward": "negative_length"}}
+    params = parameters(tmp_path, settings=only, random_weights=[])
+    turn = Turn("s", params.chosen["s"], place(params.chosen["s"], params, []), 0)
+    result = {"status": "measured", "step_s": 2.0, "all_steps_s": 0.0, "window": [0.0, 1.0]}
+    code = (
+        "import pathlib, sys, time; folder = pathlib.Path(sys.argv[1]);"
+        f"(folder / 'part').write_text({json.dumps(result)!r});"
+        "(folder / 'part').rename(folder / 'result.json'); time.sleep(600)"
+    )
+
+    def process(self, turn):
+        folder = self._folder(turn)
+        folder.mkdir(parents=True)
+        return Supervised([sys.executable, "-c", code, str(folder)], folder / "log.txt")
+
+    monkeypatch.setattr(Bench, "_process", process)
+    monkeypatch.setattr(bench_module, "_ENDING_S", 1.5)
+    with Bench(params, tmp_path / "work") as bench:
+        began = time.monotonic()
+        row = bench.measure(turn, None)
+        took = time.monotonic() - began
+    assert row["status"] == "measured" and row["step_s"] == 2.0
+    assert took > 1.5 and row["startup_s"] <= took - 1.4
+
+
 def test_sizes_of_a_setting_win_over_the_run_s(tmp_path):
     only = {"s": {"group": "g", "policy": "transformers", "reward": "gemini", "steps": 5}}
     chosen = parameters(tmp_path, settings=only).chosen["s"]

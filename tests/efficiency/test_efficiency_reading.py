@@ -436,6 +436,7 @@ class TestChanges:
             raw("own", 20.0, **served | QWEN | {"reward": "qwen_transformers", "gpus": 3}),
             raw("vllm", 10.0, **served | QWEN | {"reward": "qwen_vllm", "gpus": 3}),
             raw("qwen", 9.0, **served | QWEN | {"gpus": 3}),
+            raw("halves", 3.0, **served | {"trainers": 2, "gpus": 3}),
         ]
         rows = [r | {"recipe": eager} for r in rows]
         found = study_contrasts(table(*rows, raw("compiled", 5.8, recipe=compiled)))
@@ -445,7 +446,8 @@ class TestChanges:
             (CHANGES[2][0], "vllm", "own"), (CHANGES[3][0], "fast", "slow"),
             (CHANGES[4][0], "served", "fast"), (CHANGES[5][0], "qwen", "vllm"),
             (CHANGES[7][0], "early", "fast"), (CHANGES[8][0], "ahead", "fast"),
-            (CHANGES[9][0], "ahead", "early"), (CHANGES[10][0], "compiled", "fast"),
+            (CHANGES[9][0], "ahead", "early"), (CHANGES[10][0], "halves", "served"),
+            (CHANGES[11][0], "compiled", "fast"),
         ]  # fmt: skip
         told = text_of(contrast_table(found, "Each."))
         assert "0.17 [0.17, 0.18]" in told and "TRL&#39;s order" in told
@@ -697,7 +699,7 @@ def test_the_study_has_the_issues_groups():
     settings = recorded_settings("study")
     groups = {setting.group for setting in settings.values()}
     assert {"without vLLM", "with vLLM", "beyond", "hidden", "one GPU"} <= groups
-    assert {s.gpus_wanted for s in settings.values()} == {1, 2, 3}
+    assert {s.gpus_wanted for s in settings.values()} == {1, 2, 3, 4}
 
 
 def test_the_notebook_renders_recorded_rows_without_a_gpu(tmp_path):
