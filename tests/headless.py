@@ -24,6 +24,7 @@ def copied_project(root):
     for name, program in (
         ("python", ""),
         ("geo", " -m geo_utils"),
+        ("papermill", " -m papermill"),
         ("pre-commit", " -m pre_commit"),
     ):
         (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{program} "$@"\n')

@@ -20,6 +20,7 @@ from test_record import Answering
 from geo_utils.models.loops import run_sync
 
 PACKAGE = PROJECT / "geo_utils"
+README = (PROJECT / "README.md").read_text()
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 PINS = [*PYPROJECT["dependencies"], *PYPROJECT["optional-dependencies"]["dev"]]
@@ -117,14 +118,46 @@ def test_what_is_installed_is_what_is_locked():
 
 
 def test_the_readme_can_be_read_in_a_few_minutes():
-    assert len((PROJECT / "README.md").read_text().split()) <= 1500
+    assert len(README.split()) <= 1500
 
 
 def test_the_readmes_python_runs(tmp_path):
-    (block,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "key_point_probability" in done.stdout
+
+
+def typed_lines():
+    """Every line of the README that is to be typed, but for those that other tests type."""
+    text = README.replace("\\\n", "")
+    for section in ("The week's meeting", "On a cluster"):  # test_meeting, test_slurm_time
+        text = re.sub(rf"## {section}\n.*?(?=\n## )", "", text, flags=re.DOTALL)
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).splitlines()
+    lines = [re.split(r"\s+# ", line)[0] for line in blocks]
+    lines += re.findall(r"`((?:\.venv/bin/)?(?:geo run|make) [^`]+)`", text)
+    return [line for line in dict.fromkeys(filter(None, lines)) if "GEMINI_API_KEY" not in line]
+
+
+@pytest.mark.parametrize("line", typed_lines())
+def test_commands_of_the_readme(project, gemini_server, line):
+    makefile = (PROJECT / "Makefile").read_text()
+    if line.startswith("make"):  # `.ci/run` and other tests run them
+        assert f"\n{line.split()[1]}:" in makefile
+        return
+    if f"/{line.rpartition('/')[2]}\n" in makefile:  # `make demo` types it
+        return
+    line = re.sub("^geo", ".venv/bin/geo", line)
+    if "04 colocate" in line:
+        assert "vllm is not installed; pip install" in shell(project, line).stderr
+        return
+    if "gemini" in line and "--dry-run" not in line:
+        address = [gemini_server().url]
+        roles = ("engine", "judge", "rewriter")
+        line += f" 'servers={json.dumps(dict.fromkeys(roles, address))}'"
+    done = shell(project, line)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not re.findall("Traceback|failed", done.stdout + done.stderr)
 
 
 CONTRIBUTING = (PROJECT / "CONTRIBUTING.md").read_text()
@@ -139,6 +172,8 @@ def project(tmp_path_factory):
     (root / ".pre-commit-config.yaml").symlink_to(PROJECT / ".pre-commit-config.yaml")
     (block,) = re.findall(r"```json\n(.*?)```", CONTRIBUTING, re.DOTALL)
     (root / "my_rows.jsonl").write_text(json.dumps(json.loads(block)) + "\n")
+    for name in ("mine.md", "rival.md"):
+        (root / name).write_text("# Starters\n\nThe first gas is bacteria. Yeast comes later.\n")
     (root / "my_prompts").mkdir()
     wording = (PACKAGE / "prompts" / "rewrite_key_point.md").read_text()
     (root / "my_prompts" / "rewrite_key_point.md").write_text(f"{wording}\nBe brief.\n")
