@@ -6,13 +6,13 @@ import pytest
 from conftest import PROJECT, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measure_fidelity import PAGES, SETS, fidelity_pages, rates
+from measure_fidelity import PAGES, SETS, Told, fidelity_pages, rates
 from test_model_roles import Echo
 from test_text import CHAT_MARKS
 
 from geo_utils import fidelity as fidelity_module
 from geo_utils.corpus import load_corpus
-from geo_utils.fidelity import FLAW, MOST_SAID, fidelity, page_fidelity
+from geo_utils.fidelity import FLAW, MOST_SAID, fidelity, least_fidelity, page_fidelity
 from geo_utils.lint import instructions, new_instructions
 from geo_utils.models.base import UnusableError
 from geo_utils.roles.by_model import ModelJudge
@@ -255,6 +255,15 @@ class TestJudged:
         lines = [json.dumps({"claim": n, "verdict": v}) for n, v in zip(names, labels, strict=True)]
         found, _ = self.asked(lambda _: "\n".join(lines), page)
         assert found.flaws == 9 - MOST_SAID
+
+    @pytest.mark.parametrize(("which", "wrong"), [("open", 0), ("sealed", 0), ("others", 1)])
+    def test_a_large_model_s_verdicts_tell_faithful_pages(self, which, wrong):
+        """By what one said of these claims; of other claims it is not known."""
+        judge, pages = Told(None), fidelity_pages(which)
+        scores = {page[:2]: run(page_fidelity(*page[:2], (), judge)).score for page in pages}
+        right = rates(pages, lambda *both: scores[both] >= least_fidelity(judge)).values()
+        assert sum(n - found for found, n in right) == wrong
+        assert least_fidelity(None) < least_fidelity(judge) and least_fidelity(judge, 0.5) == 0.5
 
     def test_the_page_itself_and_a_soft_judge_ask_nothing(self):
         assert self.asked(page=TIDES)[1] == []

@@ -16,7 +16,7 @@ from geo_utils.baseline_rewrites.retrieval import ranks, retrieval
 from geo_utils.collateral import collateral, judge_points, point_shares
 from geo_utils.corpus import Example
 from geo_utils.evaluate import Progress
-from geo_utils.fidelity import check_pages, original_support
+from geo_utils.fidelity import check_pages, least_fidelity, original_support
 from geo_utils.models.base import EMBEDDER
 from geo_utils.plan import Rehearsal, quiet
 from geo_utils.roles.make import Roles
@@ -60,7 +60,8 @@ def add_analyses(
         support = original_support(examples, roles.judge, p.key_points, p.seed)
     keys = zip(samples["query_id"], samples["key_point_number"], strict=True)
     samples["original_supports"] = [support.get(key, np.nan) for key in keys]
-    parts = [samples, check_pages(samples, examples, options.gate), attribution(samples)]
+    least = least_fidelity(roles.judge, options.gate)
+    parts = [samples, check_pages(samples, examples, least), attribution(samples)]
     if options.retrieval:
         parts.append(ranks(samples, examples, options.first, roles.callers.get(EMBEDDER)))
     points = pd.DataFrame()

@@ -26,7 +26,8 @@ class AnalysisOptions(Options):
         collateral: Ask the judge for the page's other key points and the other sources' points:
             one call a sample with a model that judges by verdicts, one a point with one that
             gives log-probabilities.
-        gate: Least fidelity of a rewrite that counts in the strict probability.
+        gate: Least fidelity of a rewrite that counts in the strict probability; None for what
+            suits the judge, see `fidelity.least_fidelity`.
         funnel: Show how often the target is credited for the key point.
         frontier: Show lift against fidelity, length and instructions.
         retrieval: Show the page's rank among all pages of the corpus for its query.
@@ -41,7 +42,7 @@ class AnalysisOptions(Options):
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
     original_support: StrictBool = False
     collateral: StrictBool = False
-    gate: Annotated[float, Field(ge=0, le=1)] = 0.8
+    gate: Annotated[float, Field(ge=0, le=1)] | None = None
     funnel: StrictBool = True
     frontier: StrictBool = True
     retrieval: StrictBool = True

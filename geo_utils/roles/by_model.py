@@ -50,7 +50,8 @@ _LABELS = _TEXT | {"enum": ["supported", "omitted", "contradicted"]}
 _VERDICT = _object(reason=_TEXT, verdict=_LABELS)
 _NUMBERED = _object(number={"type": "integer"}, reason=_TEXT, verdict=_LABELS)
 _VERDICTS = _object(verdicts=_array(_NUMBERED))
-_BEFORE, _AFTER = ("kept", "changed", "lost"), ("supported", "new", "contradicted")
+_BEFORE = "kept", "changed", "lost"
+_AFTER = "supported", "new", "contradicted", "repeated"
 _KEY_POINTS = _object(key_points=_array(_object(content=_TEXT, quotes=_array(_TEXT))))
 
 
@@ -167,10 +168,11 @@ class ModelJudge:
             known: Further texts that it may draw on.
 
         Returns:
-            First of the original `kept`, `changed` or `lost`, then of the page `supported`, `new`
-            or `contradicted`, by one call; None if the model could not be had, or its reply
-            is not one line of JSON for each claim.
+            First of the original `kept`, `changed` or `lost`, then of the page `supported`,
+            `contradicted`, `repeated` or `new`, by one call; None if the model could not be had,
+            or its reply is not one line of JSON for each claim.
         """
+        asked: dict[str, tuple[str, tuple[str, ...]]]
         asked = {f"O{i}": (text, _BEFORE) for i, text in enumerate(original, 1)}
         asked |= {f"R{i}": (text, _AFTER) for i, text in enumerate(page, 1)}
         lines = [f"{name}. {' '.join(text.split())}" for name, (text, _) in asked.items()]

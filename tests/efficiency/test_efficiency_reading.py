@@ -286,7 +286,7 @@ def test_a_setting_that_needs_more_memory_than_a_gpu_has_is_not_recommended():
 def test_the_study_s_counts_follow_from_gpus_and_limits():
     served = raw("server_gemini_parallel", 16.0, policy="server", gpus=2, completions=64)
     told = told_of(table(served), CapacityOptions())
-    assert "On 24 GPUs fit, by the GPUs of one experiment: 24 of 1, 12 of 2, 8 of 3, 6 of 4." in told
+    assert "fit, by the GPUs of one experiment: 24 of 1, 12 of 2, 8 of 3, 6 of 4." in told
     assert "960 to 1,440 requests or 3,360,000 to 5,040,000 tokens a minute" in told
 
 
