@@ -7,110 +7,63 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from itertools import pairwise
+from functools import lru_cache
+from importlib.resources import files
 
 from geo_utils.models.replies import THOUGHTS, strip_thoughts
 from geo_utils.roles.rewriters import Rewrite
-from geo_utils.text import content_words, plain_line_breaks, word_spans, words
+from geo_utils.text import content_words, plain_line_breaks, words
 
-_SHORTEST = 0.2  # of the page's words
-_CLOSED_LATE = re.compile(rf"^.*?</(?:{THOUGHTS})>", re.DOTALL | re.IGNORECASE)
-_TAIL = re.compile(rf"\n[ \t]*<(?:{THOUGHTS})>.*", re.DOTALL | re.IGNORECASE)
-_THOUGHT = re.compile(rf"</?(?:{THOUGHTS})>", re.IGNORECASE)
-_REFUSAL = re.compile(
-    r"^\W*(?:i(?:'|\u2019)m sorry|i am sorry|sorry,|i can(?:not|'t|\u2019t)|"
-    r"i(?:'m| am) (?:not able|unable)|as an ai)\b",
-    re.IGNORECASE,
+_CUT = "\0"  # stands where something was taken out; no reply has one
+_THOUGHT = re.compile(rf"(?is)<(?:{THOUGHTS})>.*?(?:</(?:{THOUGHTS})>|\Z)")
+# What ends a turn in a chat, where a server leaves it in; what comes after is another's turn.
+_TURN = re.compile(
+    r"<[|｜][^|｜<>\n]{2,40}[|｜]>(?:assistant\n)?|</s>|<end_of_turn>|\[\|endofturn\|\]"
+    r"|\[e~\[|\[/?INST\]|\n(?:User|Human): "
 )
+_REFUSAL = re.compile(
+    r"(?i)\W*(?:i(?:['’]m| am) (?:sorry|not able|unable)|sorry,|i can(?:not|['’]t)|as an ai)\b"
+)
+# A sentence, or what stands before a colon, with a list's number before it; a line without words.
+_BREAK = r"(?:(?<=[.!?:;…])[*_\"'”’)\]]{0,4}\s+|(?<=[。！？：；])|\n\s*)"
+_PART = re.compile(rf"(?s)(?:[^\w\n]|[\d_])*+[^\W\d_].*?(?:{_BREAK}|\Z)|[^\n]*\n\s*|.+")
+# A heading, a line that ends in a colon or an arrow, a line in a frame.
+_LABEL = re.compile(r"^#|(?:[:：→]|[-=]>)[ *_]*$|^\s*(?:[*=~_<-]{2}|\[).*(?:[*=~_>-]{2}|\])$")
+_UNDERLINE = re.compile(r"(?m)[-=]{3,}[ \t]*$")
+_MYSELF = re.compile(r"\b(?:I|me)\b|\bkey point\b")
+
+# What a page is wrapped in: a rule, a fence, a tag; the texts of a JSON object, also of one that is
+# cut off or does not escape its quotation marks, and of Python's NAME = "..."; quotation marks.
+_RULE = "-*_=<>#| \t"
+_MARK = re.compile(
+    r"(?m)^(?:`{3,}|~{3,})[ \t]*(?P<lang>[\w-]*)[^\n`]{0,40}$"
+    r"|<(?P<close>/?)(?P<name>[A-Za-z][\w:-]{0,40})(?:\s[^<>\n]{0,200})?>"
+)
+_PROSE = ("", "markdown", "md", "text", "txt", "plaintext", "html", "xml", "json", "yaml")
+_OBJECT = re.compile(r"(?:json\n)?\s*[\[{]\s*[\"'{]|\w{1,30} ?= ?[\"']")
+_FIELD = re.compile(
+    r"(?s)(?:[\"']?(\w{1,30})[\"']?\s{0,9}[:=]\s{0,9}|^\s?)\[?(\"{3}|'{3}|[\"'])(.*?)(?<!\\)"
+    r"(?:\2\s{0,9},?\s{0,9}(?:\]\s{0,9})?(?=[}]|[\"']\w{1,30}[\"']\s{0,9}:|\Z)|\Z)"
+)
+_QUOTED = re.compile(r"(?s)(?:\"{1,3}|'{3}|[“«「`])([^\"”»」`]*)(?:\"{1,3}|'{3}|[”»」`])")
+# A fence or tag in which nothing is left.
+_EMPTIED = re.compile(r"(?m)^(?:(```|~~~)\w*|<(\w{1,30})>)[\s\0]{0,99}\0\s*(?:\1|</\2>)$")
 
 
 def _stems(text: str) -> frozenset[str]:
     """Return the stems of a text's content words, of "I've" and "here's" without their endings."""
-    plain = re.sub(r"['’](?:ve|d|m|ll|re|s)\b", "", " ".join(text.split()))
+    plain = re.sub(r"['’](?:ve|d|m|ll|re|s)\b", "", text.lower().replace("z", "s"))
     return frozenset(stem for stem in content_words(plain) if not stem.isdigit())
 
 
-# A reply speaks of its rewriting in few words: of the text, of what was done with it, and in talk
-# around both. A sentence in such words is no page's if one of them tells.
-_TEXT = _stems(
-    """text page webpage version article content document passage copy draft rewrite output
-    answer response result"""
-)
-_DEEDS = _stems(
-    """rewrote rewritten rewrite write revise revised edited optimised optimized improve improved
-    enhance enhanced polished simplified modified adapted made make keep kept preserve preserved
-    maintain maintained retain retained ensure ensured emphasise emphasised emphasize emphasized
-    stressed highlight highlighted place placed put leads restructured reordered rephrased reworded
-    shortened shorten expanded added removed moved focused bolded used adjust help included"""
-)
-_TELLING = _stems(
-    """sure certainly absolutely okay ok alright gladly understood rewrite rewritten rewriting
-    rewrote revise revised revision edit edited edits optimise optimised optimisation optimize
-    optimized optimization modifications changes changed different original version hope let feel
-    emphasise emphasised emphasize emphasized rephrased reworded restructured readability
-    instructions request requested regards count"""
-)
-_TALK = _stems(
-    """thing course right pleasure got great problem happy glad task done yes thank thanks asked
-    instructed please find see think know free useful helpful need anything else questions tweaks
-    like want another go attached provided best assistant ai using user update updated improvements
-    new final full entire complete log tl dr now bold italics shorter longer tone flow readable
-    clarity clear clearer simple simpler easy easier fluent natural engaging concise accessible
-    wording words phrase formatting format markdown paragraph sentence heading section beginning
-    first top front end start structure list summary notes explanation rationale disclaimer key
-    point main message meaning fact information language style reader audience engine search
-    generative source rules query follow follows following likely cited fits works"""
-)
-_TALK |= _TEXT | _DEEDS | _TELLING
-_POLITE = re.compile(
-    r"\W*(?:t?here you (?:go|are)|here (?:it|they) (?:is|are)|here|got it|of course|no problem|"
-    r"thank you|thanks|great|done|yes)\b\W*",
-    re.IGNORECASE,
-)
-_MYSELF = re.compile(r"\b(?:I|me)\b|\bkey point\b")
-_FRAMED = re.compile(r"\s*(?:[*=~_<-]{2}|\[).*(?:[*=~_>-]{2}|\]):?")
-_END = re.compile(
-    r"[\W_]*(?:the )?end(?: of)?(?: the)?(?: (?:rewritten|revised))?"
-    r"(?: (?:page|text|rewrite|document|article|output))?[\W_]+",
-    re.IGNORECASE,
-)
-_LAST_LINES = 40  # in which closing remarks are looked for
-_LONGEST = 60  # words of a sentence that announces a page
-# The end of a sentence, or of what stands before a colon.
-_BREAK = re.compile(r"(?<=[.!?:;…])[*_\"'”’)\]]{0,4}\s+|(?<=[。！？：；])|\n\s*")
-_LIST_MARK = re.compile(r"[\s>#*_•+-]{0,12}(?:\d{1,3}[.)]|[a-z][.)])?[\s*_]{0,4}")
-
-# What a page is wrapped in. What Markdown and HTML use themselves is none.
-_FENCE = re.compile(r"^(`{3,}|~{3,})[ \t]*([\w-]*)[^\n`]{0,40}$", re.MULTILINE)
-_PROSE = frozenset(("", "markdown", "md", "text", "txt", "plaintext", "html", "xml", "json"))
-_TAG = re.compile(
-    r"<(?P<close>/?)(?P<name>[A-Za-z][\w:-]{0,40})(?:\s[^<>\n]{0,200})?>"
-    r"|\[(?P<closed>/?)(?P<bracketed>[A-Za-z]\w{2,30})\](?!\()"
-)
-_MARKUP = frozenset(
-    """a b blockquote br code details div dd dl dt em figure footer h1 h2 h3 h4 h5 h6 header hr i
-    img li nav ol p pre s section small span strong sub summary sup table tbody td th thead tr u
-    ul""".split()  # noqa: SIM905
-)
-_PAGE_NAME = re.compile(
-    r"\w*(?:page|text|rewrit|revis|output|content|article|result|response|answer|document|final"
-    r"|version)\w*",
-    re.IGNORECASE,
-)
-_FIELD = re.compile(rf"[\"'](?:{_PAGE_NAME.pattern})[\"']\s{{0,9}}:\s{{0,9}}[\"']", re.IGNORECASE)
-_NEXT_FIELD = re.compile(r"[\"']\s{0,9},?\s{0,9}(?:\}|[\"']\w{1,30}[\"']\s{0,9}:|\Z)")
-_QUOTES = {'"' * 3: '"' * 3, "'" * 3: "'" * 3, '"': '"', "“": "”", "«": "»", "「": "」"}
-# What ends a turn in a chat, where a server leaves it in; what comes after is another's turn.
-_TURN = re.compile(
-    r"<[|｜][^|｜<>\n]{2,40}[|｜]>(?:assistant\n)?|</s>|<end_of_turn>|\[\|endofturn\|\]|\[e~\[|\[/?INST\]"
-)
-_CUT = "\0"  # stands where something was taken out; no reply has one
-_EMPTY_FENCE = re.compile(
-    r"^(`{3,}|~{3,})[\w-]*[ \t]*\n[\s\0]{0,99}\0[\s\0]{0,99}^\1[ \t]*$", re.MULTILINE
-)
+# A reply speaks of its rewriting in few words: of the `text`, of its `deeds`, `agreeing`, and in
+# `other` words around these. A sentence in such words is no page's if one of them is `telling`.
+_LISTED = json.loads((files("geo_utils") / "data/talk.json").read_text(encoding="utf-8"))
+_WORDS = {kind: _stems(listed) for kind, listed in _LISTED.items()}
+_TALK = frozenset[str]().union(*_WORDS.values())
+_TELLING = frozenset(_LISTED["telling"].split())
 
 
 @dataclass(frozen=True)
@@ -124,75 +77,6 @@ class Asked:
 
     text: str = ""
     values: Mapping[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def names(self) -> frozenset[str]:
-        """Names of the prompt's tags, as `_plain` writes them."""
-        tags = re.findall(r"</?([A-Za-z]\w*)", self.text)
-        return frozenset(map(_plain, ("page", *self.values, *tags)))
-
-    @cached_property
-    def tag(self) -> re.Pattern[str]:
-        """A tag of the prompt in any form: escaped, bold, with attributes, with wide brackets."""
-        names = (name.replace("_", r"[\s_\\-]{0,2}") for name in sorted(self.names, key=len))
-        return re.compile(
-            r"(?P<mark>[*_`]{1,3})?(?:\\?[<＜‹]|&lt;)\s{0,3}(?P<close>[/／]?)\s{0,3}"
-            rf"(?P<name>{'|'.join(names)})s?(?![\w-])[^<>\n]{{0,80}}?(?P<empty>/?)"
-            r"\\?(?:[>＞›]|&gt;)(?(mark)(?P=mark))",
-            re.IGNORECASE,
-        )
-
-    @property
-    def sentences(self) -> frozenset[str]:
-        """The instructions' sentences of three words and more."""
-        return _instructions(self.text)[0]
-
-    @property
-    def runs(self) -> frozenset[str]:
-        """All runs of four words in a line of the instructions."""
-        return _instructions(self.text)[1]
-
-
-@lru_cache(maxsize=64)
-def _instructions(text: str) -> tuple[frozenset[str], frozenset[str]]:
-    lines = text.split("\n")
-    said = (_said(part) for line in lines for part in _parts(line))
-    runs = (run for line in lines for run in _runs(_said(line)))
-    return frozenset(sentence for sentence in said if sentence.count(" ") > 1), frozenset(runs)
-
-
-@dataclass(frozen=True)
-class _Original:
-    """The page as it was, by which its own words are known."""
-
-    page: str
-
-    @cached_property
-    def said(self) -> str:
-        return _said(self.page)
-
-    @cached_property
-    def sentences(self) -> frozenset[str]:
-        lines = self.page.split("\n")
-        return frozenset(_said(part) for line in lines for part in (line, *_parts(line)))
-
-    @cached_property
-    def runs(self) -> frozenset[str]:
-        return frozenset(_runs(self.said))
-
-    @cached_property
-    def tags(self) -> frozenset[str]:
-        names = re.findall(r"(?:[<＜]|&lt;|\[/)[/／]?\s?([A-Za-z][\w \\-]{0,30})", self.page)
-        return frozenset(_plain(part) for name in names for part in (name, name.split()[0]))
-
-    def has(self, text: str) -> bool:
-        """Tell whether the page says a text, word for word."""
-        return f" {_said(text)} " in f" {self.said} "
-
-    def own(self, text: str) -> str:
-        """Return a text if each of its sentences is the page's, else nothing."""
-        said = [_said(part) for line in text.split("\n") for part in _parts(line)]
-        return text.strip() if all(part in self.sentences for part in said if part) else ""
 
 
 def clean_rewrite(reply: str, page: str, asked: Asked | None = None) -> Rewrite:
@@ -211,380 +95,258 @@ def clean_rewrite(reply: str, page: str, asked: Asked | None = None) -> Rewrite:
         The page, or an abstention with the reason why the reply holds none: `empty`, `refused`,
         or `short` (under a fifth of the page's words). The echoes are counted either way.
     """
-    original, asked = _Original(page), asked or Asked()
+    reading = _Reading(page, asked or Asked())
     text = plain_line_breaks(reply).replace(_CUT, "").strip()
     if not _THOUGHT.search(page):  # a page about such tags keeps them
-        text = strip_thoughts(_TAIL.sub("", text))
-        text = _CLOSED_LATE.sub("", text).strip()
+        text = _THOUGHT.sub("", strip_thoughts(text)).strip()
     if not _TURN.search(page):
         text = next((turn for turn in _TURN.split(text) if words(turn)), "")
-    text, blocks = _without_blocks(text, original, asked)
-    text, labels = _without_labels(text, original, asked)
-    text, sentences = _without_instructions(text, original, asked)
-    text, pages = _without_old_page(_closed_up(text, original), original, asked)
-    text, wrappers = _unwrapped(text, original, asked)
-    text, tags = _without_tags(text, original, asked)
-    text = _without_remarks(_closed_up(text, original), original)
-    echoes = blocks + labels + sentences + pages + wrappers + tags
+    text = reading.without_instructions(reading.without_values(text))
+    text = reading.closed_up(reading.without_old_page(reading.closed_up(text)))
+    text = reading.without_remarks(reading.unwrapped(text))
+    n, problem = len(words(text)), None
     if not text:
-        return Rewrite("", "empty: the reply holds no page", echoes=echoes)
-    n, needed = len(words(text)), _SHORTEST * len(words(page))
-    if _REFUSAL.match(text) and n < max(needed, 120) and not _REFUSAL.match(page):
-        return Rewrite("", f"refused: {text[:120]}", echoes=echoes)
-    if n < needed:
-        return Rewrite("", "short: under a fifth of the page's words", echoes=echoes)
-    return Rewrite(text, echoes=echoes)
+        problem = "empty: the reply holds no page"
+    elif _REFUSAL.match(text) and n < max(reading.needed, 120) and not _REFUSAL.match(page):
+        problem = f"refused: {text[:120]}"
+    elif n < reading.needed:
+        problem = "short: under a fifth of the page's words"
+    return Rewrite("" if problem else text, problem, echoes=reading.echoes)
 
 
 def _said(text: str) -> str:
-    """Return a text's words, without list marks, case and the two spellings of -ise."""
-    found = _LIST_MARK.match(text)
-    return " ".join(words(text[found.end() if found else 0 :].lower().replace("z", "s")))
+    """Return a text's words, without a list's number, case and the two spellings of -ise."""
+    bare = re.sub(r"^[\s>#*_•+-]{0,12}(?:\d{1,3}|[a-z])[.)]", "", text)
+    return " ".join(words(bare.lower().replace("z", "s")))
+
+
+def _names_page(name: str) -> bool:
+    return bool(_stems(name.replace("_", " ")) & (_WORDS["text"] | _WORDS["deeds"]))
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "_", name.strip().lower()).removesuffix("s")
 
 
-def _runs(said: str) -> Iterator[str]:
-    listed = said.split()
-    for start in range(len(listed) - 3):
-        yield " ".join(listed[start : start + 4])
+@lru_cache(maxsize=64)
+def _runs(text: str) -> tuple[str, ...]:
+    """Return all runs of four words in a line, and all sentences of three."""
+    said = [_said(line).split() for line in text.split("\n")]
+    runs = (" ".join(line[i : i + 4]) for line in said for i in range(len(line) - 3))
+    return (*runs, *(x for x in map(_said, _PART.findall(text)) if x.count(" ") == 2))
 
 
-def _parts(line: str) -> list[str]:
-    """Split a line into sentences, and behind colons; put together they are the line."""
-    parts: list[str] = []
-    start = last = 0
-    for end in (*(found.end() for found in _BREAK.finditer(line)), len(line)):
-        if re.search(r"[^\W\d_]", line[last:end]) or end == len(line):
-            parts.append(line[start:end])  # with a list's number before what it numbers
-            start = end
-        last = end
-    return parts
+class _Reading:
+    """A reply as it is read by what is known of its prompt and of the page.
 
-
-def _is_talk(text: str) -> bool:
-    return _stems(text) <= _TALK
-
-
-def _without_blocks(text: str, original: _Original, asked: Asked) -> tuple[str, int]:
-    """Cut the prompt's blocks, such as the key point's, with what is in them.
-
-    A tag that is never closed takes along what was asked, where that follows, and nothing else.
+    Attributes:
+        echoes: How many pieces of the prompt were taken out so far.
     """
-    for name in {
-        found for found in re.findall(r"\[/(\w{1,30})\]", text) if _plain(found) in asked.names
-    }:
-        text = re.sub(rf"\[(/?{name})\]", r"<\1>", text)
-    following: dict[str, re.Match[str]] = {}  # by name: the next tag of that name
-    cuts: list[tuple[int, int]] = []
-    tags = list(asked.tag.finditer(text))
-    everything = f" {_said(text)} " if 0 < len(tags) < 40 else ""
-    for tag in reversed(tags):
-        name = _plain(tag["name"])
-        after, following[name] = following.get(name), tag
-        if tag["close"] or tag["empty"] or name == "page":
-            continue
-        value = next((v for other, v in asked.values.items() if _plain(other) == name), "")
-        if after and after["close"]:
-            line = text[text.rfind("\n", 0, tag.start()) + 1 : tag.start()]
-            inline = re.search(r"[^\W_]", line) is not None
-            inside = text[tag.end() : after.start()]
-            only = original.has(inside) and everything.count(f" {_said(inside)} ") == 1
-            if _is_echo(_said(inside), value, inline, only):
-                cuts.append((tag.start(), after.end()))
-                continue
-        if end := _leading(text, tag.end(), value):
-            cuts.append((tag.start(), end))
-    return _cut(text, cuts[::-1]), len(cuts)
 
-
-def _is_echo(said: str, value: str, inline: bool, only: bool) -> bool:
-    """Tell whether what a tag of the prompt holds is no page text.
-
-    It may be: within a line, a passage that the tag marks; the only copy of a sentence of the
-    page; and the whole page, in the wrong tag.
-    """
-    if not said or said == _said(value):
-        return not (said and inline and only)
-    return not inline and not only and said.count(" ") < 2 * len(words(value)) + 20
-
-
-def _leading(text: str, place: int, value: str) -> int:
-    """Return where a value ends that the text says from a place on, word for word; else 0."""
-    wanted, end = _said(value).split(), 0
-    spans = word_spans(text[place : place + 3 * len(value) + 100])
-    for word in wanted:
-        _, end, said = next(spans, (0, 0, ""))
-        if said.lower().replace("z", "s") != word:
-            return 0
-    closing = re.compile(r"[.!?;*_\"'”’)\]`]{0,8}").match(text, place + end)
-    return closing.end() if wanted and closing else 0
-
-
-def _without_labels(text: str, original: _Original, asked: Asked) -> tuple[str, int]:
-    """Cut headings with what was asked under them: "**Key point:** The Moon ..."."""
-    cuts: list[tuple[int, int]] = []
-    for name, value in asked.values.items():
-        label = re.compile(
-            r"^[ \t>#*_•\d.)\[(-]{0,12}(?:(?:the|target|main|given|your|search) )?"
-            rf"{name.replace('_', '[ _-]?')}\b[^\n:：]{{0,30}}?[*_\])]{{0,3}}[ \t]{{0,9}}"
-            r"(?:[:：]|\n|[-–—=])[\s*_:=>\"“'–—-]{0,20}",
-            re.IGNORECASE | re.MULTILINE,
+    def __init__(self, page: str, asked: Asked) -> None:
+        self.page, self.asked, self.echoes = page.strip(), asked, 0
+        self.needed = 0.2 * len(words(page))  # fewer words are no page
+        self.sentences = {"", *map(_said, page.split("\n")), *map(_said, _PART.findall(page))}
+        tags = re.findall(r"(?:[<＜]|&lt;|\[/)[/／]?\s?([A-Za-z][\w\\-]{0,30})", page)
+        self.tags = {"table", "ul", "ol", "pre", *map(_plain, tags)}  # none of these is a wrapper
+        # What was asked, word for word in any punctuation; rules are among the instructions.
+        asks = [_said(value).split() for value in asked.values.values() if value not in asked.text]
+        said = "|".join(r"[\W_]{0,9}".join(map(re.escape, each)) for each in asks if each)
+        self.value = (
+            rf"[\W_]{{0,20}}(?:{said.replace('s', '[sz]') or _CUT})(?![a-z0-9])"
+            r"[.!?;*_\"'”’)\]`]{0,8}(?: \|)?"
         )
-        for found in label.finditer(text):
-            end = _leading(text, found.end(), value)
-            if end and not original.has(text[found.start() : end]):
-                cuts.append((found.start(), end))
-    return _cut(text, sorted(cuts)), len(cuts)
+        # A tag of the prompt in any form: escaped, bold, with attributes, with other brackets.
+        names = {"page", *asked.values, *re.findall(r"</?([A-Za-z]\w*)", asked.text)}
+        self.names = set(map(_plain, names)) - self.tags
+        self.name = "|".join(sorted(self.names)).replace("_", r"[\s_\\-]{0,2}") or _CUT
+        self.tag = (
+            rf"(?:\[/?(?:{self.name})s?\](?!\()|(?P<bold>[*_`]{{1,3}})?(?:\\?[<＜‹]|&lt;)\s{{0,3}}"
+            rf"[/／]?\s{{0,3}}(?:{self.name})s?(?![\w-])[^<>\n]{{0,80}}?\\?(?:[>＞›]|&gt;|$)"
+            r"(?(bold)(?P=bold)))"
+        )
 
+    def own(self, text: str) -> bool:
+        """Tell whether each sentence of a text is the page's."""
+        return all(_said(part) in self.sentences for part in _PART.findall(text))
 
-def _without_instructions(text: str, original: _Original, asked: Asked) -> tuple[str, int]:
-    """Cut sentences of the instructions, with what a colon introduces: what was asked, a note."""
-    lines, count, said = text.split("\n"), 0, _said(text)
-    short = (sentence for sentence in asked.sentences if sentence.count(" ") == 2)
-    if asked.runs.isdisjoint(_runs(said)) and not any(sentence in said for sentence in short):
-        return text, 0  # as nearly always
-    for place, line in enumerate(lines):
-        if not _repeats(line, 0.0, original, asked):
-            continue
-        kept, parts = [], _parts(line)
-        while parts:
-            part = parts.pop(0)
-            if not _repeats(part, 0.6, original, asked):
-                kept.append(part)
-                continue
-            kept.append(_CUT)
-            count += 1
-            if ":" in part[-6:]:
-                rest = "".join(parts)
-                end = max((_leading(rest, 0, value) for value in asked.values.values()), default=0)
-                if re.match(r"\s*(?:[-*+•]|\d+[.)])", line) and len(words(rest)) < _LONGEST:
-                    end = len(rest)
-                parts = _parts(rest[end:]) if end else parts
-        lines[place] = "".join(kept)
-    return "\n".join(lines), count
+    def without_values(self, text: str) -> str:
+        """Cut what was asked under its name or in its tag, and what else is in such a tag."""
 
+        def cut(found: re.Match[str]) -> str:
+            said = found["said"].strip()
+            kept = self.own(said) and found.string.count(said) <= self.page.count(said)
+            return found[0] if kept else _CUT
 
-def _repeats(text: str, share: float, original: _Original, asked: Asked) -> bool:
-    """Tell whether more than a share of a text's words is the instructions' and not the page's."""
-    said, covered = _said(text), set[int]()
-    if said in asked.sentences and said not in original.sentences:
-        return True
-    for start, run in enumerate(_runs(said)):
-        if run in asked.runs and run not in original.runs:
-            covered.update(range(start, start + 4))
-    return len(covered) > share * (said.count(" ") + 1)
+        label = (
+            # What begins a line, or a parenthesis behind a sentence;
+            r"(?im)(?P<said>(?:(?:^(?:[ \t<>＜‹\\`#*_•\d.)\[(|-]{0,12}|&lt;)|(?<=[.!?] )\()"
+            # the name, as in "The key point to stress";
+            r"(?:(?:the|target|main|given|your|search) |<b>(?:\w+ )?)?"
+            rf"(?!page)(?:{self.name})\b[^\n:：]{{0,30}}?"
+            # a colon, a dash, the end of a tag or line;
+            r"[*_)]{0,3}[ \t]{0,9}(?:[:：>＞|\]]|&gt;|\n|[-–—=])(?:</b>)?[\s*_`:=>|\"“'–—-]{0,20}"
+            # or any tag that emphasises nothing, and is closed behind the value.
+            r"|<(?!(?:[abipqu]|em|strong|mark|code|span|div|li|t[dh]|h\d)\b)(?P<any>\w{1,20})>)"
+            rf"{self.value}(?(any)\s{{0,9}}</(?P=any)>|(?:\s{{0,9}}(?:{self.tag}|</\w{{1,20}}>))?))"
+        )
+        block = rf"(?im)^[ \t]*<(?!page)((?:{self.name})s?)>(?P<said>[^<]{{0,400}})</\1>"
+        return re.sub(block, cut, re.sub(label, cut, text))
 
+    def without_instructions(self, text: str) -> str:
+        """Cut sentences of the prompt, with what a colon introduces: what was asked, a note."""
+        asked = set(_runs(self.asked.text)).difference(_runs(self.page))
+        if asked.isdisjoint(_runs(text)):
+            return text  # as nearly always
+        lines = text.split("\n")
+        for place, line in enumerate(lines):
+            note = re.match(r"\s*[-*+•\d]", line) and len(words(line)) < 60
+            kept, colon = "", False
+            for part in _PART.findall(line):
+                if colon and (note or re.fullmatch(rf"(?i){self.value}", part.strip())):
+                    continue
+                runs = enumerate(_runs(part))
+                covered = {i + j for i, run in runs if run in asked for j in range(4)}
+                echo = len(covered) > 0.6 * len(_said(part).split())
+                kept, colon = kept + (_CUT if echo else part), echo and ":" in part[-6:]
+            lines[place] = kept
+        return "\n".join(lines)
 
-def _without_old_page(text: str, original: _Original, asked: Asked) -> tuple[str, int]:
-    """Cut the page as it was from before a rewrite of it, or in its tags from behind one."""
-    total, needed = len(words(text)), (1 + _SHORTEST) * len(original.said.split())
-    if total < needed:
-        return text, 0
-    tags = [tag for tag in asked.tag.finditer(text) if _plain(tag["name"]) == "page"]
-    for tag, after in pairwise(tags):
-        inside = text[tag.end() : after.start()]
-        if after["close"] and not tag["close"] and _said(inside) == original.said:
-            return _closed_up(_cut(text, [(tag.start(), after.end())]), original), 1
-    labels = [part for part in re.finditer(r"^[^\n]{1,99}$", text, re.MULTILINE) if part.start()]
-    for label in [part for part in labels if _leads_up(part[0], original)][:4]:
-        if original.said and f" {original.said} " in f" {_said(text[: label.start()])} ":
-            return text[label.end() :].strip(), 1
-    return text, 0
-
-
-def _without_tags(text: str, original: _Original, asked: Asked) -> tuple[str, int]:
-    """Cut tags of the prompt that are left; what stands between them stays."""
-    left = [tag for tag in asked.tag.finditer(text) if _plain(tag["name"]) not in original.tags]
-    return _cut(text, [tag.span() for tag in left]), len(left)
-
-
-def _cut(text: str, spans: Sequence[tuple[int, int]]) -> str:
-    """Put a mark in place of each span that no earlier one covers."""
-    pieces, last = [], 0
-    for start, end in spans:
-        if start >= last:
-            pieces += [text[last:start], _CUT]
-            last = end
-    return "".join([*pieces, text[last:]])
-
-
-def _closed_up(text: str, original: _Original) -> str:
-    """Return a text without the marks of what was cut out, and lines in which nothing else was."""
-    if _CUT not in text:
+    def without_old_page(self, text: str) -> str:
+        """Cut the page as it was, in its tags or before a heading that announces another."""
+        page = _said(self.page)
+        if not page or len(words(text)) < len(page.split()) + self.needed:
+            return text
+        for found in re.finditer(r"(?i)<page>([^<]*)</page>", text):
+            if _said(found[1]) == page:
+                return f"{text[: found.start()]}{_CUT}{text[found.end() :]}"
+        headings = (x for x in re.finditer(r"(?m)^[^\n]{1,99}$", text) if self.leads_up(x[0]))
+        for heading in list(headings)[:4]:
+            if f" {page} " in f" {_said(text[: heading.start()])} ":
+                return _CUT + text[heading.end() :]
         return text
-    lines: list[str] = []
-    closing = False
-    for line in _EMPTY_FENCE.sub(_CUT, text).split("\n"):
-        if _CUT in line:
-            rest = re.sub(rf"[ \t]*{_CUT}[ \t{_CUT}]*", " ", line).rstrip()
-            line = rest.lstrip() if line.lstrip().startswith(_CUT) else rest
-            closing = not re.search(r"[^\W\d_]", line)
-            if closing:  # with what led up to it
-                while lines and (not lines[-1].strip() or _leads_up(lines[-1], original)):
+
+    def closed_up(self, text: str) -> str:
+        """Return a text without the marks of cuts, counted, and lines in which nothing else was."""
+        self.echoes += text.count(_CUT)
+        lines, gap = list[str](), False
+        for line in _EMPTIED.sub(_CUT, text).split("\n"):
+            rest = " ".join(filter(None, map(str.strip, line.split(_CUT))))
+            if _CUT in line and (not re.search(r"[^\W\d_]", rest) or self.leads_up(rest)):
+                while lines and (not lines[-1].strip() or self.leads_up(lines[-1])):
                     lines.pop()
-                continue
-        elif closing and not line.strip():
-            continue
-        lines += ["", line] if closing and lines else [line]
-        closing = False
-    return "\n".join(lines).strip()
+                gap = True
+            elif rest or not gap:
+                lines += [""] * (gap and _CUT not in line) + [rest if _CUT in line else line]
+                gap = False
+        return "\n".join(lines).strip()
 
+    def leads_up(self, line: str) -> bool:
+        """Tell whether a line is a heading, and not the page's, of what comes or was cut."""
+        return bool(_LABEL.search(line)) and _stems(line) <= _TALK and not self.own(line)
 
-def _leads_up(line: str, original: _Original) -> bool:
-    label = line.rstrip(" *_").endswith((":", "：")) or line.startswith("#") or _FRAMED.match(line)
-    return bool(label) and _is_talk(line) and not original.own(line)
+    def unwrapped(self, text: str) -> str:
+        """Return what a text announces, quotes, fences or tags, without tags of the prompt."""
+        for _ in range(16):
+            inner = self.edged(self.enclosed(self.from_fields(text)))
+            inner = inner if inner != text else inner[self.opening(inner) :].strip()
+            if inner == text:
+                break
+            text = inner
+        return self.closed_up(re.sub(rf"(?im){self.tag}", _CUT, text))
 
+    def from_fields(self, text: str) -> str:
+        """Return the page that a JSON object holds."""
+        fields = _FIELD.findall(text) if _OBJECT.match(text) else []
+        if not fields or _OBJECT.match(self.page):
+            return text
+        page = max(fields, key=lambda each: (_names_page(each[0]), len(each[2])))
+        self.echoes += sum(_plain(each[0]) in self.names for each in fields if each is not page)
+        try:
+            return str(json.loads(f'"{page[2]}"', strict=False)).strip()
+        except ValueError:
+            return str(page[2]).replace("\\n", "\n").replace('\\"', '"').strip()
 
-def _unwrapped(text: str, original: _Original, asked: Asked) -> tuple[str, int]:
-    """Return what a text announces, quotes, fences or tags, and how many of that are echoes."""
-    echoes = 0
-    for _ in range(8):
-        inner, keys = _from_json(text.strip(), original, asked)
-        inner, tags = _from_tags(_from_fence(inner, original), original, asked)
-        inner = _from_quotes(_from_rules(inner, original), original)
-        inner = inner[_opening(inner, original) :].strip()
-        echoes += keys + tags
-        if inner == text:
-            break
-        text = inner
-    return text, echoes
-
-
-def _opening(text: str, original: _Original) -> int:
-    """Return where sentences end that announce the page, or talk to whom it was written for."""
-    place = 0
-    while found := _BREAK.search(text, place):
-        part = text[place : found.start()]
-        stems = _stems(part)
-        framed = "\n" in found[0] and _FRAMED.match(part)
-        label = framed or part.rstrip(" *_").endswith((":", "："))
-        telling = bool(stems & _TELLING) or (label and stems & _TEXT) or _POLITE.fullmatch(part)
-        chat = place and _MYSELF.search(part)  # "Sure! I am happy to help."
-        if not (telling or chat) or not stems <= _TALK or len(words(part)) > _LONGEST:
-            break
-        if _said(part) in original.sentences:
-            break
-        place = found.end()
-    return place
-
-
-def _from_json(text: str, original: _Original, asked: Asked) -> tuple[str, int]:
-    """Return the page that a JSON object holds, and how many of its keys are the prompt's."""
-    if not text.startswith(("{", "[{")) or original.page.lstrip()[:1] in ("{", "["):
-        return text, 0
-    try:
-        value = json.loads(text, strict=False)
-    except (ValueError, RecursionError):
-        value = None
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if isinstance(value, dict):
-        texts = {key: said for key, said in value.items() if isinstance(said, str)}
-        named = [key for key in texts if _PAGE_NAME.fullmatch(key)] or list(texts)
-        page = max(named, key=lambda key: len(texts[key]), default="")
-        keys = sum(_plain(key) in asked.names for key in texts if key != page)
-        return (texts[page].strip(), keys) if named else (text, 0)
-    if not (found := _FIELD.search(text)):
-        return text, 0
-    # Cut off, or with quotation marks that are not escaped.
-    inner = _NEXT_FIELD.split(text[found.end() :])[0]
-    try:
-        return str(json.loads(f'"{inner}"', strict=False)), 0
-    except ValueError:
-        return inner.replace("\\n", "\n").replace('\\"', '"'), 0
-
-
-def _from_fence(text: str, original: _Original) -> str:
-    """Return what stands in a fence around the page."""
-    fences = list(_FENCE.finditer(text))
-    if not fences or fences[0][2].lower() not in _PROSE:
+    def enclosed(self, text: str) -> str:
+        """Return what stands in a fence or a tag around the page, with what else is the page's."""
+        same = re.sub(r"\[(/?[A-Za-z]\w{2,30})\](?!\()", r"<\1>", text)  # as long; [TEXT] is a tag
+        marks: dict[str, list[tuple[bool, re.Match[str]]]] = {}
+        for mark in _MARK.finditer(same):
+            name = _plain(mark["name"] or "")  # a fence has none
+            closes = mark["close"] or (not name and (name in marks or mark.end() == len(text)))
+            marks.setdefault(name, []).append((bool(closes), mark))
+        for name, found in list(marks.items())[:50]:
+            fenced = not name and re.search("```|~~~", self.page)
+            starts = [mark.span() for closes, mark in found if not closes]
+            ends = [mark.span() for closes, mark in found if closes]
+            begin, start = starts[0] if starts else (0, 0)
+            end, stop = ends[-1 if name or fenced else 0] if ends else (len(text), len(text))
+            # The page stands in what names one, or in a pair of marks around it all. Where one of
+            # them is missing it was cut off, or begun before the reply.
+            known = _names_page(name) if name else found[0][1]["lang"] in _PROSE
+            alone = not begin and starts and ends and len(found) == 2
+            whole = ends if begin else starts or _stems(text[stop:]) <= _TALK
+            own = name in self.tags or (
+                fenced and (begin or len(found) % 2 or self.page[0] in "`~")
+            )
+            if (known or alone) and whole and 2 * (end - start) >= len(text) and not own:
+                self.echoes += name in self.names
+                kept = (x.strip() if self.own(x) else "" for x in (text[:begin], text[stop:]))
+                return f"\n\n{text[start:end].strip()}\n\n".join(kept).strip()
         return text
-    first, last = fences[0], fences[-1]
-    inside, outside = text[first.end() : last.start()], len(text) - last.end()
-    if first.start() == 0 and not _FENCE.match(original.page.lstrip()):
-        if len(fences) == 1:  # never closed
-            return text[first.end() :].strip()
-        # Of a page that holds fences itself, the last one may be its own.
-        wide = len(first[1]) > 3 or first[2].lower() in ("markdown", "md")
-        closed = last[0].strip() == first[1] and (len(fences) == 2 or (wide and not outside))
-        return inside.strip() if closed and outside <= len(inside) else text
-    if _FENCE.search(original.page):
+
+    def edged(self, text: str) -> str:
+        """Return a text without rules and quotation marks around it."""
+        lines, own = text.split("\n"), self.page.split("\n")
+        if own[0][:1] != ">" and all(line[:1] in (">", "") for line in lines):
+            lines = [line.removeprefix(">").removeprefix(" ") for line in lines]
+        for end in (0, -1):
+            while lines and not lines[end].strip(_RULE) and own[end].strip(_RULE):
+                lines.pop(end)
+        text = "\n".join(lines).strip()
+        quoted = _QUOTED.fullmatch(text)
+        return str(quoted[1]).strip() if quoted and self.page[:1] != text[:1] else text
+
+    def masked(self, text: str) -> str:
+        """Return a text of the same length without quotations of what was asked."""
+        return re.sub(rf"(?i)[\"“]{self.value}", lambda found: re.sub(".", " ", found[0]), text)
+
+    def opening(self, text: str) -> int:
+        """Return where sentences end that announce the page, or talk to whom it was written for."""
+        end = 0
+        for found in _PART.finditer(self.masked(text)):
+            part, stems = found[0].rstrip(), _stems(found[0])
+            own = self.page.startswith(part) or (words(part) and self.own(part))
+            if own or not stems <= _TALK or part[:1] in "{`" or found.end() == len(text):
+                break
+            label = _LABEL.search(part) or _UNDERLINE.match(text, found.end())
+            about = _WORDS["agreeing"] | (_WORDS["text"] if label or end else frozenset())
+            mine = _MYSELF.search(part) if stems else end
+            if stems & about or mine or self.tells(part):
+                end = found.end()
+        return end
+
+    def tells(self, part: str, alone: bool = True) -> bool:
+        """Tell whether a sentence speaks of the rewriting, or is one of politeness, if `alone`."""
+        stems, label, mine = _stems(part), _LABEL.search(part), _MYSELF.search(part)
+        if self.own(part) or len(stems & _TALK) < 0.7 * len(stems):
+            return False
+        if part.rstrip(" *_").endswith("?"):
+            return bool(stems <= _TALK and not label and re.search(r"(?i)\b(?:you|me|I)\b", part))
+        polite = stems <= _WORDS["agreeing"] and (stems or "ere " in part) and alone
+        did = mine and (stems & _WORDS["deeds"] or (label and not stems))
+        return bool(did or polite or _TELLING.intersection(_said(part).split()))
+
+    def without_remarks(self, text: str) -> str:
+        """Cut off what the last 40 lines say of the rewriting, from the first such line on."""
+        lines, masked = text.split("\n"), self.masked(text).split("\n")
+        for place in range(max(len(lines) - 40, 1), len(lines)):
+            part, *others = _PART.findall(masked[place]) or [""]
+            if others and self.leads_up(part.rstrip()):
+                part += others[0]
+            kept = lines[:place]
+            if self.tells(part.rstrip(), not others) and 2 * len("\n".join(kept)) >= len(text):
+                while kept and (not kept[-1].strip(_RULE) or self.leads_up(kept[-1])):
+                    kept.pop()
+                return "\n".join(kept).strip()
         return text
-    if len(fences) == 2 and 2 * len(inside) > len(text):
-        around = original.own(text[: first.start()]), original.own(text[last.end() :])
-        return f"{around[0]}\n\n{inside.strip()}\n\n{around[1]}".strip()
-    return text[: last.start()].strip() if len(fences) == 1 and not outside else text
-
-
-def _from_tags(text: str, original: _Original, asked: Asked) -> tuple[str, int]:
-    """Return what stands in a tag around the page, and 1 if the tag is the prompt's."""
-    opening, closing, name = None, None, ""
-    for tag in _TAG.finditer(text):
-        found = _plain(tag["name"] or tag["bracketed"])
-        known = _PAGE_NAME.fullmatch(found) is not None
-        if (tag["name"] or tag["bracketed"]).lower() in _MARKUP or found in original.tags:
-            continue
-        if tag["close"] or tag["closed"]:
-            closing = tag if found == name or not opening else closing
-        elif opening is None and (known or not tag.start()):
-            opening, name = tag, found
-    if opening and closing:
-        inside = text[opening.end() : closing.start()].strip()
-        before, after = text[: opening.start()].strip(), text[closing.end() :].strip()
-        if 2 * len(inside) < len(text) or ((before or after) and not _PAGE_NAME.fullmatch(name)):
-            return text, 0
-        parts = original.own(before), inside, original.own(after)
-        return "\n\n".join(filter(None, parts)), int(name in asked.names)
-    lone = opening or closing  # cut off, or begun before the reply
-    if lone is None or not lone["name"] or not _PAGE_NAME.fullmatch(lone["name"]):
-        return text, 0
-    if lone.start() if opening else len(text) - lone.end():
-        return text, 0
-    return _cut(text, [lone.span()]).strip(_CUT + " \n"), int(_plain(lone["name"]) in asked.names)
-
-
-def _from_quotes(text: str, original: _Original) -> str:
-    for opening, closing in _QUOTES.items():
-        if text.startswith(opening) and not original.page.lstrip().startswith(opening):
-            inside = text[len(opening) : -len(closing)]
-            return inside.strip() if text.endswith(closing) and closing not in inside else text
-    return text
-
-
-def _from_rules(text: str, original: _Original) -> str:
-    """Return a text without rules around it, and without a last line that says that it ends."""
-    rule = "-*_= \t"
-    lines, own = text.split("\n"), original.page.strip().split("\n")
-    while lines and not lines[0].strip(rule) and own[0].strip(rule):
-        lines.pop(0)
-    while lines and (
-        (not lines[-1].strip(rule) and own[-1].strip(rule))
-        or (_END.fullmatch(lines[-1]) and not original.own(lines[-1]))
-    ):
-        lines.pop()
-    return "\n".join(lines).strip()
-
-
-def _without_remarks(text: str, original: _Original) -> str:
-    """Cut off what a reply says at its end of the rewriting, from the first such line on."""
-    lines = text.split("\n")
-    for place in range(max(len(lines) - _LAST_LINES, 1), len(lines)):
-        if _is_remark(lines[place], original):
-            kept = "\n".join(lines[:place])
-            if 2 * len(kept) >= len(text):
-                return _from_rules(_closed_up(f"{kept}\n{_CUT}", original), original)
-    return text
-
-
-def _is_remark(line: str, original: _Original) -> bool:
-    """Tell whether a line speaks of the rewriting: mostly in its words, and in one that tells."""
-    part, *others = _parts(line)
-    if others and part.rstrip(" *_").endswith(":") and _is_talk(part):  # "Note: I kept all facts."
-        part += others[0]
-    stems = _stems(part)
-    if len(stems & _TALK) < 0.7 * len(stems) or not stems or original.has(part):
-        return False
-    mine = _MYSELF.search(part) is not None and bool(stems & _DEEDS)
-    return mine or bool(stems & _TELLING)

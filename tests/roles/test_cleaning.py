@@ -73,6 +73,32 @@ class TestCleaning:
             f"{PAGE}\n\n### Explanation\n\nThe key point leads.",
             f"{PAGE}\nNote: I kept the original meaning.\n\nBest regards,\nYour assistant",
             f"{PAGE}\n\nBy leading with the key point, the page is more likely to be cited.",
+            # what a second campaign found
+            f"Thank you for the text. Here is my rewrite:\n\n{PAGE}",
+            f"Assistant: {PAGE}",
+            f"Step 1: I will read the text.\nStep 2: I will rewrite it.\n\nRewritten text:\n{PAGE}",
+            f"Sure, here you go! 😊\n\n{PAGE}",
+            f"Here is the text rewritten so that the key point stands out: {PAGE}",
+            f"I've given the page a makeover:\n\n{PAGE}",
+            f"TEXT\n----\n{PAGE}",
+            f"New page ->\n\n{PAGE}",
+            json.dumps({"result": {"page": PAGE}}),
+            f'{{"answer": ["{PAGE}"]}}',
+            f"Here is the JSON:\n\n{json.dumps({'page': PAGE})}\n\nLet me know if you need more.",
+            f'page = """{PAGE}"""',
+            f"```yaml\npage: |\n  {PAGE}\n```",
+            f"```\n{PAGE}\n```\n```",
+            f"```markdown\n{PAGE}\n```\n```\nNote: I kept all facts.\n```",
+            f"<<<REWRITTEN TEXT>>>\n{PAGE}\n<<<END>>>",
+            f"> {PAGE}",
+            f"<div class='page'>\n{PAGE}\n</div>\n\nNote: bold lead.",
+            f"{PAGE}</answer>\n\nDone.",
+            f"{PAGE}\n\nI believe this version meets your requirements.",
+            f"{PAGE}\n\n### What I did\n- moved it up",
+            f"{PAGE}\n\n---\n*Total words: 96*",
+            f"{PAGE}\n\nDoes this work for you?",
+            f"{PAGE}\n\nThe rest was kept as it is.",
+            f"{PAGE}\n\nUser: thanks\nAssistant: You are welcome!",
         ],
     )
     def test_the_page_is_taken_out(self, reply):
@@ -115,6 +141,15 @@ class TestCleaning:
             f"Certainly! Here is the rewritten page:\n\n{page}\n\nHope it helps!", page
         )
         assert found == Rewrite(page, echoes=0)
+
+    def test_a_fence_around_a_page_with_fences_of_its_own_goes_alone(self):
+        page = "How to print a tide.\n\n```\ntide --now\n```\n\nThat prints it.\n\n```\nlast\n```"
+        for reply in (f"```markdown\n{page}\n```", f"Sure!\n\n````\n{page}\n````\n\nDone."):
+            assert clean_rewrite(reply, page).text == page
+
+    def test_a_table_that_is_the_whole_page_keeps_its_tags(self):
+        table = f"<table><tr><td>{PAGE}</td></tr></table>"
+        assert clean_rewrite(f"Here it is:\n\n{table}", PAGE).text == table
 
     @pytest.mark.parametrize(
         ("reply", "problem"),
@@ -164,6 +199,13 @@ class TestEchoes:
             (KEY_POINT, f"＜key_point＞{KEY}＜/key_point＞"),
             (KEY_POINT, f"[key_point]{KEY}[/key_point]"),
             (KEY_POINT, "<key_point/>"),
+            (KEY_POINT, f"<claim>{KEY}</claim>"),
+            (KEY_POINT, f"key_point>\n{KEY}\n</key_point"),
+            (KEY_POINT, f"| Key point | {KEY} |"),
+            (KEY_POINT, f"<b>Emphasized key point:</b> {KEY}"),
+            (KEY_POINT, f"Task: {SAID[0]}"),
+            (KEY_POINT, "<instructions>\n" + "\n".join(SAID) + "\n</instructions>"),
+            (KEY_POINT, f"Instruction: {SAID[0]}\n\nInput:\n{PAGE}\n\nOutput:"),
             (KEY_POINT, f"Key point: {KEY}"),
             (KEY_POINT, f"**Key Point:** *{KEY}*"),
             (KEY_POINT, f"## The key point\n\n> {KEY}"),
@@ -208,6 +250,14 @@ class TestEchoes:
             f"## Key points\n\n- {KEY}\n- A harbour sees a tide every 12 hours.\n\n{PAGE}",
             f"{PAGE}\n\nThis point is key: {KEY}",
             f"{PAGE}\n\nQueries and rules of sailors are another page's <source>.",
+            # what a rewriter may well write anew
+            f"## Overview\n\n{PAGE}",
+            f"Let us begin with the Moon.\n\n{PAGE}",
+            f"The prompt answer is: the Moon.\n\n{PAGE}",
+            f"{PAGE}\n\nWhat changed?\n\nThe Moon moved.",
+            f"{PAGE}\n\nThis page was last edited in 2020.",
+            f"{PAGE}\n\nEmphasis on safety is needed at sea.",
+            f"{PAGE}\n\n## Structural use\n\nHarbours use thick walls.",
         ],
     )
     def test_the_key_point_in_the_page_is_no_echo(self, page):
@@ -236,6 +286,14 @@ class TestEchoes:
         assert KEY_POINT.page(page, example, POINT) == Rewrite(page, echoes=0)
         echoed = KEY_POINT.page(f"{BLOCK}\n\n{page}", example, POINT)
         assert echoed == Rewrite(page, echoes=1)
+
+    def test_a_talk_that_quotes_the_key_point_goes_and_an_echo_at_a_lines_end(self):
+        for reply in (
+            f'Certainly! Here is the text with the key point "{KEY}" emphasized:\n\n{PAGE}',
+            f'{PAGE}\n\nThe key point "{KEY}" has been emphasized.',
+            f"{PAGE.strip()} (Key point: {KEY})",
+        ):
+            assert KEY_POINT.page(reply, EXAMPLE, POINT).text == PAGE.strip()
 
     def test_the_users_own_prompt_is_known_as_well(self, tmp_path):
         own = "Polish what stands below, sentence by sentence.\n<claim>$key_point</claim>\n$page"
