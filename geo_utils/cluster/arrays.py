@@ -20,13 +20,7 @@ from typing import Annotated, Any, Self
 import pandas as pd
 import yaml
 from jinja2 import StrictUndefined, Template
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from geo_utils.files import project_root, read_jsonl, resolve_path, write_atomic
 from geo_utils.models.base import redacted

@@ -19,13 +19,7 @@ import yaml
 from geo_utils.corpus import Corpus, Example, KeyPoint, load_corpus
 from geo_utils.files import write_atomic
 from geo_utils.grpo.checkpoints import go_on, newest_complete
-from geo_utils.grpo.data import (
-    Fit,
-    base_model,
-    policy_card,
-    split_queries,
-    with_lengths,
-)
+from geo_utils.grpo.data import Fit, base_model, policy_card, split_queries, with_lengths
 from geo_utils.grpo.log import StepCounter, hush
 from geo_utils.grpo.params import ColdStart, GrpoParams, SmallModel
 from geo_utils.models.loops import gather_all, run_sync
