@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
-from geo_utils.baseline_rewrites.side_effects import panel_figure
+from geo_utils.baseline_rewrites.frontier import panel_figure
 from geo_utils.corpus import Example
 from geo_utils.lexical import bm25_scores
 from geo_utils.models.base import EMBEDDER, GUESSED, ModelError, Request, Sampling
