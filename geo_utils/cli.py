@@ -143,8 +143,7 @@ def try_own(
     from geo_utils.notebooks import read_parameters
     from geo_utils.roles.make import make_roles
     from geo_utils.runs import RunInterrupted
-    from geo_utils.show.example import write_trial
-    from geo_utils.trial import changing_method, try_page
+    from geo_utils.show.example import changing_method, try_page, write_trial
 
     with refusals(FatalError, ModelError, RunInterrupted):
         others = [path.read_text(encoding="utf-8") for path in other or ()]
