@@ -213,11 +213,6 @@ class Trial:
     source: str
 
     @property
-    def key_point(self) -> KeyPoint:
-        """What the page wants said."""
-        return self.example.key_points[0]
-
-    @property
     def findings(self) -> list[str]:
         """What came out, in sentences: support and visibility before and after, and by whom."""
         told = []
@@ -278,7 +273,7 @@ def trial_view(trial: Trial) -> HTML:
         _card(head=[("", line) for line in trial.findings]),
         answers_view(trial.example, before, after),
         pages_view(trial.example, after),
-        _card(folded=_sources(trial.example, trial.key_point, trial.order)),
+        _card(folded=_sources(trial.example, trial.example.key_points[0], trial.order)),
         prompts_view(trial.requests),
     ]
     return HTML(Markup("\n").join(Markup(part.data) for part in parts))
