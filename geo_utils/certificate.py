@@ -22,13 +22,7 @@ import pandas as pd
 
 from geo_utils.files import resolve_path
 from geo_utils.roles.methods import PREVIOUS, is_pooled
-from geo_utils.statistics import (
-    Estimate,
-    cluster_mean,
-    interval_reach,
-    kappa,
-    wilson_interval,
-)
+from geo_utils.statistics import Estimate, cluster_mean, interval_reach, kappa, wilson_interval
 from geo_utils.summary import PAIR, estimates, plain_numbers, with_pooled
 
 LABELS = ("supported", "omitted", "contradicted")

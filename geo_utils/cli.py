@@ -24,13 +24,10 @@ labels = typer.Typer(
     ),
 )
 cold_start = typer.Typer(no_args_is_help=True, help="The supervised steps before a training.")
-for name, part in (
-    ("slurm", slurm),
-    ("models", models),
-    ("labels", labels),
-    ("cold-start", cold_start),
-):
-    app.add_typer(part, name=name)
+app.add_typer(slurm, name="slurm")
+app.add_typer(models, name="models")
+app.add_typer(labels, name="labels")
+app.add_typer(cold_start, name="cold-start")
 
 Notebook = Annotated[str, typer.Argument(help="its number, such as 03, or its name")]
 File = Annotated[str, typer.Argument(help="a file in params/<notebook>/, by name, or a path")]
@@ -146,19 +143,15 @@ def try_own(
     from geo_utils.notebooks import read_parameters
     from geo_utils.roles.make import make_roles
     from geo_utils.runs import RunInterrupted
-    from geo_utils.show.example import write_trial
-    from geo_utils.trial import changing_method, try_page
+    from geo_utils.show.example import changing_method, try_page, write_trial
 
     with refusals(FatalError, ModelError, RunInterrupted):
         others = [path.read_text(encoding="utf-8") for path in other or ()]
         example = own_example(page.read_text(encoding="utf-8"), key_point, query, others)
         asked = {"engine": engine, "rewriter": rewriter or engine, "judge": judge}
-        alone = [
-            ("method", changing_method(method)),
-            ("baseline_methods", "[original]"),
-            ("studies", "{}"),
-        ]
-        given = [*alone, *((role, name) for role, name in asked.items() if name), *pairs(sets)]
+        asked |= {"method": changing_method(method), "studies": "{}"}
+        given = [("baseline_methods", "[original]"), *((k, v) for k, v in asked.items() if v)]
+        given += pairs(sets)
         roles = make_roles(read_parameters("03", params, given)[2])  # type: ignore[arg-type]
         trial = try_page(roles, example, method, repeats)
         write_trial(trial, out)

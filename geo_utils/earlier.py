@@ -12,13 +12,7 @@ from geo_utils.records import Record, find_records
 from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import label
 from geo_utils.runs import Run
-from geo_utils.statistics import (
-    Estimate,
-    cluster_mean,
-    interval_reach,
-    level_spread,
-    with_interval,
-)
+from geo_utils.statistics import Estimate, cluster_mean, interval_reach, level_spread, with_interval
 from geo_utils.summary import PAIR
 
 # Parameters that shape an answer or a verdict; a comparison may grow in the second.

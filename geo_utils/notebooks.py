@@ -184,19 +184,13 @@ def _papermill(
     It holds the run's lock as well: where this process is killed alone, Papermill is interrupted
     and the kernel may save, and until that is done nobody else starts the run.
     """
-    options = ["-f", str(injected), "--no-log-output", "--no-progress-bar"]
-    source = f"{project_root()}/notebooks/{notebook}.ipynb"
+    command = [sys.executable, "-c", _PAPERMILL.format(parent=os.getpid())]
+    command += [f"{project_root()}/notebooks/{notebook}.ipynb", str(executed)]
+    command += ["-f", str(injected), "--no-log-output", "--no-progress-bar"]
     log, progress = executed.with_name("papermill.log"), executed.with_name(".progress")
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                _PAPERMILL.format(parent=os.getpid()),
-                source,
-                str(executed),
-                *options,
-            ],
+            command,
             cwd=project_root(),
             env={**os.environ, EXPECTED: str(executed.parent), PROGRESS: str(progress)},
             pass_fds=[lock.fileno()],

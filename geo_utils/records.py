@@ -93,11 +93,6 @@ class Record:
         """Why the run is not finished, in the manifest's words; empty where there is none."""
         return _REASONS.get(self.status) or self.manifest.get("reason", "")
 
-    @property
-    def rehearsed(self) -> bool:
-        """Whether it was a dry run, which ends without a result and as it should."""
-        return self.status == "planned"
-
     def trial(self, least_queries: int) -> str:
         """Say why the run only tries things out; empty where its numbers are to be shown.
 
@@ -235,9 +230,11 @@ def choose_records(
         ValueError: A name is no run's.
     """
     known = list(records)
-    wanted = named_records(names, known) if names else [r for r in known if not r.rehearsed]
-    if since is not None and not names:
-        wanted = [record for record in wanted if _day(record) >= since]
+    if names:
+        wanted = named_records(names, known)
+    else:
+        asked = [record for record in known if record.status != "planned"]
+        wanted = [record for record in asked if since is None or _day(record) >= since]
     finished = [record for record in wanted if record.status == "finished"]
     unfinished = [record for record in wanted if record.status != "finished"]
     if not names and since is None:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
-from geo_utils.baseline_rewrites.side_effects import panel_figure
+from geo_utils.baseline_rewrites.frontier import panel_figure
 from geo_utils.corpus import Example
 from geo_utils.lexical import bm25_scores
 from geo_utils.models.base import EMBEDDER, GUESSED, ModelError, Request, Sampling
@@ -160,27 +160,22 @@ def retrieval(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         the methods).
     """
     own = samples[~samples["method"].map(is_arm)]
+    columns = ["supported", "found", "end_to_end"]
     parts = {}
     for name in (n for n in RETRIEVERS if f"rank_{n}" in own):
-        columns = {"supported": "supported"}
-        columns |= {f"{what}_{name}": what for what in ("found", "end_to_end")}
-        table = estimates(own, "method", list(columns), list(columns))
-        counts = {f"queries_end_to_end_{name}": "n_examples", f"n_end_to_end_{name}": "n_samples"}
+        ranked = own.rename(columns={f"{n}_{name}": n for n in ("rank", "found", "end_to_end")})
+        table = estimates(ranked, "method", columns, columns)
+        counts = {"queries_end_to_end": "n_examples", "n_end_to_end": "n_samples"}
         table = table.rename(columns=counts)
-        table["abstentions"] = own.groupby("method").size() - table["n_samples"]
-        table["rank"] = own.groupby("method")[f"rank_{name}"].median()
-        for column, what in columns.items():
-            change = contrasts(own, column, "original", seed=seed)
-            ends = {"difference": "difference", "low": "difference_low", "high": "difference_high"}
-            ends |= {"clear": "clear"}
-            change = change[list(ends)].rename(columns=ends).add_prefix(f"{what}_")
-            table = table.join(change)
-            table = table.rename(columns={f"{column}{end}": f"{what}{end}" for end in _ENDS})
+        table["abstentions"] = ranked.groupby("method").size() - table["n_samples"]
+        table["rank"] = ranked.groupby("method")["rank"].median()
+        for what in columns:
+            change = contrasts(ranked, what, "original", seed=seed)
+            table[f"{what}_clear"] = change["clear"]
+            for column, end in (("difference", ""), ("low", "_low"), ("high", "_high")):
+                table[f"{what}_difference{end}"] = change[column]
         parts[name] = table
     return pd.concat(parts, names=["retriever"])
-
-
-_ENDS = ("", "_low", "_high")
 
 
 def _shifted(found: pd.DataFrame, what: str, sign: int) -> pd.Index:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -20,13 +20,7 @@ from typing import Annotated, Any, Self
 import pandas as pd
 import yaml
 from jinja2 import StrictUndefined, Template
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from geo_utils.files import project_root, read_jsonl, resolve_path, write_atomic
 from geo_utils.models.base import redacted
@@ -208,8 +202,7 @@ def described(changes: Mapping[str, Any]) -> str:
     return ", ".join(_CONTROL.sub(" ", text) for text in each) or "no changes"
 
 
-@dataclass
-class TaskRecord:
+class TaskRecord(BaseModel):
     """How a task stands, kept by the task itself.
 
     Attributes:
@@ -225,10 +218,7 @@ class TaskRecord:
     reason: str | None = None
     run: str | None = None
     restarts: int = 0
-    starts: list[dict[str, Any]] = field(default_factory=list)
-
-
-_TASK_RECORD = TypeAdapter(TaskRecord)
+    starts: list[dict[str, Any]] = []
 
 
 class _Info(BaseModel):
@@ -287,17 +277,16 @@ class Submission:
         """
         path = self.folder / "state" / f"{index}.json"
         try:
-            return _TASK_RECORD.validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return TaskRecord()
-        except (OSError, ValueError):
-            warnings.warn(f"{path} is torn; the task's run is not", stacklevel=2)
+            return TaskRecord.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            if not isinstance(error, FileNotFoundError):
+                warnings.warn(f"{path} is torn; the task's run is not", stacklevel=2)
             return TaskRecord()
 
     def save(self, index: int, record: TaskRecord) -> None:
         """Keep how a task stands."""
-        text = _TASK_RECORD.dump_json(record, indent=2)
-        write_atomic(self.folder / "state" / f"{index}.json", text + b"\n")
+        text = record.model_dump_json(indent=2)
+        write_atomic(self.folder / "state" / f"{index}.json", text + "\n")
 
 
 def create(name: str, notebook: str, tasks: Sequence[Task], settings: SlurmSettings) -> Submission:

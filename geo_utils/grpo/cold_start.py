@@ -19,13 +19,7 @@ import yaml
 from geo_utils.corpus import Corpus, Example, KeyPoint, load_corpus
 from geo_utils.files import write_atomic
 from geo_utils.grpo.checkpoints import go_on, newest_complete
-from geo_utils.grpo.data import (
-    Fit,
-    base_model,
-    policy_card,
-    split_queries,
-    with_lengths,
-)
+from geo_utils.grpo.data import Fit, base_model, policy_card, split_queries, with_lengths
 from geo_utils.grpo.log import StepCounter, hush
 from geo_utils.grpo.params import ColdStart, GrpoParams, SmallModel
 from geo_utils.models.loops import gather_all, run_sync
@@ -213,9 +207,8 @@ def prepare_policy(params: GrpoParams, roles: Roles, examples: Corpus, folder: P
         return base_model(params)
     if not same_card(folder, policy_card(params)):
         base, shown = base_and_demonstrations(params, roles, examples, folder)
-        trainer = _supervised(params, base, shown, folder)
-        trainer.add_callback(StepCounter(roles.counter("steps on demonstrations")))
-        go_on(trainer, newest_complete(folder / "sft"))
+        counter = StepCounter(roles.counter("steps on demonstrations"))
+        trainer = _supervised(params, base, shown, folder, counter)
         model = trainer.accelerator.unwrap_model(trainer.model)
         whole = model if params.policy.cold_start.small_model else model.merge_and_unload()
         whole.save_pretrained(folder)
@@ -257,8 +250,10 @@ def schedule(options: ColdStart) -> dict[str, Any]:
     }
 
 
-def _supervised(params: GrpoParams, base: str, shown: list[Demonstration], folder: Path) -> Any:
-    """Return the trainer on demonstrations; its checkpoints lie under `sft/`."""
+def _supervised(
+    params: GrpoParams, base: str, shown: list[Demonstration], folder: Path, *callbacks: Any
+) -> Any:
+    """Train on demonstrations, and return the trainer; its checkpoints lie under `sft/`."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl.trainer.sft_config import SFTConfig
@@ -284,6 +279,9 @@ def _supervised(params: GrpoParams, base: str, shown: list[Demonstration], folde
     data = Dataset.from_list(rows)
     trainer = SFTTrainer(model=base, args=config, train_dataset=data, peft_config=lora)
     hush(trainer)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    go_on(trainer, newest_complete(folder / "sft"))
     return trainer
 
 
@@ -302,9 +300,7 @@ def taught(params: GrpoParams, base: str, shown: list[Demonstration], folder: Pa
         cold = params.policy.cold_start.model_copy(update=own)
         policy = params.policy.model_copy(update={"cold_start": cold})
         changed = params.model_copy(update={"policy": policy})
-        trainer = _supervised(changed, base, shown, folder)
-        go_on(trainer, newest_complete(folder / "sft"))
-        trainer.save_model(str(folder))
+        _supervised(changed, base, shown, folder).save_model(str(folder))
         card.write(folder)  # last: a folder with its card is complete
     return folder
 

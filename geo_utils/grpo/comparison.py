@@ -26,14 +26,7 @@ from geo_utils.runs import Run
 from geo_utils.show.plots import listed
 from geo_utils.show.tables import DASH, over_queries
 from geo_utils.statistics import jackknife, with_interval
-from geo_utils.summary import (
-    PAIR,
-    adjusted,
-    contrasts,
-    headline,
-    plain_numbers,
-    rivals_headline,
-)
+from geo_utils.summary import PAIR, adjusted, contrasts, headline, plain_numbers, rivals_headline
 
 BEFORE, AFTER = "policy/before", "policy/after"
 PROMPT = "policy/prompt"  # where a supervised start lies between the model and `BEFORE`

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
+from geo_utils.cluster.servers import POLICY_OPTIONS
 from geo_utils.files import resolve_path
 from geo_utils.grpo.engine import FIELD, KERNEL, serve_options
 from geo_utils.parameters import LocalServer, Options, ParameterError, nearest
@@ -651,12 +652,9 @@ def check_server(params: GrpoParams) -> None:
     """
     name, url = params.policy.base, params.policy_server
     port = urlsplit(url).netloc.rpartition(":")[2]
-    start = (
-        f"VLLM_SERVER_DEV_MODE=1 vllm serve {name} --port {port if port.isdecimal() else 8000} "
-        '--weight-transfer-config \'{"backend":"nccl"}\' --logprobs-mode processed_logprobs '
-        "--max-logprobs -1 --enable-scale-out"
-    )
-    start = " ".join([start, *map(shlex.quote, serve_options(params.grpo))])
+    options = [*POLICY_OPTIONS, "--enable-scale-out", *serve_options(params.grpo)]
+    start = f"VLLM_SERVER_DEV_MODE=1 vllm serve {name} --port {port if port.isdecimal() else 8000}"
+    start += f" {shlex.join(options)}"
     where = f"grpo.vllm_mode='server': {url}"
     try:
         with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as answer:

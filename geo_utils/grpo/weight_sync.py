@@ -169,10 +169,7 @@ def _adapted(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _place(
-    name: str,
-    model: Any,
-    weights: Mapping[str, torch.Tensor],
-    fused: Mapping[str, Sequence[str]],
+    name: str, model: Any, weights: Mapping[str, torch.Tensor], fused: Mapping[str, Sequence[str]]
 ) -> torch.Tensor:
     """Return vLLM's weight of a layer, or the rows of it in a weight of several.
 

@@ -18,8 +18,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.integrate import quad
-from scipy.special import betaln
 
 from geo_utils.corpus import Example, KeyPoint
 from geo_utils.evaluate import Progress, samples_of
@@ -166,8 +164,7 @@ def _nan_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 @lru_cache
 def normal_best(k: int) -> float:
     """Return how many standard deviations the largest of k normal draws is above their mean."""
-    density = stats.norm.pdf
-    return float(quad(lambda x: k * x * density(x) * stats.norm.cdf(x) ** (k - 1), -9, 9)[0])
+    return float(stats.order_statistic(stats.Normal(), r=k, n=k).mean())
 
 
 def best_of_k(samples: pd.DataFrame, units: pd.DataFrame) -> dict[str, Estimate]:
@@ -258,10 +255,11 @@ def headroom_table(samples: pd.DataFrame, groups: Sequence[int]) -> pd.DataFrame
     for size in groups:
         wasted, useful = _WASTED.format(size), _USEFUL.format(size)
         chance, how[wasted] = _no_variance(units, clusters, size)
-        found[wasted], how[useful] = _within(chance), how[wasted]
-        most, least = 1000 / (CALLS_PER_ROLLOUT * size), found[wasted]
-        share_used, low, high = (1 - end for end in (least.mean, least.high, least.low))
-        found[useful] = replace(least, mean=most * share_used, low=most * low, high=most * high)
+        low, high = np.clip([chance.low, chance.high], 0.0, 1.0).tolist()
+        found[wasted], how[useful] = replace(chance, low=low, high=high), how[wasted]
+        most = 1000 / (CALLS_PER_ROLLOUT * size)
+        used, low, high = (most * (1 - end) for end in (chance.mean, high, low))
+        found[useful] = replace(chance, mean=used, low=low, high=high)
     table = pd.DataFrame(list(found.values()), index=pd.Index(found, name="quantity"))
     table = table.rename(columns={"n_clusters": "n_queries", "n_samples": "n_units"})
     return table.assign(how=pd.Series(how).reindex(table.index, fill_value=""))
@@ -317,15 +315,8 @@ def beta_no_variance_chance(mean: float, variance: float, size: int) -> float:
     if variance >= largest:
         return 1.0
     both = largest / variance - 1
-    a, b = mean * both, (1 - mean) * both
-    powers = np.exp(betaln([a + size, a], [b, b + size]) - betaln(a, b))
-    return float(powers.sum())
-
-
-def _within(found: Estimate) -> Estimate:
-    """Return the estimate of a share whose interval keeps to what is possible."""
-    low, high = np.clip([found.low, found.high], 0.0, 1.0).tolist()
-    return replace(found, low=low, high=high)
+    beta = mean * both, (1 - mean) * both
+    return float(np.sum(stats.betabinom.pmf([0, size], size, *beta)))
 
 
 def headroom_strata(samples: pd.DataFrame) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from pandas.io.formats.style import Styler
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
+from geo_utils import earlier
 from geo_utils.corpus import Example, choose_key_points
 from geo_utils.evaluate import Progress
 from geo_utils.files import resolve_path
@@ -27,7 +28,6 @@ from geo_utils.runs import Run
 from geo_utils.show.plots import EARLIER_STUDY, canvas, finished
 from geo_utils.show.tables import over_queries
 from geo_utils.statistics import CONFIDENCE, Estimate, cluster_mean, interval_reach
-from geo_utils.summary import PAIR
 
 _RESAMPLES = 2_000
 
@@ -55,11 +55,14 @@ class PilotVariance:
     points_a_query: float
     draws: NDArray[np.float64]
 
+    def variances(self, repeats: int, points: float) -> NDArray[np.float64]:
+        """Return the variance of a query's difference, and behind it those of the draws."""
+        own = [self.between, self.between_points, self.within]
+        return np.vstack([own, self.draws]) @ [1.0, 1 / points, 1 / (points * repeats)]
+
     def half_width(self, queries: int, repeats: int, points: float | None = None) -> float:
         """Return how far the 95 % interval of a lift reaches to each side, over such a corpus."""
-        points = points or self.points_a_query
-        parts = np.array([self.between, self.between_points, self.within])
-        variance = parts @ np.array([1.0, 1 / points, 1 / (points * repeats)])
+        variance = self.variances(repeats, points or self.points_a_query)[0]
         return float(interval_reach(queries) * np.sqrt(variance / queries))
 
     def corrected(self, raw: Estimate, corrected: Estimate) -> PilotVariance:
@@ -88,9 +91,8 @@ def pilot_variance(samples: pd.DataFrame, method: str, seed: int = 0) -> PilotVa
         None where fewer than three queries have a key point with two pairs, or none differs from
         another: nothing can be said of any of the variances.
     """
-    wide = samples.pivot(index=PAIR, columns="method", values="supported")
-    difference = (wide[method] - wide["original"]).dropna().rename("difference")
-    each = difference.groupby(["query_id", "key_point_number"]).agg(["mean", "var", "count"])
+    pairs = earlier.lift(samples, method).dropna().groupby(["query_id", "key_point_number"])
+    each = pairs.agg(["mean", "var", "count"])
     each = each[each["count"] > 1].assign(error=lambda part: part["var"] / part["count"])
     by_query = each.groupby("query_id")
     counts = by_query.size().to_numpy(float)
@@ -113,8 +115,8 @@ def pilot_variance(samples: pd.DataFrame, method: str, seed: int = 0) -> PilotVa
 
     between, points, repeats = components(np.arange(n)).tolist()
     draws = components(np.random.default_rng(seed).integers(0, n, (_RESAMPLES, n)))
-    pairs, average = int(each["count"].sum()), float(counts.mean())
-    return PilotVariance(between, points, repeats, n, pairs, average, draws)
+    n_pairs, average = int(each["count"].sum()), float(counts.mean())
+    return PilotVariance(between, points, repeats, n, n_pairs, average, draws)
 
 
 def resolution_text(
@@ -194,9 +196,8 @@ def power_table(
     for lift, repeats in itertools.product(options.lifts, options.repeats):
         variances = [1 - lift**2]
         if pilot is not None:
-            share = np.array([1.0, 1 / points, 1 / (points * repeats)])
-            parts = np.array([pilot.between, pilot.between_points, pilot.within])
-            variances = [parts @ share, *np.quantile(pilot.draws @ share, tails)]
+            variance, *draws = pilot.variances(repeats, points)
+            variances = [variance, *np.quantile(draws, tails)]
         needed = [_queries(float(variance), lift, options.power) for variance in variances]
         answers = int(np.ceil(needed[0] * points * repeats))
         rows.append([lift, repeats, answers, *needed])
@@ -264,13 +265,13 @@ def power_before(
         return None
     pilot = None
     if options.pilot is not None:
-        earlier = load_pilot(options.pilot)
-        if params.method not in set(earlier["method"]):
+        found = load_pilot(options.pilot)
+        if params.method not in set(found["method"]):
             raise ParameterError(
                 f"studies.power.pilot={options.pilot!r}: has no samples of "
-                f"method={params.method!r}; it has {', '.join(earlier['method'].unique())}"
+                f"method={params.method!r}; it has {', '.join(found['method'].unique())}"
             )
-        pilot = pilot_variance(earlier, params.method, params.seed)
+        pilot = pilot_variance(found, params.method, params.seed)
     if pilot is None:  # the bound is the same for any number of answers
         options = options.model_copy(update={"repeats": [params.repeats]})
     pairs = choose_key_points(examples, params.key_points, params.seed)
@@ -326,8 +327,7 @@ def read(
     if pilot is None:
         return None
     if corrected is not None:
-        wide = asked.pivot(index=PAIR, columns="method", values="supported")
-        raw = wide[params.method] - wide["original"]
+        raw = earlier.lift(asked, params.method)
         queries = raw.index.get_level_values("query_id").tolist()
         pilot = pilot.corrected(cluster_mean(raw.to_numpy(float), queries), corrected)
     table = power_table(pilot, options)

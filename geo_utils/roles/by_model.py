@@ -20,14 +20,7 @@ from geo_utils.roles.cleaning import Asked, clean_rewrite
 from geo_utils.roles.engines import Answer
 from geo_utils.roles.judges import Verdict, answer_sentences
 from geo_utils.roles.methods import MODEL_FREE_METHODS
-from geo_utils.roles.rewriters import (
-    EditRewriter,
-    Rewrite,
-    Rewriter,
-    arrange,
-    numbered,
-    page_units,
-)
+from geo_utils.roles.rewriters import EditRewriter, Rewrite, Rewriter, arrange, numbered, page_units
 
 ANSWER = Sampling(temperature=0.7, max_tokens=2048)
 PAGE = Sampling(temperature=0.7, max_tokens=8192)

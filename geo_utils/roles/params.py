@@ -18,14 +18,7 @@ from pydantic import (
 from geo_utils.files import resolve_path
 from geo_utils.models.base import EMBEDDER, Price, Sampling, Takes, redacted
 from geo_utils.models.known import DEFAULT_MODEL, gemini_takes
-from geo_utils.parameters import (
-    LocalServer,
-    Name,
-    NotebookParams,
-    Options,
-    Paths,
-    nearest,
-)
+from geo_utils.parameters import LocalServer, Name, NotebookParams, Options, Paths, nearest
 from geo_utils.roles.methods import check_methods, is_policy
 
 KeyPointChoice = Literal["one", "all", "exclusive"]  # as `corpus.choose_key_points`

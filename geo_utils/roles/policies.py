@@ -110,9 +110,7 @@ def torn_file(folder: Path) -> str | None:
 
 
 def policy_rewriter(
-    name: str,
-    calls: Callable[[LanguageModel], Completes],
-    card: PolicyCard | None = None,
+    name: str, calls: Callable[[LanguageModel], Completes], card: PolicyCard | None = None
 ) -> PolicyRewriter:
     """Return a policy as a rewriter; its weights are loaded by the first call.
 

@@ -18,7 +18,6 @@ from geo_utils.text import STOPWORDS, sentences, words
 
 MOST_MENTIONS = 2
 NO_PROSE = re.compile(r"\s*(?:#|\||```|---|===)")
-_ITEM = re.compile(r"\s*(?:[-*+]\s+|\d+[.)]\s+)")
 # Stress needs both pairs of stars: in [1]**[2]** the first pair belongs to the second mark.
 _MARK = re.compile(r"(\*\*)?\[(K|\d{1,4})\](?(1)\*\*)")
 _AROUND = " \t\r\n,*"
@@ -279,7 +278,7 @@ class Unit:
         """Return the text in bold, where that breaks neither a table nor other bold."""
         if NO_PROSE.match(self.text) or "**" in self.text:
             return self.text
-        item = _ITEM.match(self.text)
+        item = _LINE_MARK.match(self.text)
         lead = item.end() if item else 0
         return f"{self.text[:lead]}**{self.text[lead:]}**"
 

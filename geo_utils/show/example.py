@@ -1,10 +1,14 @@
-"""One example to read: what is asked, page and answers before and after, and the verdicts."""
+"""One example to read: what is asked, page and answers before and after, and the verdicts.
+
+It is one of the corpus, or a page of one's own, which is rewritten, asked for and judged here.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +19,23 @@ from markupsafe import Markup
 
 from geo_utils.citations import BRACKET, citation_numbers
 from geo_utils.corpus import Example, KeyPoint, own_example
-from geo_utils.evaluate import SourceOrder
+from geo_utils.evaluate import SourceOrder, draw_source_order
 from geo_utils.files import write_atomic
 from geo_utils.lexical import coverage
 from geo_utils.models.base import Request
-from geo_utils.roles.make import Roles
-from geo_utils.roles.methods import METHODS, MODEL_FREE_METHODS, OFFLINE_METHODS, label
+from geo_utils.plan import quiet
+from geo_utils.roles.make import Roles, make_roles
+from geo_utils.roles.methods import (
+    METHODS,
+    MODEL_FREE_METHODS,
+    OFFLINE_METHODS,
+    check_methods,
+    known_method,
+    label,
+)
 from geo_utils.show.jinja import filled, in_words, secured
 from geo_utils.summary import PAIR
 from geo_utils.text import STOPWORDS, content_words, sentences, stem, word_spans, words
-from geo_utils.trial import Trial, try_page
 
 _SHOWN_CHARS = 20_000
 _RULE = "---"  # parts one page from the next
@@ -181,6 +192,80 @@ def answers_view(
     )
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A page before and after a method.
+
+    Attributes:
+        example: The page with its query, key point and other sources.
+        method: How it was rewritten.
+        samples: As `evaluate.evaluate` returns it: of the original page, then of the rewrite.
+        order: The sources as the engine sees them.
+        requests: What the models were asked.
+        source: What answered, as `Roles.source` says it.
+    """
+
+    example: Example
+    method: str
+    samples: pd.DataFrame
+    order: SourceOrder
+    requests: Sequence[Request]
+    source: str
+
+    @property
+    def findings(self) -> list[str]:
+        """What came out, in sentences: support and visibility before and after, and by whom."""
+        told = []
+        for method, rows in self.samples.groupby("method", sort=False):
+            scored = rows["supported"].dropna()
+            text = f"{label(str(method)).capitalize()}: the answer supports the key point in "
+            text += f"{scored.sum():.0f} of {len(scored)} answers"
+            if rows["pawc"].notna().any():
+                text += f"; visibility (PAWC) {rows['pawc'].mean():.2f}"
+            if lost := rows["abstention"].dropna().tolist():
+                text += f"; {len(lost)} abstained: {lost[0]}"
+            told.append(f"{text}.")
+        if len(self.example.sources) == 1:
+            told.append("The page is the engine's only source: it competes with no other.")
+        return [*told, f"Source: {self.source}."]
+
+
+def changing_method(name: str) -> str:
+    """Return a method's name.
+
+    Raises:
+        ValueError: The method is unknown, or changes nothing.
+    """
+    if known_method(name) == "original":
+        raise ValueError("method='original' changes nothing; choose another, such as 'key_point'")
+    return name
+
+
+def try_page(roles: Roles, example: Example, method: str, repeats: int = 1) -> Trial:
+    """Rewrite an example's target page by one method, and ask and judge before and after.
+
+    Args:
+        roles: Engine, judge and rewriter. A record knows no page but its own: offline roles
+            stand in for it.
+        example: As `corpus.own_example` makes it; its first key point is the one.
+        method: The method.
+        repeats: Sampled answers a page.
+
+    Raises:
+        ValueError: The method is unknown, changes nothing, or is not the rewriter's.
+        FatalError: A model could not be asked.
+    """
+    changing_method(method)
+    if roles.params.recorded:
+        offline = dict.fromkeys(("engine", "judge", "rewriter"), "offline")
+        roles = make_roles(roles.params.model_copy(update=offline | {"record": None}))
+    check_methods([method], roles.params.roles.get("rewriter", "offline"))
+    noted, requests = roles.noted()
+    samples = noted.evaluate([example], ["original", method], repeats, quiet)
+    order = draw_source_order(example, roles.params.seed)
+    return Trial(example, method, samples, order, requests, roles.source())
+
+
 def trial_view(trial: Trial) -> HTML:
     """Show a page that was tried: what came out, both pages, the first answers, the prompts."""
     before, after = (trial.samples.iloc[i].to_dict() for i in (0, len(trial.samples) // 2))
@@ -188,7 +273,7 @@ def trial_view(trial: Trial) -> HTML:
         _card(head=[("", line) for line in trial.findings]),
         answers_view(trial.example, before, after),
         pages_view(trial.example, after),
-        _card(folded=_sources(trial.example, trial.key_point, trial.order)),
+        _card(folded=_sources(trial.example, trial.example.key_points[0], trial.order)),
         prompts_view(trial.requests),
     ]
     return HTML(Markup("\n").join(Markup(part.data) for part in parts))

@@ -152,15 +152,20 @@ def claim(summary: pd.DataFrame) -> str:
     if shares.nunique() == 1 and shares.iloc[0] in (0, 1):
         end, what = ("Ceiling", "every") if shares.iloc[0] else ("Floor", "no")
         return f"{end}: {what} answer carries the key point, whatever the method; none can differ"
-    base, raised = f"{shares['original']:.0%}", methods["clear"] & (methods["difference"] > 0)
+    base = f"{shares['original']:.0%}"
     if len(leader):
         name, share = label(str(leader[0])).capitalize(), shares[leader[0]]
         rest = "" if leader[0] == "original" else f", the original page into {base}"
         return f"{name} puts the key point into {share:.0%} of answers, more than all others{rest}"
-    if raised.any():
+    raised = methods.index[methods["clear"].eq(True) & methods["difference"].gt(0)]
+    if len(raised):
+        verb = f"clearly raise{'s' * (len(raised) == 1)}"
+        who = f"{listed(raised).capitalize()} {verb}"
+        if len(raised) > 2:
+            who = f"{len(raised)} of {len(methods) - 1} methods {verb}"
         return (
-            f"{_raise(methods)} the key-point probability over the original page's {base}; no "
-            "method is clearly above all others"
+            f"{who} the key-point probability over the original page's {base}; no method is "
+            "clearly above all others"
         )
     differs = "is clearly above" if methods["clear"].any() else "differs clearly from"
     return f"No method {differs} the original page: key point in {base} of its answers"
@@ -248,15 +253,6 @@ def verdict_figure(samples: pd.DataFrame, source: str) -> Figure:
     title = f"Answers that do not support the key point leave it out; {against:.1%} contradict it"
     n = f"n = {len(samples):,} answers, {(verdicts == 'abstained').sum():,} abstentions"
     return finished(figure, title, f"{n}. {source}")
-
-
-def _raise(methods: pd.DataFrame) -> str:
-    """Say which methods clearly raise something: by name, if they are one or two."""
-    raised = methods.index[methods["clear"].eq(True) & methods["difference"].gt(0)]
-    if len(raised) in (1, 2):
-        return f"{listed(raised).capitalize()} clearly raise{'s' * (len(raised) == 1)}"
-    rivals = methods.index.drop("original", errors="ignore")
-    return f"{len(raised)} of {len(rivals)} methods clearly raise"
 
 
 def rival_figure(found: pd.DataFrame, method: str, source: str) -> Figure:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import os
 import re
 import shutil
@@ -18,9 +21,9 @@ from markupsafe import Markup
 from nbconvert import HTMLExporter, SlidesExporter
 
 from geo_utils.files import write_atomic
-from geo_utils.show.jinja import TEMPLATES, secured
+from geo_utils.roles.methods import label
+from geo_utils.show.jinja import TEMPLATES, filled, secured
 from geo_utils.show.pptx import write_pptx
-from geo_utils.show.samples import browser_script, sample_browser
 from geo_utils.show.tables import DASH
 
 BROWSERS = (
@@ -41,6 +44,11 @@ _REVEAL = files("pyreveal") / "revealjs" / "dist"
 # nbconvert's own way to print, by a style sheet that is not there.
 _PRINT = re.compile(r"<script>\s*if\( window\.location\.search\.match\(.*?</script>", re.DOTALL)
 _REVEAL_LINK = re.compile(r'<link[^>]*href="reveal-inline/dist/([\w/.-]+)"[^>]*>')
+# Columns of samples that can be browsed.
+_BROWSED = set(
+    """query_id query key_point page answer verdict method repeat explanation abstention supported
+    pawc""".split()  # noqa: SIM905
+)
 
 
 class NoPdf(RuntimeError):
@@ -90,8 +98,10 @@ def render_report(
         "report": folder / "report.html",
         "slides": folder / "slides.html",
     }
-    runs, fit = ((TEMPLATES / name).read_text("utf-8") for name in ("runs.js", "slides.js"))
-    write_atomic(folder / "report.html", secured(report, [runs, browser_script()]))
+    runs, fit, browse = (
+        (TEMPLATES / name).read_text("utf-8") for name in ("runs.js", "slides.js", "samples.js")
+    )
+    write_atomic(folder / "report.html", secured(report, [runs, browse]))
     slider = SlidesExporter(
         template_name="geo_slides",
         reveal_url_prefix="reveal-inline",
@@ -123,6 +133,39 @@ def _samples(folder: Path) -> Markup:
         return sample_browser(pd.read_parquet(folder / "samples.parquet"))
     except (OSError, ValueError):
         return Markup()
+
+
+def sample_browser(samples: pd.DataFrame) -> Markup:
+    """Return a part of a page that lists every sample, to be filtered and opened.
+
+    The texts are packed into the page (JSON, gzip, base64), each page and query once, and unpacked
+    by the browser when the list is opened: nothing is asked for.
+
+    Args:
+        samples: As `evaluate.evaluate` returns it; of another table nothing is returned.
+    """
+    if samples.empty or not _BROWSED.issubset(samples.columns):
+        return Markup()
+    table, texts = pd.DataFrame(index=samples.index), {}
+    for name in ("query_id", "method", "key_point", "page"):
+        table[name], found = pd.factorize(samples[name])  # -1 for a page that is missing
+        texts[name] = [str(text) for text in found]
+    queries = samples.drop_duplicates("query_id").set_index("query_id")["query"]
+    table["repeat"] = samples["repeat"]
+    table["verdict"] = samples["verdict"].fillna("abstained")
+    table["answer"] = samples["answer"].fillna("")
+    table["reason"] = samples["abstention"].fillna(samples["explanation"]).fillna("")
+    table[["supported", "pawc"]] = samples[["supported", "pawc"]].astype(float).round(3)
+    rows = table.astype(object).where(table.notna(), None)
+    told = {
+        "queries": [[name, str(queries[name])] for name in texts["query_id"]],
+        "methods": [label(name) for name in texts["method"]],
+        "points": texts["key_point"],
+        "pages": texts["page"],
+        "rows": rows.to_numpy().tolist(),
+    }
+    packed = gzip.compress(json.dumps(told, ensure_ascii=False).encode("utf-8", "replace"), mtime=0)
+    return filled("samples.html", count=len(samples), packed=base64.b64encode(packed).decode())
 
 
 def _contents(node: nbformat.NotebookNode) -> list[tuple[str, str]]:

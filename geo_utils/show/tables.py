@@ -61,12 +61,10 @@ def method_table(summary: pd.DataFrame, caption: str) -> Styler:
 def marked_leader(leads: pd.Series) -> tuple[list[str], str]:
     """Return the row to print bold, and what a caption says of it; see `summary.leading`."""
     marked = [label(str(method)) for method in leads.index[leads]]
+    told = "No row is bold: no method is clearly above the runner-up."
     if marked:
-        return (
-            marked,
-            "Bold: above the runner-up, the interval of the difference excludes 0.",
-        )
-    return marked, "No row is bold: no method is clearly above the runner-up."
+        told = "Bold: above the runner-up, the interval of the difference excludes 0."
+    return marked, told
 
 
 def query_table(found: pd.DataFrame, caption: str) -> Styler:
@@ -202,12 +200,8 @@ def correction_findings(found: Correction | None) -> str:
 
 def visibility_table(summary: pd.DataFrame, caption: str) -> Styler:
     """Lay out the target page's visibility by method, with intervals."""
-    table = pd.DataFrame(
-        {
-            name: intervals(summary, column)
-            for name, column in (("word", "word"), ("position", "position"), ("PAWC", "pawc"))
-        }
-    )
+    names = {"word": "word", "position": "position", "pawc": "PAWC"}
+    table = pd.DataFrame({name: intervals(summary, column) for column, name in names.items()})
     table["n answers"] = summary["n_answers"]
     marked, bold = marked_leader(summary["pawc_leads"])
     return over_queries(table.rename(index=label).rename_axis(None), marked, f"{bold} {caption}")

@@ -37,6 +37,8 @@ from geo_utils.baseline_rewrites.counterfactual import (
     placebos,
 )
 from geo_utils.baseline_rewrites.frontier import (
+    collateral_figure,
+    collateral_table,
     frontier,
     frontier_figure,
     frontier_table,
@@ -51,15 +53,7 @@ from geo_utils.baseline_rewrites.funnel import (
 )
 from geo_utils.baseline_rewrites.objective import objective_table, upstream_pawc
 from geo_utils.baseline_rewrites.params import AnalysisOptions, BaselineRewritesParams
-from geo_utils.baseline_rewrites.side_effects import collateral_figure, collateral_table
-from geo_utils.collateral import (
-    OTHERS,
-    OWN,
-    collateral,
-    judge_points,
-    other_points,
-    point_shares,
-)
+from geo_utils.collateral import OTHERS, OWN, collateral, judge_points, other_points, point_shares
 from geo_utils.corpus import KeyPoint, load_corpus
 from geo_utils.evaluate import draw_source_order, evaluate
 from geo_utils.fidelity import check_pages, fidelity, original_support

@@ -346,7 +346,7 @@ class TestGuards:
 
     def test_a_finished_task_whose_run_was_deleted_leaves_no_run(self, submission, monkeypatch):
         gone = submission.folder.parents[1] / NB02 / "smoke" / "20260101-1"
-        submission.save(0, TaskRecord("finished", run=str(gone), starts=[{"end": None}]))
+        submission.save(0, TaskRecord(outcome="finished", run=str(gone), starts=[{"end": None}]))
         assert self.end(submission, monkeypatch, 1)[0] == 0
         assert not gone.exists()
 
@@ -498,7 +498,7 @@ class TestStatus:
             params = read_parameters(NB02, str(submission.task_file(seed)))[2]
             run = locate_run(NB02, params)
             run.update(status="finished", code_hash=code_hash(), headline=found)
-            submission.save(seed, TaskRecord("finished", run=str(run.folder), starts=[{}]))
+            submission.save(seed, TaskRecord(outcome="finished", run=str(run.folder), starts=[{}]))
         for command in ("status", "collect"):
             assert main([command, "7", "--root", str(submission.folder.parents[1])]) == 0
             said = capsys.readouterr().out

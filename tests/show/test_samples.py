@@ -9,8 +9,7 @@ import pytest
 from browser import opened
 from run_folders import make_run
 
-from geo_utils.show.report import render_report
-from geo_utils.show.samples import sample_browser
+from geo_utils.show.report import render_report, sample_browser
 
 METHODS = ["original", "fluency", "key_point"]
 EVIL = "<script>document.title='evil'</script><img src=x onerror=alert(1)>"

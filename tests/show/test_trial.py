@@ -10,8 +10,7 @@ from geo_utils.cli import app
 from geo_utils.corpus import CorpusError, own_example
 from geo_utils.notebooks import read_parameters
 from geo_utils.roles.make import make_roles
-from geo_utils.show.example import page_form, trial_view
-from geo_utils.trial import try_page
+from geo_utils.show.example import page_form, trial_view, try_page
 
 PAGES = make_row()["text_list"]
 POINT = "The Moon raises two bulges of water."
