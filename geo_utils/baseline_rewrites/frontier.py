@@ -65,9 +65,9 @@ def strict_figure(summary: pd.DataFrame, strict: pd.DataFrame | None, source: st
     if strict is None:
         return probability_figure(summary, source)
     leader = strict.index[strict["leads"]]
-    most = f"{label(str(leader[0]))} leads with" if len(leader) else "at most"
-    count = "count once unfaithful rewrites are failures"
-    title = f"{claim(summary)}; {most} {strict['mean'].max():.0%} {count}"
+    most = f"{label(str(leader[0]))} leads with" if len(leader) else "the most is"
+    count = "with unfaithful rewrites as failures"
+    title = f"{claim(summary)}; {count}, {most} {strict['mean'].max():.0%}"
     texts = [f"{text} strict" for text in intervals(strict)]
     held = method_rows(strict).assign(marker="D", hollow=True, text=texts)
     rows = pd.concat([method_rows(summary, "key_point_probability", "ci"), held])
@@ -103,9 +103,9 @@ def frontier_figure(found: pd.DataFrame, source: str, gate: float) -> Figure | N
             )
     fidelity = "fidelity: kept and grounded, less flaws"
     shown = {
-        "lift over the original page": ("difference", None, "{:+.2f}"),
+        "lift over the original page": ("difference", None, "{:+z.2f}"),
         fidelity: ("fidelity", "fidelity", "{:.2f}"),
-        "words added": ("words_added", "words_added", "{:+.0%}"),
+        "words added": ("words_added", "words_added", "{:+z.0%}"),
         "pages with an instruction": ("flagged", "flagged", "{:.0%}"),
     }
     found = found.assign(flagged_low=np.nan, flagged_high=np.nan)

@@ -43,7 +43,8 @@ def panel_figure(
             draw_interval(panel, y, values, row["shade"], hollow=row["hollow"])
             if pd.notna(row["mean"]):
                 above = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
-                panel.annotate(row["text"], (row["mean"], y), fontsize=14, **above)
+                box = {"color": "white", "pad": 0}  # over the panel's line
+                panel.annotate(row["text"], (row["mean"], y), fontsize=14, bbox=box, **above)
         panel.axvline(lines.get(quantity, 0), color="#555555", linewidth=1.5, zorder=0)
         panel.margins(x=0.25)
         panel.locator_params(axis="x", nbins=3)
