@@ -245,7 +245,7 @@ def contribution(samples: pd.DataFrame) -> dict[str, float]:
 def lift_figure(found: pd.DataFrame, source: str) -> Figure:
     """Draw what each page adds to the answers of the other sources alone; see `lifts`."""
     title = "Without the target page no answer could be scored"
-    shown = found.drop(index="original").dropna(subset="difference")
+    shown = found.drop(index=["original", NO_SOURCES], errors="ignore").dropna(subset="difference")
     own = found.loc["original"]
     if len(shown) and pd.notna(own["difference"]):
         ends = dict.fromkeys(
@@ -264,14 +264,19 @@ def placebo_figure(found: pd.DataFrame, source: str) -> Figure:
     """Draw each rewrite's lift on its own query and on another; see `placebos`."""
     shuffled = pd.DataFrame(found.xs("shuffled", level="pages"))
     unscored = shuffled.index[shuffled["difference"].isna()]
-    counts, margin = shuffled["verdict"].value_counts(), shuffled["margin"].iloc[0]
-    names = {"lost": "lose their effect", "kept": "keep one"}
-    decided = [f"{counts.get(kind, 0)} {text}" for kind, text in names.items()]
-    title = (
-        f"Shuffled among the queries, of the rewrites of {len(shuffled)} methods "
-        f"{', '.join(decided)} of more than {margin:.2f}, {counts.get('not decided', 0)} are not "
-        "decided"
-    )
+    margin = shuffled["margin"].iloc[0]
+    kinds = {
+        "lost": "lose their effect",
+        "kept": f"keep one of more than {margin:.2f}",
+        "not decided": "have not been shown to lose or to keep it",
+    }
+    told = []
+    for kind, text in kinds.items():
+        methods = shuffled.index[shuffled["verdict"] == kind]
+        if len(methods):
+            of = listed(methods) if len(methods) < 3 else f"{len(methods)} methods"
+            told.append(f"{of} {text}")
+    title = f"Shuffled among the queries, rewrites of {'; of '.join(told)}"
     if len(unscored):
         title = f"No score for the shuffled rewrites of {listed(unscored)}"
     other = found.index.get_level_values("pages") == "shuffled"

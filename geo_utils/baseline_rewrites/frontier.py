@@ -73,9 +73,9 @@ def strict_figure(summary: pd.DataFrame, strict: pd.DataFrame | None, source: st
     if strict is None:
         return probability_figure(summary, source)
     leader = strict.index[strict["leads"]]
-    most = f"{label(str(leader[0]))} leads with" if len(leader) else "at most"
-    count = "count once unfaithful rewrites are failures"
-    title = f"{claim(summary)}; {most} {strict['mean'].max():.0%} {count}"
+    most = f"{label(str(leader[0]))} leads with" if len(leader) else "the most is"
+    count = "with unfaithful rewrites as failures"
+    title = f"{claim(summary)}; {count}, {most} {strict['mean'].max():.0%}"
     texts = [f"{text} strict" for text in intervals(strict)]
     held = method_rows(strict).assign(marker="D", hollow=True, text=texts)
     rows = pd.concat([method_rows(summary, "key_point_probability", "ci"), held])
@@ -111,9 +111,9 @@ def frontier_figure(found: pd.DataFrame, source: str, gate: float) -> Figure | N
             )
     fidelity = "fidelity: kept and grounded, less flaws"
     shown = {
-        "lift over the original page": ("difference", None, "{:+.2f}"),
+        "lift over the original page": ("difference", None, "{:+z.2f}"),
         fidelity: ("fidelity", "fidelity", "{:.2f}"),
-        "words added": ("words_added", "words_added", "{:+.0%}"),
+        "words added": ("words_added", "words_added", "{:+z.0%}"),
         "pages with an instruction": ("flagged", "flagged", "{:.0%}"),
     }
     found = found.assign(flagged_low=np.nan, flagged_high=np.nan)
@@ -180,7 +180,8 @@ def panel_figure(
             draw_interval(panel, y, values, row["shade"], hollow=row["hollow"])
             if pd.notna(row["mean"]):
                 above = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
-                panel.annotate(row["text"], (row["mean"], y), fontsize=14, **above)
+                box = {"color": "white", "pad": 0}  # over the panel's line
+                panel.annotate(row["text"], (row["mean"], y), fontsize=14, bbox=box, **above)
         panel.axvline(lines.get(quantity, 0), color="#555555", linewidth=1.5, zorder=0)
         panel.margins(x=0.25)
         panel.locator_params(axis="x", nbins=3)

@@ -13,8 +13,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
 from geo_utils.efficiency.rows import SPREAD, basis, each, laid_out, nothing, source, written
-from geo_utils.efficiency.steps import predicted_step
-from geo_utils.show.plots import interval_figure
+from geo_utils.efficiency.steps import SHADES, predicted_step
+from geo_utils.show.plots import canvas, finished, interval_figure, name_rows
 
 # What is there instead of what, the field that differs, its value before, and after.
 CHANGES: tuple[tuple[str, str, Any, Any], ...] = (
@@ -34,6 +34,10 @@ CHANGES: tuple[tuple[str, str, Any, Any], ...] = (
     ("Weights written into vLLM, not merged and sent", "direct_sync", False, True),
     ("Target as last source, not in a drawn place", "target_place", "drawn", "last"),
 )
+# A step's phases as they follow each other, in TRL's order and, the policy in vLLM within the
+# trainer's process, one step ahead: there the next batch is written, this one's rewards awaited.
+_IN_ORDER = ["between steps", "weight sync", "generation", "old log-probabilities", "reward"]
+_IN_ORDER += ["batch preparation", "loss forward", "backward", "optimizer"]
 # Two rows are compared where all of this is the same, but for what the comparison is about.
 _SAME = ["sitting", "work", "policy", "reward", "schedule", "parallel", "compiled"]
 _SAME += ["trainers", "shared_prefix", "direct_sync", "target_place"]
@@ -181,6 +185,72 @@ def contrast_figure(pairs: pd.DataFrame) -> Figure:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     return figure
+
+
+def timeline_figure(results: pd.DataFrame) -> Figure:
+    """Lay out the phases of a step in TRL's order, and of two steps one step ahead, over time.
+
+    Of the pairs whose reward has a stated latency it is the one that gains most. A model's engine
+    that serves two batches at once has long and short steps in turn, and no step is like the mean.
+
+    Args:
+        results: Put together by `rows.pooled` within each sitting.
+    """
+    pairs = changed(results, "schedule", "stock", "ahead")
+    pairs = pairs[pairs["asked_s"].gt(0) & pairs["policy"].eq("colocate")]
+    if pairs.empty:
+        return nothing("No reward with a latency was measured in TRL's order and one step ahead")
+    pair = pairs.sort_values("ratio", kind="stable").head(1)
+    ahead, stock = each(results.loc[pair[["row", "row_against"]].values[0]])
+    figure, axes = canvas(4)
+
+    def draw(y: int, start: float, seconds: float, phase: str, text: str = "") -> None:
+        left, right = max(start, 0.0), min(start + seconds, end)
+        if left < right:
+            axes.barh(y, right - left, 0.75, left, color=SHADES[phase], edgecolor="white")
+        if right - left > end / 20:
+            middle = (left + right) / 2
+            axes.text(middle, y, text, ha="center", va="center", color="white", fontsize=14)
+
+    wholes = []
+    for y, row, steps in ((0, stock, 1), (2, ahead, 2)):  # `ahead` last: the title is about it
+        means = {name: np.mean(seconds) for name, seconds in (row.phases_all or row.phases).items()}
+        spent = pd.Series(means).reindex(_IN_ORDER).fillna(0.0)
+        starts: Any = spent.cumsum() - spent
+        whole = float(spent.sum())
+        later = steps - 1  # a batch is trained on so many steps after the one that writes it
+        rewards = row.background.get("reward", spent["reward"])
+        engine, judge = np.nan_to_num([row.engine_s, row.judge_s])
+        asked = {"engine": engine, "judge": judge, "": rewards - engine - judge}
+        wholes.append(whole)
+        end = steps * whole
+        for step in range(steps):
+            texts = {"generation": str(step + later + 1), "loss forward": str(step + 1)}
+            for phase, start in starts.items():
+                draw(y, step * whole + start, spent[phase], phase, texts.get(phase, ""))
+            axes.plot([(step + 1) * whole] * 2, (y - 0.45, y + 1.45), color="black", linewidth=2)
+        for batch in range(steps + later):
+            start = (batch - later) * whole + starts["reward"]
+            for name, seconds in asked.items():
+                draw(y + 1, start, seconds, "reward", name and f"{name} {batch + 1}")
+                start += seconds
+    for phase in _IN_ORDER:
+        axes.barh(0, 0, color=SHADES[phase], label=phase)
+    figure.legend(frameon=False, fontsize=14, loc="outside right center")
+    beside = "engine and judge"
+    name_rows(axes, ["TRL's order: trainer", beside, "one step ahead *: trainer", beside])
+    axes.set(xlabel="seconds; a number is a batch")
+    title = (
+        f"{ahead.amount}: one step ahead, {rewards - spent['reward']:.1f} of {rewards:.1f} s of "
+        f"rewards run beside the trainer: {wholes[1]:.1f} s a step, not {wholes[0]:.1f} s"
+    )
+    note = (
+        "Drawn from mean seconds; no start is recorded. Phases follow each other as the schedule "
+        "has them, each in one piece; where the trainer's row is red, it waits. A batch's rewards "
+        "are begun when it is written, engine before judge. Black line: a step ends. "
+    )
+    sides = _sides(pair)
+    return finished(figure, title, note + basis(sides, sides))
 
 
 def vllm_findings(results: pd.DataFrame) -> str:

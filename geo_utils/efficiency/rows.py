@@ -46,9 +46,13 @@ _TITLES: dict[Any, str] = {
     "ratio": "measured / bound",
     "bench": "sitting",
     "cost": "US dollars",
+    "gpus": "GPUs",
+    "needed_gib": "needed GiB",
+    "gpu_seconds_per_sample": "GPU seconds per sample",
 }
 _WORDS = ["setting", "setting_against", "change", "group", "amount", "schedule", "sitting", "bench"]
 _WORDS += ["status", "reason", "note", "device", "reference", "shown_with", "limited_by", "rows"]
+_LONG = ["setting_against", "change", "reason"]  # may take several lines
 SPREAD = "Median seconds per step [quartiles over steps]; n = steps x repeats."
 
 
@@ -468,7 +472,7 @@ def basis(rows: pd.DataFrame, results: pd.DataFrame) -> str:
     """
     lost = results.loc[~results["measured"], "setting"].nunique()
     missing = f"; {lost} settings without a figure" if lost else ""
-    counts = ", ".join(sorted(set(rows["n"])))
+    counts = "; ".join(sorted(set(rows["n"])))
     return f"n = {counts} (steps x repeats); * one step off policy{missing}; {source(rows)}."
 
 
@@ -489,14 +493,20 @@ def laid_out(
     forms: dict[str, Any] = {"needed_gib": "{:.0f}", "abstained": "{:.0%}", "drift": "{:+.1%}"}
     forms |= dict.fromkeys(("hours", "per_day", "sweep_hours", "gpu_hours"), "{:.1f}")
     forms |= dict.fromkeys(("setting", "setting_against", "reference"), named)
-    tight = {"white-space": "nowrap", "padding": ".25em .45em"}
+    looks: dict[Any, Any] = {}
+    for name in table:
+        place = "min-width: 8em" if name in _LONG else "white-space: nowrap"
+        side = "left" if name in _WORDS else "right"
+        looks[name] = [
+            {"selector": "", "props": f"padding: .25em .45em; text-align: {side}"},
+            {"selector": "td", "props": place},
+        ]
     return (
         styled(table, marked, caption)
         .format(forms, precision=2, na_rep=DASH, escape="html")
         .format_index(lambda name: _TITLES.get(name, named(str(name))), axis=1)
         .hide(axis="index")
-        .set_properties([name for name in table if name != "reason"], **tight)
-        .set_properties([name for name in table if name in _WORDS], **{"text-align": "left"})
+        .set_table_styles(looks, overwrite=False)
     )
 
 

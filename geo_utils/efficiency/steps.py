@@ -73,8 +73,8 @@ EVERY = "setting group amount schedule latency gpus took mean_s synchronous stre
 EVERY += "gpu_seconds_per_sample needed_gib abstained n bench note"
 _CUT = 8  # bars that are so many times the shortest are cut
 _RED = "#c1272d"
-_SHADES = ["#7a5195", BLUE, _RED, "#e0a030", "#3b8f6e", "#63b38f", "#a8d5ba"]  # by phase
-_SHADES += ["#bbbbbb", "#dddddd"]
+_COLOURS = ["#7a5195", BLUE, _RED, "#e0a030", "#3b8f6e", "#63b38f", "#a8d5ba"]
+SHADES = dict(zip(PHASES, [*_COLOURS, "#bbbbbb", "#dddddd"], strict=True))
 # The bound of each schedule; `fused` leaves a pass out and overlaps nothing.
 REGIME = {"stock": "synchronous", "fused": "synchronous", "early": "streaming", "ahead": "ahead"}
 
@@ -216,7 +216,7 @@ def step_figure(results: pd.DataFrame, place: int = 0) -> Figure:
     phases = pd.DataFrame(list(rows["phases"])).reindex(columns=PHASES).fillna(0.0)
     ends = phases.cumsum(axis=1).clip(upper=1.05 * widest)
     left = pd.Series(0.0, ends.index)
-    for phase, shade in zip(PHASES, _SHADES, strict=True):
+    for phase, shade in SHADES.items():
         axes.barh(ends.index, ends[phase] - left, 0.72, left, color=shade, label=phase)
         left = ends[phase]
     for y, row in enumerate(each(rows.join(bounds(rows)))):

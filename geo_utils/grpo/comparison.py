@@ -24,7 +24,7 @@ from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import label
 from geo_utils.runs import Run
 from geo_utils.show.plots import listed
-from geo_utils.show.tables import DASH, over_queries
+from geo_utils.show.tables import intervals, over_queries
 from geo_utils.statistics import jackknife, with_interval
 from geo_utils.summary import PAIR, adjusted, contrasts, headline, plain_numbers, rivals_headline
 
@@ -198,10 +198,10 @@ def _change(row: pd.Series) -> str:
 
 def cost_table(paid: pd.DataFrame, summary: pd.DataFrame, caption: str) -> Styler:
     """Lay out what each way costs beside how often its pages land their key point."""
-    shares = summary["key_point_probability"].reindex(paid.index)
+    known = summary.reindex(paid.index)
     table = pd.DataFrame(
         {
-            "key-point probability": shares.map(lambda v: DASH if pd.isna(v) else f"{v:.3f}"),
+            "key-point probability": intervals(known, "key_point_probability", "ci"),
             "engine calls to make it": paid["calls"].map("{:,.0f}".format),
             "minutes to make it": paid["minutes"].map("{:.1f}".format),
             "completions a page": paid["completions"].map("{:.0f}".format),

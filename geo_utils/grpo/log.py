@@ -29,7 +29,7 @@ from geo_utils.grpo.checkpoints import Interrupts, random_state
 from geo_utils.grpo.rewards import Rollout
 from geo_utils.roles.policies import PolicyCard
 from geo_utils.show.example import marked_changes
-from geo_utils.show.jinja import filled
+from geo_utils.show.jinja import filled, in_words
 from geo_utils.show.plots import BLUE, beside, canvas, finished, name_rows
 from geo_utils.text import content_words
 
@@ -366,11 +366,13 @@ def health_figure(metrics: Metrics, source: str) -> Figure:
 def live_figure(source: Callable[[], str]) -> Callable[[Metrics], None]:
     """Return a function that shows the reward so far, in one place of the notebook.
 
+    Of no steps it shows nothing: the whole training has a figure of its own.
+
     Args:
         source: Says what the figures come from; a stand-in is known once it has answered.
     """
     handle: Any = display(display_id=True)
-    return lambda metrics: handle.update(reward_figure(metrics, source()))
+    return lambda rows: handle.update(reward_figure(rows, source()) if rows else in_words(""))
 
 
 def _told(reward: pd.Series, span: int) -> str:
@@ -436,7 +438,7 @@ def rollout_page(rollouts: Metrics, examples: Iterable[Example], *kinds: str) ->
         point = next(p for p in example.key_points if p.number == row["key_point_number"]).content
         _, page = marked_changes(example.target, row["page"] or "", set(content_words(point)))
         boxes = [
-            (f"Reply, {row['tokens']} tokens", row["reply"][:4000]),
+            (f"Reply, {row['tokens']} token{'s' * (row['tokens'] != 1)}", row["reply"][:4000]),
             ("Page", page if row["page"] else f"no page: {row['problem']}"),
             (f"Answer; {row['verdict'] or 'no verdict'}", (row["answer"] or "")[:4000]),
         ]

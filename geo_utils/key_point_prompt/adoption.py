@@ -311,6 +311,6 @@ def adoption_figure(table: pd.DataFrame, note: str) -> Figure:
         rows = table[[name, f"{name}_low", f"{name}_high"]].dropna(subset=name)
         if len(rows):
             draw_curve(axes, rows, shade, text, at_end=name != "other")
-    axes.set(ylim=(0, 1), xlim=(-0.1, last + 1.1), xticks=list(table.index))
+    axes.set(ylim=(-0.04, 1), xlim=(-0.1, last + 1.1), xticks=list(table.index))
     axes.set(xlabel="sources that adopt the rewrite", ylabel="probability of its own key point")
     return finished(figure, title, note)

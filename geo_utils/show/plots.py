@@ -293,7 +293,7 @@ def visibility_figure(summary: pd.DataFrame, source: str) -> Figure:
 
 def points(difference: Any) -> str:
     """Write a difference of probabilities in percentage points."""
-    return f"{100 * difference:+.0f} points"
+    return f"{100 * difference:+z.0f} points"
 
 
 def listed(methods: Iterable[object]) -> str:

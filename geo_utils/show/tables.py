@@ -19,6 +19,8 @@ _STYLE: list[Any] = [
     {"selector": "", "props": "table-layout: auto"},  # JupyterLab makes all columns alike
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: .6em"},
     {"selector": "th", "props": "text-align: left"},
+    {"selector": "thead th", "props": "text-align: right"},
+    {"selector": "th.index_name", "props": "text-align: left"},
     {"selector": "td", "props": "text-align: right; font-variant-numeric: tabular-nums"},
 ]
 
@@ -238,7 +240,7 @@ def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
     shares = echoed.groupby(samples["method"]).mean()
     counts["replies with echoes removed"] = shares.map("{:.0%}".format, na_action="ignore")
     counts["n samples"] = samples.groupby("method").size()
-    return over_queries(
+    return styled(
         counts.fillna(DASH).rename(index=label).rename_axis(index=None, columns=None), [], caption
     )
 
@@ -252,7 +254,8 @@ def abstention_table(samples: pd.DataFrame) -> pd.DataFrame:
     parts = reasons.str.extract(r"^(?P<abstention>(?:\w+: )?[^:]+)(?:: )?(?P<example>.*)$")
     found = parts.assign(method=lost["method"]).groupby(["method", "abstention"], sort=False)
     table = found.agg(samples=("example", "size"), example=("example", "first"))
-    return table.assign(example=table["example"].str.slice(0, 100)).reset_index()
+    table = table.assign(example=table["example"].str.slice(0, 100)).reset_index("abstention")
+    return table.rename(index=label).rename_axis(None)
 
 
 def corpus_table(corpus: Corpus, chosen: int) -> pd.DataFrame:
@@ -270,7 +273,7 @@ def corpus_table(corpus: Corpus, chosen: int) -> pd.DataFrame:
     ]
     if corpus.join_rate is not None:
         rows.append(("queries whose key points were joined", f"{corpus.join_rate:.1%}"))
-    return pd.DataFrame(rows, columns=["corpus", corpus.name]).set_index("corpus")
+    return pd.DataFrame({f"corpus {corpus.name}": dict(rows)})
 
 
 def answer_text(
@@ -424,10 +427,10 @@ def styled(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Style
     shown = plain.style.apply(bold, axis=1).format(escape="html")
     for axis in (0, 1):
         shown = shown.format_index(escape="html", axis=axis)
-    return shown.set_caption(html.escape(caption)).set_table_styles(_STYLE)
+    shown = shown.set_caption(html.escape(caption)).set_table_styles(_STYLE)
+    return shown.set_table_attributes('class="geo-numbers"')
 
 
 def over_queries(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Styler:
     """Lay out a table whose intervals are over queries."""
-    shown = styled(table, marked, f"95 % intervals over queries. {caption}")
-    return shown.set_table_attributes('class="geo-numbers"')
+    return styled(table, marked, f"95 % intervals over queries. {caption}")

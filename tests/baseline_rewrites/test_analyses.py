@@ -669,6 +669,9 @@ class TestShown:
             shown = [t for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()]
             assert not any(t.get_text().startswith("nan") for t in shown)
             assert min(text.get_fontsize() for text in shown) >= 14
+        sourceless = found["lifts"].tail(1).assign(difference=-0.9).set_axis(["no_sources"])
+        with_it = lift_figure(pd.concat([found["lifts"], sourceless]), "src")
+        assert with_it.get_suptitle() == figures[1].get_suptitle()  # it is no rewritten page
         share = summary["key_point_probability"]["paste_key_point"]
         assert f"{share:.0%} of answers" in figures[0].get_suptitle().replace("\n", " ")
 

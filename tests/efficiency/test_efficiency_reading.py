@@ -30,6 +30,7 @@ from geo_utils.efficiency.contrasts import (
     contrast_figure,
     contrast_table,
     study_contrasts,
+    timeline_figure,
     vllm_findings,
 )
 from geo_utils.efficiency.params import CapacityOptions, EfficiencyParams
@@ -479,6 +480,34 @@ class TestChanges:
         assert "double at no latency up to 120 s" in vllm_findings(table(slow, raw("served", 6.2)))
 
 
+def test_a_timeline_is_laid_out_from_what_the_rows_say():
+    waits = PHASES | {"reward": 0.3, "old log-probabilities": 0.0}  # 3.7 s in all
+    own = {"engine_s": 1.4, "judge_s": 0.5}
+    lines = [
+        raw("stock", **own),
+        raw("ahead", 3.7, schedule="ahead", phases=waits, background={"reward": 2.0}, **own),
+        raw("less", 4.0, schedule="ahead", phases=waits, recipe={"top_p": 0.9}, **own),
+    ]
+    figure = timeline_figure(pooled(table(*lines)))
+    (axes,) = figure.axes
+    bars = [[], [], [], []]
+    for patch in axes.patches:
+        if patch.get_width():
+            bars[round(patch.get_y() + 0.375)].append((patch.get_x(), patch.get_width()))
+    ends = [max(left + width for left, width in row) for row in bars]
+    # TRL's order: 6.3 s; its rewards wait for what is before them, 0.05 + 0.2 + 2.0 + 0.8
+    assert ends == pytest.approx([6.3, 3.05 + 2.1, 7.4, 7.4])
+    assert bars[1] == [pytest.approx(bar) for bar in [(3.05, 1.4), (4.45, 0.5), (4.95, 0.2)]]
+    # Written at 2.25 of each step, rewards of 2 s go on into the next one, 0.55 s of it.
+    beside = [(0, 0.45), (0.45, 0.1), (2.25, 1.4), (3.65, 0.5), (4.15, 0.1), (5.95, 1.4)]
+    assert bars[3] == [pytest.approx(bar) for bar in [*beside, (7.35, 0.05)]]
+    assert "1.7 of 2.0 s of rewards run beside the trainer: 3.7 s a step, not 6.3 s" in (
+        " ".join(figure.get_suptitle().split())
+    )
+    alone = pooled(table(raw("stock"), raw("ahead", 3.7, schedule="ahead", policy="server")))
+    assert "No reward with a latency" in timeline_figure(alone).get_suptitle()
+
+
 def test_only_like_is_pooled():
     other = [
         raw(prompt_tokens=4096.0),
@@ -665,8 +694,9 @@ class TestShown:
         "results", [results, table(), pooled(table(broken("a")))], ids=["all", "none", "failed"]
     )
     def test_figures(self, results):
-        for figure in (step_figure(results), step_figure(results, 1), gpu_figure(results),
-                       contrast_figure(study_contrasts(results))):  # fmt: skip
+        contrasts = contrast_figure(study_contrasts(results)), timeline_figure(results)
+        for figure in (*contrasts, step_figure(results), step_figure(results, 1),
+                       gpu_figure(results)):  # fmt: skip
             assert figure.get_suptitle() and figure.get_supxlabel()
         if results is self.results:
             assert "ahead is fastest" in step_figure(results[3:4]).get_suptitle()

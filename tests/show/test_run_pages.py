@@ -164,6 +164,7 @@ EVIL = "</script><script>console.log('run')</script><img src=x onerror=alert(1)>
 
 def pair(root):
     raised = {"methods": HEADLINE["methods"] | {"key_point": method_row(0.5, 0.4, 0.6)}}
+    raised["its own"] = {"mean": 0.1, "low": 0.0, "high": 1.0, "n": 3}
     same = {"calls": {"max_calls": 1}}
     make_run(root, "20260101-1", parameters=resolved(seed=0, **same))
     make_run(root, "20260101-2", "02_baseline_rewrites", "other", headline=raised,
@@ -237,7 +238,9 @@ class TestSideBySide:
         counts = "<small>n = 30 queries, 90 samples, 2 abstentions</small>"
         assert row[2] == f"0.500 [0.400, 0.600]<br>{counts}"
         headed = "Headlines [95 % interval, or quartiles where named]"
-        assert texts == ["Parameters that differ", headed]
+        alone = "1 more that one run alone has: see its report."
+        assert texts == ["Parameters that differ", headed, alone]
+        assert len(headlines) == 1 + len(HEADLINE["methods"])
 
     def test_runs_of_the_same_samples_are_compared_query_by_query(self, compared):
         (_, parameters, rows, _), texts = compared["sampled"]

@@ -103,7 +103,9 @@
       status: run => [run.ended],
       took: run => [run.took], commit: run => [run.commit], source: run => [run.source],
     };
-    const names = [...new Set(chosen.flatMap(run => [...run.results.keys()]))];
+    const every = [...new Set(chosen.flatMap(run => [...run.results.keys()]))];
+    const names = every.filter(name => chosen.filter(run => run.results.has(name)).length > 1);
+    const alone = every.length - names.length;
     section.replaceChildren(
       table(Object.keys(about), chosen, (run, name) => about[name](run)),
       ...cautions(chosen, known),
@@ -115,6 +117,7 @@
         const result = run.results.get(name);
         return result ? [result.text, make("br"), make("small", result.counts)] : [MISSING];
       }),
+      ...(alone ? [make("p", `${alone} more that one run alone has: see its report.`)] : []),
     );
   }
   rows.forEach((row, i) => {
