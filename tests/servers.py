@@ -37,9 +37,9 @@ class SimulatedGemini:
 
     def __init__(self, log, **options):
         self.log = log
-        self.port = free_port()
+        self.port = options.setdefault("port", free_port())
         self.url = f"http://127.0.0.1:{self.port}"
-        defaults = {"latency": "constant:0", "port": self.port, "log": log}
+        defaults = {"latency": "constant:0", "log": log}
         given = (defaults | options).items()
         self.arguments = [f"{name}={json.dumps(value, default=str)}" for name, value in given]
         self.process = None

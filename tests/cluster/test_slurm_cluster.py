@@ -57,7 +57,7 @@ class Watch(threading.Thread):
                     if step < last[index]:
                         self.seen.append((index, last[index], step, saved[index]))
                     last[index], saved[index] = step, held
-            time.sleep(0.05)
+            time.sleep(0.2)
 
 
 def log_of(submission, index):
@@ -82,13 +82,14 @@ def preempt(sweeps, submission, times, draw):
     busy = lambda job: sweeps.cluster("squeue", "-h", "-j", job, check=False).strip()  # noqa: E731
     deadline = time.monotonic() + 300 * times
     while (hits < times or not resumed(submission)) and time.monotonic() < deadline:
-        step, until = draw.randint(2, 40), time.monotonic() + draw.uniform(1, 14)
+        step, until = draw.randint(2, 25), time.monotonic() + draw.uniform(1, 14)
         while busy(job) and time.monotonic() < deadline:
+            time.sleep(0.1)
             steps = steps_of_running(sweeps, submission).values()
             if hits % 2 and hits < times:
                 if time.monotonic() > until:
                     break
-            elif any(step <= n < 50 for n in steps):
+            elif any(step <= n < 32 for n in steps):
                 break
         if not busy(job):
             break
@@ -108,7 +109,7 @@ def test_an_array_that_is_preempted_ends_as_if_it_had_not_been(cluster, sweeps):
     alone = sweeps.submit(NB04, "--params", "smoke", "--grid", f"seed={seeds}", parameters=TINY)
     sweeps.wait(alone, 900)
     undisturbed = {run.manifest["seeds"]["seed"]: learned(run) for run in runs_of(alone)}
-    assert all(len(steps) == 60 for steps, _, _ in undisturbed.values())
+    assert all(len(steps) == 40 for steps, _, _ in undisturbed.values())
     first = time.monotonic() - started
 
     submission = sweeps.submit(

@@ -27,36 +27,37 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 NB04 = "04_grpo"
 
 
-@pytest.fixture
-def slow_engine(cluster, tmp_path):
-    """An engine that takes a second, so that a training lasts and costs no CPU."""
+def test_tasks_that_run_out_of_time_save_are_requeued_and_finish(cluster, sweeps, tmp_path):
+    """Two of them: one has the array's own job id. SLURM's shortest limit is a minute, set late.
+
+    The engine takes seconds, so that trainings last until SLURM, which looks at limits every 30 s,
+    has signalled them, and cost no CPU; afterwards it takes none.
+    """
+    log = tmp_path / "server.jsonl"
     cluster.env["GEMINI_API_KEY"] = SECRET
-    with SimulatedGemini(tmp_path / "server.jsonl", latency="constant:1") as server:
-        yield {"engine": GEMINI, "servers": f"{{engine: ['{server.url}']}}",
-               "calls.max_concurrency": "64"}  # fmt: skip
-
-
-def test_tasks_that_run_out_of_time_save_are_requeued_and_finish(cluster, sweeps, slow_engine):
-    """Two of them: one has the array's own job id. SLURM's shortest limit is a minute, set late."""
-    last = 150
-    submission = sweeps.submit(
-        NB04, "--params", "smoke", "--concurrency", "2", "--grid", "seed=0,1",
-        parameters=TINY | slow_engine | {"grpo.max_steps": last}, signal_s=90,
-    )  # fmt: skip
-    tasks, job = (0, 1), submission.info["job_id"]
-    first = lambda index: submission.record(index).starts[0]  # noqa: E731
-    cluster.wait_until(
-        lambda: sum(n > 4 for n in steps_of_running(sweeps, submission).values()) == 2, 900
-    )
-    for index in tasks:
-        took = datetime.now(UTC) - datetime.fromisoformat(first(index)["at"])
-        minutes = int(took.total_seconds() // 60) + 2
-        cluster("scontrol", "update", f"JobId={job}_{index}", f"TimeLimit={minutes}")
-    cluster.wait_until(lambda: all(first(index)["end"] for index in tasks), 300)
+    with SimulatedGemini(log, latency="constant:2") as slow:
+        submission = sweeps.submit(
+            NB04, "--params", "smoke", "--concurrency", "2", "--grid", "seed=0,1", signal_s=120,
+            parameters=TINY | {
+                "engine": GEMINI, "servers": f"{{engine: ['{slow.url}']}}",
+                "calls.max_concurrency": "64",
+            },
+        )  # fmt: skip
+        tasks, job = (0, 1), submission.info["job_id"]
+        first = lambda index: submission.record(index).starts[0]  # noqa: E731
+        cluster.wait_until(
+            lambda: sum(n > 4 for n in steps_of_running(sweeps, submission).values()) == 2, 900
+        )
+        for index in tasks:
+            took = datetime.now(UTC) - datetime.fromisoformat(first(index)["at"])
+            minutes = int(took.total_seconds() // 60) + 2
+            cluster("scontrol", "update", f"JobId={job}_{index}", f"TimeLimit={minutes}")
+        cluster.wait_until(lambda: all(first(index)["end"] for index in tasks), 300)
     assert [first(index)["end"] for index in tasks] == ["SIGUSR1"] * 2
     # At once: whoever comes back under the old limit is signalled once more.
     cluster("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    sweeps.wait(submission, 900)
+    with SimulatedGemini(log, latency="constant:0", port=slow.port):
+        sweeps.wait(submission, 900)
     counted = restarts_by_slurm(cluster, submission)
     for index, run in zip(tasks, runs_of(submission), strict=True):
         record = submission.record(index)
@@ -65,7 +66,7 @@ def test_tasks_that_run_out_of_time_save_are_requeued_and_finish(cluster, sweeps
         ends = [start["end"] for start in record.starts]
         assert ends == ["SIGUSR1"] * (len(ends) - 1) + [None]
         steps = [row["step"] for row in read_jsonl(run.folder / "metrics.jsonl")]
-        assert steps == list(range(1, last + 1))  # each once
+        assert steps == list(range(1, 41))  # each once
         assert run.manifest["restarts"] == counted[index] == len(ends) - 1
 
 
