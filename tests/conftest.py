@@ -185,8 +185,9 @@ GEMINI = "gemini/gemini-2.5-flash-lite"
 SECRET = "AIza-a-secret-that-must-never-show"
 
 
-LONGEST = ("slurm_time", "slurm_cluster", "test_kills", "headless_grpo", "test_efficiency.py",
-           "test_headless.py", "headless_models", "test_accounts", "test_training.py")  # fmt: skip
+LONGEST = ("slurm_time", "slurm_cluster", "test_kills", "test_headless.py", "headless_grpo",
+           "headless_models", "test_linear", "test_efficiency.py", "test_training.py",
+           "test_accounts")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
