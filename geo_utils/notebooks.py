@@ -38,10 +38,12 @@ _RESERVE = 1 << 18  # bytes kept free for the manifest's last word, and the log'
 # the kernel ends with it, and has to wait while the kernel saves: its own patience is 5 s. It is
 # interrupted when its starter is killed, so that nothing goes on that nobody watches.
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
+# jsonschema makes a grammar of IRIs where it can: a second, for what no notebook has.
 _PAPERMILL = f"""
-import ctypes, os, signal
+import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, signal.SIGINT, 0, 0, 0)
 if os.getppid() != {{parent}}: raise SystemExit(1)
+sys.modules["rfc3987_syntax"] = None
 from jupyter_client.manager import KernelManager
 from papermill.cli import papermill
 signal.signal(signal.SIGTERM, lambda *_: None)
