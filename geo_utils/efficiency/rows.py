@@ -495,7 +495,7 @@ def laid_out(
     forms |= dict.fromkeys(("setting", "setting_against", "reference"), named)
     looks: dict[Any, Any] = {}
     for name in table:
-        place = "min-width: 8em" if name in _LONG else "white-space: nowrap"
+        place = "white-space: normal; min-width: 8em" if name in _LONG else "white-space: nowrap"
         side = "left" if name in _WORDS else "right"
         looks[name] = [
             {"selector": "", "props": f"padding: .25em .45em; text-align: {side}"},

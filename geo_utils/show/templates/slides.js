@@ -9,6 +9,10 @@ function fit() {
     const few = slide.scrollHeight < 400 && !slide.querySelector("img, table, .geo-view");
     if (share < 1 || few) slide.style.zoom = few ? 1.3 : share;
   }
+  for (const table of slides.querySelectorAll(".jp-OutputArea-output > table")) {
+    const share = Math.min(1230 / table.offsetWidth, 600 / table.offsetHeight);
+    if (share < 1) table.style.zoom = share;
+  }
   slides.classList.remove("measuring");
 }
 addEventListener("load", () => {  // when pictures have their size
