@@ -19,10 +19,11 @@ _LABEL = (
     r"sumber|المصدر|来源|來源|出典|资料|文献|출처)"
 )
 _NUMBER = rf"(?:(?:{_LABEL}|web|results?)\s*[:：]?\s*)?[#^]?\d+"
-_SEPARATOR = r"\s*(?:-|–|—|to|through|,\s*and|and|&|und|et|och|og|[yeoiи]|[,;，、和])\s*|\s+"
+_SEPARATOR = r"\s*(?:[-–]|to|through|,\s*and|and|&|und|et|och|og|[yeoiи]|[,;，、和])\s*|\s+"
 BRACKET = re.compile(r"\[([^\[\]\n]{1,80})\]")
 _INSIDE = re.compile(rf"{_NUMBER}(?:(?:{_SEPARATOR}){_NUMBER})*\s*[,;]?", re.IGNORECASE)
-_ITEM = re.compile(r"(\d+)(?:\s*(?:-|–|—|to|through)\s*\D{0,12}?(\d+))?", re.IGNORECASE)
+_ITEM = re.compile(r"(\d+)(?:\s*(?:-|to|through)\s*\D{0,12}?(\d+))?", re.IGNORECASE)
+_DASH = re.compile("[\u2010-\u2015\u2212]")
 _LONGEST_RANGE = 100
 # Brackets in code and mathematics are indices and intervals. Dollar signs are a formula's where no
 # space follows the first or comes before the last, as for Pandoc: prices are none.
@@ -50,7 +51,7 @@ _CODE = re.compile(
     | (?<![\w.])\w{1,40}\.argv\[\d+\] | \b(?:In\ ?|Out)\[\d+\]:
     | \w\([^()\n]{0,40}\)\[\d+\]
     | \b\w+\[\d+\](?=\s?={1,2}\s)
-    | (?<![\w.])(?:[b-z]\[\d+\]|[a-z]\[\d+\](?=\s?[-+*/=<>])|[A-Z]\[\d+,\s?\d+\])
+    | (?<![\w.])(?:(?<!\d\ )[b-z]\[\d+\]|[a-z]\[\d+\](?=\s?[-+*/=<>])|[A-Z]\[\d+,\s?\d+\])
     )""",
     re.VERBOSE | re.DOTALL,
 )
@@ -70,9 +71,12 @@ _OWN = re.compile(
 _RAISED_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _RAISE = str.maketrans("0123456789", _RAISED_DIGITS)
 _LOWER = str.maketrans(_RAISED_DIGITS + "⁻˒·", "0123456789-,,")
+_SUP = (
+    r"<sup>\s*(?:<a\b[^<>]{0,300}>)?\s*\[?\d{1,3}(?:\s*[,;–-]\s*\d{1,3}){0,20}\]?\s*"
+    r"(?:</a>)?\s*</sup>"
+)
 _RAISED = re.compile(
-    rf"<sup>\s*(?:<a\b[^<>]{{0,300}}>)?\s*\[?(\d{{1,3}}(?:\s*[,;–-]\s*\d{{1,3}}){{0,20}})\]?\s*"
-    rf"(?:</a>)?\s*</sup>"
+    rf"({_SUP}(?:[\s,]{{0,3}}{_SUP}){{0,20}})"
     rf"|(?<![⁻⁺{_RAISED_DIGITS}])"
     rf"⁽?([{_RAISED_DIGITS}]{{1,3}}(?:[⁻˒,·–-][{_RAISED_DIGITS}]{{1,3}}){{0,20}})⁾?(?![⁺⁻])",
     re.IGNORECASE,
@@ -95,6 +99,7 @@ _FORMS = (
         r"[\1]",
     ),
     (re.compile(r"</?sup>", re.IGNORECASE), ""),
+    (re.compile(r"\[\d{1,3}(?:[,;]\s{1,9}\d{1,3}){1,20}\]"), lambda all: " ".join(all[0].split())),
     (
         re.compile(r"[【［〔〖]\s*([^【】［］〔〕〖〗\n]{1,80}?)(?:†[^【】［］\n]*)?\s*[】］〕〗]"),
         r"[\1]",
@@ -144,8 +149,8 @@ _UNREAD = re.compile(
 )
 # A list of sources at the end is no part of what the answer says.
 _TITLE = (
-    r"(?:(?:list of|cited|used|all|the|here are the|zitierte|verwendete|\d{1,2}\.) ){0,2}"
-    r"(?:sources?|source\(s\)|references?|(?:reference|source) list|citations|bibliography|"
+    r"(?:(?:list of|cited|referenced|for|used|all|the|here are the|zitierte|verwendete|\d{1,2}\.) )"
+    r"{0,2}(?:(?:source|reference)(?:s|\(s\)| list)?|citations|bibliography|"
     r"(?:works|literature) cited|(?:foot|end)notes|further reading|resources|"
     r"quellen?(?:angaben|verzeichnis)?|referenzen|nachweise|einzelnachweise|"
     r"literatur(?:verzeichnis|angaben)?|références|bibliographie|sitographie|ouvrages|"
@@ -158,7 +163,8 @@ _TITLE = (
     r"출처|참고 ?문헌|참고 ?자료|nguồn|tài liệu tham khảo|sumber|referensi|daftar pustaka|"
     r"แหล่งที่มา|อ้างอิง)"
     r"(?: (?:used|quoted|below|bibliogr\w{3,9}|consult\w{2,5}|cit[aeé]\w{1,5}|utili[sz]\w{2,5})"
-    r"| (?:and|&) (?:links|references|sources|further reading)){0,2}(?: \(\d{1,3}\))?"
+    r"| (?:and|&) (?:links|references|sources|further reading)"
+    r"| (?:in|for) (?:this|the) (?:answer|response)){0,2}(?: \(\d{1,3}\))?"
 )
 _TAGGED = re.compile(r"</?[a-z][^<>\n]{0,40}>", re.IGNORECASE)
 _HEADING = re.compile(rf"[\W_]*{_TITLE}[\W_]*", re.IGNORECASE)
@@ -166,7 +172,7 @@ _BULLET = r"[ \t]*(?:[-*•·–>+][ \t]*)?"
 _MARK = r"(?:\[\^?\d+\]|【\d+】)"
 _MARK_ANYWHERE = re.compile(_MARK)
 _HEADING_AND_LIST = re.compile(
-    rf"[\W_]*{_TITLE}[*_ \t]*[:：][*_ \t]*(?:{_MARK}|\(?\d{{1,3}}[.):\]]|<?https?://|www\."
+    rf"[\W_]*{_TITLE}[*_ \t]*[:：][*_ \t]*(?:{_MARK}|\(?\d{{1,3}}(?:[.):\]]|[\d,; ]*\W*$)|<?https?://|www\."
     rf"|(?-i:(?:(?:[A-Z][\w.&'’-]{{0,30}}\s{{1,2}}){{1,6}}{_MARK}[,;.]?\s{{0,2}}){{1,20}}$))",
     re.IGNORECASE,
 )
@@ -185,6 +191,9 @@ _LISTED = re.compile(
     rf"{_NUMBERED.pattern}|[ \t]*\||[ \t]*[-*•·–>+][ \t](?![^\n]*\s{_MARK}\W*$)|[ \t]{{2,}}\S",
     re.IGNORECASE,
 )
+# Under a rule, such as ---.
+_MARKED = re.compile(rf"{_BULLET}{_MARK}:?[ \t](?![^\n]*{_MARK})")
+_RULED = re.compile(r"[-*_]{3,}\s*")
 _LISTED_ALONE = re.compile(
     rf"{_BULLET}(?:\[\^?\d+\][ \t]*:|{_MARK}[ \t]*(?:<?https?://|www\.|doi:|\[[^\]\n]{{1,200}}\]\(http)"
     rf"|{_MARK}[^\n]{{0,300}}?(?:https?://|www\.)\S{{0,300}}[^\s).]\s*$"
@@ -232,6 +241,7 @@ def citation_numbers(inside: str) -> list[int] | None:
     Returns:
         The numbers as written, or None if this is no citation.
     """
+    inside = _DASH.sub("-", inside)
     if not _INSIDE.fullmatch(inside.strip()):
         return None
     numbers: list[int] = []
@@ -329,7 +339,9 @@ def _without_references(text: str) -> str:
     alone = end  # where a list without a heading begins
     for place in range(end - 1, -1, -1):
         line = _TAGGED.sub("", lines[place])
-        if _is_heading(line):
+        ruled = _RULED.fullmatch(line) and place and not lines[place - 1].strip()
+        below = list(filter(None, lines[place + 1 : end])) if ruled else []
+        if _is_heading(line) or (below and all(map(_MARKED.match, below))):
             while place and not lines[place - 1].strip("-*_= \t"):
                 place -= 1
             return "\n".join(lines[:place] + rest)
@@ -375,7 +387,8 @@ def _raised(found: re.Match[str]) -> str:
     It is a citation after a word, a year or a mark; a power after one or two letters, capitals, a
     unit, another number and a closing parenthesis; and before a letter it is an isotope's.
     """
-    number = found[1] or found[2].translate(_LOWER)
+    plain = re.sub(r"<[^<>]*>|[\[\]]", " ", found[1]) if found[1] else found[2].translate(_LOWER)
+    number = ", ".join(re.findall(r"\d+(?:\s*[–-]\s*\d+)?", plain))
     text, start = found.string, found.start()
     head = text[max(start - 24, 0) : start]
     before = head.rstrip()

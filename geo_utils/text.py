@@ -24,7 +24,8 @@ _TOO_LONG = regex.compile(r"\S{200}(?=\S)")
 _PIECE = 3_000
 _CLAUSE = regex.compile(r"(?i)[,;:()]|\b(?:but|because|although|while|whereas)\b")
 _NOT_ONLY = regex.compile(r"(?i)\bnot (?:only|just|merely|simply|necessarily|to mention)\b")
-_NUMBER = regex.compile(r"(?<![\w-])\d+(?:[.,]\d+)*")
+_NUMBER = regex.compile(r"(?<!\w|\p{L}-|\d[.,])\d+(?:[.,]\d+)*")
+_THOUSANDS = regex.compile(r"(?<=\d)[,'\u2019\u00a0\u2009\u202f](?=\d{3}\b)")
 _LIST_NUMBER = regex.compile(r"(?m)^[ \t]*(?:#+[ \t]*)?\d+[.)]\s")
 _CONTROL = regex.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 _LINE_BREAK = regex.compile(r"\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
@@ -192,8 +193,7 @@ def numbers(text: str) -> frozenset[str]:
 
     Thousands separators are removed.
     """
-    found = _NUMBER.findall(_LIST_NUMBER.sub("", text))
-    return frozenset(regex.sub(r",(?=\d{3}\b)", "", number).rstrip(".,") for number in found)
+    return frozenset(_NUMBER.findall(_THOUSANDS.sub("", _LIST_NUMBER.sub("", text))))
 
 
 @lru_cache(maxsize=100_000)

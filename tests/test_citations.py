@@ -117,6 +117,12 @@ from geo_utils.citations import citation_numbers, parse_answer, strip_citations
         ("In [1]: x = b_[2]\nOut[1]: b[2]\nx = a[1]\nIt works [3].", [(), (), (), (2,)]),
         (r"D:\a[1]\b, page[2].html, /usr/x[3]/y and see a.org/x[4].", [(3,)]),
         ("A dose of [5-10] mg at [20, 25] °C for [1–2] hours helps [3].", [(2,)]),
+        ("It takes 3 days[1] and 4 h[2], or [3,\n4] with a break.", [(0, 1, 2, 3)]),
+        (
+            "Rise<sup>1</sup><sup>2</sup> here.<sup><a href='#3'>3</a></sup> <sup>[4]</sup>",
+            [(0, 1, 2, 3)],
+        ),
+        ("Tides rise [1\u20113] and fall [4\u22125].", [(0, 1, 2, 3, 4)]),
     ],
 )
 def test_citations_of_sentences(answer, citations):
@@ -188,6 +194,12 @@ def test_what_went_wrong_is_reported(answer, out_of_range, unparsed):
         "Referências bibliográficas\n[2] Ventos",
         "参考网站：\n1. 潮汐\n2. 风",
         "## 5. Bibliography and links\n- [2] Winds",
+        "---\n[1] NOAA: Tides\n[2] Winds, a survey.",
+        "Referenced sources: [2]",
+        "Reference(s):\n[2] Winds",
+        "For further reading:\n[2] Winds",
+        "Sources cited in this answer:\n[2] Winds",
+        "*Sources: 1, 2, 3*",
         "<details><summary>Sources</summary>\n\n[2] Winds\n</details>",
     ],
 )
@@ -204,6 +216,7 @@ def test_a_list_of_sources_at_the_end_credits_nobody(references):
         "Sources of water are many [2].",
         "The references\n\nA letter is wanted [2].",
         "[1] says so. [2] does not.",
+        "---\n\n[1] says so. [2] does not.",
         "Sources: NOAA says tides rise [2].",
         "**Sources:**\n- Sunlight gives most of it [2]\n- Fish has some [3]",
         "[2] reports winds (see https://example.org).",

@@ -64,6 +64,18 @@ def test_content_words_are_stems_without_function_words():
 
 def test_numbers_ignore_thousands_separators():
     assert numbers("1,300 of 2.5 in 1999.") == {"1300", "2.5", "1999"}
+    assert numbers("1\u202f300, 4'000 and 5\u00a0600\u00a0123") == {"1300", "4000", "5600123"}
+
+
+def test_both_ends_of_a_range_are_numbers_and_no_part_of_a_name_is_one():
+    assert numbers("100,000-150,000 in 2019-2020, -5 °C") == {
+        "100000",
+        "150000",
+        "2019",
+        "2020",
+        "5",
+    }
+    assert not numbers("COVID-19, F-16, v2.0 and Python3.11 of the mid-1990s")
 
 
 @pytest.mark.parametrize(

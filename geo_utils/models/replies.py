@@ -40,7 +40,9 @@ _HOPELESS = re.compile(
 _PROMPT_FIELDS = ("messages", "contents", "prompt", "input")
 _ABOUT_PROMPT = re.compile(r"context|too (?:long|large)|maximum.{0,40}tokens", re.IGNORECASE)
 
-THOUGHTS = r"think|thinking|thoughts?|reasoning|reflection|scratchpad|analysis|\w{1,10}[:_]think"
+THOUGHTS = (
+    r"think|thinking|thoughts?|reasoning|reflection|scratchpad|analysis|plan|\w{1,10}[:_]think"
+)
 # A block of thoughts, in the marks of most models and in those of Mistral, Cohere, Kimi and others.
 _BLOCKS = (
     rf"<(?:{THOUGHTS})>|\[THINK\]|<\|(?:start|begin)_(?:of_)?(?:thought|thinking)\|>|◁think▷",

@@ -14,14 +14,15 @@ from importlib.resources import files
 
 from geo_utils.models.replies import THOUGHTS, strip_thoughts
 from geo_utils.roles.rewriters import Rewrite
-from geo_utils.text import content_words, plain_line_breaks, words
+from geo_utils.text import clean_text, content_words, words
 
-_CUT = "\0"  # stands where something was taken out; no reply has one
+_CUT = "\0"  # stands where something was taken out; no clean text has one
 _THOUGHT = re.compile(rf"(?is)<(?:{THOUGHTS})>.*?(?:</(?:{THOUGHTS})>|\Z)")
 # What ends a turn in a chat, where a server leaves it in; what comes after is another's turn.
 _TURN = re.compile(
-    r"<[|｜][^|｜<>\n]{2,40}[|｜]>(?:assistant\n)?|</s>|<end_of_turn>|\[\|endofturn\|\]"
-    r"|\[e~\[|\[/?INST\]|\n(?:User|Human): "
+    r"(?:<[|｜][^|｜<>\n]{2,40}[|｜]>|<start_of_turn>|\A|(?<=[.!?]))(?:assistant|model)\n"
+    r"|<[|｜][^|｜<>\n]{2,40}[|｜]>|</s>(?=\s*(?:<|\Z))|<end_of_turn>|\[\|endofturn\|\]|\[e~\["
+    r"|\[/?INST\]|\n(?:User|Human): "
 )
 _REFUSAL = re.compile(
     r"(?i)\W*(?:i(?:['’]m| am) (?:sorry|not able|unable)|sorry,|i can(?:not|['’]t)|as an ai)\b"
@@ -32,14 +33,13 @@ _PART = re.compile(rf"(?s)(?:[^\w\n]|[\d_])*+[^\W\d_].*?(?:{_BREAK}|\Z)|[^\n]*\n
 # A heading, a line that ends in a colon or an arrow, a line in a frame.
 _LABEL = re.compile(r"^#|(?:[:：→]|[-=]>)[ *_]*$|^\s*(?:[*=~_<-]{2}|\[).*(?:[*=~_>-]{2}|\])$")
 _UNDERLINE = re.compile(r"(?m)[-=]{3,}[ \t]*$")
-_MYSELF = re.compile(r"\b(?:I|[Mm]e|[Mm]y)\b|\bkey point\b")
-_POINTS = re.compile(r"(?i)\b(?:here|below|above|following|follows|this is|now reads)\b")
+_MYSELF = re.compile(r"\b(?:I|me)\b|\bkey point\b")
 
 # What a page is wrapped in: a rule, a fence, a tag; the texts of a JSON object, also of one that is
 # cut off or does not escape its quotation marks, and of Python's NAME = "..."; quotation marks.
 _RULE = "-*_=<>#| \t"
 _MARK = re.compile(
-    r"(?m)^(?:`{3,}|~{3,})[ \t]*(?P<lang>[\w-]*)[^\n`]{0,40}$"
+    r"(?m)^ {0,3}(?:`{3,}|~{3,})[ \t]*(?P<lang>[\w-]*)[^\n`]{0,40}$"
     r"|<(?P<close>/?)(?P<name>[A-Za-z][\w:-]{0,40})(?:\s[^<>\n]{0,200})?>"
 )
 _PROSE = ("", "markdown", "md", "text", "txt", "plaintext", "html", "xml", "json", "yaml")
@@ -97,7 +97,7 @@ def clean_rewrite(reply: str, page: str, asked: Asked | None = None) -> Rewrite:
         or `short` (under a fifth of the page's words). The echoes are counted either way.
     """
     reading = _Reading(page, asked or Asked())
-    text = plain_line_breaks(reply).replace(_CUT, "").strip()
+    text = clean_text(reply).strip()
     if not _THOUGHT.search(page):  # a page about such tags keeps them
         text = _THOUGHT.sub("", strip_thoughts(text)).strip()
     if not _TURN.search(page):
@@ -148,7 +148,6 @@ class _Reading:
         self.page, self.asked, self.echoes = page.strip(), asked, 0
         self.needed = 0.2 * len(words(page))  # fewer words are no page
         self.sentences = {"", *map(_said, page.split("\n")), *map(_said, _PART.findall(page))}
-        self.topic = _stems(page) - _TALK  # a remark without it may have other words beside talk
         tags = re.findall(r"(?:[<＜]|&lt;|\[/)[/／]?\s?([A-Za-z][\w\\-]{0,30})", page)
         self.tags = {"table", "ul", "ol", "pre", *map(_plain, tags)}  # none of these is a wrapper
         # What was asked, word for word in any punctuation; rules are among the instructions.
@@ -319,46 +318,35 @@ class _Reading:
         for found in _PART.finditer(self.masked(text)):
             part, stems = found[0].rstrip(), _stems(found[0])
             own = self.page.startswith(part) or (words(part) and self.own(part))
-            if own or part[:1] in "{`" or found.end() == len(text):
+            if own or not stems <= _TALK or part[:1] in "{`" or found.end() == len(text):
                 break
             label = _LABEL.search(part) or _UNDERLINE.match(text, found.end())
             about = _WORDS["agreeing"] | (_WORDS["text"] if label or end else frozenset())
-            mine = _MYSELF.search(part) or (end and _POINTS.search(part)) if stems else end
-            # Before a colon inside a line may stand a title of the page's.
-            plain, whole = stems <= _TALK, "\n" in found[0] or part[-1:] in (".", "!")
-            if (plain and (stems & about or mine)) or ((plain or whole) and self.tells(part)):
+            mine = _MYSELF.search(part) if stems else end
+            if stems & about or mine or self.tells(part):
                 end = found.end()
-            elif not plain:
-                break
         return end
 
     def tells(self, part: str, alone: bool = True) -> bool:
         """Tell whether a sentence speaks of the rewriting, or is one of politeness, if `alone`."""
         stems, label, mine = _stems(part), _LABEL.search(part), _MYSELF.search(part)
-        points = _POINTS.search(part) and stems & _WORDS["text"]
-        few = 0.5 if (mine or points) and not stems & self.topic else 0.7
-        if self.own(part) or len(stems & _TALK) < few * len(stems):
+        if self.own(part) or len(stems & _TALK) < 0.7 * len(stems):
             return False
         if part.rstrip(" *_").endswith("?"):
             return bool(stems <= _TALK and not label and re.search(r"(?i)\b(?:you|me|I)\b", part))
         polite = stems <= _WORDS["agreeing"] and (stems or "ere " in part) and alone
-        did = (mine or points) and (stems & _WORDS["deeds"] or (label and (points or not stems)))
+        did = mine and (stems & _WORDS["deeds"] or (label and not stems))
         return bool(did or polite or _TELLING.intersection(_said(part).split()))
 
     def without_remarks(self, text: str) -> str:
         """Cut off what the last 40 lines say of the rewriting, from the first such line on."""
         lines, masked = text.split("\n"), self.masked(text).split("\n")
         for place in range(max(len(lines) - 40, 1), len(lines)):
-            parts = [part for part in _PART.findall(masked[place]) if _stems(part)]
-            part, *others = parts or [masked[place]]
+            part, *others = _PART.findall(masked[place]) or [""]
             if others and self.leads_up(part.rstrip()):
                 part += others[0]
             kept = lines[:place]
-            told, most = part.rstrip(), 2 * len("\n".join(kept)) >= len(text)
-            if not (most and self.tells(told, not others)):
-                continue
-            rest = _stems("\n".join(masked[place:]))
-            if _LABEL.search(told) or len(rest & _TALK) >= 0.4 * len(rest):
+            if self.tells(part.rstrip(), not others) and 2 * len("\n".join(kept)) >= len(text):
                 while kept and (not kept[-1].strip(_RULE) or self.leads_up(kept[-1])):
                     kept.pop()
                 return "\n".join(kept).strip()

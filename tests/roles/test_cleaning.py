@@ -99,15 +99,11 @@ class TestCleaning:
             f"{PAGE}\n\nDoes this work for you?",
             f"{PAGE}\n\nThe rest was kept as it is.",
             f"{PAGE}\n\nUser: thanks\nAssistant: You are welcome!",
-            # around words that are neither talk nor the page's
-            f"Below, I've restructured the page so the key claim comes up early:\n\n{PAGE}",
-            f"Of course! Here's the text, with that claim woven in naturally:\n\n{PAGE}",
-            f"Based on your instructions, I have rewritten the text as follows:\n\n{PAGE}",
-            f"I strengthened the key point throughout the page. See below.\n\n{PAGE}",
-            f"{PAGE}\n\nI left the other paragraphs of the text untouched.",
-            f"{PAGE}\n\nThat should do it! Let me know if you want further edits.",
-            f"{PAGE}\n\nNote: The original had no statistics, so I added hypothetical ones.",
-            f"{PAGE}\n\nThis rewritten text stresses the key point by bold print and details.",
+            f"  ```markdown\n{PAGE}\n  ```",
+            f"<plan>\n1. lead\n2. bold\n</plan>\n\n{PAGE}",
+            f"assistant\n\n{PAGE.strip()}assistant\n\nIs there more?",  # marks of turns not shown
+            f"<start_of_turn>model\n{PAGE}<end_of_turn>",
+            f"\ufeff{PAGE}\x1b",
         ],
     )
     def test_the_page_is_taken_out(self, reply):
@@ -267,9 +263,7 @@ class TestEchoes:
             f"{PAGE}\n\nThis page was last edited in 2020.",
             f"{PAGE}\n\nEmphasis on safety is needed at sea.",
             f"{PAGE}\n\n## Structural use\n\nHarbours use thick walls.",
-            f"# Optimised Harbours, New Questions: What the Moon Does\n\n{PAGE}",
-            f"{PAGE}\n\nThis request is simple. Stay away from the rocks, and sailors fare well.",
-            f"{PAGE}\n\nI try to emphasise that. Sailors in ports rarely heed their grandfathers.",
+            f"The fee is <s>12</s> 10.\n\n{PAGE}",
         ],
     )
     def test_the_key_point_in_the_page_is_no_echo(self, page):
