@@ -59,7 +59,7 @@ def test_the_run_folder_holds_what_it_promises(finished):
     assert manifest["lengths"]["held out"]["pairs"] == 4
     assert set(manifest["headline"]["lift over"]) == set(samples["method"]) - {AFTER}
     assert manifest["headline"]["verdict"].startswith(("Worth", "Not worth", "Not decided"))
-    for name in ("reward", "phases", "rivals", "key_point_probability", "health", "validation"):
+    for name in ("reward", "phases", "rivals", "ladder", "health", "validation"):
         assert (run.folder / "figures" / f"{name}.png").is_file()
     assert "policy/after" in done.stderr and "random weights" in done.stderr
 
@@ -74,6 +74,8 @@ def test_report_and_slides_are_short_and_say_what_was_trained(finished):
     assert "By how much" in (run.folder / "slides.html").read_text().split("</section>")[0]
     assert "'grad_norm'" not in report and "it/s]" not in report  # no line a step, no bars
     assert "IProgress" not in report
+    watched = report.partition('id="Training"')[2].partition('id="Did-the-reward-rise?"')
+    assert watched[1] and "<img" not in watched[0]  # the figure that grew is gone: one a claim
     assert (run.folder / "notebook.ipynb").stat().st_size < 1_500_000
     assert "Rollouts to read" in (run.folder / "slides.html").read_text()
 
