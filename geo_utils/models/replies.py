@@ -41,12 +41,14 @@ _PROMPT_FIELDS = ("messages", "contents", "prompt", "input")
 _ABOUT_PROMPT = re.compile(r"context|too (?:long|large)|maximum.{0,40}tokens", re.IGNORECASE)
 
 THOUGHTS = (
-    r"think|thinking|thoughts?|reasoning|reflection|scratchpad|analysis|plan|\w{1,10}[:_]think"
+    r"think(?:ing)?|thoughts?|reasoning(?:_content)?|reflection|scratchpad|analysis|plan"
+    r"|\w{1,10}[:_]think"
 )
-# A block of thoughts, in the marks of most models and in those of Mistral, Cohere, Kimi and others.
+# A block of thoughts, in the marks of most models and of Mistral, Cohere, Kimi, MedGemma.
 _BLOCKS = (
-    rf"<(?:{THOUGHTS})>|\[THINK\]|<\|(?:start|begin)_(?:of_)?(?:thought|thinking)\|>|◁think▷",
-    rf"</(?:{THOUGHTS})>|\[/THINK\]|<\|end_(?:of_)?(?:thought|thinking)\|>|◁/think▷",
+    rf"<(?:{THOUGHTS})>|\[THINK\]|<\|(?:start|begin)_(?:of_)?(?:thought|thinking)\|>|◁think▷"
+    r"|<unused94>",
+    rf"</(?:{THOUGHTS})>|\[/THINK\]|<\|end_(?:of_)?(?:thought|thinking)\|>|◁/think▷|<unused95>",
 )
 _OPENED = re.compile(rf"\s*(?:{_BLOCKS[0]})", re.IGNORECASE)
 _OPENS, _CLOSES = (re.compile(block, re.IGNORECASE) for block in _BLOCKS)
@@ -219,8 +221,6 @@ def strip_thoughts(text: str) -> str:
             break  # an answer that speaks of such a block
         place = closing.end()
         opened = _OPENED.match(text, place)
-        if not opened:
-            break
     if opened and closing is None:
         return ""
     wrapped = _ANSWER.match(text, place) if place else None
@@ -247,7 +247,7 @@ def parse_json(text: str, schema: dict[str, Any], prompt: str = "") -> Any:
 
     bare, shape = strip_thoughts(text), Draft202012Validator(schema)
     asked = " ".join(prompt.split())
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(strict=False, object_pairs_hook=_object)
     found: list[Any] = []
     problem, place, tries = "no JSON", 0, 0
     opens = re.compile(r"\{" if schema.get("type", "object") == "object" else r"[\[{]")
@@ -270,6 +270,14 @@ def parse_json(text: str, schema: dict[str, Any], prompt: str = "") -> Any:
         said = f"{len(found)} verdicts that differ in {text[:200]!r}"
         raise UnusableError(said, "unparsable", again=True)
     return found[-1]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, of which no name is given two values."""
+    found = dict(pairs)
+    if any(found[name] != value for name, value in pairs):
+        raise ValueError("a name has two values")
+    return found
 
 
 def _choices(value: Any, schema: dict[str, Any]) -> Any:

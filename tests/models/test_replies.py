@@ -355,6 +355,9 @@ class TestThoughts:
             "<|begin_of_thought|>a<|end_of_thought|>\n\n<|begin_of_solution|>Two a day [1].",
             "<think>first</think>\n<answer>\nTwo a day [1].\n</answer>",
             "<seed:think>first</seed:think>Two a day [1].",
+            "<think>a<think>b</think>c</think>Two a day [1].",
+            "<unused94>thought\nfirst<unused95>Two a day [1].",
+            "<reasoning_content>first</reasoning_content>Two a day [1].",
             "<|channel|>analysis<|message|>first [2]<|end|><|start|>assistant<|channel|>final"
             "<|message|>Two a day [1].<|return|>",
             "<|channel|>analysis<|message|>first<|end|><|channel|>commentary<|message|>x<|end|>"
@@ -404,6 +407,16 @@ class TestJson:
     def test_thoughts_are_no_verdict(self):
         text = f"<think>{verdict('supported')}</think>{verdict('omitted')}"
         assert parse_json(text, _VERDICT)["verdict"] == "omitted"
+
+    def test_a_string_of_several_lines_is_read(self):
+        assert (
+            parse_json('{"reason": "a\n\tb", "verdict": "omitted"}', _VERDICT)["reason"] == "a\n\tb"
+        )
+
+    def test_a_verdict_given_twice_is_none(self):
+        twice = '{"reason": "r", "verdict": "omitted", "verdict": "supported"}'
+        with pytest.raises(UnusableError, match="no JSON"):
+            parse_json(twice, _VERDICT)
 
     def test_verdicts_that_differ_are_none(self):
         with pytest.raises(UnusableError, match="2 verdicts that differ"):
