@@ -36,7 +36,9 @@ NO_WIDTH = regex.compile(r"\p{Default_Ignorable_Code_Point}")
 
 def _tags(names: Iterable[str]) -> str:
     """Return a pattern of tags of these names, from behind their first bracket, in any disguise."""
-    spelt = "|".join(f"{NO_WIDTH.pattern}{{0,9}}".join(map(regex.escape, name)) for name in names)
+    # An underscore may be another sign of its kind.
+    signs = (["[_\\s-]" if c == "_" else regex.escape(c) for c in name] for name in names)
+    spelt = "|".join(f"{NO_WIDTH.pattern}{{0,9}}".join(each) for each in signs)
     gap = rf"(?:\s|{NO_WIDTH.pattern}){{0,64}}+"
     end = r"(?![\w-])[^<>\uff1c\uff1e\ufe65]{0,80}[>\uff1e\ufe65]?"
     return rf"{gap}[\\/\uff0f]{{0,2}}{gap}(?:{spelt}){end}"
@@ -72,12 +74,22 @@ DELIMITER = regex.compile(
         | \|/?[A-Za-z_]{{2,30}}\|                                                 # EXAONE, Jais
         | unused\d{{1,3}}                                                         # Pangu
       ) [\]\uff3d] | >>[A-Z_]{{4,20}}<<)                                          # and Falcon
+    | \u25c1/?think\u25b7                                                        # Kimi-VL
     | \]~b\] | \]~!b\[ | \]![dp]~\[ | \[e~\[ | \]<\][^\[\]<>\n]{{1,40}}\[>\[        # MiniMax
     """
 )
-_OTHER = str.maketrans("<\uff1c\ufe64[\uff3b]\uff3d", "\u2039\u2039\u2039\u2039\u2039\u203a\u203a")
+_OTHER = str.maketrans(
+    dict.fromkeys("<\uff1c\ufe64[\uff3b\u25c1", "\u2039") | dict.fromkeys("]\uff3d", "\u203a")
+)
 # Every mark has one of these parts.
-_PARTS = (*"<\uff1c\ufe64\uff3b", "|]", "]~", "~[", "[unused", *(f"{end}]" for end in "STKDGPXEO"))
+_PARTS = (
+    *"<\uff1c\ufe64\uff3b\u25c1",
+    "|]",
+    "]~",
+    "~[",
+    "[unused",
+    *(f"{end}]" for end in "STKDGPXEO"),
+)
 
 STOPWORDS = frozenset(
     """a about above after again against all also am an and any are as at be because been before
