@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Final, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -260,9 +260,9 @@ class FatalError(_ServiceError):
     """No call of this run can succeed: refused key, unknown model. Stops the run."""
 
 
-# A name that ends in one of these words, or in one and a number or "OLD" behind it.
+# A name that ends in one of these words, or in one and a number or "OLD" behind it; any API key.
 _SECRET_NAME = re.compile(
-    r"(?:KEY|TOKEN|SECRET|PASS(?:WORD|WD|PHRASE)?|CREDENTIALS?|_PWD?|_PAT|_AUTH)(?:_\w{1,3})?$",
+    r"API_?KEY|(?:KEY|TOKEN|SECRET|PASS(?:WORD|WD|PHRASE)?|CREDENTIAL|_PWD?|_PAT|_AUTH)S?\d?(?:_\w{1,3})?$",
     re.IGNORECASE,
 )
 _LOGIN = re.compile(r"(?<=://)[^/\s]{1,1000}@")
@@ -270,8 +270,10 @@ _LOGIN = re.compile(r"(?<=://)[^/\s]{1,1000}@")
 _CREDENTIALS = (
     (
         re.compile(
-            r"((?:\b(?:bearer|basic)\s{1,9}|(?:api[_-]?key|token|secret|passw(?:or)?d|pwd|[?&;]key)"
-            r"[\"']?\s?[=:]\s?[\"']?)(?:bearer\s|basic\s)?)"
+            r"((?:\b(?:bearer|basic)[\s:]{1,9}|(?:(?:api|secret|private)[ _-]?key|token|secret|"
+            r"cookie|passw(?:or)?d|\bpass|pwd|[?&;{][\"']?key|\bauth(?:orization)?|\bsig"
+            r"(?:nature)?)(?:[\"']?\s?[=:]\s?[\"']?|\s(?:provided:?\s|is\s)?(?=[^\s:=]{0,99}[a-z])))"
+            r"(?:(?:bearer|basic|token)\s)?)"
             r"(?=[^\s\"'&,;<>]{0,99}\d)[^\s\"'&,;<>]{8,}",
             re.IGNORECASE,
         ),
@@ -280,7 +282,8 @@ _CREDENTIALS = (
     (
         re.compile(
             r"\b(?:[spr]k[-_][\w-]{16,}|AIza[\w-]{20,}|(?:hf|gh[a-z]|github_pat)_\w{16,}|"
-            r"(?:nvapi|glpat|xox[a-z])-[\w-]{16,}|A[KS]IA[\dA-Z]{12,}|eyJ[\w-]{10,300}\.[\w.-]{6,})"
+            r"(?:nvapi|glpat|xox[a-z])-[\w-]{16,}|A[KS]IA[\dA-Z]{12,}|eyJ[\w-]{10,300}\.[\w.-]{6,}|"
+            r"[a-z]{1,8}\d{0,2}[-_.](?:\w{1,6}[-_])?(?=[a-zA-Z]{0,99}\d)[a-zA-Z\d]{20,})"
         ),
         "[key]",
     ),
@@ -327,6 +330,6 @@ def _spellings(named: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
             inside = json.dumps(value)[1:-1]
             plain = (value, inside, inside.replace("/", "\\/"), html.escape(value))
             coded = base64.b64encode(value.encode()).decode().rstrip("=")
-            spelt = (*plain, quote(value), quote(value, safe=""), coded)
+            spelt = (*plain, quote(value), quote(value, safe=""), quote_plus(value), coded)
             found |= {(one.lower(), name) for one in spelt}
     return sorted(found, key=lambda each: (-len(each[0]), each))

@@ -575,7 +575,18 @@ class TestSecrets:
             assert SECRET[:12] not in str(unreadable(text, "why"))
         assert SECRET not in redacted(f"echo {SECRET}")
 
-    @pytest.mark.parametrize("name", ["LLM_PW", "HF_TOKEN_2", "MY_SECRET_OLD", "azure_openai_auth"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "LLM_PW",
+            "HF_TOKEN_2",
+            "MY_SECRET_OLD",
+            "azure_openai_auth",
+            "API_KEY_OPENAI",
+            "MY_TOKENS",
+            "AZURE_KEY1",
+        ],
+    )
     @pytest.mark.parametrize(
         "value", ["tr0ub4dor&3/+x", 'pa"ss\\w0rd99', "s.e*c(r)e[t]$1", "schlüssel-24"]
     )
@@ -601,6 +612,15 @@ class TestSecrets:
             "http://me:hunter2/hunter@h/v1",
             "sk-proj-hunter2hunter22hunter",
             "ghp_hunter2hunter2hunter2hunter2",
+            "gsk_hunter2hunter2hunter2",
+            "lsv2_pt_hunter2hunter2hunter2",
+            "Incorrect API key provided: hunter2hunter2.",
+            "curl --api-key hunter2hunter",
+            "Authorization: token hunter2hunter",
+            "Set-Cookie: session=hunter2hunter",
+            '{"key": "hunter2hunter"}',
+            "X-Amz-Signature=hunter2hunter",
+            "secret_key = hunter2hunter",
         ],
     )
     def test_a_key_by_its_name_or_form_is_in_no_message(self, said):
@@ -616,6 +636,9 @@ class TestSecrets:
             "model gpt-4o-2024-08-06 not found",
             "connect to 127.0.0.1:8000 failed",
             "key 'sort' relevance",
+            "token 151643 is not in the vocabulary",
+            "API key not valid. Please pass a valid API key.",
+            "no Llama-3.1-8B/snapshots/0e9e39f249a16976918f6564b8830bc894c89659",
         ],
     )
     def test_other_messages_stay_as_they_are(self, said):
