@@ -36,9 +36,9 @@ from geo_utils.parameters import (
 from geo_utils.records import Record, conclusion
 from geo_utils.runs import Run, locate_run
 
-_TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
-_OURS = """--array --chdir --error --export-file --job-name --no-requeue --nodes --ntasks
---open-mode --output --requeue --signal --time --wrap""".split()  # noqa: SIM905
+_TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}", re.ASCII)
+_OURS = """--account --array --chdir --cpus-per-task --error --export-file --job-name --no-requeue
+--nodes --ntasks --open-mode --output --partition --requeue --signal --time --wrap""".split()  # noqa: SIM905
 _NAME = re.compile(r"\w[\w.-]*")
 _Listed = Annotated[str, Field(pattern=r"^[\w.,@+-]+$")]  # partitions, accounts
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
