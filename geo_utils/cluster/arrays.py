@@ -180,9 +180,9 @@ def make_tasks(
         The notebook's name and the tasks, the last name of the grid varying fastest.
 
     Raises:
-        ParameterError: The first task that the notebook would refuse.
+        ParameterError: The first task that the notebook would refuse, or that is another's twin.
     """
-    name, tasks = notebook, []
+    name, tasks = notebook, list[Task]()
     for number, (file, *values) in enumerate(itertools.product(files, *grid.values())):
         changes = dict(zip(grid, values, strict=True))
         text = [(key, json.dumps(value, default=str)) for key, value in changes.items()]
@@ -192,6 +192,8 @@ def make_tasks(
             name, passed, params = read_parameters(notebook, file, [*overrides, *text])
         except ParameterError as error:
             raise ParameterError(f"task {number} ({described(changes)}): {error}") from None
+        if passed in (task.values for task in tasks):
+            raise ParameterError(f"task {number} ({described(changes)}) is there already")
         tasks.append(Task(changes, passed, params))
     return name, tasks
 

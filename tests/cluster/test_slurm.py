@@ -89,6 +89,13 @@ class TestGrid:
         assert [t.changes["params"] for t in tasks] == ["smoke"] * 4 + ["default"] * 4
         assert tasks[2].params.grpo["learning_rate"] == 5e-6
 
+    @pytest.mark.parametrize(
+        ("files", "seeds"), [(["smoke"], [0, 1, 0]), (["smoke", "default", "smoke"], [0])]
+    )
+    def test_no_run_is_submitted_twice(self, files, seeds):
+        with pytest.raises(ParameterError, match=r"task 2 \(.*seed=0\) is there already"):
+            make_tasks(NB02, files, {"seed": seeds})
+
     def test_every_task_is_checked_and_the_first_wrong_one_is_named(self):
         with pytest.raises(ParameterError, match="choose a multiple of 192") as error:
             make_tasks(NB04, ["smoke"], {"seed": [0, 1], "grpo.num_generations": [16, 3]})
