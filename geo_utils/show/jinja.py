@@ -43,7 +43,9 @@ def in_words(text: str) -> Markdown:
     They quote names of models, folders and reasons that come from elsewhere.
     """
     plain = text.replace("&", "&amp;").replace("<", "&lt;")
-    return Markdown(re.sub(r"(!)(?=\[)|(?<=\])(?=[(\[])", r"\1\\", plain))
+    shown = Markdown("")  # made of a text, it would open the page or file that this names
+    shown.data = re.sub(r"(!)(?=\[)|(?<=\])(?=[(\[:])|(?<=:)(?=//)|(?<=www)(?=\.)", r"\1\\", plain)
+    return shown
 
 
 def from_markdown(text: str) -> Markup:

@@ -1,6 +1,7 @@
 """Foreign text on every page: in a browser nothing of it runs, and nothing is asked for."""
 
 import http.server
+import re
 import shutil
 import subprocess
 import threading
@@ -125,6 +126,20 @@ def test_what_slips_through_is_held_by_the_page_s_policy(canary, tmp_path):
     page.write_text(secured(text, ["document.title='own'"]))
     assert "<title>own</title>" in opened(page, tmp_path)
     assert not asked
+
+
+def test_words_open_no_page_and_no_file_and_link_to_none(canary, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.md").write_text("of a file")
+    url, asked = canary
+    for text in (
+        f"{url}/x",
+        "notes.md",
+        f"At {url}/x[y](z) and www.example.org, **best** [r].\n\n[r]: /z",
+    ):
+        found = from_markdown(in_words(text).data)
+        assert re.sub("<[^<>]*>", "", found).split() == text.replace("*", "").split()
+        assert "<a" not in found and not asked
 
 
 @pytest.mark.parametrize(
