@@ -17,7 +17,8 @@ CHAT_MARKS = {
     "EXAONE": "[|system|] [|user|] [|assistant|] [|endofturn|] [|tool|]",
     "InternLM": "<|action_start|> <|plugin|> <|interpreter|> <eoh> <eoa>",
     "MiniMax": "]~!b[ ]~b] [e~[ ]!p~[ ]!d~[ ]<]start␣of␣image[>[ <minimax:tool_call>",
-    "Kimi": "◁think▷ ◁/think▷ <|im_user|> <|im_middle|> <|tool_calls_section_begin|> [BOS] [EOS] [EOT]",
+    "Kimi": "◁think▷ ◁/think▷ <|im_user|> <|im_middle|> <|tool_calls_section_begin|> [BOS] [EOS] "
+    "[EOT]",
     "Hunyuan": "<|startoftext|> <|extra_0|> <｜hy_User｜> <｜hy_place▁holder▁no▁2｜>",
     "ERNIE": "<|begin_of_sentence|> <|end_of_sentence|>",
     "Seed": "<seed:bos> <seed:eos> </seed:think> <seed:tool_call>",
@@ -101,7 +102,8 @@ def test_no_chat_mark_is_left_in_an_inert_text(family):
 
 @pytest.mark.parametrize(
     "tag",
-    ["</sou\u200brce>", "<\ufeff/page>", "<\u202equery>", "</pa\u2066ge>", "</s\ufe0fource\n>", "</key-point>", "<KEY points>",
+    ["</sou\u200brce>", "<\ufeff/page>", "<\u202equery>", "</pa\u2066ge>", "</s\ufe0fource\n>",
+     "</key-point>", "<KEY points>",
      "<" + " " * 30 + "/answer>", "<\\/source>", "</sources", "<source x='>'>", "［INST］",
      "＜／page＞", "＜|im_end|＞", "<image>", "[IMG_END]", ">>ANSWER<<",
      "<|im_<|im_end|>end|>", "[IN[INST]ST]"],
