@@ -103,8 +103,17 @@ class TestFigures:
         verdicts = ["supported", "omitted", "contradicted", None]
         samples = of("original", "key_point").assign(verdict=np.repeat(verdicts, 2))
         figure = verdict_figure(samples, "src")
-        assert figure.get_suptitle().endswith("leave it out; 50.0% contradict it")
+        assert figure.get_suptitle().endswith("do not support the key point, 50.0% contradict it")
         assert sum(bar.get_width() for bar in figure.axes[0].patches) == pytest.approx(2.0)
+
+    @pytest.mark.parametrize(
+        ("verdict", "title"),
+        [("supported", "Every scored answer supports the key point"),
+         (None, "No answer was scored"),
+         ("contradicted", "Of answers that do not support the key point, 100.0% contradict it")],
+    )  # fmt: skip
+    def test_where_all_verdicts_are_one_the_title_says_which(self, verdict, title):
+        assert verdict_figure(of("original").assign(verdict=verdict), "src").get_suptitle() == title
 
 
 class TestPooled:

@@ -255,6 +255,8 @@ def lift_figure(found: pd.DataFrame, source: str) -> Figure:
             f"Without the target page {own['reference']:.0%} of answers carry the key point; the "
             f"original page adds {points(own['difference'])}, rewritten pages {' to '.join(ends)}"
         )
+        if not own["clear"]:
+            title += "; that of the original may be chance"
     quantity = "difference to the answers without the target page, paired"
     rows = method_rows(found, "difference")
     return interval_figure(rows, title, quantity, basis(found, source), signed=True)

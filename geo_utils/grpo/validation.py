@@ -120,6 +120,8 @@ def validation_figure(rows: Sequence[dict[str, Any]], source: str) -> Figure | N
     told = intervals(found, "probability")
 
     title = f"On validation queries the probability went from {told[first]} to {told[last]}"
+    if first == last:
+        title = f"On validation queries the probability is {told[first]}, judged once"
     if best != last:
         title += f"; it was best at step {best}, {told[best]}, and that checkpoint is kept"
     figure, axes = canvas(5)

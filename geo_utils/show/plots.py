@@ -249,8 +249,11 @@ def verdict_figure(samples: pd.DataFrame, source: str) -> Figure:
     axes.set(xlabel="share of answers", xlim=(0, 1))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     missed = verdicts[verdicts.isin(["omitted", "contradicted"])]
-    against = (missed == "contradicted").mean() if len(missed) else 0.0
-    title = f"Answers that do not support the key point leave it out; {against:.1%} contradict it"
+    against = (missed == "contradicted").mean()
+    title = f"Of answers that do not support the key point, {against:.1%} contradict it"
+    if missed.empty:
+        scored = (verdicts != "abstained").any()
+        title = "Every scored answer supports the key point" if scored else "No answer was scored"
     n = f"n = {len(samples):,} answers, {(verdicts == 'abstained').sum():,} abstentions"
     return finished(figure, title, f"{n}. {source}")
 

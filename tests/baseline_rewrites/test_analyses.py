@@ -672,6 +672,8 @@ class TestShown:
         sourceless = found["lifts"].tail(1).assign(difference=-0.9).set_axis(["no_sources"])
         with_it = lift_figure(pd.concat([found["lifts"], sourceless]), "src")
         assert with_it.get_suptitle() == figures[1].get_suptitle()  # it is no rewritten page
+        unclear = lift_figure(found["lifts"].assign(clear=False), "src").get_suptitle()
+        assert unclear.replace("\n", " ").endswith("that of the original may be chance")
         share = summary["key_point_probability"]["paste_key_point"]
         assert f"{share:.0%} of answers" in figures[0].get_suptitle().replace("\n", " ")
 

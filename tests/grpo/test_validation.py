@@ -75,6 +75,10 @@ class TestValidation:
         assert len(list((tmp_path / "checkpoints").iterdir())) == 1
         title = " ".join(validation_figure(rows, "s").get_suptitle().split())
         assert "went from 0.50" in title and "it was best at step 2, 1.00" in title
+        once = " ".join(validation_figure(rows[:1], "s").get_suptitle().split())
+        assert (
+            once.startswith("On validation queries the probability is 0.50") and "went" not in once
+        )
 
     def test_patience_ends_the_training_also_of_one_that_goes_on(self, tmp_path, monkeypatch):
         monkeypatch.setattr("geo_utils.grpo.validation.profiling_context", no_timer)
