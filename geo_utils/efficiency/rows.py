@@ -232,6 +232,8 @@ def table_of(rows: Sequence[Mapping[Any, Any]]) -> pd.DataFrame:
     every = pd.DataFrame(list(rows))
     names = [*Row.model_fields, "bench", "repeats", "lost", *every]
     every = every.reindex(columns=list(dict.fromkeys(names)))
+    if every.empty:
+        every = every.astype(object)  # which no row has given its type
     every = every.fillna({"repeats": 1, "lost": 0})
     every = every.astype({**dict.fromkeys(_FIGURES, float), "repeats": int, "lost": int})
     every["bench"] = every["bench"].astype(object).fillna(every["sitting"])

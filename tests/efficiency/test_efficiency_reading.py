@@ -284,6 +284,12 @@ def test_a_setting_that_needs_more_memory_than_a_gpu_has_is_not_recommended():
     assert own.needed_gib == 97.0
 
 
+def test_where_nothing_was_measured_everything_is_empty():
+    nothing = pooled(table_of([]))
+    for found in (bounds(nothing), against_no_latency(nothing), study_contrasts(nothing)):
+        assert found.empty
+
+
 def test_the_study_s_counts_follow_from_gpus_and_limits():
     served = raw("server_gemini_parallel", 16.0, policy="server", gpus=2, completions=64)
     told = told_of(table(served), CapacityOptions())
