@@ -186,8 +186,8 @@ SECRET = "AIza-a-secret-that-must-never-show"
 
 
 LONGEST = ("slurm_time", "slurm_cluster", "test_kills", "test_headless.py", "headless_grpo",
-           "headless_models", "test_repository", "test_linear", "test_efficiency.py", "test_training.py",
-           "test_accounts")  # fmt: skip
+           "headless_models", "test_repository", "test_linear", "test_efficiency.py",
+           "test_training.py", "test_accounts")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
