@@ -125,21 +125,11 @@ class TestSmoke:
         assert all(value in svg for value in ("0.609", "0.632", "0.891"))
 
     @pytest.mark.parametrize("finished", [NB02], indirect=True)
-    def test_a_second_run_reuses_the_folder_and_shows_a_terminal_how_far_it_is(self, finished):
+    def test_a_second_run_reuses_the_folder_and_gives_the_same_table(self, finished):
         notebook, _, run = finished
         before = (run.folder / "samples.parquet").read_bytes()
         root = run.folder.parents[2]
-        ours, theirs = pty.openpty()
-        line = run_command(notebook, "smoke", root)
-        process = subprocess.Popen(line, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=theirs)
-        os.close(theirs)
-        shown = b""
-        with contextlib.suppress(OSError):  # so the end of a terminal is told
-            while part := os.read(ours, 4096):
-                shown += part
-        os.close(ours)
-        assert process.wait() == 0, shown.decode()
-        assert re.search(rb"\r  \d+ of 270 samples, \d+ s", shown), shown.decode()
+        assert run_notebook(notebook, "smoke", root).returncode == 0
         again = only_run(root, notebook)
         assert again.folder == run.folder and len(again.manifest["attempts"]) == 2
         assert (again.folder / "samples.parquet").read_bytes() == before
@@ -182,6 +172,20 @@ def test_a_dotted_name_sets_one_entry_and_keeps_the_others(monkeypatch, file):
     assert geo("run", NB02, file, "calls.max_cost=5", "calls.max_tries=3") == 0
     before = read_yaml(PROJECT / "params" / NB02 / f"{file}.yaml").get("calls", {})
     assert seen["calls"] == before | {"max_cost": 5, "max_tries": 3}
+
+
+def test_a_terminal_shows_how_far_the_notebook_is(tmp_path):
+    ours, theirs = pty.openpty()
+    line = run_command(NB02, "smoke", tmp_path, ("corpus.limit", "4"))
+    process = subprocess.Popen(line, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # so the end of a terminal is told
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 0, shown.decode()
+    assert re.search(rb"\r  \d+ of 36 samples, \d+ s", shown), shown.decode()
 
 
 def test_help_and_parameters_are_shown_without_a_heavy_import(heavy_imports):

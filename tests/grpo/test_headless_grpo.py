@@ -2,11 +2,14 @@
 
 import json
 import re
+import signal
+import subprocess
+import time
 
 import pandas as pd
 import pytest
-from conftest import GEMINI
-from headless import only_run, run_notebook
+from conftest import GEMINI, PROJECT
+from headless import only_run, run_command, run_notebook
 from train_many import SMALL
 
 from geo_utils.files import read_jsonl
@@ -105,6 +108,30 @@ def test_a_checkpoint_is_a_method_of_notebook_02(finished, tmp_path):
     assert again.returncode == 0, again.stderr
     second = pd.read_parquet(next(tmp_path.glob("02*/again/*/samples.parquet")))
     pd.testing.assert_frame_equal(samples, second)  # from the cache, to the letter
+
+
+def test_a_terminated_run_is_resumed_where_it_was(finished, tmp_path):
+    _, undisturbed = finished
+    command = run_command(NB04, "smoke", tmp_path, *TINY)
+    process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 600
+    while not list(tmp_path.glob("04_grpo/smoke/2*/checkpoints/checkpoint-2")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    run = only_run(tmp_path, NB04)
+    assert run.manifest["status"] == "interrupted"
+    assert len(read_jsonl(run.folder / "metrics.jsonl")) < 16
+    done = run_notebook(NB04, "smoke", tmp_path, *TINY)
+    assert done.returncode == 0, done.stderr
+    assert run.manifest["status"] == "finished" and len(run.manifest["attempts"]) == 2
+    rewards = [
+        [row["reward"] for row in read_jsonl(r.folder / "metrics.jsonl")]
+        for r in (run, undisturbed)
+    ]
+    assert rewards[0] == rewards[1]
 
 
 def test_a_recipe_for_a_gpu_is_refused_here(tmp_path):
