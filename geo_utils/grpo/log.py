@@ -79,55 +79,85 @@ def _told_elsewhere(record: logging.LogRecord) -> bool:
     return "All reward functions returned None" not in str(record.msg)
 
 
-def synchronise() -> None:
-    """Wait for the GPU, so that its work counts where it was asked for."""
+def moment() -> Any:
+    """Return this moment: the GPU's, when it has done what it was asked so far, else the clock's.
+
+    Nothing waits for the GPU, which would else be idle while its next work is prepared.
+    """
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if not torch.cuda.is_available():
+        return time.monotonic()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(begin: Any, end: Any) -> float:
+    """Return the seconds between two moments, once the later one is over."""
+    if isinstance(begin, float):
+        return float(end - begin)
+    begin.synchronize()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1000
 
 
 class PhaseClock:
     """Exclusive seconds by phase: a phase inside another is taken out of it.
 
     Attributes:
-        phases: Of the main thread; they add up to the step.
+        phases: Of the main thread; they add up to the step. On a GPU, by its own clock.
         background: Of all other threads; they run beside it.
         left: When the main thread last left its outermost phase.
     """
 
     def __init__(self) -> None:
         """Start with no phase measured."""
-        self.phases: defaultdict[str, float] = defaultdict(float)
         self.background: defaultdict[str, float] = defaultdict(float)
-        self.left = 0.0
+        self.left: Any = None
+        self._spans: list[tuple[str, Any, Any, int]] = []  # of the main thread; -1 takes one out
         self._open = threading.local()
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Return the seconds so far, when the GPU has done what they measure."""
+        found: defaultdict[str, float] = defaultdict(float)
+        for name, begin, end, sign in self._spans:
+            found[name] += sign * seconds_between(begin, end)
+        return found
+
+    def add(self, name: str, begin: Any, end: Any, sign: int = 1) -> None:
+        """Count what lies between two moments of the main thread, or with -1 take it out."""
+        self._spans.append((name, begin, end, sign))
 
     def enter(self, name: str) -> None:
         """Begin a phase, inside those that are open in this thread."""
-        if threading.current_thread() is threading.main_thread():
-            synchronise()  # another thread would wait for the main one's work
-        stack: list[list[Any]] = self._open.__dict__.setdefault("stack", [])
+        main = threading.current_thread() is threading.main_thread()
+        stack: list[tuple[str, Any]] = self._open.__dict__.setdefault("stack", [])
         if stack and (stack[-1][0], name) == _INSIDE:
             name = _INSIDE[0]
-        stack.append([name, time.monotonic(), 0.0])
+        stack.append((name, moment() if main else time.monotonic()))
 
     def leave(self) -> None:
         """End the innermost open phase."""
         main = threading.current_thread() is threading.main_thread()
+        name, began = self._open.stack.pop()
+        now = moment() if main else time.monotonic()
+        around = [outer for outer, _ in self._open.stack[-1:]]
         if main:
-            synchronise()
-        name, started, inside = self._open.stack.pop()
-        now = time.monotonic()
-        (self.phases if main else self.background)[name] += now - started - inside
-        if self._open.stack:
-            self._open.stack[-1][2] += now - started
-        elif main:
-            self.left = now
+            self.add(name, began, now)
+            for outer in around:
+                self.add(outer, began, now, -1)
+            if not around:
+                self.left = now
+            return
+        self.background[name] += now - began
+        for outer in around:
+            self.background[outer] -= now - began
 
     def clear(self) -> None:
         """Forget what was measured."""
-        self.phases.clear()
+        self._spans.clear()
         self.background.clear()
 
 
@@ -218,24 +248,24 @@ class TrainingLog(TrainerCallback):
         """Go on with the rows that the folder holds."""
         self.changing, self.tokens_seen = False, 0
         self.random_state: tuple[Any, ...] | None = None
-        self._ended = self._drawn = time.monotonic()
-        self._step_s = 0.0
+        self._drawn, self._step_s = time.monotonic(), 0.0
+        self._ended: Any = None
         self._rows = read_jsonl(self.folder / "metrics.jsonl")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
         self.clock.clear()
-        self._ended = time.monotonic()
+        self._ended = moment()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Let signals through, now that the step before is logged."""
         if state.global_step % self.block == 0:
             self.interrupts.release()
-        self.clock.phases["between steps"] += time.monotonic() - self._ended
+        self.clock.add("between steps", self._ended, moment())
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count what the loop does after a micro-batch."""
-        self.clock.phases["between steps"] += time.monotonic() - self.clock.left
+        self.clock.add("between steps", self.clock.left, moment())
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Let signals wait while the weights change."""
@@ -244,11 +274,9 @@ class TrainingLog(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Remember the state that belongs to the weights; stop if a signal came."""
-        synchronise()
-        now = time.monotonic()
-        self.clock.phases["optimizer"] += now - self.clock.left
-        self._step_s = now - self._ended
-        self._ended = now
+        now = moment()
+        self.clock.add("optimizer", self.clock.left, now)
+        self._step_s, self._ended = seconds_between(self._ended, now), now
         self.random_state, self.changing = random_state(), False
         self.tokens_seen = state.num_input_tokens_seen
         if self.interrupts.received is not None and state.global_step % self.block == 0:
