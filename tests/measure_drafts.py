@@ -146,9 +146,9 @@ def profile(folder):
             began = time.perf_counter()
             write(tokens)
             torch.cuda.synchronize()
-            spent[tokens] = {"(wall)": time.perf_counter() - began} | {
-                event.key: event.self_device_time_total / 1e6 for event in found.key_averages()
-            }
+            spent[tokens] = {"(wall)": time.perf_counter() - began}
+        for event in found.key_averages():
+            spent[tokens][event.key] = event.self_device_time_total / 1e6
     a_step = {
         name: 1000 * (seconds - spent[1].get(name, 0.0)) / 64 for name, seconds in spent[65].items()
     }

@@ -283,8 +283,7 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_atomic(folder / "phase", "starting the process")
-        env = {"CUDA_VISIBLE_DEVICES": turn.placement.visible, "GEO_UTILS_MEASURE": turn.name,
-               "MASTER_PORT": str(free_port())}  # fmt: skip # another sweep may run beside it
+        env = {"CUDA_VISIBLE_DEVICES": turn.placement.visible, "GEO_UTILS_MEASURE": turn.name}
         env |= {} if recipes.real_gemini(self.params) else {"GEMINI_API_KEY": _KEY}
         many = ["-m", "torch.distributed.run", f"--nproc-per-node={turn.setting.trainers}",
                 f"--master-port={free_port()}"] * (turn.setting.trainers > 1)  # fmt: skip

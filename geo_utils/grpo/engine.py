@@ -1,14 +1,14 @@
 """The policy's vLLM engine: arguments that TRL has no field for, and what drafts save.
 
 `grpo.vllm_engine` holds arguments of vLLM's own engine, by name: a colocated engine is made with
-them, and a server that a run brings along is started with them. Two values are not vLLM's:
-`speculative_config: {method: page}`, the drafts of `grpo.drafts`, and `logprobs_kernel: torch`.
+them, and a server that a run brings along is started with them. One value is not vLLM's:
+`speculative_config: {method: page}`, the drafts of `grpo.drafts`.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
+import os
 import re
 import urllib.request
 from collections import deque
@@ -18,11 +18,10 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
-from geo_utils.parameters import ParameterError
+from geo_utils.cluster.servers import free_port
 
 FIELD = "vllm_engine"
 PROPOSER = "geo_utils.grpo.drafts.PageProposer"
-KERNEL = "logprobs_kernel"
 _COUNTS = {  # by vLLM's name
     "vllm:inter_token_latency_seconds": "steps",
     "vllm:spec_decode_num_draft_tokens": "drafted",
@@ -32,7 +31,7 @@ _COUNTS = {  # by vLLM's name
 
 def engine_arguments(grpo: Mapping[str, Any]) -> dict[str, Any]:
     """Return vLLM's own arguments that a recipe stands for."""
-    given = {name: value for name, value in (grpo.get(FIELD) or {}).items() if name != KERNEL}
+    given = dict(grpo.get(FIELD) or {})
     drafts = given.get("speculative_config")
     if drafts and drafts.get("method") == "page":
         ours = {"method": "custom_class", "model": PROPOSER}
@@ -54,12 +53,10 @@ def serve_options(grpo: Mapping[str, Any]) -> tuple[str, ...]:
 
 @contextmanager
 def colocated(grpo: Mapping[str, Any]) -> Iterator[None]:
-    """Let TRL make its colocated engine with a recipe's arguments, in a `with` block.
-
-    Raises:
-        ParameterError: This vLLM computes log-probabilities in another way than `logprobs_kernel`
-            takes the place of.
-    """
+    """Let TRL make its colocated engine with a recipe's arguments, in a `with` block."""
+    # TRL's own choice is the first of four ports that is free: two trainings that start together
+    # on one machine would take the same.
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
     arguments = engine_arguments(grpo)
     if "speculative_config" in arguments:  # what is accepted is counted with the other figures
         arguments["disable_log_stats"] = False
@@ -69,34 +66,7 @@ def colocated(grpo: Mapping[str, Any]) -> Iterator[None]:
 
             module: Any = vllm_generation
             stack.enter_context(patch.object(module, "LLM", partial(module.LLM, **arguments)))
-        if KERNEL in (grpo.get(FIELD) or {}):
-            _spread_logprobs()
         yield
-
-
-def _spread_logprobs() -> None:
-    """Let PyTorch compute the sampled tokens' log-probabilities in vLLM's V2 model runner.
-
-    vLLM 0.24 reads the 152,000 scores of a sequence with one block of a GPU, twice and 1,024 at a
-    time; PyTorch's reductions spread a row over many.
-    """
-    import torch
-    from vllm import __version__
-    from vllm.v1.worker.gpu.sample import logprob
-
-    name = "compute_token_logprobs"
-    replaced = getattr(logprob, name, None)
-    if replaced is None or list(inspect.signature(replaced).parameters) != ["logits", "token_ids"]:
-        raise ParameterError(
-            f"grpo.{FIELD}.{KERNEL}='torch': vLLM {__version__} has no {name}(logits, token_ids) "
-            "that it could take the place of; leave it out"
-        )
-
-    def compute_token_logprobs(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        logits = logits.float()
-        return logits.gather(1, token_ids.long()) - logits.logsumexp(dim=1, keepdim=True)
-
-    setattr(logprob, name, compute_token_logprobs)
 
 
 def draft_counts(generation: Any) -> dict[str, float]:

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from geo_utils.cluster.servers import POLICY_OPTIONS
 from geo_utils.files import resolve_path
-from geo_utils.grpo.engine import FIELD, KERNEL, serve_options
+from geo_utils.grpo.engine import FIELD, serve_options
 from geo_utils.parameters import LocalServer, Options, ParameterError, nearest
 from geo_utils.roles.methods import MODEL_METHODS, check_methods, known_method
 from geo_utils.roles.params import CorpusOptions, KeyPointChoice, Model, Role, RunParams
@@ -280,13 +280,9 @@ def engine_problems(grpo: Mapping[str, Any], generation: str, prompt: int | None
     for name in given:
         if name in (_TRLS if generation == "colocate" else _SERVERS):
             yield f"{field}.{name}={given[name]!r}: it is set for the training; leave it out"
-        if known and name not in {*known, KERNEL}:
+        if known and name not in known:
             yield f"{field}.{name}: vLLM has no such argument{nearest(name, known)}"
-    drafting = "speculative_config" in given
-    if KERNEL in given and (given[KERNEL] != "torch" or generation == "server" or drafting):
-        needed = "'torch', of a colocated engine without drafts, or none"
-        yield f"{field}.{KERNEL}={given[KERNEL]!r}: {needed}"
-    if drafting:
+    if "speculative_config" in given:
         yield from _draft_problems(grpo, given["speculative_config"], prompt)
 
 

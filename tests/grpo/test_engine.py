@@ -2,14 +2,13 @@
 
 import importlib
 import json
-import sys
+import os
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
-import torch
 from tiny_model import make_tiny_model
 from trainers import Engine, Sampler, logged, make, with_sampler
 from trl.generation import vllm_generation
@@ -17,7 +16,6 @@ from trl.generation import vllm_generation
 from geo_utils.grpo import engine
 from geo_utils.grpo.drafts import PageProposer
 from geo_utils.grpo.engine import colocated, draft_counts, log_drafts, serve_options
-from geo_utils.parameters import ParameterError
 
 DRAFTS = {"method": "page", "num_speculative_tokens": 7}
 
@@ -60,38 +58,16 @@ def test_trl_makes_its_engine_with_them(monkeypatch):
     assert made[1]["speculative_config"]["model"] == engine.PROPOSER
 
 
-class TestLogProbabilities:
-    @pytest.fixture
-    def vllm(self, monkeypatch):
-        """The module of vLLM's V2 runner that computes them, as far as it is replaced."""
-        path = "vllm.v1.worker.gpu.sample.logprob"
-        parts = path.split(".")
-        for end in range(1, len(parts) + 1):
-            monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(parts[end - 1]))
-        for end in range(1, len(parts)):
-            parent, child = ".".join(parts[:end]), ".".join(parts[: end + 1])
-            setattr(sys.modules[parent], parts[end], sys.modules[child])
-        sys.modules["vllm"].__version__ = "0.24.0"
-        return sys.modules[path]
-
-    def test_pytorch_s_are_those_of_the_softmax(self, vllm):
-        vllm.compute_token_logprobs = lambda logits, token_ids: None
-        with colocated({"vllm_engine": {"logprobs_kernel": "torch"}}):
-            pass
-        scores = 8 * torch.randn(5, 400, generator=torch.Generator().manual_seed(0))
-        tokens = torch.tensor([[0], [399], [7], [7], [123]], dtype=torch.int32)
-        found = vllm.compute_token_logprobs(scores.bfloat16(), tokens)
-        wanted = scores.bfloat16().float().log_softmax(-1).gather(1, tokens.long())
-        torch.testing.assert_close(found, wanted)
-        assert found.dtype == torch.float32
-
-    def test_a_vllm_that_has_another_way_is_refused(self, vllm):
-        vllm.compute_token_logprobs = lambda logits, tokens, more: None
-        with (
-            pytest.raises(ParameterError, match=r"vLLM 0\.24\.0 has no compute_token_logprobs"),
-            colocated({"vllm_engine": {"logprobs_kernel": "torch"}}),
-        ):
-            raise AssertionError
+def test_trainings_that_start_together_meet_on_ports_of_their_own(monkeypatch):
+    ports = []
+    for _ in range(2):
+        monkeypatch.delenv("MASTER_PORT", raising=False)
+        with colocated({}):
+            ports.append(int(os.environ["MASTER_PORT"]))
+    assert ports[0] != ports[1]
+    monkeypatch.setenv("MASTER_PORT", "4711")  # torchrun's
+    with colocated({}):
+        assert os.environ["MASTER_PORT"] == "4711"
 
 
 METRICS = """

@@ -277,17 +277,6 @@ class TestOverrides:
         (VLLM | {"vllm_engine": ["x"]}, {}, "grpo.vllm_engine=['x']: arguments of vLLM's engine"),
         (engine(model="m"), {}, "vllm_engine.model='m': it is set for the training; leave it out"),
         (
-            {"vllm_mode": "server"} | engine(logprobs_kernel="torch"),
-            {},
-            "vllm_engine.logprobs_kernel='torch': 'torch', of a colocated engine without drafts",
-        ),
-        (
-            engine(logprobs_kernel="torch", speculative_config={"method": "page"}),
-            {},
-            "vllm_engine.logprobs_kernel='torch': 'torch', of a colocated engine without drafts",
-        ),
-        (engine(logprobs_kernel="x"), {}, "vllm_engine.logprobs_kernel='x': 'torch', of a colocat"),
-        (
             engine(speculative_config={"num_speculative_tokens": 7}),
             {},
             "speculative_config={'num_speculative_tokens': 7}: name a method; choose from ngram,",
@@ -427,7 +416,7 @@ class TestEngine:
         monkeypatch.syspath_prepend(tmp_path)
         field_names.cache_clear()
         try:
-            recipe(engine(async_scheduling=True, logprobs_kernel="torch"))
+            recipe(engine(async_scheduling=True))
             message = "vllm_engine.async_schedulin: vLLM has no such argument; did you mean 'async_"
             with pytest.raises(ParameterError, match=re.escape(message)):
                 recipe(engine(async_schedulin=True))
