@@ -822,8 +822,7 @@ class TestRecordedRows:
     def test_rows_of_the_present_harness_say_what_they_were_measured_with(self):
         for r in self.present[self.present["measured"]].itertuples():
             assert r.versions and r.step_s_spread and r.phases_all and r.steps >= 2
-            told = ("per_device_train_batch_size", "gradient_checkpointing", "torch_compile")
-            assert set(told) <= set(r.recipe)
+            assert {"per_device_train_batch_size", "gradient_checkpointing"} <= set(r.recipe)
             assert pd.notna(r.logp_difference) == (r.policy != "transformers")
             assert r.steps >= 4 or r.step_s > 25
             if r.reward == "gemini":
@@ -848,3 +847,25 @@ def test_the_log_of_measurements_says_what_the_rows_say():
     assert files == set((folder / "01_efficiency").glob("*.jsonl"))
     record = json.loads((PROJECT / "geo_utils" / "data" / "record" / "record.json").read_text())
     assert f"{record['answers']:,} answers of {record['models'][0]}" in said
+
+
+def test_the_log_s_table_of_drafts_says_what_the_lines_say():
+    folder = PROJECT / "outputs" / "reference"
+    lines = pd.read_json(folder / "drafts.jsonl", lines=True, dtype={"sitting": str})
+    spent = lines.groupby(["sitting", "model", "completions", "kind", "turn"])[
+        ["seconds", "tokens"]
+    ]
+    spent = spent.sum()
+    told = (1000 * spent["seconds"] / spent["tokens"]).map("{:.3f}".format).to_dict()
+    head, *rows = re.findall(r"^\| ([^-].*) \|$", (folder / "README.md").read_text(), re.MULTILINE)
+    _, *kinds = head.split(" | ")
+    cells = 0
+    for label, *shown in (re.split(r" *\| *", row) for row in rows):
+        size, short, again = label.split(", ")[1], label.split(",")[0], label.endswith("again")
+        model = f"Qwen2.5-Coder-{short}-Instruct"
+        sitting = sorted({s for s, m, *_ in told if m == model})[again]
+        for place, (kind, cell) in enumerate(zip(kinds, shown, strict=True)):
+            turn = int(place == len(kinds) - 1)  # the reference, last
+            assert told.get((sitting, model, int(size), kind, turn), "") == cell, (label, kind)
+            cells += cell != ""
+    assert cells == len(told)
