@@ -13,7 +13,7 @@ from pandas.io.formats.style import Styler
 from geo_utils.corpus import Example
 from geo_utils.fidelity import page_fidelity
 from geo_utils.files import read_jsonl
-from geo_utils.grpo import rivals
+from geo_utils.grpo import recorded, rivals
 from geo_utils.grpo.data import Split, base_model, policies
 from geo_utils.grpo.params import ASKING, GrpoParams
 from geo_utils.models.caller import Caller
@@ -53,6 +53,8 @@ def compare(
     Returns:
         The samples, as `evaluate` returns them.
     """
+    if params.recorded:
+        return pd.read_parquet(params.recorded / recorded.SAMPLES)
     with policies(params, roles) as policy:
         named: dict[str, Any] = {BEFORE: policy(base), AFTER: policy(str(trained))}
         cold = params.policy.cold_start
@@ -239,7 +241,7 @@ def plan_training(params: GrpoParams, roles: Roles, final: Roles, split: Split) 
         As `plan.plan_calls`, the reward's roles first.
     """
     plan = plan_calls(final, split.held_out, [*params.methods, BEFORE, AFTER])
-    if {*ASKING, "fidelity"} & set(params.reward.funcs):
+    if {*ASKING, "fidelity"} & set(params.reward.funcs) and not params.recorded:
         parts = _reward_calls(params, roles, split), plan
         plan = pd.concat([part for part in parts if len(part)] or [plan])
     return plan.astype(dict.fromkeys(("calls", "held", "tokens_in", "tokens_out"), int))

@@ -16,6 +16,7 @@ from geo_utils.grpo.params import GrpoParams
 from geo_utils.models.base import LanguageModel
 from geo_utils.models.caller import Caller
 from geo_utils.models.loops import run_sync
+from geo_utils.models.record import open_record
 from geo_utils.parameters import ParameterError
 from geo_utils.roles.by_model import REPLY_ROOM, PolicyRewriter, RewriteTask
 from geo_utils.roles.make import Roles, make_caller
@@ -112,7 +113,7 @@ def with_lengths(params: GrpoParams, corpus: Corpus) -> GrpoParams:
 
 
 def tell_lengths(params: GrpoParams, split: Split, base: str, run: Run) -> str:
-    """Count the pages that a policy is not shown whole, for the manifest and in words.
+    """Tell what is trained and tested on, and count the pages that a policy is not shown whole.
 
     Args:
         params: As `with_lengths` returns them.
@@ -120,19 +121,22 @@ def tell_lengths(params: GrpoParams, split: Split, base: str, run: Run) -> str:
         base: The policy.
         run: Gets `lengths`.
     """
+    if params.recorded:
+        run.update(lengths=open_record(params.recorded).about["lengths"])
+        return str(run.manifest["lengths"]["words"])
     fit = fitter(policy_card(params), load_tokenizer(base))
     held_out = choose_key_points(split.held_out, params.key_points, params.seed)
     longest, length = params.data.max_prompt_tokens, params.grpo["max_completion_length"]
     told: dict[str, Any] = {"max_prompt_tokens": longest, "max_completion_length": length}
-    words = [f"Prompts have at most {longest:,} tokens, completions {length:,}"]
+    words = [f"{split}. Prompts have at most {longest:,} tokens, completions {length:,}"]
     for name, pairs in (("to train on", split.train), ("held out", held_out)):
         shown = [fit(*pair) for pair in pairs]
         cut, lost = sum(bool(units) for units in shown), shown.count(0)
         told[name] = {"pairs": len(pairs), "cut": cut, "left_out": lost}
         said = f"of {len(pairs):,} pages {name} {cut:,} are cut to fit"
         words.append(said + (f" and {lost:,} left out, as no sentence fits" if lost else ""))
-    run.update(lengths=told)
-    return "; ".join(words) + "."
+    run.update(lengths=told | {"words": "; ".join(words) + "."})
+    return str(run.manifest["lengths"]["words"])
 
 
 def split_queries(examples: Corpus, params: GrpoParams) -> Split:

@@ -608,7 +608,7 @@ def check_machine(params: GrpoParams) -> None:
         ParameterError: vLLM or a GPU is missing, or the policy's folder or server is not there or
             serves another model.
     """
-    if params.dry_run:  # which counts calls, on whatever machine
+    if params.dry_run or params.recorded:  # which train nothing, on whatever machine
         return
     grpo, name, small = params.grpo, params.policy.base, params.policy.cold_start.small_model
     if grpo.get("use_vllm") and find_spec("vllm") is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from geo_utils.corpus import Corpus, choose_key_points
-from geo_utils.grpo import checkpoints, rivals, validation
+from geo_utils.grpo import checkpoints, recorded, rivals, validation
 from geo_utils.grpo.data import free_memory, policy_card, rows_of, split_queries
 from geo_utils.grpo.engine import FIELD, colocated, engine_arguments, log_drafts
 from geo_utils.grpo.log import Metrics, SettledHeap, StepCounter, TrainingLog, hush, timed
@@ -67,11 +67,15 @@ def train(
 
     Returns:
         The folder of the trained adapter, usable as a method in notebooks 02 and 03: the best by
-        validation, where the recipe has one, else the last, which lies beside it as `final`.
+        validation, where the recipe has one, else the last, which lies beside it as `final`. Of a
+        recorded training, the record.
 
     Raises:
         RunInterrupted: Stopped early, saved; run again to go on.
     """
+    if params.recorded:
+        recorded.replay(params.recorded, run)
+        return params.recorded
     from geo_utils.grpo.weight_sync import base_checksum
 
     folder = run.folder / "checkpoints"

@@ -139,8 +139,9 @@ class Roles:
     def caption(self) -> str:
         """Say under a table or figure what it rests on."""
         p = self.params
-        about = f"Corpus {p.corpus.name}, {p.repeats} repeats, seed {p.seed}"
-        return f"{about}. Source: {self.source()}."
+        about = open_record(p.recorded).about if p.recorded else {}
+        corpus = about.get("corpus", f"Corpus {p.corpus.name}")
+        return f"{corpus}, {p.repeats} repeats, seed {p.seed}. Source: {self.source()}."
 
     def template_hashes(self, also: Mapping[str, Sequence[str]] | None = None) -> dict[str, str]:
         """Return the hash of every prompt template in use, for the manifest.

@@ -241,6 +241,8 @@ class RunParams(NotebookParams):
         sampling: How answers are drawn.
         calls: How models are called.
         paths: Where files are.
+        record: Folder of what was recorded of models, or of a whole training, and stands in for
+            them: nothing is called, and what it does not hold stops the run.
         dry_run: Stop before the first call, with calls, tokens and cost counted.
     """
 
@@ -252,6 +254,7 @@ class RunParams(NotebookParams):
     sampling: Annotated[SamplingOptions, Field(strict=False)]
     calls: Annotated[CallOptions, Field(strict=False)]
     paths: Annotated[RunPaths, Field(strict=False)]
+    record: Annotated[str, Field(min_length=1)] | None
     dry_run: bool
 
     if TYPE_CHECKING:  # fields of some notebooks, made from other fields in the rest
@@ -280,7 +283,7 @@ class RunParams(NotebookParams):
     @property
     def recorded(self) -> Path | None:
         """The folder of a record that stands in for all models; None if they are asked."""
-        return None
+        return None if self.record is None else resolve_path(self.record)
 
     @property
     def in_manifest(self) -> dict[str, Any]:
@@ -387,8 +390,6 @@ class EvaluationParams(RunParams):
     Attributes:
         rewriter: The model that rewrites.
         repeats: Sampled answers a page.
-        record: Folder of recorded answers, which stand in for all models: nothing is called, and
-            what it does not hold stops the run.
         labels: File of hand labels, as `geo labels import` makes it, that probabilities are
             corrected with; empty for none.
     """
@@ -396,13 +397,7 @@ class EvaluationParams(RunParams):
     corpus: Annotated[ChosenCorpus, Field(strict=False)]
     rewriter: Model
     repeats: Annotated[int, Field(ge=1, le=1000)]
-    record: Annotated[str, Field(min_length=1)] | None
     labels: str
-
-    @property
-    def recorded(self) -> Path | None:
-        """The folder of a record that stands in for all models; None if they are asked."""
-        return None if self.record is None else resolve_path(self.record)
 
     @property
     def roles(self) -> dict[Role, str]:

@@ -21,6 +21,7 @@ from geo_utils.grpo.comparison import (
     against_rivals,
     training_headline,
 )
+from geo_utils.grpo.recorded import READ, ROLLOUTS, record_training
 from geo_utils.roles.methods import is_policy
 from geo_utils.summary import summarise
 
@@ -81,6 +82,26 @@ def test_report_and_slides_are_short_and_say_what_was_trained(finished):
     assert watched[1] and "<img" not in watched[0]  # the figure that grew is gone: one a claim
     assert (run.folder / "notebook.ipynb").stat().st_size < 1_500_000
     assert "Rollouts to read" in (run.folder / "slides.html").read_text()
+
+
+def test_a_recorded_training_is_shown_without_a_model(finished, tmp_path):
+    _, run = finished
+    record = tmp_path / "record"
+    record_training(run.folder, record, {"corpus": "Pages of nobody", "date": "30 November 2026"})
+    pd.read_parquet(run.folder / "samples.parquet").to_parquet(record / READ)
+    (record / ROLLOUTS).write_bytes((run.folder / ROLLOUTS).read_bytes())
+    shown = [("record", record), ("data.max_prompt_tokens", 192), ("policy.base", "nowhere")]
+    done = run_notebook(NB04, "smoke", tmp_path / "out", *TINY, *shown)
+    assert done.returncode == 0, done.stderr
+    again = only_run(tmp_path / "out", NB04)
+    assert again.manifest["headline"] == run.manifest["headline"]
+    assert again.manifest["lengths"] == run.manifest["lengths"]
+    assert not (again.folder / "checkpoints").exists() and not again.manifest["usage"]["roles"]
+    report = (again.folder / "report.html").read_text()
+    assert "Pages of nobody, 1 repeats" in report
+    assert run.manifest["lengths"]["words"][:60] in report
+    samples = pd.read_parquet(again.folder / "samples.parquet")
+    assert not samples[["query", "key_point", "page", "answer", "explanation"]].any(axis=None)
 
 
 def test_training_and_comparison_share_no_query(finished):

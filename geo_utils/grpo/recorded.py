@@ -1,0 +1,69 @@
+"""A training that was made elsewhere, on pages that may not be shown: its numbers.
+
+A record is a folder. `record.json` says of what (see `models.record`); what a training leaves
+behind as it goes lies beside it (`PARTS`), and the comparison's samples without their texts.
+`read.parquet` and `rollouts.jsonl` hold pages to read: what the policies make of other pages.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from geo_utils.corpus import Corpus, Example
+from geo_utils.files import append_jsonl, read_jsonl, write_atomic
+from geo_utils.grpo import rivals
+from geo_utils.grpo.params import GrpoParams
+from geo_utils.models.record import ABOUT, open_record
+from geo_utils.runs import Run
+
+PARTS = ("metrics.jsonl", "validation.jsonl", "prefilter.jsonl")
+KEPT = ("lengths", "distilled")  # of a run's manifest
+SAMPLES, READ, ROLLOUTS = "samples.parquet", "read.parquet", "rollouts.jsonl"
+_TEXTS = ("query", "key_point", "page", "answer", "explanation")
+
+
+def record_training(run: Path, folder: Path, about: Mapping[str, Any]) -> None:
+    """Make a record of a finished run of notebook 04; pages to read are put beside it by hand.
+
+    Args:
+        run: The run's folder.
+        folder: Gets the record.
+        about: Of `record.json`, beside the models and lengths, which the run knows: `corpus`, in
+            words; `date`; `gpu`; what else is to be known of it.
+    """
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in PARTS:
+        if (run / name).is_file():
+            shutil.copy(run / name, folder)
+    costs = [{n: row[n] for n in ("part", "n", "seconds")} for row in read_jsonl(run / rivals.FILE)]
+    append_jsonl(folder / rivals.FILE, costs)
+    samples = pd.read_parquet(run / SAMPLES).assign(**dict.fromkeys(_TEXTS, ""))
+    samples.to_parquet(folder / SAMPLES, compression="zstd", index=False)
+    models = sorted({name.partition("/")[2] for name in manifest["models"].values() if "/" in name})
+    told = {**about, "models": models} | {name: manifest.get(name, {}) for name in KEPT}
+    write_atomic(folder / ABOUT, json.dumps(told, indent=2) + "\n")
+
+
+def replay(record: Path, run: Run) -> None:
+    """Put what a recorded training left behind into a run."""
+    about = open_record(record).about
+    run.update(**{name: about[name] for name in KEPT})
+    for name in (*PARTS, rivals.FILE, ROLLOUTS):
+        if (record / name).is_file():
+            shutil.copy(record / name, run.folder)
+
+
+def to_read(
+    params: GrpoParams, samples: pd.DataFrame, held_out: Iterable[Example], examples: Corpus
+) -> tuple[pd.DataFrame, Iterable[Example]]:
+    """Return samples whose texts are there, and the examples that they are of."""
+    if params.recorded:
+        return pd.read_parquet(params.recorded / READ), examples
+    return samples, held_out
