@@ -151,8 +151,9 @@ async def page_fidelity(
     saw claims alone (`tests/data/fidelity_verdicts.jsonl`; `measure_fidelity.py WHICH --judge
     told`), a gate of 0.9 is right on all 60 of the open half, on which it was chosen, all 60 of the
     sealed half, and 99 of 100 by another hand; the prompt was asked about repetitions only after
-    a first reading of the last two had missed 11. A model of 1.5B parameters gave no readable
-    verdict on any of the 220.
+    a first reading of the last two had missed 17. Of 60 fresh pages by a third hand, read once and
+    after that, it is right on all; by words alone on 51. A model of 1.5B parameters gave no
+    readable verdict on any of the first 220.
 
     Returns:
         None where the judge gave no verdict on every claim.

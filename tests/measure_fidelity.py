@@ -1,4 +1,4 @@
-"""How often the fidelity gate is right: `python tests/measure_fidelity.py [open|sealed|others]`.
+"""How often the fidelity gate is right: `python tests/measure_fidelity.py [WHICH]`, one of `SETS`.
 
 With `--judge openai/ID --server URL` or `--judge gemini/ID` the model judges the claims; with
 `--judge told` what a large language model said of them counts, a letter a claim, which read claims
@@ -8,7 +8,9 @@ The pages of `data/fidelity_pages.jsonl` were written for it, before the gate an
 it: each a rewrite of a target page of the sample, of one kind, and faithful or not. They fall in
 halves by a hash of the page's query. The open half is for choosing the gate's figures, the sealed
 one is measured when they are chosen. The pages by others were written afterwards, by a hand that
-knew the kinds and neither the gate nor its code; nothing was chosen on them.
+knew the kinds and neither the gate nor its code; nothing was chosen on them. A first reading of
+the sealed ones and of those led to a change of the judge's prompt, so a third hand wrote the fresh
+ones, which were read once, after it.
 """
 
 import argparse
@@ -27,7 +29,8 @@ from geo_utils.roles.make import make_model
 from geo_utils.roles.params import ModelName
 
 PAGES = Path(__file__).parent / "data" / "fidelity_pages.jsonl"
-SETS = ("open", "sealed", "others")
+SETS = ("open", "sealed", "others", "fresh")
+FILES = {"others": "fidelity_pages_by_others.jsonl", "fresh": "fidelity_pages_fresh.jsonl"}
 LABELS = {"k": "kept", "c": "changed", "l": "lost", "s": "supported", "x": "contradicted",
           "r": "repeated", "n": "new"}  # fmt: skip
 
@@ -35,12 +38,12 @@ LABELS = {"k": "kept", "c": "changed", "l": "lost", "s": "supported", "x": "cont
 def fidelity_pages(which):
     """Return (original, rewritten page, kind, whether it is faithful) of one of `SETS`."""
     originals = {example.query_id: example.target for example in load_corpus("sample")}
-    path = PAGES.with_name("fidelity_pages_by_others.jsonl") if which == "others" else PAGES
+    path = PAGES.with_name(FILES.get(which, PAGES.name))
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
 
     def half(row):
         digest = hashlib.sha256(row["query_id"].encode()).hexdigest()
-        return "others" if which == "others" else SETS[int(digest, 16) % 2]
+        return which if which in FILES else SETS[int(digest, 16) % 2]
 
     return [
         (originals[row["query_id"]], row["text"], row["kind"], row["faithful"])

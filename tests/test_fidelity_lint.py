@@ -256,7 +256,9 @@ class TestJudged:
         found, _ = self.asked(lambda _: "\n".join(lines), page)
         assert found.flaws == 9 - MOST_SAID
 
-    @pytest.mark.parametrize(("which", "wrong"), [("open", 0), ("sealed", 0), ("others", 1)])
+    @pytest.mark.parametrize(
+        ("which", "wrong"), [("open", 0), ("sealed", 0), ("others", 1), ("fresh", 0)]
+    )
     def test_a_large_model_s_verdicts_tell_faithful_pages(self, which, wrong):
         """By what one said of these claims; of other claims it is not known."""
         judge, pages = Told(None), fidelity_pages(which)
