@@ -351,7 +351,7 @@ def _box(
 def _card(**parts: Any) -> HTML:
     """Return a card: a flow of steps, lines, boxes side by side, texts that unfold, a last line.
 
-    It brings its own colours: light ones, but on a page that takes the reader's scheme.
+    Its colours are of the page's scheme: JupyterLab's theme, in a report the reader's, else light.
     """
     empty: dict[str, Any] = {"flow": [], "head": [], "boxes": [], "folded": [], "foot": ""}
     return HTML(filled("example.html", **(empty | parts)))
