@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
-from geo_utils.efficiency.rows import SPREAD, basis, each, laid_out, nothing, source, written
+from geo_utils.efficiency.rows import SPREAD, basis, each, laid_out, source, written
 from geo_utils.efficiency.steps import SHADES, predicted_step
 from geo_utils.show.plots import canvas, finished, interval_figure, name_rows
 
@@ -143,16 +143,17 @@ def contrast_table(pairs: pd.DataFrame, what: str) -> Styler:
     return laid_out(pairs, "change " * ("change" in pairs) + columns, f"{what} {SPREAD} {told}")
 
 
-def contrast_figure(pairs: pd.DataFrame) -> Figure:
+def contrast_figure(pairs: pd.DataFrame) -> Figure | None:
     """Draw what each of the study's changes gains: how many times as fast a step is.
 
     Of each, the pair whose ratio is furthest from 1 is filled, and written beside it.
+    None without a pair.
 
     Args:
         pairs: As `study_contrasts`.
     """
     if pairs.empty:
-        return nothing("No two settings of one sitting differ in one thing alone")
+        return None
     far = np.log(pairs["ratio"]).abs().groupby(pairs["change"]).idxmax()
     named = pairs.loc[far].sort_values("ratio", kind="stable")
     best, slow = named.iloc[0], named[named["ratio_low"] > 1]
@@ -187,11 +188,12 @@ def contrast_figure(pairs: pd.DataFrame) -> Figure:
     return figure
 
 
-def timeline_figure(results: pd.DataFrame) -> Figure:
+def timeline_figure(results: pd.DataFrame) -> Figure | None:
     """Lay out the phases of a step in TRL's order, and of two steps one step ahead, over time.
 
     Of the pairs whose reward has a stated latency it is the one that gains most. A model's engine
     that serves two batches at once has long and short steps in turn, and no step is like the mean.
+    None without such a pair.
 
     Args:
         results: Put together by `rows.pooled` within each sitting.
@@ -199,7 +201,7 @@ def timeline_figure(results: pd.DataFrame) -> Figure:
     pairs = changed(results, "schedule", "stock", "ahead")
     pairs = pairs[pairs["asked_s"].gt(0) & pairs["policy"].eq("colocate")]
     if pairs.empty:
-        return nothing("No reward with a latency was measured in TRL's order and one step ahead")
+        return None
     pair = pairs.sort_values("ratio", kind="stable").head(1)
     ahead, stock = each(results.loc[pair[["row", "row_against"]].values[0]])
     figure, axes = canvas(4)

@@ -58,6 +58,7 @@ def _make(shape: dict[str, Any], folder: Path, texts: Iterable[str], seed: int) 
     import torch
     from tokenizers import Tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     state = json.loads(byte_level_tokenizer(texts, _TRAINED).to_str())
     vocabulary = state["model"]["vocab"]
@@ -75,6 +76,7 @@ def _make(shape: dict[str, Any], folder: Path, texts: Iterable[str], seed: int) 
     with torch.random.fork_rng(), torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    disable_progress_bar()  # a report would show it
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     del model

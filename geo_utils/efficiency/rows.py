@@ -10,14 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from geo_utils.efficiency.params import Setting
 from geo_utils.files import project_root, resolve_path
 from geo_utils.parameters import ParameterError, read_yaml
-from geo_utils.show.plots import canvas, finished
 from geo_utils.show.tables import DASH, styled
 from geo_utils.statistics import with_interval
 
@@ -459,7 +457,7 @@ def sitting_table(rows: pd.DataFrame) -> Styler:
 def source(rows: pd.DataFrame) -> str:
     """Say what results were measured on, and what was simulated."""
     measured = rows[rows["measured"].astype(bool)]  # of no row, a join's columns have no type
-    hardware = sorted(set(measured["hardware"])) or ["nothing measured"]
+    hardware = sorted(set(measured["hardware"])) or ["nothing"]
     stood_in = sorted({what for names in measured["simulated"] for what in names})
     simulated = f"; SIMULATED: {', '.join(stood_in)}" if stood_in else ""
     return f"measured on {', '.join(hardware)}{simulated}"
@@ -510,10 +508,3 @@ def laid_out(
         .hide(axis="index")
         .set_table_styles(looks, overwrite=False)
     )
-
-
-def nothing(title: str) -> Figure:
-    """Return a figure that says what was not measured."""
-    figure, axes = canvas(0)
-    axes.set_axis_off()
-    return finished(figure, title, "See the table of settings for the reasons.")

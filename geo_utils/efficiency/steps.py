@@ -59,7 +59,6 @@ from geo_utils.efficiency.rows import (
     compared,
     each,
     laid_out,
-    nothing,
     of_work,
     source,
     written,
@@ -183,9 +182,11 @@ def step_table(results: pd.DataFrame, columns: str = EVERY, most: int | None = N
     told = np.where(shown["unasked"], "hardly asked its engine", "")
     caption = (
         f"{SPREAD} GPU seconds: over all GPUs held. Needed GiB: without GPUs that hold a vLLM "
-        "server alone, which takes the share it is given. Measured / bound: over that of its own "
-        "schedule, where that is not simply the sum of the row's phases."
+        "server alone, which takes the share it is given."
     )
+    if "ratio" in columns.split():
+        caption += " Measured / bound: over that of its own schedule, where that is not simply the "
+        caption += "sum of the row's phases."
     if most is not None:
         caption += f" {len(shown)} of {len(main)} rows of this work; all are in the report."
     best = shown.index[shown["step_s"] == shown["step_s"].min()]
@@ -193,10 +194,10 @@ def step_table(results: pd.DataFrame, columns: str = EVERY, most: int | None = N
     return laid_out(table, columns, f"{caption} Source: {source(results)}.", list(best))
 
 
-def step_figure(results: pd.DataFrame, place: int = 0) -> Figure:
+def step_figure(results: pd.DataFrame, place: int = 0) -> Figure | None:
     """Stack the phases of a step for each setting, the bound of its schedule marked.
 
-    A bar that is much longer than the others is cut.
+    A bar that is much longer than the others is cut. None if nothing was measured.
 
     Args:
         results: Put together by `rows.pooled`.
@@ -204,7 +205,7 @@ def step_figure(results: pd.DataFrame, place: int = 0) -> Figure:
     """
     every = of_work(results, place)
     if every.empty:
-        return nothing("No second amount of work was measured" if place else "Nothing measured")
+        return None
     rows = compared(every)
     best, slow = rows.iloc[0], rows.iloc[-1]
     title = f"{best['amount']}: {best['label']} is fastest, {best['step_s']:.1f} s per step"
@@ -236,13 +237,13 @@ def step_figure(results: pd.DataFrame, place: int = 0) -> Figure:
     return finished(figure, title, shown * (len(rows) < len(every)) + basis(rows, results))
 
 
-def gpu_figure(results: pd.DataFrame) -> Figure:
-    """Draw the GPU-seconds that a sample costs, over all GPUs held."""
+def gpu_figure(results: pd.DataFrame) -> Figure | None:
+    """Draw the GPU-seconds that a sample costs, over all GPUs held; None if none was."""
     rows = compared(of_work(results))
     rows = rows[rows["gpu_seconds_per_sample"] > 0]
     rows = rows.sort_values("gpu_seconds_per_sample", kind="stable")
     if rows.empty:
-        return nothing("No measured setting held a GPU")
+        return None
     cost = rows["gpu_seconds_per_sample"]
     best, fastest = rows.iloc[0], rows.sort_values("step_s").iloc[0]
     title = f"{best['label'].capitalize()} takes least of the GPUs: {cost.iloc[0]:.2f} s a sample"

@@ -357,7 +357,9 @@ def reward_figure(metrics: Metrics, source: str) -> Figure:
     if bottom.lines:
         bottom.legend(frameon=False, fontsize=14, loc="upper right")
     completions = f"{len(rows)} logged steps; a dot is the mean over one step's completions"
-    return finished(figure, title, f"{completions}; bands: middle half of its groups. {source}")
+    return finished(
+        figure, title, f"{completions}; bands: middle half of its groups. Source: {source}"
+    )
 
 
 def health_figure(metrics: Metrics, source: str) -> Figure:
@@ -388,7 +390,7 @@ def health_figure(metrics: Metrics, source: str) -> Figure:
             f"trainer and vLLM differ by {rows[gap].mean():.3f} nats a token, and at least "
             f"{least:.0%} of the tokens count after the correction for it"
         ]
-    return finished(figure, "; ".join(told), f"{len(rows)} logged steps. {source}")
+    return finished(figure, "; ".join(told), f"{len(rows)} logged steps. Source: {source}")
 
 
 def live_figure(source: Callable[[], str]) -> Callable[[Metrics], None]:
@@ -444,7 +446,7 @@ def phase_figure(metrics: Metrics, source: str) -> Figure:
     name_rows(axes, list(seconds.index))
     axes.set(xlabel="seconds a step, median")
     n = max(len(metrics) - _WARM_UP, 1)
-    return finished(figure, title, f"n = {n} steps, after {_WARM_UP} of warm-up. {source}")
+    return finished(figure, title, f"n = {n} steps, after {_WARM_UP} of warm-up. Source: {source}")
 
 
 def rollout_page(rollouts: Metrics, examples: Iterable[Example], *kinds: str) -> HTML:
@@ -468,7 +470,7 @@ def rollout_page(rollouts: Metrics, examples: Iterable[Example], *kinds: str) ->
         boxes = [
             (f"Reply, {row['tokens']} token{'s' * (row['tokens'] != 1)}", row["reply"][:4000]),
             ("Page", page if row["page"] else f"no page: {row['problem']}"),
-            (f"Answer; {row['verdict'] or 'no verdict'}", (row["answer"] or "")[:4000]),
+            (f"Answer, {row['verdict'] or 'no verdict'}", (row["answer"] or "")[:4000]),
         ]
         scores = ", ".join(f"{name} {value:.3f}" for name, value in row["rewards"].items())
         told = scores and f"reward {row['reward']:.3f}: {scores}"

@@ -131,4 +131,4 @@ def validation_figure(rows: Sequence[dict[str, Any]], source: str) -> Figure | N
     axes.set(ylim=(0, 1), xlabel="step", ylabel="key-point probability")
     n = f"n = {found['n_queries'].max()} queries, {found['n_samples'].max()} samples each time"
     note = f"{n}, {found['abstentions'].sum()} abstentions in all; 95 % intervals over queries"
-    return finished(figure, title, f"{note}. Judged as in training. {source}")
+    return finished(figure, title, f"{note}. Judged as in training. Source: {source}")

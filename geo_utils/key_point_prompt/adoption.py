@@ -286,7 +286,7 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found:
     )
     told = f"{setting.options.repeats} answers a number of adopters. {note}. Source: {source}."
     view = laid_out(shown, table, ["n_queries", "n_samples", "abstentions"], told)
-    figures = {"adoption": adoption_figure(table, f"{note}; 95 % intervals. {source}")}
+    figures = {"adoption": adoption_figure(table, f"{note}; 95 % intervals. Source: {source}")}
     tables = {"samples": kept, "adoption": table}
     return Found(findings, figures, [view], tables, {"adoption": plain_numbers(table)})
 

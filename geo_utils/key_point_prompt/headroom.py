@@ -369,9 +369,11 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found:
         f"- **{verdict(table)}**\n- {share}\n- {price_text(table)}\n\n{note}. A "
         f"rollout is {CALLS_PER_ROLLOUT} calls (engine, judge). Source: {source}."
     )
-    figures = {"headroom": gain_figure(table, strata, options.rewrites, f"{note}. {source}")}
+    figures = {
+        "headroom": gain_figure(table, strata, options.rewrites, f"{note}. Source: {source}")
+    }
     if table.filter(like=_WASTED.format(""), axis=0)["mean"].notna().any():
-        figures["groups"] = groups_figure(table, f"{note}. {source}")
+        figures["groups"] = groups_figure(table, f"{note}. Source: {source}")
     told = f"{options.rewrites} rewrites x {options.answers} answers; {note}. Source: {source}."
     view = laid_out({"estimate": said}, table, ["n_queries", "n_units", "how"], told)
     numbers = plain_numbers(table[["mean", "low", "high", "n_queries"]])

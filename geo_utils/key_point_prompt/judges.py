@@ -254,7 +254,7 @@ def kappa_figure(kappa: pd.DataFrame, source: str) -> Figure:
     note = (
         f"n = {count_range(table['n_answers'])} answers of {count_range(table['n_queries'])} "
         f"queries, {table['abstentions'].sum()} abstentions in all; 95 % intervals by "
-        f"jackknife over queries. {source}"
+        f"jackknife over queries. Source: {source}"
     )
     rows = table[["kappa", "low", "high"]].rename(columns={"kappa": "mean"})
     limits = (min(0.0, float(table["low"].min())), 1.0)

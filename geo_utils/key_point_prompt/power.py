@@ -344,7 +344,7 @@ def read(
         f"{pilot.within:.3f} between repeats: more repeats only help with the last.\n\n"
         f"{note}. Source: {source}."
     )
-    told = f"Paired t-test over queries, power {options.power:.0%}. {note}. {source}"
+    told = f"Paired t-test over queries, power {options.power:.0%}. {note}. Source: {source}"
     figures, views = {"power": power_figure(table, told)}, power_views(table, f"Source: {source}.")
     return Found(findings, figures, views, {"power": table})
 

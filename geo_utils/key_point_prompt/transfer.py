@@ -176,7 +176,7 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found:
     counts = ["n_examples", "n_samples", "abstentions"]
     told = f"{options.repeats} answers a page. {note}. Source: {source}."
     view = laid_out(shown, table, counts, told).hide(axis="index")
-    figures = {"transfer": transfer_figure(table, loss, f"{note}. {source}")}
+    figures = {"transfer": transfer_figure(table, loss, f"{source}. {note}")}
     tables = {"samples": kept, "transfer": table, "loss": loss}
     return Found("\n".join(lines), figures, [view], tables)
 

@@ -43,9 +43,9 @@ _RULE = "---"  # parts one page from the next
 _UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
 _TOKEN = re.compile(rf"\s+|[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 _SOURCE_COLOURS = ("#1b6ca8", "#b4540a", "#2e7d32", "#8e44ad", "#8a6d00", "#00838f", "#ad1457")
-_VERDICT_COLOURS = {"supported": "#2e7d32", "omitted": "#777777", "contradicted": "#c1272d"}
+_VERDICT_COLOURS = {"supported": "#2e7d32", "omitted": "#707070", "contradicted": "#c1272d"}
 _MARKED = Markup("<mark>{}</mark>")
-_CITATION = Markup('<span class="geo-cite" style="color:{};text-decoration:{}">{}</span>')
+_CITATION = Markup('<span class="geo-cite" style="--shade:{};text-decoration:{}">{}</span>')
 
 
 def show(*outputs: object) -> None:
@@ -351,7 +351,7 @@ def _box(
 def _card(**parts: Any) -> HTML:
     """Return a card: a flow of steps, lines, boxes side by side, texts that unfold, a last line.
 
-    It brings its own light colours, for JupyterLab's dark theme as well.
+    Its colours are of the page's scheme: JupyterLab's theme, in a report the reader's, else light.
     """
     empty: dict[str, Any] = {"flow": [], "head": [], "boxes": [], "folded": [], "foot": ""}
     return HTML(filled("example.html", **(empty | parts)))
@@ -442,4 +442,4 @@ def _cited(answer: str, wanted: set[str], target: int) -> Markup:
 
 
 def _source_colour(number: int) -> str:
-    return "#777777" if number < 1 else _SOURCE_COLOURS[(number - 1) % len(_SOURCE_COLOURS)]
+    return "#707070" if number < 1 else _SOURCE_COLOURS[(number - 1) % len(_SOURCE_COLOURS)]

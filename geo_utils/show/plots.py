@@ -186,7 +186,7 @@ def ladder_figure(
         references: As `probability_figure`.
     """
     shown = summary.loc[list(dict.fromkeys(rows))]
-    steps = f"A box is the step from the row above. {source}"
+    steps = f"{source}. A box is the step from the row above"
     figure, means = probability_figure(shown, steps, references), shown["key_point_probability"]
     for y, (last, own) in enumerate(itertools.pairwise(means), 1):
         shade = "#2e7d32" if own > last else "#c1272d"
@@ -220,7 +220,7 @@ def slopes_figure(samples: pd.DataFrame, method: str, source: str) -> Figure:
     title = f"{label(method).capitalize()} does better on {up} queries, worse on {down}, "
     note = "A line a query, thicker where several are alike."
     n = f"n = {len(pairs)} queries, {wide[['original', method]].dropna().shape[0]} pairs"
-    return finished(figure, f"{title}the same on {alike}", f"{note} {n}. {source}")
+    return finished(figure, f"{title}the same on {alike}", f"{note} {n}. Source: {source}")
 
 
 def verdict_figure(samples: pd.DataFrame, source: str) -> Figure:
@@ -255,7 +255,7 @@ def verdict_figure(samples: pd.DataFrame, source: str) -> Figure:
         scored = (verdicts != "abstained").any()
         title = "Every scored answer supports the key point" if scored else "No answer was scored"
     n = f"n = {len(samples):,} answers, {(verdicts == 'abstained').sum():,} abstentions"
-    return finished(figure, title, f"{n}. {source}")
+    return finished(figure, title, f"{n}. Source: {source}")
 
 
 def rival_figure(found: pd.DataFrame, method: str, source: str) -> Figure:
@@ -274,7 +274,7 @@ def rival_figure(found: pd.DataFrame, method: str, source: str) -> Figure:
     queries, pairs = count_range(found["n_examples"]), count_range(found["n_samples"])
     n = f"n = {queries} queries, {pairs} pairs a rival; 95 % intervals over queries"
     rows, quantity = method_rows(found, "difference"), f"{label(method)} minus the other, paired"
-    return interval_figure(rows, title, quantity, f"{n}. {source}", signed=True)
+    return interval_figure(rows, title, quantity, f"{n}. Source: {source}", signed=True)
 
 
 def visibility_figure(summary: pd.DataFrame, source: str) -> Figure:
@@ -375,7 +375,7 @@ def basis(found: pd.DataFrame, source: str, marks: str = "", each: str = "method
     queries, samples = count_range(found["n_examples"]), count_range(found["n_samples"])
     missing = f"{abstentions(found)} abstentions in these rows"
     n = f"n = {queries} queries, {samples} samples a {each}, {missing}"
-    return f"{marks} {n}; 95 % intervals over queries. {source}".strip()
+    return f"{marks} {n}; 95 % intervals over queries. Source: {source}".strip()
 
 
 def finished(figure: Figure, title: str, note: str) -> Figure:

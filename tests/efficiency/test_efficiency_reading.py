@@ -511,7 +511,7 @@ def test_a_timeline_is_laid_out_from_what_the_rows_say():
         " ".join(figure.get_suptitle().split())
     )
     alone = pooled(table(raw("stock"), raw("ahead", 3.7, schedule="ahead", policy="server")))
-    assert "No reward with a latency" in timeline_figure(alone).get_suptitle()
+    assert timeline_figure(alone) is None
 
 
 def test_only_like_is_pooled():
@@ -699,11 +699,11 @@ class TestShown:
     @pytest.mark.parametrize(
         "results", [results, table(), pooled(table(broken("a")))], ids=["all", "none", "failed"]
     )
-    def test_figures(self, results):
-        contrasts = contrast_figure(study_contrasts(results)), timeline_figure(results)
-        for figure in (*contrasts, step_figure(results), step_figure(results, 1),
-                       gpu_figure(results)):  # fmt: skip
-            assert figure.get_suptitle() and figure.get_supxlabel()
+    def test_figures_are_drawn_of_what_was_measured_alone(self, results):
+        figures = (contrast_figure(study_contrasts(results)), timeline_figure(results),
+                   step_figure(results), step_figure(results, 1), gpu_figure(results))  # fmt: skip
+        drawn = [f for f in figures if f and f.get_suptitle() and f.get_supxlabel()]
+        assert len(drawn) == 5 * (results is self.results)
         if results is self.results:
             assert "ahead is fastest" in step_figure(results[3:4]).get_suptitle()
 

@@ -89,4 +89,4 @@ def test_a_page_is_pasted_run_and_its_verdicts_are_read_in_the_dark(lab, tmp_pat
         assert page.run("document.body.dataset.jpThemeLight") == "false"
         style = f"getComputedStyle({SHOWN})"
         colours = page.run(f"[{style}.color, {style}.backgroundColor]")
-        assert colours == ["rgb(34, 34, 34)", "rgb(255, 255, 255)"]  # not dark on dark
+        assert colours == ["rgb(221, 221, 221)", "rgb(17, 17, 17)"]  # not dark on dark

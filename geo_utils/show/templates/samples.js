@@ -70,8 +70,7 @@
         const [sum, count] = cells.get(`${query} ${method}`) ?? [0, 0], share = sum / count;
         const button = make("button", count ? `${Math.round(100 * share)}%` : "–");
         button.title = `${label}, ${text}: ${sum} of ${count} answers`;
-        if (count) button.style.background = `rgb(46 125 50 / ${share})`;
-        if (share > 0.6) button.style.color = "#fff";
+        if (count) button.style.background = `rgb(46 125 50 / ${0.7 * share})`;
         button.addEventListener("click", () => {
           chosen.method.value = method;
           chosen.verdict.value = "";
