@@ -309,7 +309,9 @@ class _Reading:
                 lines.pop(end)
         text = "\n".join(lines).strip()
         held = _QUOTED.fullmatch(text) or _BOXED.fullmatch(text)
-        return str(held[held.lastindex or 0]).strip() if held and self.page[:1] != text[:1] else text
+        if held and self.page[:1] != text[:1]:
+            text = str(held[held.lastindex or 0]).strip()
+        return text
 
     def masked(self, text: str) -> str:
         """Return a text of the same length without quotations of what was asked."""
