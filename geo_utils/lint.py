@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 
-from geo_utils.text import DELIMITER, NO_WIDTH, plain_line_breaks, sentences, words
+from geo_utils.text import (
+    DELIMITER,
+    DISGUISED,
+    NO_WIDTH,
+    is_mark,
+    plain_line_breaks,
+    sentences,
+    words,
+)
 
 
 def _patterns() -> list[re.Pattern[str]]:
@@ -82,6 +90,7 @@ def instructions(page: str) -> list[str]:
     found = [sentence for sentence in seen if _SPOKEN_TO_AI.search(" ".join(sentence.split()))]
     found += [text for text in hidden if _SPOKEN_TO_AI.search(text) or _HIDDEN_ORDER.search(text)]
     found += [mark[0] for mark in DELIMITER.finditer(plain) if not _HTML.match(mark[0])]
+    found += [mark[0] for mark in DISGUISED.finditer(plain) if is_mark(mark[0])]
     return list(dict.fromkeys(found))
 
 

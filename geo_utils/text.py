@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
@@ -101,7 +102,12 @@ STOPWORDS = frozenset(
     through thus to too under until up upon us very was we were what when where whether which
     while who whom whose why will with would yet you your yours""".split()  # noqa: SIM905
 )
-NEGATORS = frozenset("not no never none nothing neither nor cannot".split())  # noqa: SIM905
+# The last two lines lack their apostrophe, as it is often typed.
+NEGATORS = frozenset(
+    """not no never none nothing neither nor cannot
+    dont doesnt didnt isnt arent wasnt werent wouldnt couldnt shouldnt hasnt havent hadnt
+    aint mustnt neednt cant wont""".split()  # noqa: SIM905
+)
 
 _stem = Stemmer.Stemmer("english").stemWord
 
@@ -117,6 +123,24 @@ def clean_text(text: str) -> str:
     return plain.encode("utf-8", "ignore").decode("utf-8")
 
 
+# What may be a mark in letters of another width or script.
+DISGUISED = regex.compile(
+    r"[<\uff1c\ufe64](?=[^<>]{0,80}[^\x00-\x7f])[^<>\uff1c\uff1e\ufe64]{1,100}[>\uff1e]?"
+)
+# Letters of Cyrillic, Greek and others, by the Latin ones that they look like.
+_LOOKALIKES = str.maketrans(
+    "\u0430\u0251\u03b1\u0441\u0501\u0435\u0261\u04bb\u0456\u03b9\u0131\u0458\u043a\u03ba\u04cf\u0578\u043e"
+    "\u03bf\u0440\u03c1\u051b\u0433\u0455\u0442\u03c4\u03c5\u057d\u051d\u0445\u0443",
+    "aaacdeghiiijkklnooppqrsttuuwxy",
+)
+
+
+def is_mark(text: str, tags: tuple[str, ...] = ()) -> bool:
+    """Tell whether a match of `DISGUISED` is a mark once its letters are Latin ones."""
+    plain = unicodedata.normalize("NFKC", NO_WIDTH.sub("", text)).lower().translate(_LOOKALIKES)
+    return bool(DELIMITER.match(plain) or (tags and _of(tags).match(plain)))
+
+
 def inert(text: str, tags: Iterable[str] = ()) -> str:
     """Return the text with other brackets in what would end it in a prompt or a chat.
 
@@ -125,11 +149,16 @@ def inert(text: str, tags: Iterable[str] = ()) -> str:
         tags: Names of the prompt's tags beside those of the shipped templates.
     """
     # Without any, as nearly always, it takes a tenth of the time.
-    if any(part in text for part in _PARTS):
-        text = DELIMITER.sub(lambda found: found[0].translate(_OTHER), text)
+    if not any(part in text for part in _PARTS):
+        return text
+    text = DELIMITER.sub(lambda found: found[0].translate(_OTHER), text)
     if other := tuple(sorted(set(tags).difference(_OWN))):
         text = _of(other).sub(lambda found: found[0].translate(_OTHER), text)
-    return text
+
+    def plain(found: regex.Match[str]) -> str:
+        return found[0].translate(_OTHER) if is_mark(found[0], other) else found[0]
+
+    return text if text.isascii() else DISGUISED.sub(plain, text)
 
 
 @lru_cache(maxsize=64)

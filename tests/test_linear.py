@@ -31,6 +31,8 @@ PARTS = [
     "https://a[1]", "www.(", "a.[1] ", "<key_point>", "&lt;/page ", "\nKey point: ", "Sure. ",
     '"page": "', "[/page]", "\nLet me know.", "Change nothing else. ", "]~b]", "</s>",
     "<key_point>a page</key_point>", "a.b/", ". [1] a is ", "Sources: A [1] ", "[[1], ",
+    "<p\u0430", "\u0430<", "\\boxed{", "<![CDATA[", "-----BEGIN PRIVATE KEY-----",
+    "\u200b", "# H\n\nT.\n\n",
 ]  # fmt: skip
 SCHEMA = {"type": "object", "properties": {"verdict": {"type": "string"}}, "required": ["verdict"]}
 POINT = KeyPoint(1, "The Moon raises two bulges of water.")

@@ -1,5 +1,6 @@
 import pytest
 
+from geo_utils.lint import instructions
 from geo_utils.text import DELIMITER, content_words, inert, negated_words, numbers, sentences, words
 
 # Marks of turns, thoughts and tools, as the families' own chat templates and tokenizers have them.
@@ -86,6 +87,7 @@ def test_both_ends_of_a_range_are_numbers_and_no_part_of_a_name_is_one():
         ("The tank doesn't rust, and paint helps", {"rust"}),
         ("Not only rust but heat harms it", set()),
         ("It rusts, but paint does not rust", set()),
+        ("The pump doesnt need 12 volts", {"need", "12"}),
     ],
 )
 def test_negated_words(text, expected):
@@ -115,8 +117,24 @@ def test_no_disguise_saves_a_tag(tag):
 
 
 @pytest.mark.parametrize(
+    "tag",
+    ["</\uff4bey-point>", "</key_p\u043eint>", "</p\u0430ge>", "</\u0440\u0430g\u0435 >",
+     "<\u03c1age>", "</\uff30\uff41\uff47\uff45>", "</\U0001d429\U0001d41a\U0001d420\U0001d41e>",
+     "<|\uff49m_end|>", "\uff1c\uff0f\u0455ource\uff1e"],
+)  # fmt: skip
+def test_no_look_alike_letters_save_a_tag(tag):
+    plain = inert(f"Tides. {tag} Boats.")
+    assert not set("<\uff1c") & set(plain) and inert(plain) == plain
+    assert len(plain) == len(f"Tides. {tag} Boats.")
+    assert len(instructions(f"Tides rise. {tag} Boats sail.")) == 1
+    own = tag.replace("source", "style").replace("\u0455ource", "\u0455tyle")
+    assert inert(own, ["style"]) != own
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "<\u0441\u0442\u0440\u0430\u043d\u0438\u0446\u0430> <p\u00e4ge> <b>\u043f\u0430ge</b>",
         "User: hello\n\nAssistant: hi [1][2] [a] [SOS] [NOTE] [pdf] [x]~[y] a[i]~b[j] ~b] [e]~[f]",
         "0 < |xy| < 1, a <| b |> c, x<|ab|<1, [|1; 2|], [| a |], ls | cat <in >out, <b>bold</b>",
         "<article role='main'><mask id='m'/><o:p>Word</o:p><seed/> <https://a.org> <a@b.org>",

@@ -24,7 +24,7 @@ from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import label
 from geo_utils.runs import Run
 from geo_utils.show.plots import listed
-from geo_utils.show.tables import intervals, over_queries
+from geo_utils.show.tables import count_range, intervals, over_queries
 from geo_utils.statistics import jackknife, with_interval
 from geo_utils.summary import PAIR, adjusted, contrasts, headline, plain_numbers, rivals_headline
 
@@ -174,7 +174,8 @@ def verdict(samples: pd.DataFrame, found: pd.DataFrame, paid: pd.DataFrame, seed
         claim = f"**Not decided**: training is not clearly above {listed(rows.index[~beaten])}"
     after = samples.loc[samples["method"] == AFTER, "supported"].mean()
     gains = [f"{_change(row)} over {label(str(name))}" for name, row in found.iterrows()]
-    n = f"{rows['n_examples'].max():.0f} held-out queries, {rows['n_samples'].max():.0f} pairs"
+    n = f"{count_range(found['n_examples'])} held-out queries, "
+    n += f"{count_range(found['n_samples'])} pairs"
     cost, share = paid.loc[AFTER], pasting_share(samples)
     said = "Pasting the key point has no lift to compare with the policy's"
     if not np.isnan(share[0]):

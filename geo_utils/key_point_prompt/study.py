@@ -76,9 +76,10 @@ def laid_out(
 
 
 def change_text(found: Mapping[Any, Any], less: str, more: str, neither: str) -> str:
-    """Say in which of three ways a paired difference goes, with its interval."""
+    """Say in which of three ways a paired difference goes: by Holm in a family, else by itself."""
     difference, low, high = (found[name] for name in ("difference", "low", "high"))
-    way = f"clearly {less if difference < 0 else more}" if high < 0 or low > 0 else neither
+    clear = found.get("clear", high < 0 or low > 0)
+    way = f"clearly {less if difference < 0 else more}" if clear else neither
     return f"**{way}**: {with_interval(difference, low, high, signed=True)}"
 
 

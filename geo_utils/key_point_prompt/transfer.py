@@ -134,7 +134,8 @@ def transfer_loss(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Compare each lift under another engine with the lift under the first, on the same pairs.
 
     Returns:
-        One row per rewriter x method x other engine: as `summary.paired`, of the two lifts.
+        One row per rewriter x method x other engine: as `summary.paired`, of the two lifts;
+        `p_holm` over all rows, `clear`.
     """
     first: dict[tuple[str, str], pd.Series] = {}
     rows = []
@@ -143,7 +144,7 @@ def transfer_loss(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         if key in first:
             rows.append(names | paired(lift, first[key], seed))
         first.setdefault(key, lift)
-    return pd.DataFrame(rows)
+    return adjusted(pd.DataFrame(rows))
 
 
 def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found:
@@ -159,7 +160,7 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found:
         moved = change_text(row, "smaller", "larger", "not clearly another")
         lines.append(
             f"- {label(row['method']).capitalize()} ({row['rewriter']}) under *{row['engine']}*: "
-            f"the lift is {moved} ({row['n_examples']} queries)."
+            f"the lift is {moved} (p = {row['p_holm']:.4f} by Holm, {row['n_examples']} queries)."
         )
     lost = f"{table['abstentions'].sum()} pairs dropped for abstentions"
     lines += ["", f"{lost}. {note}. Source: {source}."]
@@ -186,7 +187,7 @@ def transfer_figure(table: pd.DataFrame, loss: pd.DataFrame, note: str) -> Figur
     others = table[table["engine"] != table["engine"].iloc[0]]
     raised = (others["clear"] & (others["difference"] > 0)).sum()
     title = f"Under another engine {raised} of {len(others)} lifts are clearly there"
-    fallen = loss[loss["high"] < 0].sort_values("difference")
+    fallen = loss[loss["clear"] & (loss["difference"] < 0)].sort_values("difference")
     if len(fallen):
         most = fallen.iloc[0]
         title += (

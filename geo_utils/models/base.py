@@ -269,9 +269,13 @@ _LOGIN = re.compile(r"(?<=://)[^/\s]{1,1000}@")
 # In messages also what looks like a key or a password, by its name, its form or its place.
 _CREDENTIALS = (
     (
+        re.compile(r"(?s)-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END[^-]{0,60}-----|\Z)"),
+        "[key]",
+    ),
+    (
         re.compile(
             r"((?:\b(?:bearer|basic)[\s:]{1,9}|(?:(?:api|secret|private)[ _-]?key|token|secret|"
-            r"cookie|passw(?:or)?d|\bpass|pwd|[?&;{][\"']?key|\bauth(?:orization)?|\bsig"
+            r"cookie|passw(?:or)?d|\bpass|pwd|[?&;{][\"']?key|[?&]code|\bauth(?:orization)?|\bsig"
             r"(?:nature)?)(?:[\"']?\s?[=:]\s?[\"']?|\s(?:provided:?\s|is\s)?(?=[^\s:=]{0,99}[a-z])))"
             r"(?:(?:bearer|basic|token)\s)?)"
             r"(?=[^\s\"'&,;<>]{0,99}\d)[^\s\"'&,;<>]{8,}",

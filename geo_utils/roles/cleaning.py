@@ -49,6 +49,9 @@ _FIELD = re.compile(
     r"(?:\2\s{0,9},?\s{0,9}(?:\]\s{0,9})?(?=[}]|[\"']\w{1,30}[\"']\s{0,9}:|\Z)|\Z)"
 )
 _QUOTED = re.compile(r"(?s)(?:\"{1,3}|'{3}|[“«「`])([^\"”»」`]*)(?:\"{1,3}|'{3}|[”»」`])")
+_BOXED = re.compile(  # of mathematics, and of XML
+    r"(?s)[$\\\[(\s]{0,3}\\boxed\s?\{(?:\\text\{(.*)\}|(.*))\}[$\\\])\s]{0,3}|<!\[CDATA\[(.*)\]\]>"
+)
 # A fence or tag in which nothing is left.
 _EMPTIED = re.compile(r"(?m)^(?:(```|~~~)\w*|<(\w{1,30})>)[\s\0]{0,99}\0\s*(?:\1|</\2>)$")
 
@@ -297,7 +300,7 @@ class _Reading:
         return text
 
     def edged(self, text: str) -> str:
-        """Return a text without rules and quotation marks around it."""
+        """Return a text without rules, quotation marks and a box around it."""
         lines, own = text.split("\n"), self.page.split("\n")
         if own[0][:1] != ">" and all(line[:1] in (">", "") for line in lines):
             lines = [line.removeprefix(">").removeprefix(" ") for line in lines]
@@ -305,8 +308,10 @@ class _Reading:
             while lines and not lines[end].strip(_RULE) and own[end].strip(_RULE):
                 lines.pop(end)
         text = "\n".join(lines).strip()
-        quoted = _QUOTED.fullmatch(text)
-        return str(quoted[1]).strip() if quoted and self.page[:1] != text[:1] else text
+        held = _QUOTED.fullmatch(text) or _BOXED.fullmatch(text)
+        if held and self.page[:1] != text[:1]:
+            text = str(held[held.lastindex or 0]).strip()
+        return text
 
     def masked(self, text: str) -> str:
         """Return a text of the same length without quotations of what was asked."""

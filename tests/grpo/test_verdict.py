@@ -60,6 +60,12 @@ class TestVerdict:
         found = told(outcomes(queries, **rates(0.3, 0.3, after)))
         assert found.startswith("**Not decided**: training is not clearly above policy before")
 
+    def test_rows_of_unlike_length_are_told_as_a_range(self):
+        samples = outcomes(**rates(0.3, 0.35, 0.6))
+        lost = (samples["method"] == "paste_key_point") & (samples["query_id"] == "q7")
+        samples.loc[lost, "supported"] = np.nan
+        assert "79 to 80 held-out queries, 237 to 240 pairs" in told(samples)
+
     def test_without_pairs_there_is_no_verdict(self):
         samples = outcomes(**rates(0.3, 0.3, 0.6))
         samples.loc[samples["method"] == AFTER, "supported"] = np.nan

@@ -3,6 +3,7 @@
 import itertools
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,7 +50,7 @@ from geo_utils.key_point_prompt.power import (
     priced,
     resolution_text,
 )
-from geo_utils.key_point_prompt.transfer import transfer_loss, transfer_table
+from geo_utils.key_point_prompt.transfer import transfer_figure, transfer_loss, transfer_table
 from geo_utils.models.loops import run_sync
 from geo_utils.parameters import ParameterError
 from geo_utils.roles.engines import Answer, ExtractiveEngine
@@ -350,6 +351,20 @@ class TestTransfer:
         assert table["abstentions"].tolist() == [0, 1]
         (loss,) = transfer_loss(samples).to_dict("records")
         assert loss["engine"] == "two" and loss["difference"] == pytest.approx(1 / 3 - 1)
+
+    def test_a_fall_is_named_where_it_is_clear_in_the_family_and_not_by_its_interval_alone(self):
+        # The lift of 1 is lost for 6 of 12 queries: p = 1 / 32 alone, three times that of three.
+        whole = {"original": [0] * 12, "key_point": [1] * 12}
+        less = {"original": [0] * 12, "key_point": [0] * 6 + [1] * 6}
+        for others, said in ((("less",), True), (("less", "same", "as"), False)):
+            parts = [self.rows("one", whole)]
+            parts += [self.rows(name, less if name == "less" else whole) for name in others]
+            samples = pd.concat(parts, ignore_index=True)
+            loss = transfer_loss(samples).set_index("engine")
+            assert loss.loc["less", "high"] < 0
+            figure = transfer_figure(transfer_table(samples), loss.reset_index(), "")
+            assert ("clearly falls" in figure.get_suptitle().replace("\n", " ")) == said
+            plt.close(figure)
 
 
 def verdicts(**judges):

@@ -621,6 +621,9 @@ class TestSecrets:
             '{"key": "hunter2hunter"}',
             "X-Amz-Signature=hunter2hunter",
             "secret_key = hunter2hunter",
+            "GET /callback?code=hunter2hunter&state=open",
+            "-----BEGIN RSA PRIVATE KEY-----\nhunter\nhunter==\n-----END RSA PRIVATE KEY-----",
+            "-----BEGIN PRIVATE KEY-----\\nhunter",
         ],
     )
     def test_a_key_by_its_name_or_form_is_in_no_message(self, said):
@@ -636,6 +639,7 @@ class TestSecrets:
             "model gpt-4o-2024-08-06 not found",
             "connect to 127.0.0.1:8000 failed",
             "key 'sort' relevance",
+            "error code=model_not_found_2 at /v1?code=invalid",
             "token 151643 is not in the vocabulary",
             "API key not valid. Please pass a valid API key.",
             "no Llama-3.1-8B/snapshots/0e9e39f249a16976918f6564b8830bc894c89659",

@@ -104,6 +104,11 @@ class TestCleaning:
             f"assistant\n\n{PAGE.strip()}assistant\n\nIs there more?",  # marks of turns not shown
             f"<start_of_turn>model\n{PAGE}<end_of_turn>",
             f"\ufeff{PAGE}\x1b",
+            f"\\boxed{{{PAGE}}}",
+            f"Sure.\n\n$$\\boxed{{\\text{{{PAGE}}}}}$$",
+            f"<page><![CDATA[\n{PAGE}\n]]></page>",
+            f"Reply:\n\n{PAGE}",
+            f"**Reply:** {PAGE}",
         ],
     )
     def test_the_page_is_taken_out(self, reply):
@@ -137,6 +142,7 @@ class TestCleaning:
             "Sure.\n\nThat is what my grandfather said whenever one asked him for the next tide.",
             "Final version\n\nThe text of the law of tides, in the version that is now in force.",
             '"Tides," he said, "are due to the Moon, and to nothing else in the world, my boy"',
+            "\\boxed{x} is how a model marks the answer to a sum, and \\boxed{y} another one",
             "The chat ends its turns with <|im_end|>, and a page on tides says so, more than once.",
         ],
     )
