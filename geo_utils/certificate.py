@@ -28,7 +28,10 @@ from geo_utils.summary import PAIR, estimates, plain_numbers, with_pooled
 LABELS = ("supported", "omitted", "contradicted")
 READERS = ("reader_a", "reader_b")
 PREVIOUS_ARM = "previous methods"
-LABELLED_ARMS = ("original", PREVIOUS_ARM, "key_point", "paste_key_point")
+LABELLED_ARMS = (
+    *("original", PREVIOUS_ARM, "key_point", "paste_key_point"),
+    *("policy/before", "policy/after"),
+)
 FEWEST = 20  # labels of an arm that a correction needs
 _SAMPLE = [*PAIR, "method"]
 _KEY = [*_SAMPLE, "answer_sha", "key_point"]
@@ -224,6 +227,8 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], list[tuple[int, dict[s
 
 
 def _shas(samples: pd.DataFrame) -> list[str]:
+    if "answer_sha" in samples:  # of answers that may not be shown
+        return list(samples["answer_sha"])
     texts = zip(samples["query_id"], samples["key_point"], samples["answer"], strict=True)
     return [answer_sha(*each) for each in texts]
 

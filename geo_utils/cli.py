@@ -335,7 +335,7 @@ def check_model(
 
 @labels.command("export")
 def export_labels(
-    run: Annotated[Path, typer.Argument(help="a run folder of notebook 02 or 03")],
+    run: Annotated[Path, typer.Argument(help="a run folder of notebook 02, 03 or 04")],
     file: Annotated[Path, typer.Argument(help="the sheet; each reader fills a copy")],
     each: Annotated[int, typer.Option(min=1, help="answers of each arm")] = 80,
     seed: int = 0,

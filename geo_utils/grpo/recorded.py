@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from geo_utils.certificate import answer_sha
 from geo_utils.corpus import Corpus, Example
 from geo_utils.files import append_jsonl, read_jsonl, write_atomic
 from geo_utils.grpo import rivals
@@ -25,7 +26,7 @@ from geo_utils.runs import Run
 PARTS = ("metrics.jsonl", "validation.jsonl", "prefilter.jsonl")
 KEPT = ("lengths", "distilled")  # of a run's manifest
 SAMPLES, READ, ROLLOUTS = "samples.parquet", "read.parquet", "rollouts.jsonl"
-_TEXTS = ("query", "key_point", "page", "answer", "explanation")
+_TEXTS = ["query", "key_point", "page", "answer", "explanation"]
 
 
 def record_training(run: Path, folder: Path, about: Mapping[str, Any]) -> None:
@@ -44,7 +45,10 @@ def record_training(run: Path, folder: Path, about: Mapping[str, Any]) -> None:
             shutil.copy(run / name, folder)
     costs = [{n: row[n] for n in ("part", "n", "seconds")} for row in read_jsonl(run / rivals.FILE)]
     append_jsonl(folder / rivals.FILE, costs)
-    samples = pd.read_parquet(run / SAMPLES).assign(**dict.fromkeys(_TEXTS, ""))
+    samples = pd.read_parquet(run / SAMPLES)
+    texts = zip(samples["query_id"], samples["key_point"], samples["answer"], strict=True)
+    samples["answer_sha"] = [answer_sha(*t) if isinstance(t[2], str) else None for t in texts]
+    samples[_TEXTS] = samples[_TEXTS].where(samples[_TEXTS].isna(), "")
     samples.to_parquet(folder / SAMPLES, compression="zstd", index=False)
     models = sorted({name.partition("/")[2] for name in manifest["models"].values() if "/" in name})
     told = {**about, "models": models} | {name: manifest.get(name, {}) for name in KEPT}

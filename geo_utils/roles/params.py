@@ -243,6 +243,8 @@ class RunParams(NotebookParams):
         paths: Where files are.
         record: Folder of what was recorded of models, or of a whole training, and stands in for
             them: nothing is called, and what it does not hold stops the run.
+        labels: File of hand labels, as `geo labels import` makes it, that probabilities are
+            corrected with; empty for none.
         dry_run: Stop before the first call, with calls, tokens and cost counted.
     """
 
@@ -255,7 +257,17 @@ class RunParams(NotebookParams):
     calls: Annotated[CallOptions, Field(strict=False)]
     paths: Annotated[RunPaths, Field(strict=False)]
     record: Annotated[str, Field(min_length=1)] | None
+    labels: str
     dry_run: bool
+
+    @field_validator("labels")
+    @classmethod
+    def _there(cls, labels: str) -> str:
+        if labels and not resolve_path(labels).is_file():
+            raise ValueError(
+                f"{labels!r}: no such file; make it by `geo labels import`, or go without: ''"
+            )
+        return labels
 
     if TYPE_CHECKING:  # fields of some notebooks, made from other fields in the rest
 
@@ -390,14 +402,11 @@ class EvaluationParams(RunParams):
     Attributes:
         rewriter: The model that rewrites.
         repeats: Sampled answers a page.
-        labels: File of hand labels, as `geo labels import` makes it, that probabilities are
-            corrected with; empty for none.
     """
 
     corpus: Annotated[ChosenCorpus, Field(strict=False)]
     rewriter: Model
     repeats: Annotated[int, Field(ge=1, le=1000)]
-    labels: str
 
     @property
     def roles(self) -> dict[Role, str]:
@@ -408,15 +417,6 @@ class EvaluationParams(RunParams):
     def key_points(self) -> KeyPointChoice:
         """Which key points of a page."""
         return self.corpus.key_points
-
-    @field_validator("labels")
-    @classmethod
-    def _there(cls, labels: str) -> str:
-        if labels and not resolve_path(labels).is_file():
-            raise ValueError(
-                f"{labels!r}: no such file; make it by `geo labels import`, or go without: ''"
-            )
-        return labels
 
     @model_validator(mode="after")
     def _check_methods(self) -> Self:

@@ -12,6 +12,7 @@ from conftest import GEMINI, PROJECT
 from headless import only_run, run_command, run_notebook
 from train_many import SMALL
 
+from geo_utils.certificate import export_labels, import_labels
 from geo_utils.files import read_jsonl
 from geo_utils.grpo.comparison import (
     AFTER,
@@ -84,24 +85,46 @@ def test_report_and_slides_are_short_and_say_what_was_trained(finished):
     assert "Rollouts to read" in (run.folder / "slides.html").read_text()
 
 
+def labelled(samples, folder):
+    """A labels file on two answers of each arm, which two readers call omitted."""
+    texts = export_labels(pd.read_parquet(samples), {"run": "this"}, each=2, seed=0)
+    head, *rows = texts[0].splitlines()
+    told = [json.loads(row) | {"label": "omitted"} for row in rows]
+    sheet = "\n".join([json.dumps(json.loads(head) | {"reader": "a test"}), *map(json.dumps, told)])
+    sheets = [folder / "a.jsonl", folder / "b.jsonl"]
+    for path, text in zip([*sheets, folder / "key.jsonl"], [sheet, sheet, texts[1]], strict=True):
+        path.write_text(text)
+    found = folder / "labels.jsonl"
+    found.write_text(import_labels(folder / "key.jsonl", sheets, "2026-11-30"))
+    return found
+
+
 def test_a_recorded_training_is_shown_without_a_model(finished, tmp_path):
     _, run = finished
     record = tmp_path / "record"
     record_training(run.folder, record, {"corpus": "Pages of nobody", "date": "30 November 2026"})
     pd.read_parquet(run.folder / "samples.parquet").to_parquet(record / READ)
     (record / ROLLOUTS).write_bytes((run.folder / ROLLOUTS).read_bytes())
-    shown = [("record", record), ("data.max_prompt_tokens", 192), ("policy.base", "nowhere")]
+    labels = labelled(run.folder / "samples.parquet", tmp_path)
+    shown = [("record", record), ("labels", labels), ("data.max_prompt_tokens", 192),
+             ("policy.base", "nowhere")]  # fmt: skip
     done = run_notebook(NB04, "smoke", tmp_path / "out", *TINY, *shown)
     assert done.returncode == 0, done.stderr
     again = only_run(tmp_path / "out", NB04)
-    assert again.manifest["headline"] == run.manifest["headline"]
+    head = again.manifest["headline"]
+    assert head.pop("corrected lift over original") == {}  # of two labels an arm
+    assert head == run.manifest["headline"]
     assert again.manifest["lengths"] == run.manifest["lengths"]
     assert not (again.folder / "checkpoints").exists() and not again.manifest["usage"]["roles"]
     report = (again.folder / "report.html").read_text()
     assert "Pages of nobody, 1 repeats" in report
     assert run.manifest["lengths"]["words"][:60] in report
     samples = pd.read_parquet(again.folder / "samples.parquet")
-    assert not samples[["query", "key_point", "page", "answer", "explanation"]].any(axis=None)
+    texts = samples[["query", "key_point", "page", "answer", "explanation"]]
+    assert not texts.fillna("").any(axis=None)
+    assert "hand labels, of " not in report and "No hand labels" not in report
+    told = report.partition('id="Is-it-the-judge?"')[2].partition('id="What-it-costs"')[0]
+    assert "trained policy" in told
 
 
 def test_training_and_comparison_share_no_query(finished):
