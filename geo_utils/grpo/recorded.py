@@ -17,7 +17,7 @@ import pandas as pd
 
 from geo_utils.certificate import answer_sha
 from geo_utils.corpus import Corpus, Example
-from geo_utils.files import append_jsonl, read_jsonl, write_atomic
+from geo_utils.files import read_jsonl, write_atomic
 from geo_utils.grpo import rivals
 from geo_utils.grpo.params import GrpoParams
 from geo_utils.models.record import ABOUT, open_record
@@ -44,7 +44,7 @@ def record_training(run: Path, folder: Path, about: Mapping[str, Any]) -> None:
         if (run / name).is_file():
             shutil.copy(run / name, folder)
     costs = [{n: row[n] for n in ("part", "n", "seconds")} for row in read_jsonl(run / rivals.FILE)]
-    append_jsonl(folder / rivals.FILE, costs)
+    write_atomic(folder / rivals.FILE, "".join(f"{json.dumps(row)}\n" for row in costs))
     samples = pd.read_parquet(run / SAMPLES)
     texts = zip(samples["query_id"], samples["key_point"], samples["answer"], strict=True)
     samples["answer_sha"] = [answer_sha(*t) if isinstance(t[2], str) else None for t in texts]
@@ -56,8 +56,15 @@ def record_training(run: Path, folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def replay(record: Path, run: Run) -> None:
-    """Put what a recorded training left behind into a run."""
+    """Put what a recorded training left behind into a run.
+
+    Raises:
+        ValueError: The record holds no training, or no pages to read.
+    """
     about = open_record(record).about
+    if missing := [name for name in (PARTS[0], SAMPLES, READ) if not (record / name).is_file()]:
+        way = "name a recorded training (grpo.recorded), or set record to null and train"
+        raise ValueError(f"record={str(record)!r} lacks {', '.join(missing)}; {way}")
     run.update(**{name: about[name] for name in KEPT})
     for name in (*PARTS, rivals.FILE, ROLLOUTS):
         if (record / name).is_file():

@@ -22,7 +22,7 @@ from geo_utils.grpo.comparison import (
     against_rivals,
     training_headline,
 )
-from geo_utils.grpo.recorded import READ, ROLLOUTS, record_training
+from geo_utils.grpo.recorded import READ, ROLLOUTS, record_training, replay
 from geo_utils.roles.methods import is_policy
 from geo_utils.summary import summarise
 
@@ -122,6 +122,9 @@ def test_a_recorded_training_is_shown_without_a_model(finished, tmp_path):
     samples = pd.read_parquet(again.folder / "samples.parquet")
     texts = samples[["query", "key_point", "page", "answer", "explanation"]]
     assert not texts.fillna("").any(axis=None)
+    (record / READ).unlink()
+    with pytest.raises(ValueError, match=r"lacks read\.parquet; name a recorded training"):
+        replay(record, again)
     assert "hand labels, of " not in report and "No hand labels" not in report
     told = report.partition('id="Is-it-the-judge?"')[2].partition('id="What-it-costs"')[0]
     assert "trained policy" in told
