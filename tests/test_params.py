@@ -44,7 +44,7 @@ def test_every_shipped_parameter_file_is_valid(path: Path):
 @pytest.mark.parametrize("name", NAMES)
 def test_default_yaml_spells_out_every_parameter(name):
     spelled = read_parameters(name, "default")[1]
-    assert set(spelled) == set(params_class(name).model_fields) and len(spelled) <= 17
+    assert set(spelled) == set(params_class(name).model_fields) and len(spelled) <= 18
     for group in ("corpus", "sampling", "paths", "work", "timing", "gemini", "models", "policy"):
         if group in spelled:
             kind = params_class(name).model_fields[group].annotation

@@ -255,7 +255,7 @@ class TrainingLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
         self.clock.clear()
-        self._ended = moment()
+        self._ended = self.clock.left = moment()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Let signals through, now that the step before is logged."""
