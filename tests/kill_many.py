@@ -62,7 +62,7 @@ class Case:
     """One run, with a server, an output folder and a cache of its own.
 
     Attributes:
-        lost: Calls in flight at each kill, which the server answered and nobody could record.
+        lost: Calls in flight at each kill, which reached the server and brought no answer.
     """
 
     def __init__(self, what, root):
@@ -94,9 +94,14 @@ class Case:
         return [row for path in self.files(name) for row in read_jsonl(path)]
 
     def calls(self):
-        """How many calls the server answered, and how many of these the run has recorded."""
+        """How many calls reached the server, and of how many the run has recorded an outcome.
+
+        A kernel whose parent is killed still books what it breaks off, as cancelled: some of that
+        had not reached the server yet.
+        """
         rows = self.rows("usage.jsonl")  # also of policies in the run's own process
-        return len(self.server.entries()), sum("gemini" in row["model"] for row in rows)
+        booked = [row for row in rows if "gemini" in row["model"]]
+        return len(self.server.entries()), sum(row["failure"] != "cancelled" for row in booked)
 
     def closed(self):
         """Whether a training has saved its last step, and not yet its result."""
