@@ -342,9 +342,9 @@ def _shared(
     shared: defaultdict[tuple[int, int], float] = defaultdict(float)
     for j, claim in enumerate(after):
         for word in claim.stems & places.keys():
-            near = bisect_left(places[word], j * len(before) / len(after))
+            near, weight = bisect_left(places[word], j * len(before) / len(after)), idf(word)
             for i in places[word][max(near - _PLACES // 2, 0) : near + _PLACES // 2]:
-                shared[i, j] += idf(word)
+                shared[i, j] += weight
     seen = Counter[str]()
     for j, claim in enumerate(after):
         if claim.text in same:

@@ -117,9 +117,11 @@ def coverage(claim: str, sentences: Sequence[str], window: int = WINDOW) -> Cove
     for start in range(len(held)):
         inside: frozenset[str] = frozenset()
         for size in range(1, min(window, len(held) - start) + 1):
-            inside = inside | held[start + size - 1]
+            if not (more := held[start + size - 1]) - inside:
+                continue  # a shorter window holds as much
+            inside = inside | more
             score = sum(weights[word] for word in sorted(inside)) / total
-            if (score, -size) > best_key and inside:
+            if (score, -size) > best_key:
                 best_key = (score, -size)
                 missing = tuple(sorted(wanted - inside))
                 best = Coverage(score, start, start + size, missing, anywhere)
