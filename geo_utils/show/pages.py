@@ -70,7 +70,7 @@ def write_comparison(records: Sequence[Record], output_root: Path) -> Path:
 def runs_view(records: Sequence[Record]) -> HTML:
     """Show runs side by side in a notebook cell, where there are two."""
     if len(records) < 2:
-        return HTML(f"<p>{len(records)} finished run: nothing to compare.</p>")
+        return HTML(f"<p>{len(records)} finished run{'s' * (not records)}: nothing to compare.</p>")
     return HTML(filled("runs.html", **_values(records, None, True), ticked=True, written=""))
 
 

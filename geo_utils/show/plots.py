@@ -354,7 +354,8 @@ def canvas(
     Returns:
         The figure, and its axes: an array of them where there are several columns.
     """
-    sns.set_theme(style="white", font_scale=1.45 if columns == 1 else 1.3)
+    foreign = {"text.parse_math": False}  # names and prices with dollar signs are no formulas
+    sns.set_theme(style="white", font_scale=1.45 if columns == 1 else 1.3, rc=foreign)
     height = max(min(0.55 * rows, 4.2 - extra), 0.24 * max(rows, texts))
     figure, axes = plt.subplots(
         1, columns, figsize=(12, 2.4 + height + extra), sharey=True, layout="constrained"

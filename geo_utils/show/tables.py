@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_number
 from pandas.io.formats.style import Styler
 
 from geo_utils.certificate import FEWEST, Correction
@@ -422,13 +423,16 @@ def styled(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Style
     def escaped(name: Any) -> Any:
         return html.escape(name) if isinstance(name, str) else name
 
-    named = table.rename_axis(index=escaped, columns=escaped)  # pandas escapes no axis's name
-    plain = named.map(lambda value: str(value) if isinstance(value, Collection) else value)
+    def written(value: Any) -> Any:  # pandas escapes texts alone, and no object's text
+        return value if is_number(value) else str(value)
+
+    named = table.rename_axis(index=escaped, columns=escaped)  # nor an axis's name
+    plain = named.map(written).rename(index=written, columns=written)
     shown = plain.style.apply(bold, axis=1).format(escape="html")
     for axis in (0, 1):
         shown = shown.format_index(escape="html", axis=axis)
     shown = shown.set_caption(html.escape(caption)).set_table_styles(_STYLE)
-    return shown.set_table_attributes('class="geo-numbers"')
+    return shown.set_table_attributes('class="geo-numbers mathjax_ignore"')
 
 
 def over_queries(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Styler:

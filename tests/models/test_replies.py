@@ -528,6 +528,7 @@ class TestSecrets:
         [
             changed(FINE, message={"content": f"It is {SECRET} [1]."}) | {"model": f"m-{SECRET}"},
             changed(FINE, finish_reason=f"bad {SECRET}"),
+            changed(FINE, finish_reason=f"safety {SECRET}\ud800"),
             {"error": {"message": f"bad {SECRET}", "code": 400}},
             f"<html>{SECRET}</html>",
             {"choices": SECRET},
@@ -549,6 +550,7 @@ class TestSecrets:
             told = f"{error!r} {error}"
         kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
         assert SECRET not in told and SECRET.encode() not in kept
+        told.encode()
 
     @pytest.mark.parametrize("kind", ["gemini", "openai"])
     @pytest.mark.parametrize("status", [301, 302, 307, 308])

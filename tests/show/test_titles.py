@@ -1,7 +1,10 @@
 """A figure's title states only what its intervals support."""
 
+import io
+
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from geo_utils.show.plots import probability_figure, visibility_figure
 from geo_utils.show.tables import method_table
@@ -80,3 +83,9 @@ def test_a_row_is_bold_if_it_leads(leads):
     table = method_table(summary(ORIGINAL, KEY_POINT, leads=leads).assign(**columns), "s")
     assert ("font-weight: bold" in table.to_html()) == (leads is not None)
     assert ("No row is bold" in table.caption) == (leads is None)
+
+
+def test_dollar_signs_of_names_are_no_formulas():
+    figure = probability_figure(summary(ORIGINAL, KEY_POINT), "a$x_{$b, $3 to $4")
+    figure.savefig(io.BytesIO())  # a formula that cannot be read would end the run
+    assert not any(text.get_parse_math() for text in figure.findobj(Text) if text.get_text())
