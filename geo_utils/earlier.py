@@ -14,6 +14,7 @@ from geo_utils.roles.methods import label
 from geo_utils.runs import Run
 from geo_utils.statistics import Estimate, cluster_mean, interval_reach, level_spread, with_interval
 from geo_utils.summary import PAIR
+from geo_utils.text import capitalised
 
 # Parameters that shape an answer or a verdict; a comparison may grow in the second.
 _SHAPE = {"corpus", "engine", "judge", "rewriter", "seed", "sampling", "repeats", "record"}
@@ -178,7 +179,7 @@ def total_text(samples: pd.DataFrame, method: str, before: Earlier) -> str:
     for source, spread in list(found.items())[1:]:
         names, apart = ", ".join(before.levels[source]), with_interval(*_ends(spread))
         lines.append(
-            f"- {source.capitalize()}: between {names} the lift has a standard deviation of "
+            f"- {capitalised(source)}: between {names} the lift has a standard deviation of "
             f"{apart} ({spread.n_clusters} queries)."
         )
     if len(found) > 1:

@@ -186,6 +186,23 @@ def _of(names: tuple[str, ...]) -> regex.Pattern[str]:
     return regex.compile(rf"(?i)[<\uff1c\ufe64]{_tags(names)}")
 
 
+_ONE = regex.compile(
+    r"(?<![\w.,/]|\w-|\bto )1 (?:(?:key|held-out|hand|scored|logged|more|engine|other) )?(?:queries"
+    r"|(?:sample|abstention|answer|pair|point|step|page|label|repeat|verdict|call|rewrite|method|lift"
+    r"|source|word|run|group|attempt|completion|slide|figure)s)\b"
+)
+
+
+def singular(text: str) -> str:
+    """Return a sentence with its counts of one in the singular: "1 queries" becomes "1 query"."""
+    return _ONE.sub(lambda one: one[0].removesuffix("s").replace("querie", "query"), text)
+
+
+def capitalised(text: str) -> str:
+    """Return the text with a capital first; all others, as of names, stay as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def sentences(text: str) -> list[str]:
     """Split text into sentences; a line break always ends one.
 

@@ -1,7 +1,17 @@
 import pytest
 
 from geo_utils.lint import instructions
-from geo_utils.text import DELIMITER, content_words, inert, negated_words, numbers, sentences, words
+from geo_utils.text import (
+    DELIMITER,
+    capitalised,
+    content_words,
+    inert,
+    negated_words,
+    numbers,
+    sentences,
+    singular,
+    words,
+)
 
 # Marks of turns, thoughts and tools, as the families' own chat templates and tokenizers have them.
 CHAT_MARKS = {
@@ -153,3 +163,22 @@ def test_no_look_alike_letters_and_no_entities_save_a_tag(tag):
 )
 def test_a_text_without_chat_marks_stays_byte_for_byte(text):
     assert inert(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("n = 1 queries, 1 key points; 1 of 1 lifts", "n = 1 query, 1 key point; 1 of 1 lift"),
+        (
+            "+1 points, first 1 steps, 1 held-out queries",
+            "+1 point, first 1 step, 1 held-out query",
+        ),
+        ("21 queries, 0 to 1 answers, 0.1 points, 1,001 pages, gpt-1 answers, page 1 of 3", None),
+    ],
+)
+def test_one_of_something_is_no_several(text, told):
+    assert singular(text) == (told or text)
+
+
+def test_a_sentence_begins_with_a_capital_and_keeps_all_others():
+    assert capitalised("policy Run-A of vLLM") == "Policy Run-A of vLLM" and capitalised("") == ""

@@ -13,6 +13,8 @@ from IPython.display import Markdown
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from geo_utils.text import singular
+
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(TEMPLATES),
@@ -47,7 +49,7 @@ def in_words(text: str) -> Markdown:
 
     They quote names of models, folders and reasons that come from elsewhere.
     """
-    plain = text.replace("&", "&amp;").replace("<", "&lt;")
+    plain = singular(text).replace("&", "&amp;").replace("<", "&lt;")
     shown = Markdown("")  # made of a text, it would open the page or file that this names
     shown.data = re.sub(
         r"(!)(?=\[)|(?<=\])(?=[(\[:])|(?<=:)(?=//)|(?i:(?<=www)(?=\.))|(?=@)", r"\1\\", plain

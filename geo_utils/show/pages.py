@@ -30,6 +30,7 @@ from geo_utils.records import (
 from geo_utils.roles.methods import label
 from geo_utils.show.jinja import TEMPLATES, filled, secured
 from geo_utils.statistics import with_interval
+from geo_utils.text import capitalised
 
 _LINKS = {
     "report": "report.html",
@@ -154,7 +155,7 @@ def _paired(pair: tuple[Record, Record]) -> dict[str, Any] | None:
     found = paired_differences(*pair)
     rows = [
         {
-            "name": label(str(method)).capitalize(),
+            "name": capitalised(label(str(method))),
             "text": with_interval(row["mean"], row["low"], row["high"], signed=True),
             "clear": row["low"] > 0 or row["high"] < 0,
             "counts": f"n = {row['n_queries']:,} queries, {row['n_points']:,} key points, "

@@ -463,6 +463,9 @@ class TestChanges:
         (axes,) = figure.axes
         assert len(axes.get_yticklabels()) == len(set(found["change"]))
         assert sum(text.get_text().startswith("5.71 [") for text in axes.texts) == 1
+        slower = found.assign(ratio=1.2, ratio_low=0.9, ratio_high=1.5)
+        said = "No change makes a step faster beyond the quartiles of both"
+        assert contrast_figure(slower).get_suptitle() == said
 
     @pytest.mark.parametrize(
         "other", [{"recipe": {"per_device_train_batch_size": 4}},

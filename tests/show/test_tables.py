@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from geo_utils.efficiency.rows import laid_out
 from geo_utils.show.report import render_report
-from geo_utils.show.tables import abstention_table, over_queries, verdict_table
+from geo_utils.show.tables import abstention_table, over_queries, styled, verdict_table
 
 
 def test_abstentions_of_a_kind_are_one_line_with_an_example():
@@ -43,6 +43,13 @@ def test_the_share_of_replies_with_echoes_stands_beside_the_verdicts():
     ).assign(verdict="omitted", uncited=False, citations_out_of_range=0, citations_unparsed=0)
     table = verdict_table(samples, "").data
     assert table["replies with echoes removed"].tolist() == ["–", "67%"]
+
+
+def test_a_cell_without_a_number_is_a_dash():
+    table = pd.DataFrame({"a": ["nan", "+nan%", None, "nan bread"], "b": [np.nan, 1.5, pd.NA, 2]})
+    shown = styled(table, [], "n = 1 queries, 2 to 1 samples").data
+    assert shown["a"].tolist() == ["–", "–", "–", "nan bread"]
+    assert shown["b"].tolist() == ["–", 1.5, "–", 2]
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
