@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from pandas.api.types import is_number
+from pandas.api.types import is_number, is_scalar
 from pandas.io.formats.style import Styler
 
 from geo_utils.certificate import FEWEST, Correction
@@ -17,7 +17,7 @@ from geo_utils.statistics import with_interval
 from geo_utils.text import capitalised, singular
 
 DASH = "–"  # noqa: RUF001
-_NO_NUMBER = {"nan", "+nan", "nan%", "+nan%", "<NA>", "NaT"}
+_NO_NUMBER = {"nan", "+nan", "nan%", "+nan%"}
 _STYLE: list[Any] = [
     {"selector": "", "props": "table-layout: auto"},  # JupyterLab makes all columns alike
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: .6em"},
@@ -426,12 +426,13 @@ def styled(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Style
         return html.escape(name) if isinstance(name, str) else name
 
     def written(value: Any) -> Any:  # pandas escapes texts alone, and no object's text
-        text = DASH if value is None else str(value)
-        return DASH if text in _NO_NUMBER else value if is_number(value) else text
+        if is_number(value) or (is_scalar(value) and pd.isna(value)):
+            return value
+        return DASH if (text := str(value)) in _NO_NUMBER else text
 
     named = table.rename_axis(index=escaped, columns=escaped)  # nor an axis's name
     plain = named.map(written).rename(index=written, columns=written)
-    shown = plain.style.apply(bold, axis=1).format(escape="html")
+    shown = plain.style.apply(bold, axis=1).format(escape="html", na_rep=DASH)
     for axis in (0, 1):
         shown = shown.format_index(escape="html", axis=axis)
     shown = shown.set_caption(html.escape(singular(caption))).set_table_styles(_STYLE)

@@ -1,5 +1,6 @@
 """What the tables of samples count, and by what."""
 
+import re
 import shutil
 
 import nbformat
@@ -47,9 +48,10 @@ def test_the_share_of_replies_with_echoes_stands_beside_the_verdicts():
 
 def test_a_cell_without_a_number_is_a_dash():
     table = pd.DataFrame({"a": ["nan", "+nan%", None, "nan bread"], "b": [np.nan, 1.5, pd.NA, 2]})
-    shown = styled(table, [], "n = 1 queries, 2 to 1 samples").data
-    assert shown["a"].tolist() == ["–", "–", "–", "nan bread"]
-    assert shown["b"].tolist() == ["–", 1.5, "–", 2]
+    page = styled(table, [], "n = 1 queries").to_html()
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
+    assert cells == ["–", "–", "–", "1.500000", "–", "–", "nan bread", "2"]
+    assert ">n = 1 query</caption>" in page
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
