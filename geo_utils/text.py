@@ -58,14 +58,14 @@ DELIMITER = regex.compile(
       | [|\uff5c] (?!\s)[^|\uff5c<>\n]{{1,60}}(?<!\s) [|\uff5c][>\uff1e] | \|\w{{2,30}}>
       | \w{{2,30}}\|> | /?[|\uff5c]{{1,2}}DSML[|\uff5c]                           # DeepSeek's tools
       | /?(?:
-            s|[bes]o[pst]|eo[adhm]|pad|unk|sep|cls|predict|escape|ctrl\d{{1,3}}     # Yuan, Gemini
-          | user|assistant|system|human|bot|role|instruction                       # Laguna, Ziya
+            s|[bes]o[pst]|eo[acdhmr]|pad|unk|sep|cls|predict|escape|ctrl\d{{1,3}}     # Yuan, Gemini
+          | user|assistant|system|human|bot|role|instruction|response              # Laguna, Ziya
           | think|thinking|thought|tools|toolcall|available_tools|arg_(?:key|value)
           | \w{{2,12}}_(?:start|end|token|pad|patch|sep|prefix|middle|suffix|setting)
           | (?:tool|function)_(?:calls?|responses?|results?)
           | (?:start|end|begin|beginning)_(?:of|function)_[a-z]{{1,20}}
           | image|IMG_CONTEXT                                          # where a model sees
-          | (?:seed|minimax|mm|longcat|think|mask)[:_]\w{{1,30}}
+          | (?:seed|minimax|mm|longcat|think|mask|[be]os)[:_]\w{{1,30}}
           | _(?:user|bot|system|start|end)|\u7528\u6237|AI|[BCH]_[A-Z]{{1,4}}  # TeleChat, Baichuan
           | special_\d{{1,3}}|extra_(?:id_)?\d{{1,3}}|reserved_\d{{1,4}}|unused\d{{1,4}}  # Nemotron
         )[>\uff1e]
@@ -74,7 +74,7 @@ DELIMITER = regex.compile(
           /?(?:INST|THINK|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)|ARGS|CALL_ID
             |MODEL_SETTINGS|PREFIX|MIDDLE|SUFFIX|IMG(?:_BREAK|_END)?|TRANSCRIBE
             |(?:BEGIN_)?AUDIO|STREAMING_(?:PAD|WORD)|(?:NEXT|REPEAT)_AUDIO_TEXT)
-        | [gs]MASK|BOS|EO[STP]|SEP|PAD|UNK|USER|BOT                       # GLM, Kimi, Skywork
+        | [gs]MASK|BOS|EO[STP]|SE[AHP]|PAD|UNK|USER|BOT                       # GLM, Kimi, Skywork
         | \|/?[A-Za-z_]{{2,30}}\|                                                 # EXAONE, Jais
         | (?:unused|UNUSED_TOKEN_)\d{{1,3}}                                # Pangu, InternLM
       ) [\]\uff3d] | >>[A-Z_]{{4,20}}<<)                                          # and Falcon
@@ -95,7 +95,7 @@ _PARTS = (
     "~[",
     "[unused",
     "[UNUSED",
-    *(f"{end}]" for end in "STKDGPXEOR"),
+    *(f"{end}]" for end in "STKDGPXEORAH"),
     *("&lt", "&LT", "&#"),
 )
 

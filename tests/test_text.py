@@ -43,7 +43,8 @@ CHAT_MARKS = {
     "thoughts": "<thought> </thinking> <think:opensource> <mm:think> <think_on>",
     "tools": "<tool_result> </tool_responses> <human_end> <bot_end> <function_calls>",
     "others": "<用户> <AI> <_user> <reserved_106> [unused9] <end_of_utterance> <longcat_user> "
-    "[UNUSED_TOKEN_146] [USER] [BOT] <predict> <cls> <|\"|> <global_setting> <file_sep>",
+    "[SEH] [SEA] <eoc> <eos:6124c78e> <response> [UNUSED_TOKEN_146] [USER] [BOT] <predict> <cls> "
+    "<|\"|> <global_setting> <file_sep>",
 }  # fmt: skip
 
 
