@@ -157,6 +157,9 @@ def total_text(samples: pd.DataFrame, method: str, before: Earlier) -> str:
     queries = own.index.get_level_values("query_id").tolist()
     fixed, wide = (cluster_mean(own.to_numpy(), queries, looked=looked) for looked in (False, True))
     told = [with_interval(*_ends(found), signed=True) for found in (fixed, wide)]
+    if fixed.n_clusters < 2:
+        known = f"of one query ({told[0]})" if fixed.n_clusters else "of no query"
+        return f"- The lift of {name} is {known}: nothing can be said of how sure it is."
     if np.isnan(fixed.low):
         return (
             f"- Of {fixed.n_clusters} queries none differs in the lift of {name} ({told[0]}), so "

@@ -392,10 +392,10 @@ def _fastest(found: Mapping[str, Any]) -> str:
         work = f"{found['work']}, " if found.get("work") else ""
         said += f", {took.text} s, median [quartiles] ({work}{took.counts})"
     change, other = found.get("change"), found.get("instead of")
-    part = _number(share.get("mean")) if isinstance(share, dict) else None
+    row = share if isinstance(share, dict) else {}
+    part, low, high = (_number(row.get(name)) for name in ("mean", "low", "high"))
     if part is not None and isinstance(change, str) and isinstance(other, str):
         verb = f"saves {1 - part:.0%} of" if part <= 1 else f"adds {part - 1:.0%} to"
-        low, high = (_number(share.get(end)) for end in ("low", "high"))
         if low is not None and high is not None and low <= 1 <= high:
             verb = "does not clearly change"
         said += f"; {change[:1].lower()}{change[1:]}, {verb} the time of {other}"
