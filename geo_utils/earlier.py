@@ -14,6 +14,7 @@ from geo_utils.roles.methods import label
 from geo_utils.runs import Run
 from geo_utils.statistics import Estimate, cluster_mean, interval_reach, level_spread, with_interval
 from geo_utils.summary import PAIR
+from geo_utils.text import capitalised
 
 # Parameters that shape an answer or a verdict; a comparison may grow in the second.
 _SHAPE = {"corpus", "engine", "judge", "rewriter", "seed", "sampling", "repeats", "record"}
@@ -156,6 +157,9 @@ def total_text(samples: pd.DataFrame, method: str, before: Earlier) -> str:
     queries = own.index.get_level_values("query_id").tolist()
     fixed, wide = (cluster_mean(own.to_numpy(), queries, looked=looked) for looked in (False, True))
     told = [with_interval(*_ends(found), signed=True) for found in (fixed, wide)]
+    if fixed.n_clusters < 2:
+        known = f"of one query ({told[0]})" if fixed.n_clusters else "of no query"
+        return f"- The lift of {name} is {known}: nothing can be said of how sure it is."
     if np.isnan(fixed.low):
         return (
             f"- Of {fixed.n_clusters} queries none differs in the lift of {name} ({told[0]}), so "
@@ -178,7 +182,7 @@ def total_text(samples: pd.DataFrame, method: str, before: Earlier) -> str:
     for source, spread in list(found.items())[1:]:
         names, apart = ", ".join(before.levels[source]), with_interval(*_ends(spread))
         lines.append(
-            f"- {source.capitalize()}: between {names} the lift has a standard deviation of "
+            f"- {capitalised(source)}: between {names} the lift has a standard deviation of "
             f"{apart} ({spread.n_clusters} queries)."
         )
     if len(found) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -89,8 +90,9 @@ def instructions(page: str) -> list[str]:
     seen = sentences(_WRAP.sub(" ", _plain(shown)))
     found = [sentence for sentence in seen if _SPOKEN_TO_AI.search(" ".join(sentence.split()))]
     found += [text for text in hidden if _SPOKEN_TO_AI.search(text) or _HIDDEN_ORDER.search(text)]
-    found += [mark[0] for mark in DELIMITER.finditer(plain) if not _HTML.match(mark[0])]
-    found += [mark[0] for mark in DISGUISED.finditer(plain) if is_mark(mark[0])]
+    marks = [mark[0] for mark in DELIMITER.finditer(plain)]
+    marks += [mark[0] for mark in DISGUISED.finditer(plain) if is_mark(mark[0])]
+    found += [mark for mark in marks if not _HTML.match(html.unescape(mark))]
     return list(dict.fromkeys(found))
 
 

@@ -15,8 +15,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from geo_utils.files import project_root, write_atomic
 from geo_utils.parameters import (
     NotebookParams,
@@ -25,6 +23,7 @@ from geo_utils.parameters import (
     nearest,
     overridden,
     read_yaml,
+    to_yaml,
 )
 from geo_utils.runs import EXPECTED, Run, Status, hold, locate_run, signals_handled
 
@@ -142,7 +141,7 @@ def execute(
             hold(run, "work").close()  # a kernel that somebody else has started
             again = run.manifest.get("headline") is not None
             injected, reserve = run.folder / "params.yaml", run.folder / ".reserve"
-            write_atomic(injected, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+            write_atomic(injected, to_yaml(values))
             write_atomic(reserve, os.urandom(_RESERVE))
             begun = {"rerun" if again else "status": "started", "notebook": notebook}
             try:

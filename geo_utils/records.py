@@ -17,6 +17,7 @@ from geo_utils.files import resolve_path
 from geo_utils.roles.methods import PREVIOUS, is_policy, is_pooled, label
 from geo_utils.runs import Run, Status, process_mark
 from geo_utils.statistics import cluster_mean, with_interval
+from geo_utils.text import singular
 
 # A notebook's folder starts with its number; caches, locks and prompts do not.
 _PATTERN = "[0-9][0-9]_*/*/*/manifest.json"
@@ -390,10 +391,14 @@ def _fastest(found: Mapping[str, Any]) -> str:
         took = _result("", seconds, ("mean", "low", "high"))
         work = f"{found['work']}, " if found.get("work") else ""
         said += f", {took.text} s, median [quartiles] ({work}{took.counts})"
-    if isinstance(share, dict) and (part := _number(share.get("mean"))) is not None:
-        change = str(found.get("change"))
-        said += f"; {change[:1].lower()}{change[1:]}, saves {1 - part:.0%} of the time of "
-        said += str(found.get("instead of"))
+    change, other = found.get("change"), found.get("instead of")
+    row = share if isinstance(share, dict) else {}
+    part, low, high = (_number(row.get(name)) for name in ("mean", "low", "high"))
+    if part is not None and isinstance(change, str) and isinstance(other, str):
+        verb = f"saves {1 - part:.0%} of" if part <= 1 else f"adds {part - 1:.0%} to"
+        if low is not None and high is not None and low <= 1 <= high:
+            verb = "does not clearly change"
+        said += f"; {change[:1].lower()}{change[1:]}, {verb} the time of {other}"
     return f"{said}."
 
 
@@ -440,7 +445,7 @@ def _result(
     counts = f"n = {', '.join(counted)}" if counted else _NO_N
     if isinstance(row.get("abstentions"), int):
         counts += f", {row['abstentions']:,} abstentions"
-    return Result(quantity, method, mean, low, high, counts)
+    return Result(quantity, method, mean, low, high, singular(counts))
 
 
 def _number(value: Any) -> float | None:

@@ -41,12 +41,11 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import psutil
-import yaml
 
 from geo_utils.files import from_root, project_root, resolve_path, write_atomic
 from geo_utils.models.base import redacted
 from geo_utils.models.record import open_record
-from geo_utils.parameters import NotebookParams
+from geo_utils.parameters import NotebookParams, to_yaml
 from geo_utils.roles.params import RunParams
 
 if TYPE_CHECKING:
@@ -245,9 +244,7 @@ def start_run(notebook: str, params: NotebookParams) -> Run:
     gpus = told_by(
         "nvidia-smi", "--format=csv,noheader", "--query-gpu=name,memory.total,driver_version"
     )
-    write_atomic(
-        run.folder / "params.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
-    )
+    write_atomic(run.folder / "params.yaml", to_yaml(resolved))
     attempt: dict[str, Any] = {"started_at": _now(), "host": platform.node()}
     attempt |= {"pid": os.getpid(), "process": process_mark(os.getpid())}
     run.update(

@@ -362,7 +362,7 @@ def with_interval(
     """Write a number with its 95 % interval; a dash where there is none."""
     if pd.isna(mean):
         return "–"  # noqa: RUF001
-    form = f"{{:{'+' if signed else ''}.{digits}f}}"
+    form = f"{{:{'+' if signed else ''}z.{digits}f}}"
     if pd.isna(low):
         return form.format(mean)
     return f"{form.format(mean)} [{form.format(low)}, {form.format(high)}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -37,10 +38,10 @@ NO_WIDTH = regex.compile(r"\p{Default_Ignorable_Code_Point}")
 
 def _tags(names: Iterable[str]) -> str:
     """Return a pattern of tags of these names, from behind their first bracket, in any disguise."""
-    # An underscore may be another sign of its kind.
-    signs = (["[_\\s-]" if c == "_" else regex.escape(c) for c in name] for name in names)
-    spelt = "|".join(f"{NO_WIDTH.pattern}{{0,9}}".join(each) for each in signs)
-    gap = rf"(?:\s|{NO_WIDTH.pattern}){{0,64}}+"
+    # An underscore may be another sign of its kind, or none.
+    signs = (["[_\\s-]?" if c == "_" else regex.escape(c) for c in name] for name in names)
+    spelt = "|".join(f"{NO_WIDTH.pattern}*+".join(each) for each in signs)
+    gap = rf"(?:\s|{NO_WIDTH.pattern})*+"
     end = r"(?![\w-])[^<>\uff1c\uff1e\ufe65]{0,80}[>\uff1e\ufe65]?"
     return rf"{gap}[\\/\uff0f]{{0,2}}{gap}(?:{spelt}){end}"
 
@@ -54,33 +55,37 @@ DELIMITER = regex.compile(
     rf"""(?ix)
     [<\uff1c\ufe64] (?:
         {_tags(_OWN)}
-      | [|\uff5c] (?!\s)[^|\uff5c<>\n]{{2,60}}(?<!\s) [|\uff5c][>\uff1e] | \|\w{{2,30}}>
+      | [|\uff5c] (?!\s)[^|\uff5c<>\n]{{1,60}}(?<!\s) [|\uff5c][>\uff1e] | \|\w{{2,30}}>
       | \w{{2,30}}\|> | /?[|\uff5c]{{1,2}}DSML[|\uff5c]                           # DeepSeek's tools
       | /?(?:
-            s|[bes]o[pst]|eo[adhm]|pad|unk|sep|(?:bos|eos|pad|eop|unk|cls|sep|mask)_token
-          | think|tools|tool_(?:calls?|response|sep)|toolcall|available_tools|arg_(?:key|value)
-          | function_(?:calls?|response)|(?:start|end)_function_call
-          | (?:start|end|begin|beginning)_of_(?:turn|image|audio|utterance|sentence|text)
-          | image|(?:image|audio)_soft_token|IMG_CONTEXT                # where a model sees
-          | role|(?:seed|minimax|longcat)[:_]\w{{1,30}}                   # Ling, Seed, MiniMax
-          | _(?:user|bot|system|start|end)|\u7528\u6237|AI                # TeleChat, MiniCPM
-          | special_\d{{1,3}}|extra_id_\d{{1,3}}|reserved_\d{{1,4}}|unused\d{{1,4}}  # Nemotron
-          | fim_(?:prefix|middle|suffix|pad)
+            s|[bes]o[pst]|eo[acdhmr]|pad|unk|sep|cls|predict|escape|ctrl\d{{1,3}}     # Yuan, Gemini
+          | user|assistant|system|human|bot|role|instruction|response              # Laguna, Ziya
+          | think|thinking|thought|tools|toolcall|available_tools|arg_(?:key|value)
+          | \w{{2,12}}_(?:start|end|token|pad|patch|sep|prefix|middle|suffix|setting)
+          | (?:tool|function)_(?:calls?|responses?|results?)
+          | (?:start|end|begin|beginning)_(?:of|function)_[a-z]{{1,20}}
+          | image|IMG_CONTEXT                                          # where a model sees
+          | (?:seed|minimax|mm|longcat|think|mask|[be]os)[:_]\w{{1,30}}
+          | _(?:user|bot|system|start|end)|\u7528\u6237|AI|[BCH]_[A-Z]{{1,4}}  # TeleChat, Baichuan
+          | special_\d{{1,3}}|extra_(?:id_)?\d{{1,3}}|reserved_\d{{1,4}}|unused\d{{1,4}}  # Nemotron
         )[>\uff1e]
       | <?/?SYS>> )                                                               # Llama 2
     | (?-i:[\[\uff3b] (?:
           /?(?:INST|THINK|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS|CONTENT)|ARGS|CALL_ID
-            |MODEL_SETTINGS|PREFIX|MIDDLE|SUFFIX|IMG(?:_BREAK|_END)?|BEGIN_AUDIO|AUDIO|TRANSCRIBE)
-        | [gs]MASK|BOS|EO[STP]|SEP                                                # GLM, Kimi
+            |MODEL_SETTINGS|PREFIX|MIDDLE|SUFFIX|IMG(?:_BREAK|_END)?|TRANSCRIBE
+            |(?:BEGIN_)?AUDIO|STREAMING_(?:PAD|WORD)|(?:NEXT|REPEAT)_AUDIO_TEXT)
+        | [gs]MASK|BOS|EO[STP]|SE[AHP]|PAD|UNK|USER|BOT                       # GLM, Kimi, Skywork
         | \|/?[A-Za-z_]{{2,30}}\|                                                 # EXAONE, Jais
-        | unused\d{{1,3}}                                                         # Pangu
+        | (?:unused|UNUSED_TOKEN_)\d{{1,3}}                                # Pangu, InternLM
       ) [\]\uff3d] | >>[A-Z_]{{4,20}}<<)                                          # and Falcon
     | \u25c1/?think\u25b7                                                        # Kimi-VL
     | \]~b\] | \]~!b\[ | \]![dp]~\[ | \[e~\[ | \]<\][^\[\]<>\n]{{1,40}}\[>\[        # MiniMax
     """
 )
 _OTHER = str.maketrans(
-    dict.fromkeys("<\uff1c\ufe64[\uff3b\u25c1", "\u2039") | dict.fromkeys("]\uff3d", "\u203a")
+    dict.fromkeys("<\uff1c\ufe64[\uff3b\u25c1", "\u2039")
+    | dict.fromkeys("]\uff3d", "\u203a")
+    | {"&": "\uff06"}
 )
 # Every mark has one of these parts.
 _PARTS = (
@@ -89,7 +94,9 @@ _PARTS = (
     "]~",
     "~[",
     "[unused",
-    *(f"{end}]" for end in "STKDGPXEO"),
+    "[UNUSED",
+    *(f"{end}]" for end in "STKDGPXEORAH"),
+    *("&lt", "&LT", "&#"),
 )
 
 STOPWORDS = frozenset(
@@ -123,22 +130,35 @@ def clean_text(text: str) -> str:
     return plain.encode("utf-8", "ignore").decode("utf-8")
 
 
-# What may be a mark in letters of another width or script.
+# What may be a mark in letters of another width or script, or with entities of HTML in it.
 DISGUISED = regex.compile(
-    r"[<\uff1c\ufe64](?=[^<>]{0,80}[^\x00-\x7f])[^<>\uff1c\uff1e\ufe64]{1,100}[>\uff1e]?"
+    r"""(?ix) [<\uff1c\ufe64] (?=[^<>]{0,80}(?:&|[^\x00-\x7f]))
+      [^<>\uff1c\uff1e\ufe64]{1,100} [>\uff1e]?
+    | &(?:lt|\#0*60|\#x0*3c);? [^<>]{1,100}? (?:>|&(?:gt|\#0*62|\#x0*3e);?)"""
 )
-# Letters of Cyrillic, Greek and others, by the Latin ones that they look like.
+# Letters of Cyrillic, Greek and others, and signs, by the Latin ones that they look like.
 _LOOKALIKES = str.maketrans(
     "\u0430\u0251\u03b1\u0441\u0501\u0435\u0261\u04bb\u0456\u03b9\u0131\u0458\u043a\u03ba\u04cf\u0578\u043e"
-    "\u03bf\u0440\u03c1\u051b\u0433\u0455\u0442\u03c4\u03c5\u057d\u051d\u0445\u0443",
-    "aaacdeghiiijkklnooppqrsttuuwxy",
+    "\u03bf\u0440\u03c1\u051b\u0433\u0455\u0442\u03c4\u03c5\u057d\u051d\u0445\u0443\u0585\u2044\u2215\u29f8"
+    "\u01c0\u2223\u2502\u2758\u2010\u2013\u2212",
+    "aaacdeghiiijkklnooppqrsttuuwxyo///||||---",
 )
 
 
 def is_mark(text: str, tags: tuple[str, ...] = ()) -> bool:
     """Tell whether a match of `DISGUISED` is a mark once its letters are Latin ones."""
-    plain = unicodedata.normalize("NFKC", NO_WIDTH.sub("", text)).lower().translate(_LOOKALIKES)
+    plain = unicodedata.normalize("NFKC", NO_WIDTH.sub("", html.unescape(text)))
+    plain = "".join(map(_latin, plain))
     return bool(DELIMITER.match(plain) or (tags and _of(tags).match(plain)))
+
+
+@lru_cache(maxsize=10_000)
+def _latin(character: str) -> str:
+    """Return the Latin letter or sign that a character looks like, nothing for a stroke over it."""
+    known = character.lower().translate(_LOOKALIKES)
+    name = unicodedata.name(character, "")  # such as LATIN LETTER SMALL CAPITAL R
+    letter = None if known.isascii() else regex.search(r"LETTER(?: \S+)*? ([A-Z])$", name)
+    return letter[1].lower() if letter else "" if unicodedata.combining(character) else known
 
 
 def inert(text: str, tags: Iterable[str] = ()) -> str:
@@ -158,12 +178,29 @@ def inert(text: str, tags: Iterable[str] = ()) -> str:
     def plain(found: regex.Match[str]) -> str:
         return found[0].translate(_OTHER) if is_mark(found[0], other) else found[0]
 
-    return text if text.isascii() else DISGUISED.sub(plain, text)
+    return DISGUISED.sub(plain, text)
 
 
 @lru_cache(maxsize=64)
 def _of(names: tuple[str, ...]) -> regex.Pattern[str]:
     return regex.compile(rf"(?i)[<\uff1c\ufe64]{_tags(names)}")
+
+
+_ONE = regex.compile(
+    r"(?<![\w.,/]|\w-|\bto )1 (?:(?:key|held-out|hand|scored|logged|more|engine|other) )?(?:queries"
+    r"|(?:sample|abstention|answer|pair|point|step|page|label|repeat|verdict|call|rewrite|method|lift"
+    r"|source|word|run|group|attempt|completion|slide|figure)s)\b"
+)
+
+
+def singular(text: str) -> str:
+    """Return a sentence with its counts of one in the singular: "1 queries" becomes "1 query"."""
+    return _ONE.sub(lambda one: one[0].removesuffix("s").replace("querie", "query"), text)
+
+
+def capitalised(text: str) -> str:
+    """Return the text with a capital first; all others, as of names, stay as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def sentences(text: str) -> list[str]:

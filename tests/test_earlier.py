@@ -101,6 +101,8 @@ class TestTotal:
         told = total_text(samples, "key_point", Earlier([(10, 30)], {}))
         assert "Of 30 queries none differs in the lift of key-point rewrite (+0.000)" in told
         assert "nan" not in told
+        one = total_text(samples_of(1.0, n=1), "key_point", Earlier([], {}))
+        assert "of one query (+" in one and "none differs" not in one
 
     @pytest.mark.parametrize(("lift", "said"), [(0.6, "it still excludes 0"), (0.0, "does not")])
     def test_looks_are_told_with_an_interval_that_holds_under_them(self, lift, said):

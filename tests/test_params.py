@@ -16,6 +16,7 @@ from geo_utils.parameters import (
     described,
     from_yaml,
     read_yaml,
+    to_yaml,
 )
 from geo_utils.roles.methods import METHODS, MODEL_METHODS
 from geo_utils.roles.rewriters import EDITS
@@ -221,3 +222,12 @@ def test_yaml_reads_exponents_as_numbers_and_merges_as_before():
     assert from_yaml("[1e-5, 1.5E3, -2e4, 1.0e-6]") == [1e-5, 1500.0, -2e4, 1e-6]
     assert from_yaml("[e5, 1e, x1e5]") == ["e5", "1e", "x1e5"]
     assert from_yaml("a: &x {b: 1, c: 2}\nd: {<<: *x, c: 3}")["d"] == {"b": 1, "c": 3}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1e3", "-2E5", "1e-5", "NO", "0o7", "12:30:45", "\x85a", "a\u2028b\r\nc", "\ufeff: #", "é 🎉"],
+)
+def test_a_text_that_is_written_is_read_as_it_was(text):
+    values = {"method": text, "rate": 1e-5, "seeds": [1, 2], "corpus": {"path": None}}
+    assert from_yaml(to_yaml(values)) == values

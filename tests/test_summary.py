@@ -286,3 +286,5 @@ class TestByQuery:
         told = query_text(found, "paste_key_point")
         assert "better than the original page on 3 of 4 queries, the same on 1 and worse on" in told
         assert "worst of a page" not in query_table(found, "src").data
+        told = query_text(found.assign(n_pages=1, page_worst=NAN), "paste_key_point")
+        assert "The worst query of a page" not in told

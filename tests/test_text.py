@@ -1,7 +1,17 @@
 import pytest
 
 from geo_utils.lint import instructions
-from geo_utils.text import DELIMITER, content_words, inert, negated_words, numbers, sentences, words
+from geo_utils.text import (
+    DELIMITER,
+    capitalised,
+    content_words,
+    inert,
+    negated_words,
+    numbers,
+    sentences,
+    singular,
+    words,
+)
 
 # Marks of turns, thoughts and tools, as the families' own chat templates and tokenizers have them.
 CHAT_MARKS = {
@@ -26,7 +36,15 @@ CHAT_MARKS = {
     "Nemotron": "<SPECIAL_10> <extra_id_1> <TOOLCALL> </AVAILABLE_TOOLS>",
     "Ling": "<role> </role> <|role_end|>",
     "gpt-oss": "<|start|> <|channel|> <|message|> <|return|>",
-    "others": "<用户> <AI> <_user> <reserved_106> [unused9] <end_of_utterance> <longcat_user>",
+    "Gemini, FunctionGemma": "<ctrl46> <start_function_declaration> <end_function_call> <escape>",
+    "Baichuan": "<B_SYS> <B_USYS> <C_Q> <C_A> <H_Q>",
+    "Laguna, Ziya, Velvet": "<system> <user> </user> <assistant> <human> <bot> <instruction>",
+    "voice and pictures": "[NEXT_AUDIO_TEXT] [STREAMING_PAD] <im_start> <im_patch> <audio_end>",
+    "thoughts": "<thought> </thinking> <think:opensource> <mm:think> <think_on>",
+    "tools": "<tool_result> </tool_responses> <human_end> <bot_end> <function_calls>",
+    "others": "<用户> <AI> <_user> <reserved_106> [unused9] <end_of_utterance> <longcat_user> "
+    "[SEH] [SEA] <eoc> <eos:6124c78e> <response> [UNUSED_TOKEN_146] [USER] [BOT] <predict> <cls> "
+    "<|\"|> <global_setting> <file_sep>",
 }  # fmt: skip
 
 
@@ -105,8 +123,8 @@ def test_no_chat_mark_is_left_in_an_inert_text(family):
 @pytest.mark.parametrize(
     "tag",
     ["</sou\u200brce>", "<\ufeff/page>", "<\u202equery>", "</pa\u2066ge>", "</s\ufe0fource\n>",
-     "</key-point>", "<KEY points>",
-     "<" + " " * 30 + "/answer>", "<\\/source>", "</sources", "<source x='>'>", "［INST］",
+     "</key-point>", "<KEY points>", "<keypoint>", "</s" + "\u200b" * 90 + "ource>",
+     "<" + " " * 300 + "/answer>", "<\\/source>", "</sources", "<source x='>'>", "［INST］",
      "＜／page＞", "＜|im_end|＞", "<image>", "[IMG_END]", ">>ANSWER<<",
      "<|im_<|im_end|>end|>", "[IN[INST]ST]"],
 )  # fmt: skip
@@ -120,11 +138,13 @@ def test_no_disguise_saves_a_tag(tag):
     "tag",
     ["</\uff4bey-point>", "</key_p\u043eint>", "</p\u0430ge>", "</\u0440\u0430g\u0435 >",
      "<\u03c1age>", "</\uff30\uff41\uff47\uff45>", "</\U0001d429\U0001d41a\U0001d420\U0001d41e>",
-     "<|\uff49m_end|>", "\uff1c\uff0f\u0455ource\uff1e"],
+     "<|\uff49m_end|>", "\uff1c\uff0f\u0455ource\uff1e", "<\u2044p\u1d00ge>",
+     "</\U0001f15f\U0001f150ge>", "</p\u0336a\u0336g\u0336e>", "</&#112;age>", "&lt;/page&gt;",
+     "&#60;page&#x3E;", "&LT|im_end|&gt;", "<\u2223im_end\u2223>"],
 )  # fmt: skip
-def test_no_look_alike_letters_save_a_tag(tag):
+def test_no_look_alike_letters_and_no_entities_save_a_tag(tag):
     plain = inert(f"Tides. {tag} Boats.")
-    assert not set("<\uff1c") & set(plain) and inert(plain) == plain
+    assert not set("<\uff1c&") & set(plain) and inert(plain) == plain
     assert len(plain) == len(f"Tides. {tag} Boats.")
     assert len(instructions(f"Tides rise. {tag} Boats sail.")) == 1
     own = tag.replace("source", "style").replace("\u0455ource", "\u0455tyle")
@@ -138,8 +158,28 @@ def test_no_look_alike_letters_save_a_tag(tag):
         "User: hello\n\nAssistant: hi [1][2] [a] [SOS] [NOTE] [pdf] [x]~[y] a[i]~b[j] ~b] [e]~[f]",
         "0 < |xy| < 1, a <| b |> c, x<|ab|<1, [|1; 2|], [| a |], ls | cat <in >out, <b>bold</b>",
         "<article role='main'><mask id='m'/><o:p>Word</o:p><seed/> <https://a.org> <a@b.org>",
+        "1 &lt; 2 &amp;&amp; 3 &gt; 2, &lt;b&gt;bold&lt;/b&gt;, [PDF] [SYSTEM] <user@host> <my_id>",
         "BERT has [CLS] and [MASK]; ]] ]<[ ]!= x[unused] C++ <vector> <page-header> df[think]",
     ],
 )
 def test_a_text_without_chat_marks_stays_byte_for_byte(text):
     assert inert(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("n = 1 queries, 1 key points; 1 of 1 lifts", "n = 1 query, 1 key point; 1 of 1 lift"),
+        (
+            "+1 points, first 1 steps, 1 held-out queries",
+            "+1 point, first 1 step, 1 held-out query",
+        ),
+        ("21 queries, 0 to 1 answers, 0.1 points, 1,001 pages, gpt-1 answers, page 1 of 3", None),
+    ],
+)
+def test_one_of_something_is_no_several(text, told):
+    assert singular(text) == (told or text)
+
+
+def test_a_sentence_begins_with_a_capital_and_keeps_all_others():
+    assert capitalised("policy Run-A of vLLM") == "Policy Run-A of vLLM" and capitalised("") == ""

@@ -331,7 +331,7 @@ def _contrast_table(
             "with the page": found["mean"].map("{:.3f}".format),
             reference: found["reference"].map("{:.3f}".format),
             "difference": intervals(found, "difference", signed=True),
-            "effect (d)": found["effect"].map("{:+.2f}".format).replace("+nan", DASH),
+            "effect (d)": found["effect"].map("{:+z.2f}".format).replace("+nan", DASH),
             "p (Holm)": p_values(found["p_holm"]),
             **(more or {}),
         }

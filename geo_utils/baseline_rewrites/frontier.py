@@ -27,6 +27,7 @@ from geo_utils.show.plots import (
 )
 from geo_utils.show.tables import intervals, styled
 from geo_utils.summary import contrasts, estimates, leading
+from geo_utils.text import capitalised
 
 
 def frontier(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -75,7 +76,9 @@ def strict_figure(summary: pd.DataFrame, strict: pd.DataFrame | None, source: st
     leader = strict.index[strict["leads"]]
     most = f"{label(str(leader[0]))} leads with" if len(leader) else "the most is"
     count = "with unfaithful rewrites as failures"
-    title = f"{claim(summary)}; {count}, {most} {strict['mean'].max():.0%}"
+    title = claim(summary)
+    if strict["mean"].notna().any():
+        title += f"; {count}, {most} {strict['mean'].max():.0%}"
     texts = [f"{text} strict" for text in intervals(strict)]
     held = method_rows(strict).assign(marker="D", hollow=True, text=texts)
     rows = pd.concat([method_rows(summary, "key_point_probability", "ci"), held])
@@ -101,13 +104,14 @@ def frontier_figure(found: pd.DataFrame, source: str, gate: float) -> Figure | N
         gains = clean[clean["clear"] & (clean["difference"] > 0)]
         title = "No method without instructions clearly gains"
         if len(gains):
-            title = f"{len(gains)} of {len(clean)} methods without instructions clearly gain"
+            verb = f"clearly gain{'s' * (len(gains) == 1)}"
+            title = f"{len(gains)} of {len(clean)} methods without instructions {verb}"
             title += f", at most {points(gains['difference'].max())}; none clearly leads"
         for name, best in gains[gains["leads"]].iterrows():
             title = (
-                f"{label(str(name)).capitalize()} gains most of the methods without instructions: "
+                f"{capitalised(label(str(name)))} gains most of the methods without instructions: "
                 f"{points(best['difference'])} at fidelity {best['fidelity']:.2f} and "
-                f"{best['words_added']:+.0%} words"
+                f"{best['words_added']:+z.0%} words"
             )
     fidelity = "fidelity: kept and grounded, less flaws"
     shown = {
@@ -144,7 +148,7 @@ def frontier_table(found: pd.DataFrame, caption: str) -> Styler:
             "fidelity": intervals(found, "fidelity"),
             "new claims a page": found["new_claims"].map("{:.2f}".format),
             "contradicted or repeated": found["flaws"].map("{:.2f}".format),
-            "words added": found["words_added"].map("{:+.1%}".format),
+            "words added": found["words_added"].map("{:+z.1%}".format),
             "flagged": found["flagged"].map("{:.1%}".format),
             "passes the gate": found["faithful"].map("{:.1%}".format),
             "strict probability": intervals(found, "strict"),

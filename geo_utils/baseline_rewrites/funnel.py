@@ -130,6 +130,7 @@ def funnel_table(found: pd.DataFrame, samples: pd.DataFrame, caption: str) -> St
             f"{caption}"
         )
     kept = found["of_previous"].map(" ({:.0%} kept)".format)
+    kept = kept.where(found["of_previous"].notna(), "")
     kept = kept.where(found.index.get_level_values("stage") != "supported", "")
     table = (intervals(found) + kept).unstack("stage", sort=False).rename(columns=STAGES)
     each = found.groupby(level="method", sort=False)

@@ -25,7 +25,7 @@ from geo_utils.show.plots import basis, listed, method_rows
 from geo_utils.show.tables import intervals, styled
 from geo_utils.statistics import with_interval
 from geo_utils.summary import contrasts, estimates
-from geo_utils.text import content_words
+from geo_utils.text import capitalised, content_words
 
 RETRIEVERS = {"bm25": "BM25", "dense": "dense"}
 Vector = NDArray[np.float64]
@@ -209,12 +209,15 @@ def retrieval_figure(found: pd.DataFrame, source: str, first: int) -> Figure:
     base, lost = main["end_to_end"]["original"], _shifted(main, "found", -1)
     gained = _shifted(main, "end_to_end", 1)
     title = f"No method's page is clearly more often found and said than the original ({base:.0%})"
-    if len(gained):
-        best = str(main.loc[gained, "end_to_end"].idxmax())
+    if len(gained) == 1:
         title = (
-            f"{label(best).capitalize()} is found and said in {main['end_to_end'][best]:.0%}, the "
-            f"original in {base:.0%}"
+            f"{capitalised(label(str(gained[0])))} is found and said in "
+            f"{main['end_to_end'][gained[0]]:.0%}, the original in {base:.0%}"
         )
+    elif len(gained):
+        who = listed(gained) if len(gained) < 3 else f"{len(gained)} methods"
+        title = f"{capitalised(who)} are clearly more often found and said than the original"
+        title += f" ({base:.0%})"
     if len(lost):
         title += f"; clearly found less often: {listed(lost)}"
     marks = "Filled: clearly apart from the original page (the line), Holm; hollow: not."
@@ -271,7 +274,7 @@ def retrieval_findings(found: pd.DataFrame, first: int, n_pages: int) -> str:
             wins = method in _shifted(table, "supported", 1)
             what = "wins the answer and loses the retrieval" if wins else "is found less often"
             lines.append(
-                f"**{label(str(method)).capitalize()} {what}**: its share among the first {first} "
+                f"**{capitalised(label(str(method)))} {what}**: its share among the first {first} "
                 f"differs from the original page's by {_share(row, 'found_difference', True)}, "
                 f"that of being found and said by {_share(row, 'end_to_end_difference', True)} "
                 f"(n = {row['n_examples']:.0f} queries)."

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import pandas as pd
-import yaml
 from jinja2 import StrictUndefined, Template
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -32,6 +31,7 @@ from geo_utils.parameters import (
     from_yaml,
     nearest,
     read_yaml,
+    to_yaml,
 )
 from geo_utils.records import Record, conclusion
 from geo_utils.runs import Run, locate_run
@@ -310,7 +310,7 @@ def create(name: str, notebook: str, tasks: Sequence[Task], settings: SlurmSetti
         )
         for index, task in enumerate(tasks):
             header = f"# {notebook}, task {index}: {described(task.changes)}\n"
-            text = yaml.safe_dump(task.values, sort_keys=False, allow_unicode=True)
+            text = to_yaml(task.values)
             write_atomic(submission.task_file(index), header + text)
         (submission.folder / "logs").mkdir()
         submission.update(

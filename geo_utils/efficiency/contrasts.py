@@ -157,10 +157,13 @@ def contrast_figure(pairs: pd.DataFrame) -> Figure | None:
     far = np.log(pairs["ratio"]).abs().groupby(pairs["change"]).idxmax()
     named = pairs.loc[far].sort_values("ratio", kind="stable")
     best, slow = named.iloc[0], named[named["ratio_low"] > 1]
-    title = f"{best['change']}: a step is {1 / best['ratio']:.1f} times as fast"
+    told = ["No change makes a step faster beyond the quartiles of both"]
+    if best["ratio_high"] < 1:
+        told = [f"{best['change']}: a step is {1 / best['ratio']:.1f} times as fast"]
     if len(slow):
         worst = slow.iloc[-1]
-        title += f"; {worst['change']}: {worst['ratio']:.2f} times as long"
+        told.append(f"{worst['change']}: {worst['ratio']:.2f} times as long")
+    title = "; ".join(told)
     rows = pd.DataFrame(
         {
             "change": pd.Categorical(pairs["change"], named["change"]),

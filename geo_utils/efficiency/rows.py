@@ -490,7 +490,7 @@ def laid_out(
     if rows.empty:
         rows, columns, caption = pd.DataFrame({"rows": ["none was measured"]}), "rows", ""
     table = rows[columns.split()]
-    forms: dict[str, Any] = {"needed_gib": "{:.0f}", "abstained": "{:.0%}", "drift": "{:+.1%}"}
+    forms: dict[str, Any] = {"needed_gib": "{:.0f}", "abstained": "{:.0%}", "drift": "{:+z.1%}"}
     forms |= dict.fromkeys(("hours", "per_day", "sweep_hours", "gpu_hours"), "{:.1f}")
     forms |= dict.fromkeys(("setting", "setting_against", "reference"), named)
     looks: dict[Any, Any] = {}

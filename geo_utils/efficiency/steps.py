@@ -64,6 +64,7 @@ from geo_utils.efficiency.rows import (
     written,
 )
 from geo_utils.show.plots import BLUE, canvas, finished, interval_figure, name_rows
+from geo_utils.text import capitalised
 
 # Columns of `step_table`: of one work's steps, of their bounds, and all.
 STEP = "setting schedule latency gpus took gpu_seconds_per_sample needed_gib abstained n"
@@ -208,7 +209,9 @@ def step_figure(results: pd.DataFrame, place: int = 0) -> Figure | None:
         return None
     rows = compared(every)
     best, slow = rows.iloc[0], rows.iloc[-1]
-    title = f"{best['amount']}: {best['label']} is fastest, {best['step_s']:.1f} s per step"
+    apart = len(rows) == 1 or best["high"] < rows.iloc[1]["low"]
+    how = "is fastest" if apart else "has the lowest median"
+    title = f"{best['amount']}: {best['label']} {how}, {best['step_s']:.1f} s per step"
     if len(rows) > 1:
         times = slow["step_s"] / best["step_s"]
         title += f"; {slow['label']} takes {times:.1f} times as long"
@@ -246,7 +249,7 @@ def gpu_figure(results: pd.DataFrame) -> Figure | None:
         return None
     cost = rows["gpu_seconds_per_sample"]
     best, fastest = rows.iloc[0], rows.sort_values("step_s").iloc[0]
-    title = f"{best['label'].capitalize()} takes least of the GPUs: {cost.iloc[0]:.2f} s a sample"
+    title = f"{capitalised(best['label'])} takes least of the GPUs: {cost.iloc[0]:.2f} s a sample"
     if fastest.name != best.name:
         title += f"; the fastest, {fastest['label']}, {fastest['gpu_seconds_per_sample']:.2f} s"
     low, high = (rows[end] * cost / rows["step_s"] for end in ("low", "high"))

@@ -159,14 +159,17 @@ def verdict(samples: pd.DataFrame, found: pd.DataFrame, paid: pd.DataFrame, seed
         paid: As `costs` returns it.
         seed: Seed of the resampling.
     """
-    rows = found.loc[[name for name in CHEAPER if name in found.index]]
-    rows = rows[rows["n_samples"] > 0]
+    cheaper = found.loc[[name for name in CHEAPER if name in found.index]]
+    rows = cheaper[cheaper["n_samples"] > 0]
+    unscored = cheaper.index.difference(rows.index, sort=False)
     if rows.empty:
         return "**No verdict**: the trained policy could not be compared."
     beaten = rows["clear"] & (rows["difference"] > 0)
     # Where no query differs there is no interval, and at most three in n of all queries differ.
     lost = rows[~beaten & (rows["high"].fillna(3 / rows["n_examples"]) < MARGIN)]
-    if beaten.all():
+    if beaten.all() and len(unscored):
+        claim = f"**Not decided**: training could not be compared with {listed(unscored)}"
+    elif beaten.all():
         claim = f"**Worth it**: training beats {listed(rows.index)}"
     elif len(lost):
         claim = f"**Not worth it**: training is not above {listed(lost.index)} by {MARGIN:.2f}"
@@ -192,7 +195,7 @@ def verdict(samples: pd.DataFrame, found: pd.DataFrame, paid: pd.DataFrame, seed
 - **At what cost**: {cost["minutes"]:.1f} minutes of training and {cost["calls"]:,.0f} engine \
 calls. {said}.
 - **Where it helps**, over {label(BEFORE)} (a query whose key points differ counts in both): \
-{helps}."""
+{helps or "not known, as no original page was scored"}."""
 
 
 def _change(row: pd.Series) -> str:

@@ -381,13 +381,19 @@ def health_figure(metrics: Metrics, source: str) -> Figure:
             axes.plot(rows[name].astype(float), linewidth=2, label=label)
         axes.set(title=title, xlabel="step")
         axes.legend(frameon=False, fontsize=14)
-    entropy, cut = rows["entropy"].astype(float), rows["completions/clipped_ratio"].max()
-    told = [f"Entropy went from {entropy.iloc[0]:.2f} to {entropy.iloc[-1]:.2f} nats a token"]
-    told += [f"at most {cut:.0%} of a step's completions were cut off"]
-    if (gap := _HEALTH_GAP) in rows:
-        least = rows[EFFECTIVE].min()
+    entropy = rows["entropy"].dropna().astype(float)
+    cut = rows["completions/clipped_ratio"].astype(float).max()
+    told = ["No step has an entropy that is a number"]
+    if len(entropy):
+        told = [f"Entropy went from {entropy.iloc[0]:.2f} to {entropy.iloc[-1]:.2f} nats a token"]
+    if 0 < len(entropy) < len(rows):
+        told += [f"it is no number in {len(rows) - len(entropy)} of {len(rows)} steps"]
+    if pd.notna(cut):
+        told += [f"at most {cut:.0%} of a step's completions were cut off"]
+    if (gap := _HEALTH_GAP) in rows and rows[[gap, EFFECTIVE]].notna().any().all():
+        least, apart = rows[EFFECTIVE].astype(float).min(), rows[gap].astype(float).mean()
         told += [
-            f"trainer and vLLM differ by {rows[gap].mean():.3f} nats a token, and at least "
+            f"trainer and vLLM differ by {apart:.3f} nats a token, and at least "
             f"{least:.0%} of the tokens count after the correction for it"
         ]
     return finished(figure, "; ".join(told), f"{len(rows)} logged steps. Source: {source}")
@@ -421,8 +427,8 @@ def _told(reward: pd.Series, span: int) -> str:
     verb = "did not clearly change" if not clear(first, last) else "fell"
     verb = "rose" if clear(first, last) and means[last] > means[first] else verb
     if clear(top, last, 4) and clear(top, first, 4):  # the highest of many
-        verb = f"rose to {means[top]:.2f} about step {top} and fell again"
-    ends = f"{means[first]:.2f} (first {span} steps), {means[last]:.2f} (last)"
+        verb = f"rose to {means[top]:z.2f} about step {top} and fell again"
+    ends = f"{means[first]:z.2f} (first {span} steps), {means[last]:z.2f} (last)"
     return f"The training reward {verb}: {ends}"
 
 
@@ -436,7 +442,9 @@ def phase_figure(metrics: Metrics, source: str) -> Figure:
     parts = steps[[name for name in (*PHASES.values(), *LOOP) if name in steps]]
     rest = (steps["step"] - parts.sum(axis=1)).clip(lower=0.0)
     seconds = parts.assign(rest=rest).median().loc[lambda median: median > 0]
-    share = seconds.max() / seconds.sum()
+    if seconds.empty:
+        seconds = pd.Series({"rest": 0.0})
+    share = seconds.max() / (seconds.sum() or 1.0)
     part = "most of it" if share > 0.5 else "the largest part"
     title = f"A step takes {seconds.sum():.2f} s, {part} {seconds.idxmax()} ({share:.0%})"
     figure, axes = canvas(len(seconds))

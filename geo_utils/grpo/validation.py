@@ -114,7 +114,7 @@ def validation_figure(rows: Sequence[dict[str, Any]], source: str) -> Figure | N
     found = pd.DataFrame([row for row in rows if row["probability"] is not None])
     if found.empty:
         return None
-    found = found.set_index("step")
+    found = found.set_index("step").astype({"low": float, "high": float})
     best: Any = found["probability"].idxmax()
     first, last = found.index[0], found.index[-1]
     told = intervals(found, "probability")
@@ -122,8 +122,10 @@ def validation_figure(rows: Sequence[dict[str, Any]], source: str) -> Figure | N
     title = f"On validation queries the probability went from {told[first]} to {told[last]}"
     if first == last:
         title = f"On validation queries the probability is {told[first]}, judged once"
-    if best != last:
+    if found["probability"][best] > found["probability"][last]:
         title += f"; it was best at step {best}, {told[best]}, and that checkpoint is kept"
+    elif best != last:
+        title += f"; none was above that of step {best}, whose checkpoint is kept"
     figure, axes = canvas(5)
     axes.fill_between(found.index, found["low"], found["high"], color=BLUE, alpha=0.15)
     axes.plot(found["probability"], "o-", color=BLUE, linewidth=3, markersize=8)

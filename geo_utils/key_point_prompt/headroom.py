@@ -393,8 +393,8 @@ def gain_figure(table: pd.DataFrame, strata: pd.DataFrame, k: int, note: str) ->
         names.append(f"    at {name} so far ({row['share']:.0%}, n = {row['n_units']:.0f})")
     gain = table.loc[_GAIN]
     title = (
-        f"{_WORDS[decision(gain)]}: the best of {k} rewrites gains between {gain['low']:+.2f} and "
-        f"{gain['high']:+.2f} over their mean"
+        f"{_WORDS[decision(gain)]}: the best of {k} rewrites gains between {gain['low']:+z.2f} and "
+        f"{gain['high']:+z.2f} over their mean"
     )
     if pd.isna(gain["mean"]):
         title = "No key point was scored often enough to say what training could gain"
@@ -412,7 +412,8 @@ def by_size(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
 
 def groups_figure(table: pd.DataFrame, note: str) -> Figure:
     """Draw the share of GRPO groups that teach nothing."""
-    rows, useful = by_size(table, _WASTED), by_size(table, _USEFUL)["mean"]
+    rows = by_size(table, _WASTED).dropna(subset="mean")
+    useful = by_size(table, _USEFUL)["mean"].reindex(rows.index)
     shares = [f"{share:.0%} of groups of {size}" for size, share in rows["mean"].dropna().items()]
     title = f"{' and '.join(dict.fromkeys([shares[0], shares[-1]]))} teach nothing"
     note = f"{'; '.join(rows['how'].unique()).capitalize()}. A rollout is 2 calls. {note}"
@@ -457,4 +458,5 @@ def price_text(table: pd.DataFrame) -> str:
     """Say what groups that teach something cost, by their size."""
     useful = by_size(table, _USEFUL)["mean"].dropna()
     prices = [f"{1e6 / n:,.0f} calls in groups of {g}" for g, n in useful[useful > 0].items()]
-    return f"1,000 useful groups cost about {', '.join(prices) or 'more than can be said'}."
+    told = f"about {', '.join(prices)}" if prices else "more than can be said"
+    return f"1,000 useful groups cost {told}."

@@ -24,6 +24,7 @@ from geo_utils.show.plots import interval_figure
 from geo_utils.show.tables import count_range, intervals
 from geo_utils.statistics import kappa
 from geo_utils.summary import estimates, plain_numbers
+from geo_utils.text import capitalised
 
 _READERS = {"reader_a": "reader a", "reader_b": "reader b"}
 _FIGURES = ["precision", "recall", "specificity"]
@@ -244,8 +245,8 @@ def agreement_text(found: pd.DataFrame) -> str:
     worst = str(table["kappa"].idxmin())
     least, equal = table["kappa"][worst], f"{table['agreement'][worst]:.0%} equal verdicts"
     if len(table) > 1:
-        return f"Judges agree least at kappa {least:.2f} ({worst}: {equal})"
-    return f"{worst.capitalize()}: kappa {least:.2f}, {equal}"
+        return f"Judges agree least at kappa {least:z.2f} ({worst}: {equal})"
+    return f"{capitalised(worst)}: kappa {least:z.2f}, {equal}"
 
 
 def kappa_figure(kappa: pd.DataFrame, source: str) -> Figure:

@@ -21,6 +21,7 @@ from geo_utils.runs import Run
 from geo_utils.show.plots import basis, interval_figure, method_rows
 from geo_utils.show.tables import DASH, intervals, p_values
 from geo_utils.summary import PAIR, adjusted, paired
+from geo_utils.text import capitalised
 
 OWN = "this run's"
 
@@ -159,7 +160,7 @@ def read(setting: Setting, asked: pd.DataFrame, run: Run) -> Found:
     for row in loss.to_dict("records"):
         moved = change_text(row, "smaller", "larger", "not clearly another")
         lines.append(
-            f"- {label(row['method']).capitalize()} ({row['rewriter']}) under *{row['engine']}*: "
+            f"- {capitalised(label(row['method']))} ({row['rewriter']}) under *{row['engine']}*: "
             f"the lift is {moved} (p = {row['p_holm']:.4f} by Holm, {row['n_examples']} queries)."
         )
     lost = f"{table['abstentions'].sum()} pairs dropped for abstentions"
@@ -186,13 +187,16 @@ def transfer_figure(table: pd.DataFrame, loss: pd.DataFrame, note: str) -> Figur
     """Draw each method's lift under each engine."""
     others = table[table["engine"] != table["engine"].iloc[0]]
     raised = (others["clear"] & (others["difference"] > 0)).sum()
-    title = f"Under another engine {raised} of {len(others)} lifts are clearly there"
+    verb = "lifts are" if len(others) > 1 else "lift is"
+    title = f"Under another engine {raised} of {len(others)} {verb} clearly there"
+    if others.empty:
+        title = "No other engine answered"
     fallen = loss[loss["clear"] & (loss["difference"] < 0)].sort_values("difference")
     if len(fallen):
         most = fallen.iloc[0]
         title += (
             f"; {label(most['method'])} under '{most['engine']}' clearly falls: "
-            f"{most['difference']:+.2f}"
+            f"{most['difference']:+z.2f}"
         )
     table = table.sort_values(["rewriter", "method"], kind="stable")
     rows = method_rows(table.set_index("method"), "difference")

@@ -274,8 +274,9 @@ _CREDENTIALS = (
     ),
     (
         re.compile(
-            r"((?:\b(?:bearer|basic)[\s:]{1,9}|(?:(?:api|secret|private)[ _-]?key|token|secret|"
-            r"cookie|passw(?:or)?d|\bpass|pwd|[?&;{][\"']?key|[?&]code|\bauth(?:orization)?|\bsig"
+            r"((?:\b(?:bearer|basic)[\s:]{1,9}|(?:(?:api|secret|private|access|account|"
+            r"subscription)[ _-]?key|credential|token|secret|cookie|passphrase|passw(?:or)?d|"
+            r"\bpass|pwd|[?&;{][\"']?key|[?&]code|\bauth(?:orization)?|\bsig"
             r"(?:nature)?)(?:[\"']?\s?[=:]\s?[\"']?|\s(?:provided:?\s|is\s)?(?=[^\s:=]{0,99}[a-z])))"
             r"(?:(?:bearer|basic|token)\s)?)"
             r"(?=[^\s\"'&,;<>]{0,99}\d)[^\s\"'&,;<>]{8,}",

@@ -137,7 +137,7 @@ class OpenAIServer:
                 wrong.append(_probed(error, url))
                 continue
             except Exception as error:  # a list of no known shape says nothing of the model
-                log.info("%s: its list of models is unreadable (%s)", redacted(url), error)
+                log.info("%s", redacted(f"{url}: its list of models is unreadable ({error})"))
                 continue
             if names and self.model not in names:
                 raise FatalError(f"{url} does not serve {self.model!r} but {', '.join(names[:20])}")

@@ -104,7 +104,7 @@ def received(
     if word in _STOPPED:
         return found
     counts = found if counted else None
-    said = redacted(str(getattr(finish_reason, "value", finish_reason)), 80)
+    said = redacted(writable(str(getattr(finish_reason, "value", finish_reason))), 80)
     if word in _BLOCKED or "safety" in word:
         raise UnusableError(f"answer blocked: {said}", "blocked", counts=counts)
     raise UnusableError(f"torn: the answer ended with {said!r}", "torn", again=True, counts=counts)

@@ -35,7 +35,7 @@ from geo_utils.roles.methods import (
 )
 from geo_utils.show.jinja import filled, in_words, secured
 from geo_utils.summary import PAIR
-from geo_utils.text import STOPWORDS, content_words, sentences, stem, word_spans, words
+from geo_utils.text import STOPWORDS, capitalised, content_words, sentences, stem, word_spans, words
 
 _SHOWN_CHARS = 20_000
 _RULE = "---"  # parts one page from the next
@@ -144,7 +144,7 @@ def pages_view(example: Example, sample: Mapping[Hashable, Any]) -> HTML:
     boxes = [
         _box(f"Original page, {len(words(example.target)):,} words", before),
         _box(
-            f"{label(found['method']).capitalize()}, {len(words(page)):,} words",
+            f"{capitalised(label(found['method']))}, {len(words(page)):,} words",
             after if page else f"no page: {gone}",
         ),
     ]
@@ -218,7 +218,7 @@ class Trial:
         told = []
         for method, rows in self.samples.groupby("method", sort=False):
             scored = rows["supported"].dropna()
-            text = f"{label(str(method)).capitalize()}: the answer supports the key point in "
+            text = f"{capitalised(label(str(method)))}: the answer supports the key point in "
             text += f"{scored.sum():.0f} of {len(scored)} answers"
             if rows["pawc"].notna().any():
                 text += f"; visibility (PAWC) {rows['pawc'].mean():.2f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from IPython.display import Markdown
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from geo_utils.text import singular
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 _ENVIRONMENT = Environment(
@@ -37,14 +40,20 @@ def filled(template: str, **values: object) -> Markup:
     return Markup(text.encode("utf-8", "replace").decode())  # half a character cannot be written
 
 
+# Behind which a backslash keeps what follows from being a link or a picture.
+_LINKS = re.compile(r"(!)(?=\[)|(?<=\])(?=[(\[:])|(?<=:)(?=//)|(?i:(?<=www)(?=\.))|(?=@)")
+
+
 def in_words(text: str) -> Markdown:
     """Return computed words for a notebook cell: Markdown without HTML, links and pictures.
 
     They quote names of models, folders and reasons that come from elsewhere.
     """
-    plain = text.replace("&", "&amp;").replace("<", "&lt;")
+    plain = singular(text).replace("&", "&amp;").replace("<", "&lt;")
     shown = Markdown("")  # made of a text, it would open the page or file that this names
-    shown.data = re.sub(r"(!)(?=\[)|(?<=\])(?=[(\[:])|(?<=:)(?=//)|(?<=www)(?=\.)", r"\1\\", plain)
+    shown.data = re.sub(
+        r"(!)(?=\[)|(?<=\])(?=[(\[:])|(?<=:)(?=//)|(?i:(?<=www)(?=\.))|(?=@)", r"\1\\", plain
+    )
     return shown
 
 
@@ -69,9 +78,11 @@ _TAGS = frozenset(
 def _may_stay(tag: str, name: str, value: str) -> bool:
     if tag == "img" and name == "src":
         return value.startswith("data:image/")
-    if tag == "a" and name == "href":
-        return not value.lstrip().lower().startswith("data:")
-    return name in ("align", "alt", "class", "colspan", "rowspan", "start", "title")
+    if tag == "a" and name == "href":  # browsers skip control characters and spaces
+        return not re.sub(r"[\x00-\x20]", "", html.unescape(value)).lower().startswith("data:")
+    if name == "class":  # of the project's own pages
+        return "geo-" not in value
+    return name in ("align", "alt", "colspan", "rowspan", "start", "title")
 
 
 def secured(page: str, scripts: Iterable[str]) -> str:
@@ -93,4 +104,5 @@ def secured(page: str, scripts: Iterable[str]) -> str:
         "font-src data:; base-uri 'none'; form-action 'none'"
     )
     meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+    page = page.encode("utf-8", "replace").decode()  # half a character cannot be written
     return re.sub(r"<head>", lambda head: head[0] + meta, page, count=1)

@@ -30,6 +30,7 @@ from geo_utils.records import (
 from geo_utils.roles.methods import label
 from geo_utils.show.jinja import TEMPLATES, filled, secured
 from geo_utils.statistics import with_interval
+from geo_utils.text import capitalised
 
 _LINKS = {
     "report": "report.html",
@@ -70,7 +71,7 @@ def write_comparison(records: Sequence[Record], output_root: Path) -> Path:
 def runs_view(records: Sequence[Record]) -> HTML:
     """Show runs side by side in a notebook cell, where there are two."""
     if len(records) < 2:
-        return HTML(f"<p>{len(records)} finished run: nothing to compare.</p>")
+        return HTML(f"<p>{len(records)} finished run{'s' * (not records)}: nothing to compare.</p>")
     return HTML(filled("runs.html", **_values(records, None, True), ticked=True, written=""))
 
 
@@ -154,7 +155,7 @@ def _paired(pair: tuple[Record, Record]) -> dict[str, Any] | None:
     found = paired_differences(*pair)
     rows = [
         {
-            "name": label(str(method)).capitalize(),
+            "name": capitalised(label(str(method))),
             "text": with_interval(row["mean"], row["low"], row["high"], signed=True),
             "clear": row["low"] > 0 or row["high"] < 0,
             "counts": f"n = {row['n_queries']:,} queries, {row['n_points']:,} key points, "

@@ -26,6 +26,7 @@ from geo_utils.roles.methods import (
 from geo_utils.show.tables import abstentions, count_range
 from geo_utils.statistics import with_interval
 from geo_utils.summary import PAIR
+from geo_utils.text import capitalised, singular
 
 # Key-point probabilities of the study that this project continues (Gemini flash-lite engine).
 EARLIER_STUDY = {
@@ -154,13 +155,13 @@ def claim(summary: pd.DataFrame) -> str:
         return f"{end}: {what} answer carries the key point, whatever the method; none can differ"
     base = f"{shares['original']:.0%}"
     if len(leader):
-        name, share = label(str(leader[0])).capitalize(), shares[leader[0]]
+        name, share = capitalised(label(str(leader[0]))), shares[leader[0]]
         rest = "" if leader[0] == "original" else f", the original page into {base}"
         return f"{name} puts the key point into {share:.0%} of answers, more than all others{rest}"
     raised = methods.index[methods["clear"].eq(True) & methods["difference"].gt(0)]
     if len(raised):
         verb = f"clearly raise{'s' * (len(raised) == 1)}"
-        who = f"{listed(raised).capitalize()} {verb}"
+        who = f"{capitalised(listed(raised))} {verb}"
         if len(raised) > 2:
             who = f"{len(raised)} of {len(methods) - 1} methods {verb}"
         return (
@@ -217,7 +218,7 @@ def slopes_figure(samples: pd.DataFrame, method: str, source: str) -> Figure:
     axes.set_xticks([0, 1], ["original", label(method)])
     axes.set(ylabel="share of its answers", xlim=(-0.15, 1.15), ylim=(-0.03, 1.03))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    title = f"{label(method).capitalize()} does better on {up} queries, worse on {down}, "
+    title = f"{capitalised(label(method))} does better on {up} queries, worse on {down}, "
     note = "A line a query, thicker where several are alike."
     n = f"n = {len(pairs)} queries, {wide[['original', method]].dropna().shape[0]} pairs"
     return finished(figure, f"{title}the same on {alike}", f"{note} {n}. Source: {source}")
@@ -270,7 +271,7 @@ def rival_figure(found: pd.DataFrame, method: str, source: str) -> Figure:
     sides = {"clearly above": clear & higher, "clearly below": clear & ~higher}
     sides["not clearly apart from"] = ~clear
     parts = [f"{side} {listed(found.index[rows])}" for side, rows in sides.items() if rows.any()]
-    title = f"{label(method).capitalize()} is {', '.join(parts)}"
+    title = f"{capitalised(label(method))} is {', '.join(parts)}"
     queries, pairs = count_range(found["n_examples"]), count_range(found["n_samples"])
     n = f"n = {queries} queries, {pairs} pairs a rival; 95 % intervals over queries"
     rows, quantity = method_rows(found, "difference"), f"{label(method)} minus the other, paired"
@@ -285,7 +286,7 @@ def visibility_figure(summary: pd.DataFrame, source: str) -> Figure:
         leader = shares.index[summary["pawc_leads"]].drop("original", errors="ignore")
         verdict = "No method clearly gives the target page more visibility than all others"
         if len(leader):
-            name = label(str(leader[0])).capitalize()
+            name = capitalised(label(str(leader[0])))
             verdict = f"{name} gives the target page more visibility than all others"
         title = f"{verdict}: PAWC at most {shares.max():.2f}, original {shares['original']:.2f}"
     quantity = "position-adjusted word count of the target, share"
@@ -354,7 +355,8 @@ def canvas(
     Returns:
         The figure, and its axes: an array of them where there are several columns.
     """
-    sns.set_theme(style="white", font_scale=1.45 if columns == 1 else 1.3)
+    foreign = {"text.parse_math": False}  # names and prices with dollar signs are no formulas
+    sns.set_theme(style="white", font_scale=1.45 if columns == 1 else 1.3, rc=foreign)
     height = max(min(0.55 * rows, 4.2 - extra), 0.24 * max(rows, texts))
     figure, axes = plt.subplots(
         1, columns, figsize=(12, 2.4 + height + extra), sharey=True, layout="constrained"
@@ -383,7 +385,7 @@ def finished(figure: Figure, title: str, note: str) -> Figure:
     sns.despine(figure, left=True)
     for axes in figure.axes:
         axes.grid(axis="x", alpha=0.3)
-    claim = "\n".join(textwrap.wrap(title, 88))
+    claim = "\n".join(textwrap.wrap(singular(title), 88))
     figure.suptitle(claim, x=0.01, ha="left", fontweight="bold", fontsize=17)
-    figure.supxlabel("\n".join(textwrap.wrap(note, 120)), x=0.01, ha="left", fontsize=14)
+    figure.supxlabel("\n".join(textwrap.wrap(singular(note), 120)), x=0.01, ha="left", fontsize=14)
     return figure

@@ -10,6 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from geo_utils.text import clean_text
+
 # Inches of a slide and of its margin; what a character and a line take, a point of their size.
 _WIDE, _HIGH, _EDGE, _CHAR, _LINE = 13.333, 7.5, 0.35, 0.0072, 0.0172
 _TEXT, _SMALL, _HEADS = 14.0, 12.0, {"h2": 22.0, "h3": 17.0}  # points
@@ -69,7 +71,7 @@ def write_pptx(slides: Sequence[str], path: Path) -> Path:
     made.slide_width, made.slide_height = Inches(_WIDE), Inches(_HIGH)
     for slide in slides:
         shapes = made.slides.add_slide(made.slide_layouts[6]).shapes  # the empty layout
-        (body,) = html.fromstring(f"<div>{slide}</div>").find_class("geo-slide")
+        body = html.fromstring(f"<div>{slide}</div>").find_class("geo-slide")[0]
         _place(shapes, list(_items(body)))
     made.save(str(path))
     return path
@@ -84,7 +86,7 @@ def _items(parent: Any) -> Iterator[Item]:
                 if text := _text(child):
                     yield Item(text, _HEADS.get(child.tag, _SMALL), child.tag in _HEADS)
         elif node.tag == "img":
-            yield Item(base64.b64decode(node.get("src").partition(",")[2]))
+            yield _picture(node)
         elif node.tag == "table" or kind == "geo-columns":
             lines = node.iter("tr") if node.tag == "table" else zip(*children, strict=True)
             rows = [[_text(cell) for cell in line] for line in lines]
@@ -99,9 +101,22 @@ def _items(parent: Any) -> Iterator[Item]:
             yield Item("• " * (node.tag == "li") + text, _SMALL if small else _TEXT)
 
 
+def _picture(node: Any) -> Item:
+    """Return a picture; what it shows in words where PowerPoint has none of its kind."""
+    from pptx.parts.image import Image
+
+    try:
+        found = base64.b64decode(node.get("src", "").partition(",")[2])
+        if Image.from_blob(found).ext:
+            return Item(found)
+    except (OSError, ValueError):  # no picture, of another kind, or of somewhere else
+        pass
+    return Item(clean_text(node.get("alt", "")) or "(picture)", _SMALL)
+
+
 def _text(node: Any) -> str:
     """Return an element's text; its lines where they count."""
-    text = str(node.text_content()).strip()
+    text = clean_text(node.text_content()).strip()
     keep = node.tag == "pre" or node.get("class") == "geo-box"
     return text if keep else re.sub(r"\s+", " ", text)
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_number, is_scalar
 from pandas.io.formats.style import Styler
 
 from geo_utils.certificate import FEWEST, Correction
 from geo_utils.corpus import Corpus
 from geo_utils.roles.methods import INVENTING, PREVIOUS, is_pooled, label, published_method
 from geo_utils.statistics import with_interval
+from geo_utils.text import capitalised, singular
 
 DASH = "–"  # noqa: RUF001
+_NO_NUMBER = {"nan", "+nan", "nan%", "+nan%"}
 _STYLE: list[Any] = [
     {"selector": "", "props": "table-layout: auto"},  # JupyterLab makes all columns alike
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: .6em"},
@@ -108,11 +111,11 @@ def query_text(found: pd.DataFrame, method: str) -> str:
     )
     if row["losses"] and pd.notna(row["worst"]):
         text += (
-            f" The lowest, {row['lowest_query']}, changes by {row['lowest']:+.3f}, part of it bad "
+            f" The lowest, {row['lowest_query']}, changes by {row['lowest']:+z.3f}, part of it bad "
             "luck: what is lowest on some answers changes on the others by "
             f"{row['worst']:+z.3f}."
         )
-    if row["n_pages"]:
+    if row["n_pages"] and pd.notna(row["page_worst"]):
         text += f" The worst query of a page changes by {worst}, {row['n_pages']} pages."
     return text
 
@@ -182,7 +185,7 @@ def correction_findings(found: Correction | None) -> str:
         strict=True,
     )
     lines = [
-        f"- **{name.capitalize()}**: {raw} as judged, {corrected} corrected; over the original "
+        f"- **{capitalised(name)}**: {raw} as judged, {corrected} corrected; over the original "
         f"page {lift} as judged, **{left} corrected** (n = {n} labels)."
         for name, raw, corrected, lift, left, n in rows
     ]
@@ -309,7 +312,7 @@ def answer_text(
         change = f"{verdict}: {lifts[method]}, p = {row['p_holm']:.4f}"
         if method == about:
             told.append(
-                f"**{name.capitalize()} {short}.** With it the key point is in "
+                f"**{capitalised(name)} {short}.** With it the key point is in "
                 f"**{shares[method]}** of the answers, with the original page in "
                 f"{shares['original']}; on the pairs that both have, **{change}**."
             )
@@ -343,7 +346,7 @@ def rival_findings(found: pd.DataFrame, method: str) -> str:
     """
     lines = []
     for rival, row in found.iterrows():
-        names = f"- **{label(method).capitalize()} against {label(str(rival))}**"
+        names = f"- **{capitalised(label(method))} against {label(str(rival))}**"
         verdict = "no clear difference"
         if not row["n_samples"]:
             lines.append(f"{names}: no pair could be scored.")
@@ -422,13 +425,18 @@ def styled(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Style
     def escaped(name: Any) -> Any:
         return html.escape(name) if isinstance(name, str) else name
 
-    named = table.rename_axis(index=escaped, columns=escaped)  # pandas escapes no axis's name
-    plain = named.map(lambda value: str(value) if isinstance(value, Collection) else value)
-    shown = plain.style.apply(bold, axis=1).format(escape="html")
+    def written(value: Any) -> Any:  # pandas escapes texts alone, and no object's text
+        if is_number(value) or (is_scalar(value) and pd.isna(value)):
+            return value
+        return DASH if (text := str(value)) in _NO_NUMBER else text
+
+    named = table.rename_axis(index=escaped, columns=escaped)  # nor an axis's name
+    plain = named.map(written).rename(index=written, columns=written)
+    shown = plain.style.apply(bold, axis=1).format(escape="html", na_rep=DASH)
     for axis in (0, 1):
         shown = shown.format_index(escape="html", axis=axis)
-    shown = shown.set_caption(html.escape(caption)).set_table_styles(_STYLE)
-    return shown.set_table_attributes('class="geo-numbers"')
+    shown = shown.set_caption(html.escape(singular(caption))).set_table_styles(_STYLE)
+    return shown.set_table_attributes('class="geo-numbers mathjax_ignore"')
 
 
 def over_queries(table: pd.DataFrame, marked: Sequence[object], caption: str) -> Styler:

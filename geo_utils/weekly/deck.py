@@ -19,6 +19,7 @@ from geo_utils.files import resolve_path
 from geo_utils.records import Chosen, Record, choose_records, conclusion
 from geo_utils.show.jinja import filled, from_markdown
 from geo_utils.show.pages import duration
+from geo_utils.text import capitalised
 from geo_utils.weekly.params import WeeklyParams
 
 RESULT_TAG, EXAMPLE_TAG = "weekly", "weekly-example"
@@ -286,7 +287,7 @@ def _remarks(params: WeeklyParams, chosen: Chosen, tried: Sequence[Record]) -> l
     ended = "" if chosen.unfinished or not chosen.finished else "; every run looked at has finished"
     remarks = [f"{span}{ended}. [ ]: 95 % interval, or quartiles where named."]
     if tried:
-        remarks.append(f"{_trials(tried, params.least_queries)}.".capitalize())
+        remarks.append(capitalised(f"{_trials(tried, params.least_queries)}."))
     return remarks
 
 

@@ -108,6 +108,9 @@ class TestShown:
         found = retrieval(planted(3, 120))
         unclear = found.assign(found_clear=False, end_to_end_clear=False)
         assert retrieval_figure(unclear, "src", 5).get_suptitle().startswith("No method's page")
+        both = found.assign(end_to_end=0.9, end_to_end_clear=True, end_to_end_difference=0.2)
+        title = retrieval_figure(both.assign(found_clear=False), "src", 5).get_suptitle()
+        assert "are clearly more often found and said than the original" in title
         assert "No method's page is clearly found less" in retrieval_findings(unclear, 5, 600)
 
 

@@ -463,6 +463,9 @@ class TestChanges:
         (axes,) = figure.axes
         assert len(axes.get_yticklabels()) == len(set(found["change"]))
         assert sum(text.get_text().startswith("5.71 [") for text in axes.texts) == 1
+        slower = found.assign(ratio=1.2, ratio_low=0.9, ratio_high=1.5)
+        said = "No change makes a step faster beyond the quartiles of both"
+        assert contrast_figure(slower).get_suptitle() == said
 
     @pytest.mark.parametrize(
         "other", [{"recipe": {"per_device_train_batch_size": 4}},
@@ -706,6 +709,10 @@ class TestShown:
         assert len(drawn) == 5 * (results is self.results)
         if results is self.results:
             assert "ahead is fastest" in step_figure(results[3:4]).get_suptitle()
+            apart = step_figure(results.assign(low=results["step_s"], high=results["step_s"]))
+            tied = step_figure(results.assign(low=0.0, high=1e6))
+            titles = [" ".join(figure.get_suptitle().split()) for figure in (apart, tied)]
+            assert "is fastest" in titles[0] and "has the lowest median" in titles[1]
 
     def test_the_headline_is_plain_json(self):
         plans, planned = plan(planned_work(self.results), self.options), recorded_settings("study")

@@ -60,6 +60,28 @@ def test_what_a_training_s_health_is_stands_in_its_title():
 
 
 @pytest.mark.parametrize(
+    ("entropies", "said"),
+    [
+        (
+            [1.0, 0.5, None],
+            "Entropy went from 1.00 to 0.50 nats a token; it is no number in 1 of 3",
+        ),
+        ([None, None], "No step has an entropy that is a number"),
+    ],
+)
+def test_a_health_that_is_no_number_is_said(entropies, said):
+    rows = [{"step": i, "entropy": entropy, "completions/clipped_ratio": None,
+             "completions/mean_length": 9.0} for i, entropy in enumerate(entropies)]  # fmt: skip
+    told = title(health_figure(rows, "s"))
+    assert told.startswith(said) and "nan" not in told
+
+
+def test_a_reward_about_0_has_no_sign():
+    rows = [{"step": i, "reward": -0.001} for i in range(9)]
+    assert title(reward_figure(rows, "s")).endswith("0.00 (first 1 step), 0.00 (last)")
+
+
+@pytest.mark.parametrize(
     ("phases", "said"),
     [
         ({"backward": 0.33, "generation": 0.32, "reward": 0.3}, "the largest part backward (33%)"),

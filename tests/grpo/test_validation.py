@@ -75,6 +75,9 @@ class TestValidation:
         assert len(list((tmp_path / "checkpoints").iterdir())) == 1
         title = " ".join(validation_figure(rows, "s").get_suptitle().split())
         assert "went from 0.50" in title and "it was best at step 2, 1.00" in title
+        equal = " ".join(validation_figure([rows[0], rows[0] | {"step": 4, "low": None}], "s")
+                         .get_suptitle().split())  # fmt: skip
+        assert "best" not in equal and equal.endswith("of step 0, whose checkpoint is kept")
         once = " ".join(validation_figure(rows[:1], "s").get_suptitle().split())
         assert (
             once.startswith("On validation queries the probability is 0.50") and "went" not in once

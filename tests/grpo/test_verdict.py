@@ -71,6 +71,14 @@ class TestVerdict:
         samples.loc[samples["method"] == AFTER, "supported"] = np.nan
         assert told(samples).startswith("**No verdict**")
 
+    def test_what_could_not_be_compared_is_not_beaten(self):
+        samples = outcomes(**rates(0.3, 0.3, 0.6))
+        samples.loc[samples["method"] == "paste_key_point", "supported"] = np.nan
+        said = "**Not decided**: training could not be compared with paste key point."
+        assert told(samples).startswith(said)
+        samples.loc[samples["method"] == "original", "supported"] = np.nan
+        assert told(samples).endswith("both): not known, as no original page was scored.")
+
 
 def test_what_share_of_the_lift_pasting_has():
     share = pasting_share(outcomes(queries=400, **rates(0.3, 0.4, 0.6)))

@@ -365,6 +365,9 @@ class TestTransfer:
             figure = transfer_figure(transfer_table(samples), loss.reset_index(), "")
             assert ("clearly falls" in figure.get_suptitle().replace("\n", " ")) == said
             plt.close(figure)
+        alone = self.rows("one", whole)
+        figure = transfer_figure(transfer_table(alone), loss.iloc[:0].reset_index(), "")
+        assert figure.get_suptitle() == "No other engine answered"
 
 
 def verdicts(**judges):

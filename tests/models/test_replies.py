@@ -528,6 +528,7 @@ class TestSecrets:
         [
             changed(FINE, message={"content": f"It is {SECRET} [1]."}) | {"model": f"m-{SECRET}"},
             changed(FINE, finish_reason=f"bad {SECRET}"),
+            changed(FINE, finish_reason=f"safety {SECRET}\ud800"),
             {"error": {"message": f"bad {SECRET}", "code": 400}},
             f"<html>{SECRET}</html>",
             {"choices": SECRET},
@@ -549,6 +550,7 @@ class TestSecrets:
             told = f"{error!r} {error}"
         kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
         assert SECRET not in told and SECRET.encode() not in kept
+        told.encode()
 
     @pytest.mark.parametrize("kind", ["gemini", "openai"])
     @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -621,6 +623,11 @@ class TestSecrets:
             '{"key": "hunter2hunter"}',
             "X-Amz-Signature=hunter2hunter",
             "secret_key = hunter2hunter",
+            "aws_secret_access_key = hunter2hunter/hunter",
+            "Ocp-Apim-Subscription-Key: hunter2hunter",
+            "AccountKey=hunter2hunter==;EndpointSuffix=x",
+            "passphrase=hunter2hunter",
+            "X-Amz-Credential=hunter2hunter",
             "GET /callback?code=hunter2hunter&state=open",
             "-----BEGIN RSA PRIVATE KEY-----\nhunter\nhunter==\n-----END RSA PRIVATE KEY-----",
             "-----BEGIN PRIVATE KEY-----\\nhunter",

@@ -12,11 +12,15 @@ from browser import opened
 from servers import free_port, wait_until_up
 
 CELL = """
+from geo_utils.corpus import own_example
+from geo_utils.evaluate import draw_source_order
 from geo_utils.notebooks import read_parameters
 from geo_utils.roles.make import make_roles
-from geo_utils.show.example import page_form
+from geo_utils.show.example import page_form, question_view, show
 
-page_form(make_roles(read_parameters("03", "smoke")[2]))
+prices = own_example("A ticket is $5 to $6, for families $7.", "A ticket is $5 to $6.")
+view = question_view(prices, prices.key_points[0], draw_source_order(prices, 0))
+show(page_form(make_roles(read_parameters("03", "smoke")[2])), view)
 """
 # Types into fields as a person does: the widget listens to the events, not to the value.
 TYPE = """
@@ -86,6 +90,8 @@ def test_a_page_is_pasted_run_and_its_verdicts_are_read_in_the_dark(lab, tmp_pat
         shown = page.run("document.querySelector('.widget-html').textContent")
         assert "Answer: key-point rewrite" in shown and "supported" in shown
         assert "offline roles" in shown
+        prices = page.run("document.querySelector('.jp-RenderedHTML .geo-view').innerText")
+        assert "A ticket is $5 to $6" in prices  # no formula
         assert page.run("document.body.dataset.jpThemeLight") == "false"
         style = f"getComputedStyle({SHOWN})"
         colours = page.run(f"[{style}.color, {style}.backgroundColor]")

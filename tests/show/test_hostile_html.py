@@ -57,10 +57,21 @@ def hostile(url):
         f"body{{background:url('{url}/css')}}</style><object data='{url}/object'></object>"
         f"<video autoplay src='{url}/video'></video><script src='{url}/src'></script>"
         f"<base href='{url}/'><form action='{url}/form'><input autofocus "
-        f"onfocus=\"fetch('{url}/focus')\"></form><details open "
-        f"ontoggle=\"fetch('{url}/toggle')\">x</details> ![p]({url}/markdown) "
+        f"onfocus=\"fetch('{url}/focus')\"></form>"
+        f"<link rel=preload as=image href='{url}/preload'><img srcset='{url}/srcset 1x'>"
+        f"<details open ontoggle=\"fetch('{url}/toggle')\">x</details> ![p]({url}/markdown) "
         f"[l](javascript:fetch('{url}/href')) ![q][r]\n\n[r]: {url}/reference"
     )
+
+
+class Named:
+    """What is no text, but shown as one, such as a path."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __str__(self):
+        return self.name
 
 
 def opened(path, tmp_path):
@@ -88,17 +99,20 @@ def shown(*values):
 @pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
 def test_no_page_runs_or_fetches_what_is_named_by_others(canary, tmp_path):
     url, asked = canary
-    evil = hostile(url)
-    table = pd.DataFrame({evil: [evil, "b"], "n": [1, 2]}, index=[evil, "x"])
-    run = make_run(tmp_path, "20260101-100000000-aaaaaaaa", provenance=evil, reason=evil,
+    # No policy holds a page back from going elsewhere.
+    evil = f"<meta http-equiv=refresh content='0;url={url}/refresh'>{hostile(url)}"
+    table = pd.DataFrame({evil: [evil, Named(evil)], "n": [1, 2]}, index=[evil, Named(f"x{evil}")])
+    run = make_run(tmp_path, "20260101-100000000-aaaaaaaa", provenance=f"{evil}\ud800", reason=evil,
                    git={"commit": evil})  # fmt: skip
+    (run / "50% #1.json").write_text("{}")
     node = nbformat.v4.new_notebook(cells=[
         nbformat.v4.new_markdown_cell("# Title"),
-        shown(styled(table, [evil], evil), table, in_words(evil)),
+        shown(styled(table.rename(columns=Named), [evil], evil), table, in_words(evil)),
     ])  # fmt: skip
     nbformat.write(node, run / "notebook.ipynb")
     (record,) = find_records(tmp_path)
     rendered = render_report(run / "notebook.ipynb", record.manifest)
+    assert 'href="./50%25%20%231.json"' in rendered["report"].read_text()
     notes = tmp_path / "notes.md"
     notes.write_text(f"## Next\n\n{evil}\n\n**bold** [link](https://example.org)")
     defaults = default_parameters(PROJECT / "notebooks/05_weekly.ipynb")
@@ -135,7 +149,8 @@ def test_words_open_no_page_and_no_file_and_link_to_none(canary, tmp_path, monke
     for text in (
         f"{url}/x",
         "notes.md",
-        f"At {url}/x[y](z) and www.example.org, **best** [r].\n\n[r]: /z",
+        f"At {url}/x[y](z) and www.example.org, WWW.example.org, a@example.org, **best** [r].\n\n"
+        "[r]: /z",
     ):
         found = from_markdown(in_words(text).data)
         assert re.sub("<[^<>]*>", "", found).split() == text.replace("*", "").split()
@@ -151,10 +166,12 @@ def test_words_open_no_page_and_no_file_and_link_to_none(canary, tmp_path, monke
         ("<script>alert(1)</script><b onclick=x>b</b>", ["<b>b</b>"]),
         ("![p](http://example.org/p.png)", ['alt="p"']),
         ("[x](javascript:alert(1)) [y](data:text/html,x)", ["x", "y"]),
+        ("<a href='da&#9;ta:text/html,x' class='geo-slide'>z</a>", ["<a>z</a>"]),
+        ("<a href='&#100;ata:text/html,x'>z</a>", ["<a>z</a>"]),
     ],
 )
 def test_markdown_keeps_its_form_and_loses_what_runs_or_loads(text, kept):
     found = from_markdown(text)
     assert all(part in found for part in kept)
-    for gone in ("<script", "onclick", "src=", "javascript:", "data:"):
+    for gone in ("<script", "onclick", "src=", "javascript:", "data:", "geo-slide", "text/html"):
         assert gone not in found

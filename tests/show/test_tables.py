@@ -1,5 +1,6 @@
 """What the tables of samples count, and by what."""
 
+import re
 import shutil
 
 import nbformat
@@ -11,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from geo_utils.efficiency.rows import laid_out
 from geo_utils.show.report import render_report
-from geo_utils.show.tables import abstention_table, over_queries, verdict_table
+from geo_utils.show.tables import abstention_table, over_queries, styled, verdict_table
 
 
 def test_abstentions_of_a_kind_are_one_line_with_an_example():
@@ -43,6 +44,14 @@ def test_the_share_of_replies_with_echoes_stands_beside_the_verdicts():
     ).assign(verdict="omitted", uncited=False, citations_out_of_range=0, citations_unparsed=0)
     table = verdict_table(samples, "").data
     assert table["replies with echoes removed"].tolist() == ["–", "67%"]
+
+
+def test_a_cell_without_a_number_is_a_dash():
+    table = pd.DataFrame({"a": ["nan", "+nan%", None, "nan bread"], "b": [np.nan, 1.5, pd.NA, 2]})
+    page = styled(table, [], "n = 1 queries").to_html()
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
+    assert cells == ["–", "–", "–", "1.500000", "–", "–", "nan bread", "2"]
+    assert ">n = 1 query</caption>" in page
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")

@@ -1,7 +1,10 @@
 """A figure's title states only what its intervals support."""
 
+import io
+
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from geo_utils.show.plots import probability_figure, visibility_figure
 from geo_utils.show.tables import method_table
@@ -80,3 +83,17 @@ def test_a_row_is_bold_if_it_leads(leads):
     table = method_table(summary(ORIGINAL, KEY_POINT, leads=leads).assign(**columns), "s")
     assert ("font-weight: bold" in table.to_html()) == (leads is not None)
     assert ("No row is bold" in table.caption) == (leads is None)
+
+
+def test_dollar_signs_of_names_are_no_formulas():
+    figure = probability_figure(summary(ORIGINAL, KEY_POINT), "a$x_{$b, $3 to $4")
+    figure.savefig(io.BytesIO())  # a formula that cannot be read would end the run
+    assert not any(text.get_parse_math() for text in figure.findobj(Text) if text.get_text())
+
+
+def test_the_name_of_a_folder_keeps_its_capitals_and_one_is_one():
+    rows = [ORIGINAL, ("policy/Run-A/Step-50", 0.6, 0.4, True, 0.5)]
+    table = summary(*rows, leads=rows[1][0]).assign(n_examples=1, n_samples=1, abstentions=[1, 0])
+    figure = probability_figure(table, "src")
+    assert title(figure).startswith("Policy Run-A/Step-50 puts the key point into 60%")
+    assert figure.get_supxlabel().startswith("n = 1 query, 1 sample a method, 1 abstention in")
