@@ -82,6 +82,6 @@ def test_reading_is_linear(reader):
             began = time.thread_time()
             act(small)
             if took > 12 * (time.thread_time() - began):  # by chance, or not
-                ratio = growth(act, small, large)
+                ratio = min(growth(act, small, large) for _ in range(3))
                 slow |= {part: round(ratio, 1)} if ratio > 15 else {}
     assert not slow
