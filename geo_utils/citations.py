@@ -18,7 +18,7 @@ _LABEL = (
     r"fontes?|fonti|bronn?en?|källa|kilde|źródł[oa]|zdroj|kaynak|источник[аи]?|джерел[оа]|nguồn|"
     r"sumber|المصدر|来源|來源|出典|资料|文献|출처)"
 )
-_NUMBER = rf"(?:(?:{_LABEL}|web|results?)\s*[:：]?\s*)?[#^]?\d+"
+_NUMBER = rf"(?:(?:{_LABEL}|web|results?)\s*[:：]?\s*)?[#^]?\d+\^?"
 _SEPARATOR = r"\s*(?:[-–]|to|through|,\s*and|and|&|und|et|och|og|[yeoiи]|[,;，、和])\s*|\s+"
 BRACKET = re.compile(r"\[([^\[\]\n]{1,80})\]")
 _INSIDE = re.compile(rf"{_NUMBER}(?:(?:{_SEPARATOR}){_NUMBER})*\s*[,;]?", re.IGNORECASE)
@@ -29,35 +29,44 @@ _LONGEST_RANGE = 100
 # space follows the first or comes before the last, as for Pandoc: prices are none.
 _CODE = re.compile(
     r"""(
-      ```.*?(?:```|\Z) | ~~~.*?(?:~~~|\Z)
-    | `[^`\n]+`
-    | <(?:code|pre)>.{0,4000}?</(?:code|pre)>
+      ````+.*?(?:````|\Z) | ```.*?``` | ```[\w+-]{0,20}[ \t]*\n.*\Z
+    | ~~~~+.*?(?:~~~~|\Z) | ~~~.*?(?:~~~|\Z)
+    | `[^`\n]+` | !\[[^\[\]\n]{0,80}\](?=\()
+    | <(?:code|pre|kbd|samp|var|tt|math|script)\b[^<>]{0,80}>.{0,4000}?
+        </(?:code|pre|kbd|samp|var|tt|math|script)>
     | \\begin\{[a-z*]{1,20}\}.{0,2000}?\\end\{
     | \$\$.{1,2000}?\$\$
-    | (?<![\\$\w])\$(?=[^\s$])[^$\n]{1,300}?(?<=[^\s\\])\$(?!\w)
+    | (?<![\\$\w])\$(?=[^\s$])(?!\^\{?\[?[\d,;\ –-]{1,20}\]?\}?\$)[^$\n]{1,300}?(?<=[^\s\\])\$(?!\w)
     | \\\((?:(?!\\\().){1,500}?\\\)
-    | \\\[(?!\s*\^?\d[\d,;\s–-]{0,40}\\\])(?:(?!\\\[).){1,2000}?\\\]
-    | (?:[∈=]|\b(?:CI|interval|range|scale|scores?|ratings?|values?|array|vector|tuple|regex|[a-z])
-        (?:\ (?:in|of|from|to|between))?:?|"\w{1,40}":|\b[a-z]\ in)\s{0,3}
+    | \\\[(?!\s*\[?\^?\d[\d,;\s–-]{0,40}(?:\\{1,2}\]|\]\())(?:(?!\\\[).){1,2000}?\\\]
+    )|(
+      (?:[∈=]|\b(?:CI|interval|range|scale|scores?|ratings?|values?|array|vector|tuple|regex|[a-z])
+        (?:\ (?:in|of|from|to|between))?:?|["']\w{1,40}["']:|\b[a-z]\ in)\s{0,3}
         \[-?\d[\d.]{0,12}\s*[,–-]\s*-?\d[^\[\]\n]{0,40}\]
     | \[\[[^\[\]\n]{1,30},[^\[\]\n]{1,30}\](?:\s*,\s*\[[^\[\]\n]{1,60}\])+\]
     | \[-?\d[\d.]{0,9}\s?[,–-]\s?-?\d[\d.]{0,9}\]
         (?=\s?(?:%|°[CF]?|[mkcµ]?[mg]|ml|m?s|h|[kM]?Hz|years|days|hours|minutes|percent)(?!\w))
-    | (?<=\w=)\[\d{1,3}\]
+    | (?<=\w=)\[\d{1,3}\] | \[\d-\d\](?=\+|\{\d) | (?<=[A-Za-z_]\()\[\d[\d.\s]*,[\d.,\s]*\](?=\))
     | \w\[\d{1,2}\](?=\\\w|\.(?:html?|txt|pdf|py|js|css|png|jpe?g|gif|csv|json|xml|docx?|zip|md)\b)
     | /\w{1,40}\[\d{1,2}\](?=/\w) | (?<==\s)\w{1,40}\[\d{1,2}\]
-    | (?<!\w)(?=\w{0,60}_)(?=\w{0,60}[A-Za-z])\w{1,80}(?:\[[^\[\]\n]{1,40}\])+
+    | (?<!\w)(?=\w{1,60}_\w)(?=\w{0,60}[A-Za-z])[^\W_]\w{1,80}(?<!_)(?:\[[^\[\]\n]{1,40}\])+
     | (?<![\w.])(?:arr|argv|args|df|matrix|vec|nums?|buf)(?:\[[^\[\]\n]{1,40}\])+
     | (?<![\w.])\w{1,40}\.argv\[\d+\] | \b(?:In\ ?|Out)\[\d+\]:
-    | \w\([^()\n]{0,40}\)\[\d+\]
+    | \w\((?!e?s\))[^()\n]{0,40}\)\[\d+\]
     | \b\w+\[\d+\](?=\s?={1,2}\s)
     | (?<![\w.])(?:(?<!\d\ )[b-z]\[\d+\]|[a-z]\[\d+\](?=\s?[-+*/=<>])|[A-Z]\[\d+,\s?\d+\])
     )""",
     re.VERBOSE | re.DOTALL,
 )
+# A fence around prose: one that says so, or around all of it.
+_PROSE = re.compile(
+    r"```(?:markdown|md|te?xt)[ \t]*\n((?:(?!```).)*)```|\A\s*```[ \t]*\n((?:(?!```).)*)```\s*\Z",
+    re.S,
+)
 # \ue004 stands between an address and the citation behind it, which would else look like an index.
 _HIDDEN = str.maketrans("[]()", "\ue000\ue001\ue002\ue003")
-_SHOWN = str.maketrans("\ue000\ue001\ue002\ue003", "[]()", "\ue004")
+_INDEX = str.maketrans("[]", "\ue005\ue006")
+_SHOWN = str.maketrans("\ue000\ue001\ue002\ue003\ue005\ue006", "[]()[]", "\ue004")
 # An address has brackets of its own, as in ?sort[1]=up and http://[::1]/; those at its end are
 # citations.
 _ADDRESS = re.compile(
@@ -71,45 +80,51 @@ _OWN = re.compile(
 _RAISED_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _RAISE = str.maketrans("0123456789", _RAISED_DIGITS)
 _LOWER = str.maketrans(_RAISED_DIGITS + "⁻˒·", "0123456789-,,")
+_RAISABLE = r"\[?\d{1,3}(?:\s*[,;–-]\s*\d{1,3}){0,20}\]?"
 _SUP = (
-    r"<sup>\s*(?:<a\b[^<>]{0,300}>)?\s*\[?\d{1,3}(?:\s*[,;–-]\s*\d{1,3}){0,20}\]?\s*"
-    r"(?:</a>)?\s*</sup>"
+    rf"(?:<sup\b[^<>]{{0,200}}>\s*(?:<\w[^<>]{{0,300}}>\s*){{0,2}}{_RAISABLE}\s*(?:</\w+>\s*){{0,3}}"
+    rf"</sup>|\$\^(?:\{{{_RAISABLE}\}}|\d)\$|\\textsuperscript\{{{_RAISABLE}\}}|&sup[123];)"
 )
 _RAISED = re.compile(
-    rf"({_SUP}(?:[\s,]{{0,3}}{_SUP}){{0,20}})"
+    rf"({_SUP}(?:(?:[\s,]|<sup>,</sup>){{0,3}}{_SUP}){{0,20}})"
     rf"|(?<![⁻⁺{_RAISED_DIGITS}])"
-    rf"⁽?([{_RAISED_DIGITS}]{{1,3}}(?:[⁻˒,·–-][{_RAISED_DIGITS}]{{1,3}}){{0,20}})⁾?(?![⁺⁻])",
+    rf"⁽?([{_RAISED_DIGITS}]{{1,3}}(?:[⁻˒,·–-]?\s?[{_RAISED_DIGITS}]{{1,3}}){{0,20}})⁾?(?![⁺⁻])",
     re.IGNORECASE,
 )
-_YEAR = re.compile(r"(?<!\d)(?:1[5-9]|20)\d\d$")
-_WORD = re.compile(r"[^\W\d_]+$")
+# A year, and a name that ends in a number: COVID-19, CO₂.
+_YEAR = re.compile(r"(?<!\d)(?:1[5-9]|20)\d\d\Z|[^\W\d_]{2}-?[\d₀-₉]{1,3}\Z")
+_WORD = re.compile(r"[^\W\d_]+\Z")
 # Words of three letters and more that are raised to a power.
-_POWERS = frozenset(
-    """sec min mol rad sin cos tan log exp metres meters kilometres kilometers centimetres
-    centimeters millimetres millimeters miles feet inches yards hectares pixels""".split()  # noqa: SIM905
+_POWERS = re.compile(
+    r"(?i)sec|min|mol|rad|sin|cos|tan|log|exp|(?:kilo|centi|milli|deci)?met(?:re|er)s?|nmi|miles?|"
+    r"feet|foot|inch(?:es)?|yards?|acres?|hectares?|pixels?"
 )
 _SOURCE = rf"{_LABEL}\s*[:：]?\s*#?\d+"
 # Other ways to write a bracket, brought to one form before anything is read.
 _FORMS = (
-    (re.compile(r"\\([\[\]])"), r"\1"),
+    (re.compile(r"\\{1,2}([\[\]])"), r"\1"),
     (
         re.compile(
             r"&(?:#91|#x5b|l(?:sq|brac)[bk]);(\d[\d, -]{0,40})&(?:#93|#x5d|r(?:sq|brac)[bk]);", re.I
         ),
         r"[\1]",
     ),
-    (re.compile(r"</?sup>", re.IGNORECASE), ""),
-    (re.compile(r"\[\d{1,3}(?:[,;]\s{1,9}\d{1,3}){1,20}\]"), lambda all: " ".join(all[0].split())),
+    (re.compile(r"</?sup\b[^<>]{0,200}>", re.IGNORECASE), ""),
+    (
+        re.compile(r"\[\s{0,9}\d{1,3}(?:[,;]\s{0,9}\d{1,3}){0,20}\s{0,9}\]"),
+        lambda all: " ".join(all[0].split()),
+    ),
     (
         re.compile(r"[【［〔〖]\s*([^【】［］〔〕〖〗\n]{1,80}?)(?:†[^【】［］\n]*)?\s*[】］〕〗]"),
         r"[\1]",
     ),
-    (re.compile(r"\[((?:\[\d[^\[\]\n]{0,40}\](?:,\s?)?){1,20})\]"), r"\1"),
+    (re.compile(rf"(?i)\[(?:{_LABEL}:?\s?)?((?:\[\d[^\[\]\n]{{0,40}}\],?\s?){{1,20}})\]"), r"\1"),
     (re.compile(r"\[(\d+)\]\s*[-–—]\s*\[(\d+)\]"), r"[\1-\2]"),
     # The address of a linked citation, [1](https://...), with brackets of its own at most once.
     (
         re.compile(
-            r"(?<=\])\((?:https?:|#|/)[^()\s]*(?:\([^()\s]*\)[^()\s]*)*(?: \"[^\"\n]*\")?\)"
+            r"(?<=\])\((?:https?:|mailto:|#|\.{0,2}/|[\w-]{1,40}\.(?:html?|pdf|md)\b)"
+            r"[^()\s]*(?:\([^()\s]*\)[^()\s]*)*(?: [\"'][^\"'\n]*[\"'])?\)"
         ),
         "",
     ),
@@ -124,6 +139,7 @@ _FORMS = (
     # ([1], [2], and [3]), **[1]**
     (re.compile(r"(?<=\d\])\s{0,3}[,;]\s{0,3}(?:and\s)?(?=\[\^?\d+\])"), ""),
     (re.compile(r"\(((?:\[\^?\d[\d, -]{0,40}\]\s?){1,20})\)"), r"\1"),
+    (re.compile(r"\^(?=\[\d[\d, -]{0,40}\])|(?<=\d\])\^"), ""),
     (re.compile(r"(\*{1,3}|_{1,3}|\^)((?:\[\^?\d[\d, -]{0,40}\]){1,20})\1"), r"\2"),
 )
 _RUN = r"(?:[ \t]{0,3}\[[^\[\]\n]{1,80}\])+"
@@ -137,42 +153,59 @@ _LOWER_NAME = (
     r"\ (?:is|are|was|were|has|have|had)\b)"
 )
 _AFTER_STOP = re.compile(
-    rf"([.!?…。！？؟۔।][\"'“”’»」_)*]*)({_RUN})"
+    rf"([.!?…。！？؟۔।](?:[\"'“”’»」_)*]|[ \xa0\u202f]»)*)({_RUN})"
     rf"(?![ \t]{{0,3}}(?:[:\[]|(?!{_LOWER_NAME})[a-z]))(?=\s|$|[^\s\d.!?,;:]|[,;]\s)"
 )
+# In a paragraph that begins with a mark and ends in none, they stand before what they are for.
+_LEADING = re.compile(r"\s*\[\^?\d[\d, -]{0,40}\][ \t]?[^\W\d_a-z]")
 # What may be a citation and is not read: a number in parentheses at a sentence's end, which may be
 # an equation's as well, and rarer marks.
 _UNREAD = re.compile(
-    r"(?<=\w)\s?(\(\d{1,2}(?:\s*[,;–-]\s*\d{1,2}){0,20}\))(?=\s*[.!?。(,]|\s*$)"
-    r"|([①-⑳]|（\d{1,2}）|\{\d{1,2}\}|\^\d{1,2}\^|<cite>\d{1,2}</cite>|\\cite\{\w{1,20}\}"
-    r"|`\[\d{1,2}\]`)"
+    r"(?<=[\w()])\s?(\(\d{1,2}(?:\s*[,;–-]\s*\d{1,2}){0,20}\))(?=\s*[.!?。(),;:]|\s*$)"
+    r"|([①-⑳]|（\d{1,2}）|\{\d{1,2}\}|\^\d{1,2}\^|[<«‹⟨⟦❲『「]\d{1,2}[>»›⟩⟧❳』」]|\\cite\{\w{1,20}\}"
+    rf"|`\[\d{{1,2}}\]`|<(?i:{_LABEL})\b[^<>\n]{{0,40}}?(?<!\d)\d{{1,2}}\b[^<>\n]{{0,9}}>"
+    rf"|<(?i:{_LABEL})>\s?\d{{1,2}}\s?</|\((?i:[^()\n]{{0,40}}\b{_SOURCE}\b)[^()\n]{{0,40}}\))"
 )
 # A list of sources at the end is no part of what the answer says.
-_TITLE = (
-    r"(?:(?:list of|cited|referenced|for|used|all|the|here are the|zitierte|verwendete|\d{1,2}\.) )"
-    r"{0,2}(?:(?:source|reference)(?:s|\(s\)| list)?|citations|bibliography|"
+_TITLED = (
+    r"(?:(?:list[ae]? (?:of|de|des|der|das)|cited|referenced|for|used|all|the|here are the|"
+    r"zitierte|verwendete|\d{1,2}\.) ){0,2}(?:(?:source|reference|ref)(?:s|\(s\)| list)?|"
+    r"citations|bibliography|"
     r"(?:works|literature) cited|(?:foot|end)notes|further reading|resources|"
-    r"quellen?(?:angaben|verzeichnis)?|referenzen|nachweise|einzelnachweise|"
+    r"quellen?(?:angaben|verzeichnis|liste)?|referenzen|nachweise|einzelnachweise|"
     r"literatur(?:verzeichnis|angaben)?|références|bibliographie|sitographie|ouvrages|"
     r"fuentes|referencias|bibliograf[ií]a|sitograf[ií]a|fonti|riferimenti|"
-    r"fontes|referências|bronnen|literatuur|verwijzingen|källor|referenser|kilder|lähteet|viitteet|"
+    r"fontes|referências|bronnen(?:lijst)?|literatuur(?:lijst)?|verwijzingen|"
+    r"käll(?:or|förteckning)|referens(?:er|lista)|kilde(?:r|liste)|lähteet|lähdeluettelo|viitteet|"
     r"źródła|zdroje|források|irodalom|surse|источники|ссылки|список литературы|джерела|"
-    r"використані джерела|kaynaklar|kaynakça|πηγές|المصادر(?: والمراجع)?|المراجع|منابع|מקורות|"
-    r"स्रोत|संदर्भ|参考(?:文献|资料|来源|网[站址]|链接|リンク)?|參考(?:文獻|資料)?|资料来源|信息来源|"
-    r"文献|來源|来源|引用(?:文献|元)?|参照|出典|情報源|"
+    r"використані джерела|kaynaklar|kaynakça|πηγές|(?:ال)?(?:مصادر|مراجع)(?: والمراجع)?|منابع|"
+    r"מקורות|स्रोत|संदर्भ|(?:参考|參考|引用|参照|信息|数据)?(?:文献|文獻|资料|資料|链接|リンク|网[站址])?"
+    r"(?:来源|來源)|(?:参考|參考|引用)?(?:文献|文獻|资料|資料|链接|リンク|网[站址])|"
+    r"引用元?|参照|参考|參考|出典|情報源|"
     r"출처|참고 ?문헌|참고 ?자료|nguồn|tài liệu tham khảo|sumber|referensi|daftar pustaka|"
-    r"แหล่งที่มา|อ้างอิง)"
+    r"แหล่งที่มา|อ้างอิง|referenties|viri|sklici|izvori|prameny?|literat[uú]ra|referenc(?:e|ie|er)|"
+    r"referanser|heimildir|allikad|šaltiniai|avoti|atsauces|przypisy|referințe|hivatkozások|"
+    r"burimet|mənbələr|rujukan|mga sanggunian|vyanzo|bronne|erreferentziak|referències|"
+    r"примечания|литература|източници|извори|крыніцы|примітки|βιβλιογραφία|παραπομπές|"
+    r"աղբյուրներ|წყაროები|ذرائع|حوالہ جات|(?:তথ্য)?সূত্র|ஆதாரங்கள்|மேற்கோள்கள்|మూలాలు|ಉಲ್ಲೇಖಗಳು|"
+    r"അവലംബം|સંદર્ભ|ਹਵਾਲੇ)"
     r"(?: (?:used|quoted|below|bibliogr\w{3,9}|consult\w{2,5}|cit[aeé]\w{1,5}|utili[sz]\w{2,5})"
-    r"| (?:and|&) (?:links|references|sources|further reading)"
-    r"| (?:in|for) (?:this|the) (?:answer|response)){0,2}(?: \(\d{1,3}\))?"
+    r"| (?:in|for) (?:this|the) (?:answer|response)){0,2}(?: \([\w ]{1,20}\))?"
 )
-_TAGGED = re.compile(r"</?[a-z][^<>\n]{0,40}>", re.IGNORECASE)
+_TITLE = rf"{_TITLED}(?: (?:and|&|und|et|y|e|og|och|и|та) (?:links|{_TITLED}))?"
+_TAGGED = re.compile(
+    r"</[a-z]\w{0,20}>|<(?!(?:sources|references|citations)>)[a-z][^<>\n]{0,40}>", re.IGNORECASE
+)
 _HEADING = re.compile(rf"[\W_]*{_TITLE}[\W_]*", re.IGNORECASE)
-_BULLET = r"[ \t]*(?:[-*•·–>+][ \t]*)?"
-_MARK = r"(?:\[\^?\d+\]|【\d+】)"
+_BULLET = r"[ \t]*(?:[-*•·–>+・◦▪●■‣][ \t]*)?"
+_MARK = (
+    rf"(?:[*`\\]{{0,3}}[\[［【]{{1,2}}(?:(?i:{_LABEL}) )?\^?\d+(?:[,;–-]\s?\d+){{0,9}}"
+    r"\^?\\?[\]］】]{1,2})"
+)
 _MARK_ANYWHERE = re.compile(_MARK)
 _HEADING_AND_LIST = re.compile(
-    rf"[\W_]*{_TITLE}[*_ \t]*[:：][*_ \t]*(?:{_MARK}|\(?\d{{1,3}}(?:[.):\]]|[\d,; ]*\W*$)|<?https?://|www\."
+    rf"[\W_]*{_TITLE}[*_ \t]*[:：→][*_ \t]*(?:{_MARK}|\[[^\]\n]{{1,200}}\]\(http"
+    r"|\(?\d{1,3}(?:[.):\]]|[\d,;，、 ]*\W*$)|<?https?://|www\."
     rf"|(?-i:(?:(?:[A-Z][\w.&'’-]{{0,30}}\s{{1,2}}){{1,6}}{_MARK}[,;.]?\s{{0,2}}){{1,20}}$))",
     re.IGNORECASE,
 )
@@ -184,18 +217,23 @@ _LIST_BEHIND = re.compile(
 )
 # Under such a heading, and without one. A point of the answer ends in its citation.
 _NUMBERED = re.compile(
-    rf"{_BULLET}(?:{_MARK}|\(?\^?\d{{1,3}}[.):\]]|\[[^\]\n]{{1,200}}\]\(|<?https?://|www\.|{_SOURCE})",
+    rf"{_BULLET}(?:{_MARK}|\(?\^?(?:\d{{1,3}}|[⁰-⁹¹²³]{{1,2}}|[a-z](?=\)))[.):\]^\s]|[①-⑳]"
+    rf"|\[[^\]\n]{{1,200}}\](?:\(|\W*$)|<?https?://|www\.|{_SOURCE})",
     re.IGNORECASE,
 )
 _LISTED = re.compile(
     rf"{_NUMBERED.pattern}|[ \t]*\||[ \t]*[-*•·–>+][ \t](?![^\n]*\s{_MARK}\W*$)|[ \t]{{2,}}\S",
     re.IGNORECASE,
 )
-# Under a rule, such as ---.
-_MARKED = re.compile(rf"{_BULLET}{_MARK}:?[ \t](?![^\n]*{_MARK})")
+# Under a rule, such as ---, or of numbers of which the answer cites half.
+_MARKED = re.compile(
+    rf"{_BULLET}(?={_MARK})\D*(\d+)[^\]】］]*[\]】］*_.:`]{{1,4}}[ \t]*(?![^\n]*{_MARK}|[a-z \t])"
+)
+_CONTINUED = re.compile(rf"[ \t]{{2,}}+(?!{_BULLET}(?:{_MARK}|\^?\d{{1,3}}[.)]))|\s*$")
 _RULED = re.compile(r"[-*_]{3,}\s*")
 _LISTED_ALONE = re.compile(
-    rf"{_BULLET}(?:\[\^?\d+\][ \t]*:|{_MARK}[ \t]*(?:<?https?://|www\.|doi:|\[[^\]\n]{{1,200}}\]\(http)"
+    rf"{_BULLET}(?:\[\^?\d+\][ \t]*:|{_MARK}[ \t]*(?:<?https?://|www\.|doi:|\[[^\]\n]{{1,200}}\]\(http"
+    rf"|(?:[a-z\d-]{{1,40}}\.){{1,4}}[a-z]{{2,12}}(?:/\S{{0,300}})?\s*$)"
     rf"|{_MARK}[^\n]{{0,300}}?(?:https?://|www\.)\S{{0,300}}[^\s).]\s*$"
     r"|\^?\d{1,3}[.)][ \t]*<?https?://)",
     re.IGNORECASE,
@@ -282,6 +320,8 @@ def parse_answer(answer: str, n_sources: int) -> CitedAnswer:
                     cited[number - 1] = None
                 else:
                     out_of_range.append(number)
+        indices = re.findall(r"\ue005[^\ue005\ue006]*\d[^\ue005\ue006]*\ue006", sentence)
+        unparsed += [index.translate(_SHOWN) for index in indices]
         unparsed += [one or other for one, other in _UNREAD.findall(sentence.translate(_SHOWN))]
         text = _bare(sentence)
         if cited and not re.search(r"\w", text):
@@ -316,7 +356,8 @@ def _bare(text: str) -> str:
 def _sentences(answer: str) -> Iterator[tuple[int, str]]:
     text = _one_form(_without_references(answer))
     for paragraph, block in enumerate(re.split(r"\n\s*\n", text)):
-        for sentence in sentences(_AFTER_STOP.sub(_before_stop, block)):
+        leads = _LEADING.match(block) and not re.search(r"\][\W_]{0,9}$", block[-12:])
+        for sentence in sentences(_AFTER_STOP.sub(r"\1\n\2" if leads else _before_stop, block)):
             yield paragraph, sentence
 
 
@@ -326,19 +367,19 @@ def _without_references(text: str) -> str:
     Up to three lines behind it, such as "I hope this helps!", stay.
     """
     lines = _LIST_BEHIND.sub("", text).split("\n")
+    bare = [_TAGGED.sub("", line) for line in lines]
     end, behind = len(lines), list[str]()
-    while end and len(behind) <= 3 and not _begins_list(lines[end - 1]):
+    while end and len(behind) <= 3 and not _begins_list(bare[end - 1]):
         end -= 1
-        behind += [lines[end]] if _TAGGED.sub("", lines[end]).strip("-=_* \t") else []
+        behind += [lines[end]] if bare[end].strip("-=_* \t") else []
     if not end or len(behind) > 3 or any(map(_MARK_ANYWHERE.search, behind)):
         return "\n".join(lines)
     if behind and lines[end].strip():  # not set off
         return "\n".join(lines)
     rest = lines[end:] if behind else []
-    listed = _NUMBERED if behind else _LISTED
-    alone = end  # where a list without a heading begins
+    listed, begin = _NUMBERED if behind else _LISTED, 0
     for place in range(end - 1, -1, -1):
-        line = _TAGGED.sub("", lines[place])
+        line = bare[place]
         ruled = _RULED.fullmatch(line) and place and not lines[place - 1].strip()
         below = list(filter(None, lines[place + 1 : end])) if ruled else []
         if _is_heading(line) or (below and all(map(_MARKED.match, below))):
@@ -346,27 +387,38 @@ def _without_references(text: str) -> str:
                 place -= 1
             return "\n".join(lines[:place] + rest)
         if line.strip("-=_* \t") and not listed.match(line):
+            begin = place + 1
             break
-        if alone == place + 1 and (not line.strip() or _LISTED_ALONE.match(line)):
-            alone = place
+    entries = [place for place in range(begin, end) if not _CONTINUED.match(bare[place])]
+    alone = end  # where a list without a heading begins
+    if len(entries) > 1 and not lines[begin].strip():
+        open_ended = (_MARKED.match(bare[x]) for x in entries if bare[x].rstrip(" *_")[-1:] != ".")
+        numbers = {int(found[1]) for found in open_ended if found}
+        said = re.findall(r"\S ?[\[【]([^\[\]【】\n]{1,40})[\]】]", "\n".join(lines[:begin]))
+        known = numbers.intersection(n for each in said for n in citation_numbers(each) or ())
+        alone = entries[0] if 2 * len(known) >= len(numbers) == len(entries) else end
+    for place in reversed(entries):
+        if not _LISTED_ALONE.match(bare[place]):
+            break
+        alone = min(alone, place)
     return "\n".join(lines[:alone] + rest) if any(map(str.strip, lines[:alone])) else text
 
 
-def _is_heading(line: str) -> bool:
-    bare = _TAGGED.sub("", line)
+def _is_heading(bare: str) -> bool:
     return bool(_HEADING.fullmatch(bare) or _HEADING_AND_LIST.match(bare))
 
 
-def _begins_list(line: str) -> bool:
-    return _LISTED.match(line) is not None or _is_heading(line)
+def _begins_list(bare: str) -> bool:
+    return _LISTED.match(bare) is not None or _is_heading(bare)
 
 
 @lru_cache(maxsize=256)  # parsed and stripped, one after the other
 def _one_form(text: str) -> str:
+    text = _PROSE.sub(lambda found: found[1] or found[2] or "", text)
     parts = _CODE.split(_ADDRESS.sub(_own_hidden, text))
     for place, part in enumerate(parts):
-        if place % 2:
-            parts[place] = part.translate(_HIDDEN)
+        if place % 3:
+            parts[place] = (part or "").translate(_HIDDEN if place % 3 == 1 else _INDEX)
             continue
         part = _RAISED.sub(_raised, part)
         for form, replacement in _FORMS:
@@ -384,23 +436,24 @@ def _own_hidden(found: re.Match[str]) -> str:
 def _raised(found: re.Match[str]) -> str:
     """Return a raised number as a citation, or as the power that it is.
 
-    It is a citation after a word, a year or a mark; a power after one or two letters, capitals, a
-    unit, another number and a closing parenthesis; and before a letter it is an isotope's.
+    It is a citation in brackets, and after a word, a year or a mark; a power after one or two
+    letters, a unit, another number and a closing parenthesis; before a letter it is an isotope's.
     """
     plain = re.sub(r"<[^<>]*>|[\[\]]", " ", found[1]) if found[1] else found[2].translate(_LOWER)
     number = ", ".join(re.findall(r"\d+(?:\s*[–-]\s*\d+)?", plain))
     text, start = found.string, found.start()
     head = text[max(start - 24, 0) : start]
-    before = head.rstrip()
+    before = head.rstrip(" \t\xa0")
     cited = before[-1:] in ".,;:!?…\"'“”’»›%]" and bool(before)
     if word := _WORD.search(before):
-        capitals = word[0].isupper() and len(word[0]) <= 3
-        cited = len(word[0]) >= 3 and not capitals and word[0].lower() not in _POWERS
+        spelt = len(word[0]) >= 3 or word[0] > "\u2e7f"  # a word of Chinese has one or two
+        cited = spelt and not _POWERS.fullmatch(word[0])
     elif before[-1:].isdigit():
         cited = _YEAR.search(before) is not None
     if head != before and text[found.end() : found.end() + 1].isalnum():
         cited = False
-    return f"[{number}]" if cited else number.translate(_RAISE)
+    cited |= "[" in re.sub("<[^<>]*>", "", found[0])
+    return f"[{number}]" if cited else (found[2] and found[0]) or number.translate(_RAISE)
 
 
 def _before_stop(found: re.Match[str]) -> str:
@@ -415,4 +468,4 @@ def _before_stop(found: re.Match[str]) -> str:
         if len(first) > len(f"It {before}{stop}") and not _PARTICLE.match(following):
             return found.group()
         return f" {run.strip()}{stop}\n"
-    return f" {run.strip()}{stop} "
+    return f" {run.strip()}{stop}" + ("\n" if stop[-1] in "“»」" else " ")

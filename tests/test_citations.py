@@ -123,6 +123,34 @@ from geo_utils.citations import citation_numbers, parse_answer, strip_citations
             [(0, 1, 2, 3)],
         ),
         ("Tides rise [1\u20113] and fall [4\u22125].", [(0, 1, 2, 3, 4)]),
+        # raised marks in LaTeX and HTML; in brackets they are citations after any word
+        ("Rise$^{[1, 2]}$ on 3 m$^{2}$ and $10^{3}$ of km<sup>[4]</sup>.", [(0, 1, 3)]),
+        ("Rise\\textsuperscript{2} and fall&sup1;.", [(1, 0)]),
+        ('Rise<sup id="r"><a href="#a"><b>[3]</b></a></sup><sup>,</sup><sup>4</sup>.', [(2, 3)]),
+        ("Rise ¹ ² in the USA³, after COVID-19⁴. Miles² and R³ are none.", [(0, 1, 2, 3), ()]),
+        ("潮汐²上升。", [(1,)]),
+        ("Tides rise¹ and fall².\n\n¹ NOAA\n² Winds", [(0, 1), (), ()]),
+        # a mark in odd dress
+        ("Rise [^1^], [2\n], \\\\[3\\\\], [Source [4]], [[5] [1]].", [(0, 1, 2, 3, 4)]),
+        (
+            "Rise \\[[1](https://a.org)\\], [2](./a.html), [3](https://a.org 'A')^[4].",
+            [(0, 1, 2, 3)],
+        ),
+        # code and mathematics
+        ("Use [1-3]+, [2-4]{2}, max([1, 2]) and {'a': [3, 4]} [5].", [(4,)]),
+        ("<kbd>items[1]</kbd> and <code class='py'>items[2]</code> [3].", [(2,)]),
+        ("````\nitems[1]\n```\nitems[2]\n````\nIt works [3].", [(), (), (), (), (), (2,)]),
+        ("A fence is opened by ``` [1]. So it is [2].", [(0,), (1,)]),
+        ("_It rises_[1], __always__[2], the tide(s)[3].", [(0, 1, 2)]),
+        ("Rise ![2](https://a.org/2.png) [1].", [(0,)]),
+        # a fence around prose
+        ("```markdown\nTides rise [1]. Boats wait [2].\n```", [(0,), (1,)]),
+        ("```\nTides rise [1].\n```\n", [(0,)]),
+        # marks that lead, and marks behind quotation marks of other languages
+        ("[1] Tides rise. [2] Boats wait.", [(0,), (1,)]),
+        ("[1] NASA says so. [2] It falls. [3]", [(0, 1), (2,)]),
+        ("Er sagte: „Die Flut steigt.“ [1] Danach fiel sie. [2]", [(0,), (1,)]),
+        ("Il dit « la marée monte. » [1] Puis elle baisse. [2]", [(0,), (1,)]),
     ],
 )
 def test_citations_of_sentences(answer, citations):
@@ -148,6 +176,11 @@ def test_citations_of_sentences(answer, citations):
             ("[page 2]", "[doc 1, page 3]", "\u2460"),
         ),
         ("In [2019], [3.5] and [1, p. 3].", (2019,), ("[3.5]", "[1, p. 3]")),
+        # what may be an index or an interval, and marks in other brackets
+        ("The letter b[1], f(x)[2] and my_list[3].", (), ("[1]", "[2]", "[3]")),
+        ("Rise (1)(2); fall ((3)).", (), ("(1)", "(2)", "(3)")),
+        ("Rise ⟦1⟧, «2», <ref>3</ref>.", (), ("⟦1⟧", "«2»", "<ref>3</")),
+        ('Rise <source id="2"> (as in Source 1).', (), ('<source id="2">', "(as in Source 1)")),
     ],
 )
 def test_what_went_wrong_is_reported(answer, out_of_range, unparsed):
@@ -201,6 +234,21 @@ def test_what_went_wrong_is_reported(answer, out_of_range, unparsed):
         "Sources cited in this answer:\n[2] Winds",
         "*Sources: 1, 2, 3*",
         "<details><summary>Sources</summary>\n\n[2] Winds\n</details>",
+        "<references>\n[2] Winds\n</references>",
+        "References (APA style)\n**[2]** Winds",
+        "Lista de referencias\n・[2] Vientos",
+        "Sources → [2]",
+        "Sources: [Tides](https://a.org) [1], [Winds](https://b.org) [2]",
+        "Sources:\n［2］Winds\n[[3]] Boats\n\\[4\\] Men\n`[5]` Sea",
+        "Sources:\n<sup>2</sup> Winds\n³ Boats\n④ Men\n5 - Sea",
+        "[Source 1]: Tides\n[Source 2]: Winds",
+        "## Источники и литература\n1. Приливы [1]\n2. Ветер [2]",
+        "Källförteckning:\n[2] Vind",
+        "引用来源\n1. 潮汐[1]\n2. 风[2]",
+        "Šaltiniai:\n[2] Vėjas",
+        "[^1]: Tides\n\n    A second paragraph.\n[^2]: Winds",
+        "[1] noaa.gov\n[2] winds.org/a",
+        "[1] NOAA Tides\n    a.org\n\n[2] Winds of the coast",  # of which half are cited
     ],
 )
 def test_a_list_of_sources_at_the_end_credits_nobody(references):
@@ -221,6 +269,9 @@ def test_a_list_of_sources_at_the_end_credits_nobody(references):
         "**Sources:**\n- Sunlight gives most of it [2]\n- Fish has some [3]",
         "[2] reports winds (see https://example.org).",
         "References: employers check them, as [2] found.",
+        "Fonts\n\n- Arial is one [2].",
+        "Overview:\n\n[1] Rise is twice\n[2] Wind is strong",
+        "They rise [1] and blow [2].\n\n- [1] Tides rise twice a day.\n- [2] Winds are strong.",
         "Energy sources:\n1. Sun gives most [2].\n2. Wind gives some [3].\n\nBoth are clean.",
     ],
 )
