@@ -12,9 +12,17 @@ from conftest import growth, make_example
 from geo_utils.citations import parse_answer, strip_citations
 from geo_utils.corpus import KeyPoint
 from geo_utils.fidelity import fidelity
+from geo_utils.grpo.rewards import paid_page
 from geo_utils.lint import instructions
 from geo_utils.models.base import UnusableError
-from geo_utils.models.replies import parse_json, refusal, seconds, strip_thoughts, writable
+from geo_utils.models.replies import (
+    parse_json,
+    received,
+    refusal,
+    seconds,
+    strip_thoughts,
+    writable,
+)
 from geo_utils.prompts import Template
 from geo_utils.roles.by_model import RewriteTask
 from geo_utils.roles.judges import LexicalJudge
@@ -33,6 +41,8 @@ PARTS = [
     "<key_point>a page</key_point>", "a.b/", ". [1] a is ", "Sources: A [1] ", "[[1], ",
     "<p\u0430", "\u0430<", "\\boxed{", "<![CDATA[", "-----BEGIN PRIVATE KEY-----",
     "\u200b", "# H\n\nT.\n\n",
+    "```md\n", "<kbd>", "$^{[1", "<sup><b>", "² ", "\n[1] A", "\n#", "[INST]",
+    "\nBEGIN", "<|user|>",
 ]  # fmt: skip
 SCHEMA = {"type": "object", "properties": {"verdict": {"type": "string"}}, "required": ["verdict"]}
 POINT = KeyPoint(1, "The Moon raises two bulges of water.")
@@ -64,6 +74,9 @@ READERS = {
     "judge": lambda text: LexicalJudge().verdict(POINT.content, sentences(text)),
     "rewrite": lambda text: rewritten("A page. " * 9, text),
     "page": lambda text: rewritten(text, "A page. " * 9),
+    "wrapped": lambda text: rewritten("A page. " * 9, f'{{"page": "{text}"}}'),
+    "paid": lambda text: paid_page(text, make_example(sources=("a", text[:9999], "b")), POINT),
+    "received": lambda text: received(text=text, finish_reason="stop", latency_s=0.0),
     "thoughts": strip_thoughts, "json": parsed, "writable": writable, "seconds": seconds,
     "refusal": lambda text: refusal(400, text), "tidy": lambda text: is_tidy(text, 9),
     "arranged": lambda text: arrange("One. Two. Three.", "K.", text),

@@ -46,9 +46,10 @@ THOUGHTS = (
 )
 # A block of thoughts, in the marks of most models and of Mistral, Cohere, Kimi, MedGemma.
 _BLOCKS = (
-    rf"<(?:{THOUGHTS})>|\[THINK\]|<\|(?:start|begin)_(?:of_)?(?:thought|thinking)\|>|◁think▷"
-    r"|<unused94>",
-    rf"</(?:{THOUGHTS})>|\[/THINK\]|<\|end_(?:of_)?(?:thought|thinking)\|>|◁/think▷|<unused95>",
+    rf"<(?:{THOUGHTS})(?:\s[^<>]{{0,40}})?>|\[THINK(?:ING)?\]|◁think▷|<unused94>"
+    r"|<\|(?:think|(?:start|begin)_(?:of_)?(?:thought|thinking))\|>",
+    rf"</(?:{THOUGHTS})\s{{0,9}}>|\[/THINK(?:ING)?\]|◁/think▷|<unused95>"
+    r"|<\|(?:/think|end_(?:of_)?(?:thought|thinking))\|>",
 )
 _OPENED = re.compile(rf"\s*(?:{_BLOCKS[0]})", re.IGNORECASE)
 _OPENS, _CLOSES = (re.compile(block, re.IGNORECASE) for block in _BLOCKS)
@@ -275,7 +276,8 @@ def parse_json(text: str, schema: dict[str, Any], prompt: str = "") -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object, of which no name is given two values."""
     found = dict(pairs)
-    if any(found[name] != value for name, value in pairs):
+    # NaN is not equal to itself.
+    if any(found[name] is not value and found[name] != value for name, value in pairs):
         raise ValueError("a name has two values")
     return found
 

@@ -18,11 +18,18 @@ from geo_utils.text import clean_text, content_words, words
 
 _CUT = "\0"  # stands where something was taken out; no clean text has one
 _THOUGHT = re.compile(rf"(?is)<(?:{THOUGHTS})>.*?(?:</(?:{THOUGHTS})>|\Z)")
+_CHAT = r"<[|｜][^|｜<>\n]{2,40}[|｜]>"
 # What ends a turn in a chat, where a server leaves it in; what comes after is another's turn.
 _TURN = re.compile(
-    r"(?:<[|｜][^|｜<>\n]{2,40}[|｜]>|<start_of_turn>|\A|(?<=[.!?]))(?:assistant|model)\n"
-    r"|<[|｜][^|｜<>\n]{2,40}[|｜]>|</s>(?=\s*(?:<|\Z))|<end_of_turn>|\[\|endofturn\|\]|\[e~\["
+    rf"(?:{_CHAT}|<start_of_turn>|\A|(?<=[.!?]))(?:assistant|model)(?:\n|{_CHAT})"
+    rf"|{_CHAT}|</?s>(?=\s*(?:<|\Z))|\A<s>|<[be]os>|<end_of_turn>|\[\|endofturn\|\]|\[e~\["
     r"|\[/?INST\]|\n(?:User|Human): "
+)
+# Another's turn, with the mark that ends it.
+_ASKED = re.compile(
+    rf"(?s)(?:(?:{_CHAT}|<start_of_turn>)(?:user|system)(?:\n|{_CHAT})|<[|｜](?i:user|system)[|｜]>)"
+    rf".*?(?:{_CHAT}|<end_of_turn>|\Z)|\[INST\](?:(?!\[INST\]).)*\[/INST\]"
+    r"|\A(?:User|Human|System): .*?\n(?:Assistant|AI|Model): "
 )
 _REFUSAL = re.compile(
     r"(?i)\W*(?:i(?:['’]m| am) (?:sorry|not able|unable)|sorry,|i can(?:not|['’]t)|as an ai)\b"
@@ -43,7 +50,7 @@ _MARK = re.compile(
     r"|<(?P<close>/?)(?P<name>[A-Za-z][\w:-]{0,40})(?:\s[^<>\n]{0,200})?>"
 )
 _PROSE = ("", "markdown", "md", "text", "txt", "plaintext", "html", "xml", "json", "yaml")
-_OBJECT = re.compile(r"(?:json\n)?\s*[\[{]\s*[\"'{]|\w{1,30} ?= ?[\"']")
+_OBJECT = re.compile(r"(?:json\n)?\s*[\[{]\s*(?:\w{1,30}:\s?)?[\"'{]|\w{1,30} ?= ?[\"']")
 _FIELD = re.compile(
     r"(?s)(?:[\"']?(\w{1,30})[\"']?\s{0,9}[:=]\s{0,9}|^\s?)\[?(\"{3}|'{3}|[\"'])(.*?)(?<!\\)"
     r"(?:\2\s{0,9},?\s{0,9}(?:\]\s{0,9})?(?=[}]|[\"']\w{1,30}[\"']\s{0,9}:|\Z)|\Z)"
@@ -51,6 +58,7 @@ _FIELD = re.compile(
 _QUOTED = re.compile(r"(?s)(?:\"{1,3}|'{3}|[“«「`])([^\"”»」`]*)(?:\"{1,3}|'{3}|[”»」`])")
 _BOXED = re.compile(  # of mathematics, and of XML
     r"(?s)[$\\\[(\s]{0,3}\\boxed\s?\{(?:\\text\{(.*)\}|(.*))\}[$\\\])\s]{0,3}|<!\[CDATA\[(.*)\]\]>"
+    r"|(?i:\W{0,20}(?:begin|start)\b[^\n]{0,40}\n(.*)\n\W{0,20}end\b[^\n]{0,40})"
 )
 # A fence or tag in which nothing is left.
 _EMPTIED = re.compile(r"(?m)^(?:(```|~~~)\w*|<(\w{1,30})>)[\s\0]{0,99}\0\s*(?:\1|</\2>)$")
@@ -104,7 +112,8 @@ def clean_rewrite(reply: str, page: str, asked: Asked | None = None) -> Rewrite:
     if not _THOUGHT.search(page):  # a page about such tags keeps them
         text = _THOUGHT.sub("", strip_thoughts(text)).strip()
     if not _TURN.search(page):
-        text = next((turn for turn in _TURN.split(text) if words(turn)), "")
+        turns = _TURN.split(_ASKED.sub("<eos>", text))
+        text = next(filter(words, turns), "")
     text = reading.without_instructions(reading.without_values(text))
     text = reading.closed_up(reading.without_old_page(reading.closed_up(text)))
     text = reading.without_remarks(reading.unwrapped(text))
@@ -304,10 +313,11 @@ class _Reading:
         lines, own = text.split("\n"), self.page.split("\n")
         if own[0][:1] != ">" and all(line[:1] in (">", "") for line in lines):
             lines = [line.removeprefix(">").removeprefix(" ") for line in lines]
-        for end in (0, -1):
-            while lines and not lines[end].strip(_RULE) and own[end].strip(_RULE):
-                lines.pop(end)
-        text = "\n".join(lines).strip()
+        left = deque(lines)
+        for end, drop in ((0, left.popleft), (-1, left.pop)):
+            while left and not left[end].strip(_RULE) and own[end].strip(_RULE):
+                drop()
+        text = "\n".join(left).strip()
         held = _QUOTED.fullmatch(text) or _BOXED.fullmatch(text)
         if held and self.page[:1] != text[:1]:
             text = str(held[held.lastindex or 0]).strip()

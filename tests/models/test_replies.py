@@ -357,6 +357,8 @@ class TestThoughts:
             "<seed:think>first</seed:think>Two a day [1].",
             "<think>a<think>b</think>c</think>Two a day [1].",
             "<unused94>thought\nfirst<unused95>Two a day [1].",
+            "<|think|>first<|/think|>Two a day [1].", "<think type='x'>a</think >Two a day [1].",
+            "[thinking]first [2][/thinking]Two a day [1].",
             "<reasoning_content>first</reasoning_content>Two a day [1].",
             "<|channel|>analysis<|message|>first [2]<|end|><|start|>assistant<|channel|>final"
             "<|message|>Two a day [1].<|return|>",
@@ -417,6 +419,8 @@ class TestJson:
         twice = '{"reason": "r", "verdict": "omitted", "verdict": "supported"}'
         with pytest.raises(UnusableError, match="no JSON"):
             parse_json(twice, _VERDICT)
+        text = '{"reason": "r", "verdict": "omitted", "sure": NaN}'  # which no NaN is equal to
+        assert parse_json(text, _VERDICT)["verdict"] == "omitted"
 
     def test_verdicts_that_differ_are_none(self):
         with pytest.raises(UnusableError, match="2 verdicts that differ"):

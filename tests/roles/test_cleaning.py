@@ -109,6 +109,18 @@ class TestCleaning:
             f"<page><![CDATA[\n{PAGE}\n]]></page>",
             f"Reply:\n\n{PAGE}",
             f"**Reply:** {PAGE}",
+            # the chat's other turns, where a server or model gives them too
+            f"<|im_start|>user\nRewrite it.<|im_end|>\n<|im_start|>assistant\n{PAGE}<|im_end|>",
+            f"<|start_header_id|>assistant<|end_header_id|>\n\n{PAGE}<|eot_id|>",
+            f"<start_of_turn>user\nRewrite it.<end_of_turn>\n<start_of_turn>model\n{PAGE}",
+            f"<s>[INST] Rewrite it. [/INST] {PAGE}</s>[INST] More. [/INST] Here is more of it.",
+            f"<｜User｜>Rewrite it.<｜Assistant｜>{PAGE}<｜end▁of▁sentence｜>",
+            f"Human: Rewrite it.\n\nAssistant: {PAGE}<eos>",
+            # between a beginning and an end; keys without quotation marks; a label behind remarks
+            f"BEGIN PAGE\n{PAGE}\nEND PAGE",
+            f"--- START ---\n\n{PAGE}\n\n--- END ---",
+            f'{{page: "{PAGE}"}}',
+            f"Thought: I should move it.\nAction: rewrite\n\nFinal Answer: {PAGE}",
         ],
     )
     def test_the_page_is_taken_out(self, reply):
