@@ -55,7 +55,7 @@ _FIELD = re.compile(
     r"(?s)(?:[\"']?(\w{1,30})[\"']?\s{0,9}[:=]\s{0,9}|^\s?)\[?(\"{3}|'{3}|[\"'])(.*?)(?<!\\)"
     r"(?:\2\s{0,9},?\s{0,9}(?:\]\s{0,9})?(?=[}]|[\"']\w{1,30}[\"']\s{0,9}:|\Z)|\Z)"
 )
-_QUOTED = re.compile(r"(?s)(?:\"{1,3}|'{3}|[“«「`])([^\"”»」`]*)(?:\"{1,3}|'{3}|[”»」`])")
+_QUOTED = re.compile(r"(?s)(?:[\"`]{1,3}|'{3}|[“«「])([^\"”»」`]*)(?:[\"`]{1,3}|'{3}|[”»」])")
 _BOXED = re.compile(  # of mathematics, and of XML
     r"(?s)[$\\\[(\s]{0,3}\\boxed\s?\{(?:\\text\{(.*)\}|(.*))\}[$\\\])\s]{0,3}|<!\[CDATA\[(.*)\]\]>"
     r"|(?i:\W{0,20}(?:begin|start)\b[^\n]{0,40}\n(.*)\n\W{0,20}end\b[^\n]{0,40})"
@@ -193,7 +193,7 @@ class _Reading:
 
         label = (
             # What begins a line, or a parenthesis behind a sentence;
-            r"(?im)(?P<said>(?:(?:^(?:[ \t<>＜‹\\`#*_•\d.)\[(|-]{0,12}|&lt;)|(?<=[.!?] )\()"
+            r"(?im)(?P<said>(?:(?:^(?:[ \t<>＜‹\\`#*_•\d.)\[(|-]{0,12}|&lt;)|(?<=[\w.!?] )\()"
             # the name, as in "The key point to stress";
             r"(?:(?:the|target|main|given|your|search) |<b>(?:\w+ )?)?"
             rf"(?!page)(?:{self.name})\b[^\n:：]{{0,30}}?"
