@@ -33,7 +33,9 @@ Notebook = Annotated[str, typer.Argument(help="its number, such as 03, or its na
 File = Annotated[str, typer.Argument(help="a file in params/<notebook>/, by name, or a path")]
 Sets = Annotated[
     list[str] | None,
-    typer.Argument(metavar="NAME=VALUE", help="over the file's; NAME.ENTRY sets one of a mapping"),
+    typer.Argument(
+        metavar="NAME=VALUE", help='over the file\'s; NAME.ENTRY, NAME."A.B" set one of a mapping'
+    ),
 ]
 Root = Annotated[str, typer.Option(help="folder of the runs")]
 Array = Annotated[str | None, typer.Argument(help="name, job id or folder; default, the newest")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import difflib
 import html
 import inspect
@@ -25,6 +26,7 @@ _INJECTED = "# Parameters"  # the comment that opens Papermill's injected cell
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 _MEANING = re.compile(r"^ {4}(\w+): (.+(?:\n {5,}.+)*)", re.MULTILINE)
 _HERE = {"127.0.0.1", "localhost", "0.0.0.0", "::1"}
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
 class ParameterError(ValueError):
@@ -34,14 +36,27 @@ class ParameterError(ValueError):
 class Options(BaseModel):
     """Parameters that belong together, each with a default; a group of a notebook's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-5 is a number, and a key that is given twice is an error."""
+    """YAML in which 1e-5 is a number, 017 and 1:30 are none, and no key is given twice."""
+
+    # Without its numbers, which are octal behind a zero and to the base of 60 with a colon.
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, form) for tag, form in known if not tag.endswith((":int", ":float"))]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_document(self, node: Any) -> Any:
+        self.deep_construct = True  # what holds itself is refused
+        return super().construct_document(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        own = [self.construct_object(k, deep) for k, _ in node.value if "merge" not in k.tag]
+        own = [
+            k.value if k.tag.endswith(":merge") else self.construct_object(k, deep)
+            for k, _ in node.value
+        ]
         twice = [key for place, key in enumerate(own) if key in own[:place]]
         if twice:
             raise yaml.YAMLError(f"{twice[0]!r} is given twice{node.start_mark}")
@@ -52,12 +67,14 @@ class _Dumper(yaml.SafeDumper):
     """What `_Loader` reads as it was: 1e-5 as a text in quotes, and any kind of line break."""
 
 
-for _each in (_Loader, _Dumper):
-    _each.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-        list("-+0123456789"),
-    )
+for _kind, _form in (
+    ("int", r"[-+]?(?:0|[1-9][\d_]*|0x[\da-fA-F]+)$"),
+    ("float", r"[-+]?(?:(?:\d[\d_]*\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?|\.inf|\.nan)$"),
+):
+    for _each in (_Loader, _Dumper):
+        _each.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(_form, re.ASCII), list("-+.0123456789")
+        )
 _Dumper.add_representer(
     str,
     lambda dumper, text: dumper.represent_scalar(
@@ -70,11 +87,11 @@ def from_yaml(text: str) -> Any:
     """Return the value that a YAML text stands for.
 
     Raises:
-        ValueError: It is no YAML, or gives a key twice.
+        ValueError: It is no YAML, gives a key twice, or holds itself.
     """
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # a date that is none; a list as key
+    except Exception as error:  # of many kinds: a date that is none, a list as key, `!!int ''`
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
 
 
@@ -112,15 +129,18 @@ def overridden(
     Args:
         values: By name.
         overrides: (name, value as YAML) pairs; `name.entry` sets one entry of a mapping, to any
-            depth.
+            depth, and `name."a.b"` one whose name holds a dot.
         defaults: What stands for a mapping that `values` has not.
 
     Raises:
-        ParameterError: A text that is no YAML, or an entry of what is no mapping.
+        ParameterError: A text that is no YAML, an entry of what is no mapping, a name given twice.
     """
-    found = dict(values)
+    found, given = dict(values), set[str]()
     for key, text in overrides:
-        head, *inner = key.split(".")
+        if key in given:
+            raise ParameterError(f"{key}={text}: {key} is given twice")
+        given.add(key)
+        head, *inner = next(csv.reader([key], delimiter="."), None) or [key]
         try:
             value = from_yaml(text)
         except ValueError as error:
@@ -290,7 +310,7 @@ class NotebookParams(BaseModel):
         paths: Where files are.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
     notebook: ClassVar[str]
 
     variant: Name
@@ -359,6 +379,10 @@ class NotebookParams(BaseModel):
         Raises:
             ParameterError: Every problem at once: the parameter, its value, what is allowed.
         """
+        for place, text in _texts(values):
+            if CONTROL.search(text) or text.isspace():
+                told = "no line breaks, other control characters, or blanks alone"
+                raise ParameterError(f"{cls.notebook}: {place}={text!r}: {told}")
         params = checked(cls, values, cls.notebook)
         params._passed = {name: values[name] for name in passed}
         return params
@@ -377,6 +401,16 @@ class NotebookParams(BaseModel):
         known = {name: namespace[name] for name in cls.model_fields if name in namespace}
         values = known | {name: namespace[name] for name in bound if name in namespace}
         return cls.check(values, injected)
+
+
+def _texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text of plain values, with its place."""
+    if isinstance(value, str):
+        yield place, value
+    for name, inner in value.items() if isinstance(value, Mapping) else ():
+        yield from _texts(inner, f"{place}.{name}".lstrip("."))
+    for number, inner in enumerate(value) if isinstance(value, list | tuple) else ():
+        yield from _texts(inner, f"{place}[{number}]")
 
 
 def _known(model: type[BaseModel], place: Sequence[Any]) -> list[str]:

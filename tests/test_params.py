@@ -221,6 +221,8 @@ def test_a_wrong_parameter_file(tmp_path, content, message):
 def test_yaml_reads_exponents_as_numbers_and_merges_as_before():
     assert from_yaml("[1e-5, 1.5E3, -2e4, 1.0e-6]") == [1e-5, 1500.0, -2e4, 1e-6]
     assert from_yaml("[e5, 1e, x1e5]") == ["e5", "1e", "x1e5"]
+    assert from_yaml("[1_000, 0x1F, -3, .5, 1.]") == [1000, 31, -3, 0.5, 1.0]
+    assert from_yaml("[017, 1:30, 1:30.5, 0o17]") == ["017", "1:30", "1:30.5", "0o17"]
     assert from_yaml("a: &x {b: 1, c: 2}\nd: {<<: *x, c: 3}")["d"] == {"b": 1, "c": 3}
 
 

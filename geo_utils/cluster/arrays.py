@@ -25,6 +25,7 @@ from geo_utils.files import project_root, read_jsonl, resolve_path, write_atomic
 from geo_utils.models.base import redacted
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameters import (
+    CONTROL,
     NotebookParams,
     ParameterError,
     checked,
@@ -39,9 +40,8 @@ from geo_utils.runs import Run, locate_run
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}", re.ASCII)
 _OURS = """--account --array --chdir --cpus-per-task --error --export-file --job-name --no-requeue
 --nodes --ntasks --open-mode --output --partition --requeue --signal --time --wrap""".split()  # noqa: SIM905
-_NAME = re.compile(r"\w[\w.-]*")
+_NAME = re.compile(r"\w[\w.-]{0,99}")
 _Listed = Annotated[str, Field(pattern=r"^[\w.,@+-]+$")]  # partitions, accounts
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 # What each program is asked for, and where the task's number is in what it answers. The second
 # one's word counts where both know a task.
 _PROGRAMS = {
@@ -107,7 +107,7 @@ class SlurmSettings(BaseModel):
     @classmethod
     def _one_line_each(cls, lines: list[str]) -> list[str]:
         for line in lines:
-            if _CONTROL.search(line):
+            if CONTROL.search(line):
                 raise ValueError(f"{redacted(line)!r}: one line each, without line breaks")
         return lines
 
@@ -201,7 +201,7 @@ def make_tasks(
 def described(changes: Mapping[str, Any]) -> str:
     """Return what tells a task from the others, in one line."""
     each = (f"{name}={value}" for name, value in changes.items())
-    return ", ".join(_CONTROL.sub(" ", text) for text in each) or "no changes"
+    return ", ".join(CONTROL.sub(" ", text) for text in each) or "no changes"
 
 
 class TaskRecord(BaseModel):
@@ -334,9 +334,7 @@ def place(name: str, tasks: Sequence[Task]) -> Path:
     """
     folder = resolve_path(tasks[0].params.paths.output) / "slurm" / name
     if not _NAME.fullmatch(name):
-        raise ParameterError(f"--name {name!r}: letters, digits, _ . and - alone")
-    if _CONTROL.search(str(folder)):
-        raise ParameterError(f"paths.output={str(folder)!r}: no line breaks in a path")
+        raise ParameterError(f"--name {name!r}: letters, digits, _ . and - alone, at most 100")
     return folder
 
 

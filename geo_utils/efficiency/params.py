@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from geo_utils.grpo.params import engine_problems
+from geo_utils.grpo.params import engine_problems, field_problems
 from geo_utils.parameters import Name, NotebookParams, Options, nearest
 
 Place = Literal["trainer", "second_trainer", "policy", "engine"]
@@ -238,11 +238,14 @@ class EfficiencyParams(NotebookParams):
 
     @model_validator(mode="after")
     def _check_engines(self) -> Self:
-        """Refuse arguments of vLLM's engine that no server could be started with."""
+        """Refuse fields of a recipe, and of vLLM's engine, that no training could have."""
         for name, setting in self.settings.items():
             tokens = {"max_completion_length": setting.new_tokens or self.work.new_tokens}
             grpo = self.recipe | setting.recipe | tokens
-            for problem in engine_problems(grpo, setting.policy, self.work.prompt_tokens):
+            for problem in (
+                *field_problems("grpo", grpo),
+                *engine_problems(grpo, setting.policy, self.work.prompt_tokens),
+            ):
                 raise ValueError(f"settings.{name}: {problem}")
         return self
 

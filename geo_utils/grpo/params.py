@@ -230,8 +230,8 @@ _CLASSES = {
 
 
 @lru_cache(maxsize=3)
-def field_names(section: str) -> frozenset[str]:
-    """Return the names of a section's fields: `GRPOConfig`'s, `LoraConfig`'s or `EngineArgs`'.
+def field_types(section: str) -> dict[str, str]:
+    """Return the types of a section's fields: `GRPOConfig`'s, `LoraConfig`'s or `EngineArgs`'.
 
     Importing them takes many seconds, and a wrong parameter has to be refused at once, so the
     installed sources are parsed instead.
@@ -240,15 +240,44 @@ def field_names(section: str) -> frozenset[str]:
         section: `grpo`, `lora` or `vllm_engine`, which has none where vLLM is not installed.
     """
     if section == FIELD and find_spec("vllm") is None:
-        return frozenset()
-    names: set[str] = set()
+        return {}
+    types: dict[str, str] = {}
     for kind, file in _CLASSES[section].items():
         path = Path(str(distribution(file.partition("/")[0]).locate_file(file)))
         nodes = ast.parse(path.read_text("utf-8")).body
         (own,) = (n for n in nodes if isinstance(n, ast.ClassDef) and n.name == kind)
-        fields = (line.target for line in own.body if isinstance(line, ast.AnnAssign))
-        names |= {field.id for field in fields if isinstance(field, ast.Name)}
-    return frozenset(name for name in names if not name.startswith("_"))
+        lines = (line for line in own.body if isinstance(line, ast.AnnAssign))
+        types = {ast.unparse(line.target): ast.unparse(line.annotation) for line in lines} | types
+    return {name: kind for name, kind in types.items() if not name.startswith("_")}
+
+
+def field_problems(section: str, given: Mapping[str, Any]) -> Iterator[str]:
+    """Say which fields a section has not, or not with such a value.
+
+    Args:
+        section: `grpo` or `lora`.
+        given: Values by field.
+    """
+    known = field_types(section) | ({FIELD: ""} if section == "grpo" else {})
+    for name, value in given.items():
+        allowed, why = _ONLY.get(name, ((value,), ""))
+        kind, own = known.get(name, ""), type(value).__name__
+        plain = set(re.findall(r"\w+", kind.replace("Optional", "None"))) & _PLAIN
+        fits = {own.replace("NoneType", "None"), "float" if own == "int" else own}
+        unset = value is None and GRPO_DEFAULTS.get(name, 1) is None
+        count = section == "grpo" and name in _COUNTS and not unset
+        if name not in known:
+            yield f"{section}.{name}: no such field{nearest(name, known)}"
+        elif count and (type(value) is not int or value < 1):
+            yield f"{section}.{name}={value!r}: a whole number of at least 1 is needed"
+        elif name in _ONLY and value not in allowed:
+            yield f"{section}.{name}={value!r}: {why}"
+        elif isinstance(value, str) and _NUMBER.fullmatch(value):
+            yield f"{section}.{name}={value!r}: a number is needed: write 1.0e-5, unquoted"
+        elif plain and not plain & fits:
+            yield f"{section}.{name}={value!r}: {kind} is needed"
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield f"{section}.{name}={value!r}: a finite number is needed"
 
 
 # What TRL gives its colocated engine, and what a run gives the policy's server.
@@ -269,7 +298,7 @@ def engine_problems(grpo: Mapping[str, Any], generation: str, prompt: int | None
         generation: As `GrpoParams.generation`.
         prompt: Tokens of the longest prompt, where they are known.
     """
-    given, field, known = grpo.get(FIELD), f"grpo.{FIELD}", field_names(FIELD)
+    given, field, known = grpo.get(FIELD), f"grpo.{FIELD}", field_types(FIELD)
     if given is None:
         return
     if not isinstance(given, dict):
@@ -322,6 +351,7 @@ _COUNTS = (
     "max_completion_length",
 )
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?")
+_PLAIN = {"bool", "int", "float", "str", "dict", "list", "None"}
 _ACROSS = "rewards are normalised within the group of one prompt, or not at all"
 REPORTERS = ("tensorboard", "trackio", "wandb")  # where figures of the steps can go as well
 # What this training can have of a field of TRL's, and why no more.
@@ -520,21 +550,8 @@ class GrpoParams(RunParams):
 
     def _trl_problems(self) -> Iterator[str]:
         """Say which fields of TRL and PEFT cannot be had, or not together."""
-        for name in _COUNTS:
-            value = self.grpo.get(name)
-            unset = value is None and GRPO_DEFAULTS.get(name) is None
-            if not unset and (type(value) is not int or value < 1):
-                yield f"grpo.{name}={value!r}: a whole number of at least 1 is needed"
-        for section, given in (("grpo", self.grpo), ("lora", self.lora)):
-            known = field_names(section) | ({FIELD} if section == "grpo" else set())
-            for name, value in given.items():
-                allowed, why = _ONLY.get(name, ((value,), ""))
-                if name not in known:
-                    yield f"{section}.{name}: no such field{nearest(name, known)}"
-                elif value not in allowed:
-                    yield f"{section}.{name}={value!r}: {why}"
-                elif isinstance(value, str) and _NUMBER.fullmatch(value):
-                    yield f"{section}.{name}={value!r}: a number is needed: write 1.0e-5, unquoted"
+        yield from field_problems("grpo", self.grpo)
+        yield from field_problems("lora", self.lora)
         yield from engine_problems(self.grpo, self.generation, self.data.max_prompt_tokens)
         if unknown := set(self.reporters) - set(REPORTERS):
             which = ", ".join(REPORTERS)

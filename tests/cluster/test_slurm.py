@@ -111,7 +111,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         "text, said",
         [
-            ("time: 4:00:00", "14400 is no time limit.*in quotes"),
+            ("time: 240", "240 is no time limit.*in quotes"),
             ("time: soon", "'soon' is no time limit"),
             ("partitoin: gpu", "did you mean 'partition'"),
             ("concurrency: 0", "concurrency=0"),
@@ -194,7 +194,9 @@ class TestScript:
         changed = {"paths": again.paths.model_dump()}
         assert again.model_dump() == tasks[1].params.model_dump() | changed
 
-    @pytest.mark.parametrize("name", ["../../x", "a/b", "", ".x", "a\nb", "a b", "$(touch x)"])
+    @pytest.mark.parametrize(
+        "name", ["../../x", "a/b", "", ".x", "a" * 101, "a\nb", "a b", "$(touch x)"]
+    )
     def test_a_name_stays_in_its_folder(self, tmp_path, name):
         _, tasks = make_tasks(NB02, ["smoke"], {}, [("paths.output", str(tmp_path / "out"))])
         with pytest.raises(ParameterError, match=r"letters, digits, _ \. and - alone"):
@@ -204,7 +206,7 @@ class TestScript:
     def test_text_of_a_grid_is_no_parameter_and_no_command(self, tmp_path):
         """The written script is run by bash, with a Python that tells what it was given."""
         root = tmp_path / "it's 5 % @PYTHON@ $(touch a) `touch b`"
-        evil = "x\nrepeats: 1000\n# \u2028touch c"
+        evil = "x', repeats: 1000} # $(touch c)"
         _, tasks = make_tasks(
             NB02, ["smoke"], {"corpus.name": ["jsonl"], "corpus.path": [evil, "y"]},
             [("paths.output", json.dumps(str(root)))],
@@ -229,11 +231,14 @@ class TestScript:
     def test_others_may_not_read_what_setup_lines_hold(self, submission):
         assert submission.folder.stat().st_mode & 0o077 == 0
 
-    def test_a_path_with_a_line_break_is_refused(self, tmp_path):
-        given = [("paths.output", json.dumps(f"{tmp_path}/a\ntouch x"))]
-        _, tasks = make_tasks(NB02, ["smoke"], {}, given)
-        with pytest.raises(ParameterError, match="no line breaks in a path"):
-            create("sweep", NB02, tasks, settings())
+    @pytest.mark.parametrize("text", ["a\ntouch x", "a\u2028b", "a\0b", "\ud800"])
+    def test_text_with_a_line_break_or_control_character_is_refused(self, text):
+        with pytest.raises(ParameterError, match=r"task 0 .*corpus\.path=.*: no line breaks"):
+            make_tasks(NB02, ["smoke"], {"corpus.path": [text]})
+
+    def test_what_is_set_for_all_tasks_is_not_set_again_by_the_grid(self):
+        with pytest.raises(ParameterError, match="seed=0: seed is given twice"):
+            make_tasks(NB02, ["smoke"], {"seed": [0, 1]}, [("seed", "2")])
 
     def test_a_name_is_taken_once(self, submission):
         _, tasks = make_tasks(
