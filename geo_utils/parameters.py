@@ -25,6 +25,9 @@ _PLAIN = (str, int, float, bool, type(None), list, tuple, dict)
 _INJECTED = "# Parameters"  # the comment that opens Papermill's injected cell
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 _MEANING = re.compile(r"^ {4}(\w+): (.+(?:\n {5,}.+)*)", re.MULTILINE)
+_BRANCH = re.compile(
+    r"constrained-|(?:literal|dict|list|union)\["
+)  # of a union, in pydantic's places
 _HERE = {"127.0.0.1", "localhost", "0.0.0.0", "::1"}
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
@@ -185,7 +188,8 @@ def checked(kind: type[_Checked], values: Mapping[str, Any], whose: str) -> _Che
 
 def _problem_line(kind: type[BaseModel], detail: Mapping[str, Any]) -> str:
     """Put one pydantic error into one line: parameter, value, what is allowed."""
-    place, value = detail["loc"], detail["input"]
+    place = [part for part in detail["loc"] if not _BRANCH.match(str(part))]
+    value = detail["input"]
     name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
     message = detail["msg"].removeprefix("Value error, ")
     fields = sorted(_known(kind, place))

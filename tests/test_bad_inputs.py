@@ -67,6 +67,7 @@ BAD = [  # notebook, file, NAME=VALUE, what is said of it
     ("02", "smoke", "calls.timeout_s=.inf", "calls.timeout_s=inf: input should be a finite number"),
     ("02", "smoke", "corpus.limit=0", "corpus.limit=0: input should be greater"),
     ("02", "smoke", "calls.timeout_s=0", "calls.timeout_s=0: input should be greater than 0"),
+    ("02", "smoke", "calls.prices={m: {tokens_in: .inf, tokens_out: 1}}", "m.tokens_in=inf: input"),
     ("02", "smoke", "calls.max_cost=0", "calls.max_cost=0: input should be"),
     ("02", "smoke", "calls.max_calls='3'", "calls.max_calls='3': input should be a valid int"),
     ("02", "smoke", "dry_run='yes'", "dry_run='yes': input should be a valid boolean"),

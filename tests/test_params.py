@@ -233,3 +233,10 @@ def test_yaml_reads_exponents_as_numbers_and_merges_as_before():
 def test_a_text_that_is_written_is_read_as_it_was(text):
     values = {"method": text, "rate": 1e-5, "seeds": [1, 2], "corpus": {"path": None}}
     assert from_yaml(to_yaml(values)) == values
+
+
+def test_a_value_that_no_branch_of_a_union_takes_is_named_as_it_is_written():
+    with pytest.raises(ParameterError) as error:
+        read_parameters("02", "smoke", [("sampling.thinking", "0")])
+    lines = str(error.value).removeprefix("02_baseline_rewrites: ").splitlines()
+    assert all(line.startswith("sampling.thinking=0: ") for line in lines) and len(lines) > 1

@@ -176,7 +176,8 @@ def _grpo(setting: Setting, params: EfficiencyParams, urls: dict[str, str]) -> d
     if size % (micro * setting.trainers):
         each = "" if setting.trainers == 1 else f" for each of {setting.trainers} trainers"
         raise ParameterError(
-            f"completions={size} are no multiple of per_device_train_batch_size={micro}{each}"
+            f"completions={size} are no multiple of per_device_train_batch_size={micro}{each}; "
+            f"choose a multiple of {micro * setting.trainers}"
         )
     vllm = setting.policy != "transformers"
     drained = int(setting.schedule == "ahead")  # a step that does not count

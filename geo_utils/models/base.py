@@ -163,7 +163,7 @@ class Price(BaseModel):
         tokens_out: Of the answer.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     tokens_in: Annotated[float, Field(ge=0)]
     tokens_out: Annotated[float, Field(ge=0)]
