@@ -25,9 +25,8 @@ _PLAIN = (str, int, float, bool, type(None), list, tuple, dict)
 _INJECTED = "# Parameters"  # the comment that opens Papermill's injected cell
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 _MEANING = re.compile(r"^ {4}(\w+): (.+(?:\n {5,}.+)*)", re.MULTILINE)
-_BRANCH = re.compile(
-    r"constrained-|(?:literal|dict|list|union)\["
-)  # of a union, in pydantic's places
+# Of a union or a mapping's name, in pydantic's places.
+_BRANCH = re.compile(r"constrained-|(?:literal|dict|list|union)?\[")
 _HERE = {"127.0.0.1", "localhost", "0.0.0.0", "::1"}
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 

@@ -81,6 +81,8 @@ BAD = [  # notebook, file, NAME=VALUE, what is said of it
     ("04", "smoke", "lora.r=x", "lora.r='x': int is needed"),
     ("01", "smoke", "recipe.use_gpu=true", "grpo.use_gpu: no such field; did you mean 'use_cpu'"),
     ("01", "smoke", "recipe.max_steps=0", "grpo.max_steps=0: a whole number of at least 1 is n"),
+    ("01", "smoke", "recorded=[nowhere]", "recorded='nowhere': no such folder; name one th"),
+    ("04", "smoke", "reward.funcs=[format, format]", "one is named more than once"),
     ("04", "smoke", "reward.weights=[1, 2, 3]", "rewards need as many weights"),
     ("05", "default", "since=last week", "since: 'last week' is no date; write 2026-01-31"),
     # methods

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from geo_utils.files import resolve_path
 from geo_utils.grpo.params import engine_problems, field_problems
 from geo_utils.parameters import Name, NotebookParams, Options, nearest
 
@@ -226,7 +227,13 @@ class EfficiencyParams(NotebookParams):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        """Refuse names of settings that there are not."""
+        """Refuse names of settings and folders that there are not."""
+        for folder in self.recorded:  # which is read once all is measured
+            if not resolve_path(folder).is_dir():
+                raise ValueError(
+                    f"recorded={folder!r}: no such folder; name one that holds the rows.jsonl of "
+                    "measurements, or leave it out"
+                )
         for name, given in (("only", self.only), ("reference", [self.reference])):
             for value in given:
                 if value and value not in self.settings:

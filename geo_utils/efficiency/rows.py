@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from geo_utils.efficiency.params import Setting
 from geo_utils.files import project_root, resolve_path
-from geo_utils.parameters import ParameterError, read_yaml
+from geo_utils.parameters import read_yaml
 from geo_utils.show.tables import DASH, styled
 from geo_utils.statistics import with_interval
 
@@ -166,19 +166,10 @@ def read_rows(folders: Iterable[str | Path]) -> pd.DataFrame:
 
     Returns:
         As `table_of`.
-
-    Raises:
-        ParameterError: A folder does not exist.
     """
     found = []
     for folder in folders:
-        path = resolve_path(folder)
-        if not path.is_dir():
-            raise ParameterError(
-                f"recorded={str(folder)!r}: no such folder; name one that holds the rows.jsonl of "
-                "measurements, or leave it out"
-            )
-        for file in sorted(path.glob("*.jsonl")):
+        for file in sorted(resolve_path(folder).glob("*.jsonl")):
             for number, line in enumerate(file.read_bytes().splitlines(), 1):
                 try:
                     if line.strip():

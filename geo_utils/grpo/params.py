@@ -86,6 +86,8 @@ class RewardOptions(Options):
         if self.weights is not None and len(self.weights) != len(self.funcs):
             n = len(self.funcs)
             raise ValueError(f"weights={self.weights}: {n} rewards need as many weights")
+        if len(set(self.funcs)) < len(self.funcs):
+            raise ValueError(f"funcs={self.funcs}: one is named more than once; give it a weight")
         return self
 
 

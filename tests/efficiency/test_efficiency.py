@@ -291,7 +291,7 @@ class TestGpuReadings:
 SETTINGS = {
     "negative": {"group": "CPU", "policy": "transformers", "reward": "negative_length"},
     "wrong": {"group": "CPU", "policy": "transformers", "reward": "negative_length",
-              "recipe": {"learning_rate": -1.0, "no_such_field": 1}},
+              "recipe": {"num_generations": 1}},
     "gemini": {"group": "CPU", "policy": "transformers", "reward": "gemini"},
     "halves": {"group": "CPU", "policy": "transformers", "reward": "gemini", "schedule": "fused",
                "gpus": {"trainer": 0, "second_trainer": 1},
@@ -330,7 +330,7 @@ class TestSweep:
             "negative": "measured", "wrong": "failed", "gemini": "measured", "halves": "measured",
             "colocate": "not run",
         }  # fmt: skip
-        assert "grpo.no_such_field: no such field" in rows["wrong"]["reason"]
+        assert "grpo.num_generations=1: a group needs at least 2" in rows["wrong"]["reason"]
         assert rows["colocate"]["reason"] == "not run: needs a GPU"
 
     def test_a_measured_row_says_what_it_measured(self, swept):
