@@ -403,7 +403,8 @@ def ask_slurm(*command: str, timeout_s: float | None = None) -> str:
             "machine of the cluster, or see the script with --dry-run"
         ) from None
     if done.returncode:
-        raise ParameterError(f"{command[0]}: {(done.stderr or done.stdout).strip()}")
+        said = (done.stderr or done.stdout).strip() or "it says nothing"
+        raise ParameterError(f"{command[0]} ended with status {done.returncode}: {said}")
     return done.stdout
 
 

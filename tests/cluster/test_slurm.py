@@ -309,6 +309,13 @@ class TestJobId:
         assert f"sbatch printed no job id but {printed!r}; see with" in capsys.readouterr().err
         assert not list((tmp_path / "slurm").iterdir())
 
+    def test_a_program_that_fails_and_says_nothing_is_named_with_its_status(
+        self, fake, tmp_path, capsys
+    ):
+        fake("sbatch", f"{SBATCH}exit 3\n")
+        assert self.submit(tmp_path) == 2
+        assert "sbatch ended with status 3: it says nothing" in capsys.readouterr().err
+
     @pytest.mark.parametrize("size, ended", [("4k", False), ("8k", False), ("12k", True)])
     def test_on_a_full_disk_nothing_is_left(self, fake, small_disk, tmp_path, size, ended, capsys):
         """No room for the script, for the list of tasks, or to keep the id of an array then."""
