@@ -29,7 +29,7 @@ _TURN = re.compile(
 _ASKED = re.compile(
     rf"(?s)(?:(?:{_CHAT}|<start_of_turn>)(?:user|system)(?:\n|{_CHAT})|<[|｜](?i:user|system)[|｜]>)"
     rf".*?(?:{_CHAT}|<end_of_turn>|\Z)|\[INST\](?:(?!\[INST\]).)*\[/INST\]"
-    r"|\A(?:User|Human|System): .*?\n(?:Assistant|AI|Model): "
+    r"|\A(?:User|Human): .*?\n(?:Assistant|AI): "
 )
 _REFUSAL = re.compile(
     r"(?i)\W*(?:i(?:['’]m| am) (?:sorry|not able|unable)|sorry,|i can(?:not|['’]t)|as an ai)\b"
@@ -58,7 +58,7 @@ _FIELD = re.compile(
 _QUOTED = re.compile(r"(?s)(?:[\"`]{1,3}|'{3}|[“«「])([^\"”»」`]*)(?:[\"`]{1,3}|'{3}|[”»」])")
 _BOXED = re.compile(  # of mathematics, and of XML
     r"(?s)[$\\\[(\s]{0,3}\\boxed\s?\{(?:\\text\{(.*)\}|(.*))\}[$\\\])\s]{0,3}|<!\[CDATA\[(.*)\]\]>"
-    r"|(?i:\W{0,20}(?:begin|start)\b[^\n]{0,40}\n(.*)\n\W{0,20}end\b[^\n]{0,40})"
+    r"|\W{0,20}(?:BEGIN|START)\b[^\na-z]{0,40}\n(.*)\n\W{0,20}END\b[^\na-z]{0,40}"
 )
 # A fence or tag in which nothing is left.
 _EMPTIED = re.compile(r"(?m)^(?:(```|~~~)\w*|<(\w{1,30})>)[\s\0]{0,99}\0\s*(?:\1|</\2>)$")
@@ -111,7 +111,7 @@ def clean_rewrite(reply: str, page: str, asked: Asked | None = None) -> Rewrite:
     text = clean_text(reply).strip()
     if not _THOUGHT.search(page):  # a page about such tags keeps them
         text = _THOUGHT.sub("", strip_thoughts(text)).strip()
-    if not _TURN.search(page):
+    if not _TURN.search(f"\n{page}"):
         turns = _TURN.split(_ASKED.sub("<eos>", text))
         text = next(filter(words, turns), "")
     text = reading.without_instructions(reading.without_values(text))

@@ -156,6 +156,8 @@ class TestCleaning:
             "Final version\n\nThe text of the law of tides, in the version that is now in force.",
             '"Tides," he said, "are due to the Moon, and to nothing else in the world, my boy"',
             "\\boxed{x} is how a model marks the answer to a sum, and \\boxed{y} another one",
+            "User: how do tides work?\n\nAssistant: they come twice a day. So went our first chat.",
+            "BEGIN AT THE QUAY\nThe walk goes along the harbour and back, twice.\nEND AT THE QUAY",
             "The chat ends its turns with <|im_end|>, and a page on tides says so, more than once.",
         ],
     )
