@@ -55,7 +55,7 @@ DELIMITER = regex.compile(
     rf"""(?ix)
     [<\uff1c\ufe64] (?:
         {_tags(_OWN)}
-      | [|\uff5c] (?!\s)[^|\uff5c<>\n]{{1,60}}(?<!\s) [|\uff5c][>\uff1e] | \|\w{{2,30}}>
+      | [|\uff5c] (?!\s)(?:"|[^|\uff5c<>\n]{{2,60}})(?<!\s) [|\uff5c][>\uff1e] | \|\w{{2,30}}>
       | \w{{2,30}}\|> | /?[|\uff5c]{{1,2}}DSML[|\uff5c]                           # DeepSeek's tools
       | /?(?:
             s|[bes]o[pst]|eo[acdhmr]|pad|unk|sep|cls|predict|escape|ctrl\d{{1,3}}     # Yuan, Gemini

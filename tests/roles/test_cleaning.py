@@ -117,11 +117,10 @@ class TestCleaning:
             f"<s>[INST] Rewrite it. [/INST] {PAGE}</s>[INST] More. [/INST] Here is more of it.",
             f"<｜User｜>Rewrite it.<｜Assistant｜>{PAGE}<｜end▁of▁sentence｜>",
             f"Human: Rewrite it.\n\nAssistant: {PAGE}<eos>",
-            # between a beginning and an end; keys without quotation marks; a label behind remarks
+            # between a beginning and an end; keys without quotation marks
             f"BEGIN PAGE\n{PAGE}\nEND PAGE",
             f"--- START ---\n\n{PAGE}\n\n--- END ---",
             f'{{page: "{PAGE}"}}',
-            f"Thought: I should move it.\nAction: rewrite\n\nFinal Answer: {PAGE}",
         ],
     )
     def test_the_page_is_taken_out(self, reply):
