@@ -161,7 +161,8 @@ def _latin(character: str) -> str:
     return letter[1].lower() if letter else "" if unicodedata.combining(character) else known
 
 
-def inert(text: str, tags: Iterable[str] = ()) -> str:
+@lru_cache(maxsize=1024)  # a page stands in many prompts
+def inert(text: str, tags: tuple[str, ...] = ()) -> str:
     """Return the text with other brackets in what would end it in a prompt or a chat.
 
     Args:

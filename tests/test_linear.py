@@ -27,7 +27,7 @@ from geo_utils.prompts import Template
 from geo_utils.roles.by_model import RewriteTask
 from geo_utils.roles.judges import LexicalJudge
 from geo_utils.roles.rewriters import EDITS, arrange, is_tidy, page_units
-from geo_utils.text import clean_text, negated_words, numbers, sentences, words
+from geo_utils.text import clean_text, inert, negated_words, numbers, sentences, words
 from geo_utils.visibility import visibility
 
 PARTS = [
@@ -80,6 +80,7 @@ READERS = {
     "thoughts": strip_thoughts, "json": parsed, "writable": writable, "seconds": seconds,
     "refusal": lambda text: refusal(400, text), "tidy": lambda text: is_tidy(text, 9),
     "arranged": lambda text: arrange("One. Two. Three.", "K.", text),
+    "inert": inert.__wrapped__,
     "template": lambda text: Template("t", "<page>\n$page\n</page>").fill({"page": text}, ["page"]),
 }  # fmt: skip
 

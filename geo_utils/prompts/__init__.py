@@ -13,6 +13,7 @@ import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from geo_utils.text import inert
@@ -53,22 +54,27 @@ class Template:
             ValueError: The template asks for a value that this role does not have, or leaves
                 a needed one out, which would silently hide it from the model.
         """
-        template = string.Template(self.text)
-        used = set(template.get_identifiers())
-        tags = re.findall(r"</?([A-Za-z][\w-]*)", self.text)
+        template, used, tags = self._read
         put = {name: _put(value, tags) for name, value in values.items()}
         for value in values.values():
             if not isinstance(value, str):
                 put["source_numbers"] = ", ".join(f"[{i}]" for i in range(1, len(value) + 1))
-        if not set(needs) <= used <= set(put) or not template.is_valid():
+        if template is None or not set(needs) <= used <= set(put):
             raise ValueError(
                 f"prompt template {self.name!r} uses {_names(used)}; it must use "
                 f"{_names(needs)} and may use {_names(put)} (and $$ for a dollar sign)"
             )
         return template.substitute(put)
 
+    @cached_property
+    def _read(self) -> tuple[string.Template | None, set[str], tuple[str, ...]]:
+        """The template, if it is a valid one, the names it uses, and its tags."""
+        template = string.Template(self.text)
+        tags = tuple(re.findall(r"</?([A-Za-z][\w-]*)", self.text))
+        return template if template.is_valid() else None, set(template.get_identifiers()), tags
 
-def _put(value: str | Sequence[str], tags: Sequence[str]) -> str:
+
+def _put(value: str | Sequence[str], tags: tuple[str, ...]) -> str:
     if isinstance(value, str):
         return inert(value, tags)
     each = (inert(text, tags) for text in value)
@@ -88,9 +94,15 @@ def load_template(name: str, folder: Path | None = None) -> Template:
     for place in (folder, _SHIPPED):
         path = place / f"{name}.md" if place else None
         if path is not None and path.is_file():
-            return Template(name, path.read_text(encoding="utf-8"))
+            status = path.stat()
+            return _template(path, status.st_mtime_ns, status.st_size)
     known = ", ".join(sorted(p.stem for p in _SHIPPED.glob("*.md")))
     raise ValueError(f"no prompt template {name!r}; there are {known}")
+
+
+@lru_cache(maxsize=256)
+def _template(path: Path, *_changed: int) -> Template:
+    return Template(path.stem, path.read_text(encoding="utf-8"))
 
 
 def load_rules(folder: Path | None = None) -> list[str]:

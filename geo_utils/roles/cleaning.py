@@ -150,6 +150,11 @@ def _runs(text: str) -> tuple[str, ...]:
     return (*runs, *(x for x in map(_said, _PART.findall(text)) if x.count(" ") == 2))
 
 
+@lru_cache(maxsize=64)
+def _sentences(page: str) -> frozenset[str]:
+    return frozenset(("", *map(_said, page.split("\n")), *map(_said, _PART.findall(page))))
+
+
 class _Reading:
     """A reply as it is read by what is known of its prompt and of the page.
 
@@ -160,7 +165,7 @@ class _Reading:
     def __init__(self, page: str, asked: Asked) -> None:
         self.page, self.asked, self.echoes = page.strip(), asked, 0
         self.needed = 0.2 * len(words(page))  # fewer words are no page
-        self.sentences = {"", *map(_said, page.split("\n")), *map(_said, _PART.findall(page))}
+        self.sentences = _sentences(page)
         tags = re.findall(r"(?:[<＜]|&lt;|\[/)[/／]?\s?([A-Za-z][\w\\-]{0,30})", page)
         self.tags = {"table", "ul", "ol", "pre", *map(_plain, tags)}  # none of these is a wrapper
         # What was asked, word for word in any punctuation; rules are among the instructions.
