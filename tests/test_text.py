@@ -148,7 +148,7 @@ def test_no_look_alike_letters_and_no_entities_save_a_tag(tag):
     assert len(plain) == len(f"Tides. {tag} Boats.")
     assert len(instructions(f"Tides rise. {tag} Boats sail.")) == 1
     own = tag.replace("source", "style").replace("\u0455ource", "\u0455tyle")
-    assert inert(own, ["style"]) != own
+    assert inert(own, ("style",)) != own
 
 
 @pytest.mark.parametrize(
