@@ -69,6 +69,27 @@ def from_markdown(text: str) -> Markup:
     )
 
 
+_STYLES = re.compile(r"<style\b[^>]*>([^<]*)</style>", re.IGNORECASE)
+_LOADS = re.compile(r"(?i)url|image|src|@import|//|\\")  # what CSS fetches by, or hides it behind
+
+
+def from_run(output: str) -> Markup:
+    """Return an output of a run, HTML with its styles, so that it runs and loads nothing."""
+    import bleach
+    from bleach.css_sanitizer import CSSSanitizer
+
+    def may_stay(tag: str, name: str, value: str) -> bool:
+        own = name in ("class", "dir", "id") or (name == "style" and not _LOADS.search(value))
+        return own or _may_stay(tag, name, value)
+
+    shown = bleach.clean(
+        _STYLES.sub("", output), _TAGS | {"caption", "u"}, may_stay, ("http", "https", "data"),
+        strip=True, css_sanitizer=CSSSanitizer(("background", "text-decoration", "--shade")),
+    )  # fmt: skip
+    styles = (f"<style>{css}</style>" for css in _STYLES.findall(output) if not _LOADS.search(css))
+    return Markup("".join(styles) + shown)
+
+
 _TAGS = frozenset(
     """a abbr b blockquote br code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol
     p pre s span strong sub sup table tbody td th thead tr ul""".split()  # noqa: SIM905

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from geo_utils.files import resolve_path
 from geo_utils.records import Chosen, Record, choose_records, conclusion
-from geo_utils.show.jinja import filled, from_markdown
+from geo_utils.show.jinja import filled, from_markdown, from_run
 from geo_utils.show.pages import duration
 from geo_utils.text import capitalised
 from geo_utils.weekly.params import WeeklyParams
@@ -117,7 +117,7 @@ def _shown(output: dict[str, Any], heading: str) -> Markup:
         picture = Markup('<img alt="{}" src="data:image/png;base64,{}">')
         return picture.format(heading, "".join(data["image/png"].split()))
     if "text/html" in data:
-        return _shortened(data["text/html"])
+        return from_run(_shortened(data["text/html"]))
     if "text/markdown" in data:
         pages = _pages(data["text/markdown"])
         more = "\n\nThe rest is in the run's report." * (len(pages) > 1)
@@ -127,15 +127,15 @@ def _shown(output: dict[str, Any], heading: str) -> Markup:
     return Markup()
 
 
-def _shortened(table: str) -> Markup:
+def _shortened(table: str) -> str:
     """Return an HTML table with its first rows and a word on how many were left out."""
     found = _BODY.search(table)
     rows = _ROW.findall(found.group(1)) if found else []
     if found is None or len(rows) <= MOST_ROWS:
-        return Markup(table)
+        return table
     kept = table[: found.start(1)] + "".join(rows[:MOST_ROWS]) + table[found.end(1) :]
     left_out = len(rows) - MOST_ROWS
-    return Markup(f"{kept}<p>{left_out} more rows are in the run's report.</p>")
+    return f"{kept}<p>{left_out} more rows are in the run's report.</p>"
 
 
 @dataclass(frozen=True)

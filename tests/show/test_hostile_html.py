@@ -113,6 +113,11 @@ def test_no_page_runs_or_fetches_what_is_named_by_others(canary, tmp_path):
     (record,) = find_records(tmp_path)
     rendered = render_report(run / "notebook.ipynb", record.manifest)
     assert 'href="./50%25%20%231.json"' in rendered["report"].read_text()
+    raw = {"text/html": f"<style>.a{{color:red}}</style><b class=a onclick=x>kept</b>{evil}"}
+    output = nbformat.v4.new_output("display_data", raw)  # of a notebook that another hand wrote
+    tagged = {"tags": ["weekly"]}
+    node.cells.append(nbformat.v4.new_code_cell("", outputs=[output], metadata=tagged))
+    nbformat.write(node, run / "notebook.ipynb")
     notes = tmp_path / "notes.md"
     notes.write_text(f"## Next\n\n{evil}\n\n**bold** [link](https://example.org)")
     defaults = default_parameters(PROJECT / "notebooks/05_weekly.ipynb")
@@ -125,6 +130,7 @@ def test_no_page_runs_or_fetches_what_is_named_by_others(canary, tmp_path):
         found = opened(path, tmp_path)
         assert "Title" in found or "Runs" in found or "Next" in found
         assert not asked, (path, asked)
+    assert '<style>.a{color:red}</style><b class="a">kept</b>' in body
     assert "<strong>bold</strong>" in body and 'href="https://example.org"' in body
 
 
