@@ -13,7 +13,7 @@ from IPython.display import Markdown
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from geo_utils.text import singular
+from geo_utils.text import clean_text, singular
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 _ENVIRONMENT = Environment(
@@ -83,9 +83,13 @@ def from_run(output: str) -> Markup:
         return own or _may_stay(tag, name, value)
 
     shown = bleach.clean(
-        _STYLES.sub("", output), _TAGS | {"caption", "u"}, may_stay, ("http", "https", "data"),
-        strip=True, css_sanitizer=CSSSanitizer(("background", "text-decoration", "--shade")),
-    )  # fmt: skip
+        _STYLES.sub("", clean_text(output)),
+        _TAGS | {"caption", "u"},
+        may_stay,
+        ("http", "https", "data"),
+        strip=True,
+        css_sanitizer=CSSSanitizer(("background", "text-decoration", "--shade")),
+    )
     styles = (f"<style>{css}</style>" for css in _STYLES.findall(output) if not _LOADS.search(css))
     return Markup("".join(styles) + shown)
 
