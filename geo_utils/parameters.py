@@ -207,7 +207,7 @@ def _problem_line(kind: type[BaseModel], detail: Mapping[str, Any]) -> str:
         choices = [choice.strip("' ") for choice in expected.replace(" or ", ", ").split(",")]
         message, hint = f"choose from {', '.join(choices)}", nearest(str(value), choices)
     elif isinstance(value, str) and _NUMBER.fullmatch(value):
-        hint = " (a quoted number is text; YAML also reads 1e-5 as text: write 1.0e-5)"
+        hint = " (a quoted number is text)"
     elif isinstance(value, bool):
         hint = " (YAML reads yes, no, on and off as true or false: quote them)"
     return f"{name}={value!r}: {message}{hint}"

@@ -51,9 +51,7 @@ def in_words(text: str) -> Markdown:
     """
     plain = singular(text).replace("&", "&amp;").replace("<", "&lt;")
     shown = Markdown("")  # made of a text, it would open the page or file that this names
-    shown.data = re.sub(
-        r"(!)(?=\[)|(?<=\])(?=[(\[:])|(?<=:)(?=//)|(?i:(?<=www)(?=\.))|(?=@)", r"\1\\", plain
-    )
+    shown.data = _LINKS.sub(r"\1\\", plain)
     return shown
 
 
