@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -36,17 +37,22 @@ _RESERVE = 1 << 18  # bytes kept free for the manifest's last word, and the log'
 # A cluster's preemption signals every process of a job at once. Papermill has to outlive that, as
 # the kernel ends with it, and has to wait while the kernel saves: its own patience is 5 s. It is
 # interrupted when its starter is killed, so that nothing goes on that nobody watches.
+# The kernel is spoken to over Unix sockets: a TCP port, which Jupyter chooses before the kernel
+# binds it, may be taken in between, and then the kernel dies.
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 # jsonschema makes a grammar of IRIs where it can: a second, for what no notebook has.
 _PAPERMILL = f"""
-import ctypes, os, signal, sys
+import ctypes, functools, os, signal, sys
 ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, signal.SIGINT, 0, 0, 0)
 if os.getppid() != {{parent}}: raise SystemExit(1)
 sys.modules["rfc3987_syntax"] = None
 from jupyter_client.manager import KernelManager
 from papermill.cli import papermill
 signal.signal(signal.SIGTERM, lambda *_: None)
-KernelManager.shutdown_wait_time.default_value = {GRACE_S - 5}
+KernelManager.__init__ = functools.partialmethod(
+    KernelManager.__init__, shutdown_wait_time={GRACE_S - 5},
+    transport="ipc", connection_file="{{sockets}}/kernel.json",
+)
 papermill()
 """
 
@@ -185,11 +191,16 @@ def _papermill(
     It holds the run's lock as well: where this process is killed alone, Papermill is interrupted
     and the kernel may save, and until that is done nobody else starts the run.
     """
-    command = [sys.executable, "-c", _PAPERMILL.format(parent=os.getpid())]
-    command += [f"{project_root()}/notebooks/{notebook}.ipynb", str(executed)]
-    command += ["-f", str(injected), "--no-log-output", "--no-progress-bar"]
     log, progress = executed.with_name("papermill.log"), executed.with_name(".progress")
-    with log.open("wb") as errors:
+    with (
+        log.open("wb") as errors,
+        # for the sockets; a local disk, and a short name, as theirs may have 107 characters
+        tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as sockets,
+    ):
+        papermill = _PAPERMILL.format(parent=os.getpid(), sockets=sockets)
+        command = [sys.executable, "-c", papermill]
+        command += [f"{project_root()}/notebooks/{notebook}.ipynb", str(executed)]
+        command += ["-f", str(injected), "--no-log-output", "--no-progress-bar"]
         process = subprocess.Popen(
             command,
             cwd=project_root(),
@@ -272,7 +283,10 @@ def _failure(executed: Path, returncode: int, full: bool) -> str:
             return f"{executed}: {said[-1].removeprefix('OSError: ')}"
     if full:
         return f"{executed}: no space left on its disk; make room, and run again to go on"
-    return f"the kernel died or never started (papermill's exit code {returncode}); out of memory?"
+    return (
+        f"the kernel died or never started (papermill's exit code {returncode}); out of memory? "
+        f"What was said last is in {executed.with_name('papermill.log')}"
+    )
 
 
 def _headline_text(run: Run) -> str:

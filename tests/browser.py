@@ -6,7 +6,9 @@ import subprocess
 import time
 
 import websocket
-from servers import free_port, wait_until_up
+from servers import wait_until_up
+
+from geo_utils.cluster.servers import free_port
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ import asyncio
 import collections
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -12,13 +11,8 @@ import urllib.request
 
 from aiohttp import web
 
+from geo_utils.cluster.servers import free_port
 from geo_utils.roles import simulated_gemini
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until_up(url, process, seconds=600):

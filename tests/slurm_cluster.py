@@ -20,10 +20,10 @@ import pytest
 import yaml
 from conftest import PROJECT
 from headless import sets
-from servers import free_port
 from train_many import SMALL
 
 from geo_utils.cluster.arrays import find
+from geo_utils.cluster.servers import free_port
 from geo_utils.files import read_jsonl
 from geo_utils.runs import Run
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 from conftest import PROJECT, make_row
 from headless import command, only_run, run_command, run_notebook, sets
@@ -408,7 +409,11 @@ class TestEndings:
         self.interrupt(process, again, kernel, signal.SIGTERM)
 
     def test_ctrl_c_ends_the_run_as_interrupted(self, tmp_path):
-        self.interrupt(*self.start(tmp_path), signal.SIGINT)
+        process, run, kernel = self.start(tmp_path)
+        # A port that Jupyter had chosen might have been taken before the kernel bound it.
+        used = {c.laddr for c in psutil.Process(kernel).net_connections("unix")}
+        assert len([name for name in used if re.match("/tmp/.+/kernel-ipc-", name)]) == 5, used
+        self.interrupt(process, run, kernel, signal.SIGINT)
 
     def interrupt(self, process, run, kernel, number):
         process.send_signal(number)

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
-from servers import free_port
 
+from geo_utils.cluster.servers import free_port
 from geo_utils.grpo import params as grpo_params
 from geo_utils.grpo.checkpoints import (
     checkpoint_step,

@@ -14,9 +14,10 @@ from aiohttp import web
 from conftest import SECRET, run
 from headless import command, only_run, sets
 from scipy.stats import chisquare
-from servers import free_port, wait_until_up
+from servers import wait_until_up
 from tiny_model import make_tiny_model
 
+from geo_utils.cluster.servers import free_port
 from geo_utils.models.base import (
     EMBEDDER,
     FatalError,

@@ -6,10 +6,10 @@ from datetime import date
 import pytest
 from aiohttp import web
 from conftest import run
-from servers import free_port
 from test_caller import QUICK, Scripted
 from test_models import Replica
 
+from geo_utils.cluster.servers import free_port
 from geo_utils.models.base import (
     SERVICE_DEFAULT,
     Completion,

@@ -9,7 +9,9 @@ import sys
 import nbformat
 import pytest
 from browser import opened
-from servers import free_port, wait_until_up
+from servers import wait_until_up
+
+from geo_utils.cluster.servers import free_port
 
 CELL = """
 from geo_utils.corpus import own_example
