@@ -107,6 +107,7 @@ def _check_corpus(params: Any) -> None:
 def _rendered(executed: Path) -> None:
     """Write report and slides of an executed notebook, if it is one, and the page of all runs."""
     from geo_utils.files import from_root
+    from geo_utils.notebooks import tell
     from geo_utils.runs import Run
     from geo_utils.show.pages import write_index
 
@@ -116,10 +117,11 @@ def _rendered(executed: Path) -> None:
             from geo_utils.show.report import render_report
 
             for name, path in render_report(executed, Run(folder).manifest).items():
-                _say(f"{name}: {from_root(path) if isinstance(path, Path) else path}")
+                told = from_root(path) if isinstance(path, Path) else path
+                tell(f"{name}: {told}", sys.stdout)
         write_index(folder.parents[2])
     except Exception as error:  # the run's results stand whether or not they could be rendered
-        sys.stderr.write(f"  report, slides or the page of runs could not be written: {error}\n")
+        tell(f"  report, slides or the page of runs could not be written: {error}")
 
 
 @app.command("try")

@@ -158,22 +158,22 @@ def execute(
         except OSError as error:
             sys.stderr.write(f"run folder {run.folder}: {error}\n")
             return 2
-        sys.stderr.write(f"{notebook}: running in {run}\n")
+        tell(f"{notebook}: running in {run}")
         started = time.monotonic()
         # A rerun that fails must not take the place of what had finished.
         executed = run.folder / ("notebook.rerun.ipynb" if again else "notebook.ipynb")
         try:
             returncode = _papermill(notebook, executed, injected, received, lock)
         except OSError as error:  # such as its log, that cannot be opened
-            sys.stderr.write(f"  {error}\n")
+            tell(f"  {error}")
             returncode = 1
         status, reason = _settle(run, executed, returncode, received, reserve)
         if status == "planned":
             _without_error(executed)
         if again and status == "finished":
             executed = executed.replace(run.folder / "notebook.ipynb")
-        sys.stderr.write(f"{notebook}: {status} after {time.monotonic() - started:.0f} s\n")
-        sys.stderr.write(_headline_text(run) if status == "finished" else f"  {reason}\n")
+        tell(f"{notebook}: {status} after {time.monotonic() - started:.0f} s")
+        tell(_headline_text(run) if status == "finished" else f"  {reason}")
         if rendered and not received:
             shown = executed.name == "notebook.ipynb" and executed.is_file()
             rendered(executed if shown else run.folder)
@@ -209,7 +209,7 @@ def _papermill(
             start_new_session=True,
             stderr=errors,
         )
-        deadline, show = None, _Shown(progress)
+        deadline, show = None, _Shown(notebook, progress)
         while process.poll() is None:
             time.sleep(0.05)
             show()
@@ -251,7 +251,7 @@ def _settle(
     try:
         run.end(ended, reason)
     except OSError as error:
-        sys.stderr.write(f"  how it ended cannot be recorded: {error}; put that right, run again\n")
+        tell(f"  how it ended cannot be recorded: {error}; put that right, run again")
     return ended, reason
 
 
@@ -300,14 +300,25 @@ def _headline_text(run: Run) -> str:
     what, found = (PROBABILITY, told) if told else ("headline", found)
     lines = [f"  {what} ({record.provenance}):"]
     lines += [f"  {r.method or r.quantity:20} {r.text:22} {r.counts}" for r in found]
-    return "\n".join([*lines, ""])
+    return "\n".join(lines)
+
+
+def tell(text: str, stream: IO[str] | None = None) -> None:
+    """Write a line; in a terminal in the place of progress, which may be another run's.
+
+    Args:
+        text: The line.
+        stream: Where to; default, standard error.
+    """
+    stream = stream or sys.stderr
+    stream.write(f"\r\033[K{text}\n" if stream.isatty() else f"{text}\n")
 
 
 class _Shown:
     """Shows the kernel's progress: in place in a terminal, a line a minute in a log."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.line = path, ""
+    def __init__(self, notebook: str, path: Path) -> None:
+        self.notebook, self.path, self.line = notebook, path, ""
         self.read = self.logged = time.monotonic()
 
     def __call__(self) -> None:
@@ -316,11 +327,12 @@ class _Shown:
         if now - self.read < 0.5 or not self.path.is_file():
             return
         self.read, line = now, self.path.read_text(encoding="utf-8")
+        text = f"  {self.notebook[:2]}: {line}"
         if sys.stderr.isatty() and line != self.line:
             done, _, total = line.partition(" of ")
             end = "\n" * total.startswith(f"{done} ")
-            sys.stderr.write(f"\r  {line:76}{end}")
+            sys.stderr.write(f"\r\033[K{text}{end}")
         elif line != self.line and now - self.logged >= LOGGED_S:
             self.logged = now
-            sys.stderr.write(f"  {line}\n")
+            sys.stderr.write(f"{text}\n")
         self.line = line

@@ -227,7 +227,7 @@ def crowd():
             await asyncio.gather(*(one(i) for i in range(n // 5)))
             return n / 5 / (time.perf_counter() - started)
 
-        async def ours():
+        async def ours(turn="once"):
             cache = AnswerCache(Path(folder) / "cache")
             caller = Caller(Gemini(MODEL, server.url), cache, replace(QUICK, max_concurrency=width))
             await caller.complete(ask("warm-up"))
@@ -245,7 +245,7 @@ def crowd():
             watching = asyncio.create_task(watch())
             await asyncio.sleep(0.1)
             started = time.perf_counter()
-            await gather_all(caller.complete(ask(f"ours {i}")) for i in range(n))
+            await gather_all(caller.complete(ask(f"{turn} {i}")) for i in range(n))
             rate = n / (time.perf_counter() - started)
             over.append(True)
             return rate, 1000 * await watching
@@ -253,7 +253,9 @@ def crowd():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         rate, blocked = run_sync(ours())  # as an evaluation makes them
         megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        return rate / run_sync(bare()), blocked, megabytes
+        first = run_sync(bare())  # in turns, as a machine's speed drifts
+        again, _ = run_sync(ours("again"))
+        return (rate + again) / (first + run_sync(bare())), blocked, megabytes
 
 
 @figure("20,000 calls at once: rate over the bare SDK's", 0.7, "", at_least=True, minutes=True)

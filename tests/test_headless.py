@@ -186,7 +186,7 @@ def test_a_terminal_shows_how_far_the_notebook_is(tmp_path):
             shown += part
     os.close(ours)
     assert process.wait() == 0, shown.decode()
-    assert re.search(rb"\r  \d+ of 36 samples, \d+ s", shown), shown.decode()
+    assert re.search(rb"\r\x1b\[K  02: \d+ of 36 samples, \d+ s", shown), shown.decode()
 
 
 def test_help_and_parameters_are_shown_without_a_heavy_import(heavy_imports):

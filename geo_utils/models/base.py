@@ -311,12 +311,17 @@ def without_secrets(text: str) -> str:
 
     They are found in any case, and as addresses, JSON, HTML and base64 write them.
     """
-    secret = filter(_SECRET_NAME.search, os.environ)
+    secret = filter(_names_a_secret, os.environ)
     lowered = text.lower()
     for spelt, name in _spellings(tuple((os.environ.get(n, "").strip(), n) for n in secret)):
         if spelt in lowered:
             text = re.sub(re.escape(spelt), f"[{name}]", text, flags=re.IGNORECASE)
     return _LOGIN.sub("", text)
+
+
+@lru_cache(maxsize=1024)
+def _names_a_secret(variable: str) -> bool:
+    return bool(_SECRET_NAME.search(variable))
 
 
 def _without_credentials(text: str) -> str:

@@ -67,7 +67,9 @@ class AnswerCache:
         self._anew: dict[Path, tuple[int, int]] = {}
         self._segment: tuple[int, Path] | None = None
         self._torn, self._owner = False, os.getpid()
-        self._known = -1  # how long the list of changes was when all of it had been read
+        # How long the list of changes was when all of it had been read, without this one's own.
+        self._known: int | None = None
+        self._own = 0
         self._lock = threading.RLock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,7 @@ class AnswerCache:
 
     def refresh(self) -> None:
         """Index what other processes have added, if they have."""
-        changes = self._changes()
+        changes = self._changes() - self._own
         if changes == self._known:
             return
         with self._lock, contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as listing:
@@ -124,7 +126,7 @@ class AnswerCache:
             self._anew[path] = state
         self._index = {k: p for k, p in self._index.items() if p[0] != path}
         self._read_up_to.pop(path, None)
-        self._known = -1
+        self._known = None
         self.refresh()
         return True
 
@@ -146,13 +148,15 @@ class AnswerCache:
         }
         line = f"{key} {json.dumps(entry)}\n".encode()
         with self._lock:
-            if self._segment and not os.fstat(self._segment[0]).st_nlink:  # somebody deleted it
+            status = os.fstat(self._segment[0]) if self._segment else None
+            if self._segment and status and not status.st_nlink:  # somebody deleted it
                 os.close(self._segment[0])
                 self._segment = None
             if self._segment is None or self._owner != os.getpid():  # also after a fork
                 self._segment, self._owner, self._torn = self._open_segment(), os.getpid(), False
+                status = None
             descriptor, path = self._segment
-            end = os.fstat(descriptor).st_size
+            end = status.st_size if status else 0
             line = b"\n" + line if self._torn else line
             self._torn = True  # until the whole line is there
             if os.write(descriptor, line) < len(line):
@@ -219,9 +223,7 @@ class AnswerCache:
         return status.st_size
 
     def _note_change(self) -> None:
-        os.write(_lock_file(self.folder / _FLIGHTS), b".")
-        # Where another process has put one as well, what it put is still to be read.
-        self._known += self._changes() == self._known + 1
+        self._own += os.write(_lock_file(self.folder / _FLIGHTS), b".")
 
     def _merge(self) -> None:
         """Put the segments that nobody writes to into one, where there are many.
