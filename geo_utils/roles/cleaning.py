@@ -15,7 +15,7 @@ from importlib.resources import files
 
 from geo_utils.models.replies import THOUGHTS, strip_thoughts
 from geo_utils.roles.rewriters import Rewrite
-from geo_utils.text import clean_text, content_words, words
+from geo_utils.text import clean_text, content_words, numbers, words
 
 _CUT = "\0"  # stands where something was taken out; no clean text has one
 _THOUGHT = re.compile(rf"(?is)<(?:{THOUGHTS})>.*?(?:</(?:{THOUGHTS})>|\Z)")
@@ -35,6 +35,9 @@ _ASKED = re.compile(
 _REFUSAL = re.compile(
     r"(?i)\W*(?:i(?:['’]m| am) (?:sorry|not able|unable)|sorry,|i can(?:not|['’]t)|as an ai)\b"
 )
+# A line, with the list that follows it.
+_BLOCK = re.compile(r"(?m)^[^\n]*\S[^\n]*(?:\n\s*(?:[-*+•]|\d{1,3}[.)])\s[^\n]*)*")
+_ENDS = re.compile(r"[.!?…\])>]")  # a sentence, and no heading
 # A sentence, or what stands before a colon, with a list's number before it; a line without words.
 _BREAK = r"(?:(?<=[.!?:;…])[*_\"'”’)\]]{0,4}\s+|(?<=[。！？：；])|\n\s*)"
 _PART = re.compile(rf"(?s)(?:[^\w\n]|[\d_])*+[^\W\d_].*?(?:{_BREAK}|\Z)|[^\n]*\n\s*|.+")
@@ -74,6 +77,11 @@ def _stems(text: str) -> frozenset[str]:
 # A reply speaks of its rewriting in few words: of the `text`, of its `deeds`, `agreeing`, and in
 # `other` words around these. A sentence in such words is no page's if one of them is `telling`.
 _LISTED = json.loads((files("geo_utils") / "data/talk.json").read_text(encoding="utf-8"))
+# A paragraph that talks has `signs` of two kinds that the page has not, and `around` them more talk
+# than other words; or of one, and no other word.
+_AROUND, _KINDS = _stems(_LISTED.pop("around")), _LISTED.pop("signs").items()
+_SIGNS = {kind: frozenset(f"{has} {_LISTED.get(kind, '')}".split()) for kind, has in _KINDS}
+_SIGN = frozenset[str]().union(*_SIGNS.values())
 _WORDS = {kind: _stems(listed) for kind, listed in _LISTED.items()}
 _TALK = frozenset[str]().union(*_WORDS.values())
 _TELLING = frozenset(_LISTED["telling"].split())
@@ -117,7 +125,7 @@ def clean_rewrite(reply: str, page: str, asked: Asked | None = None) -> Rewrite:
         text = next(filter(words, turns), "")
     text = reading.without_instructions(reading.without_values(text))
     text = reading.closed_up(reading.without_old_page(reading.closed_up(text)))
-    text = reading.without_remarks(reading.unwrapped(text))
+    text = reading.without_talk(reading.without_remarks(reading.unwrapped(text)))
     n, problem = len(words(text)), None
     if not text:
         problem = "empty: the reply holds no page"
@@ -165,6 +173,7 @@ class _Reading:
     def __init__(self, page: str, asked: Asked) -> None:
         self.page, self.asked, self.echoes = page.strip(), asked, 0
         self.needed = 0.2 * len(words(page))  # fewer words are no page
+        self.stems, self.words = _stems(page), set(_said(page).split())
         self.sentences = _sentences(page)
         tags = re.findall(r"(?:[<＜]|&lt;|\[/)[/／]?\s?([A-Za-z][\w\\-]{0,30})", page)
         self.tags = {"table", "ul", "ol", "pre", *map(_plain, tags)}  # none of these is a wrapper
@@ -372,3 +381,34 @@ class _Reading:
                     kept.pop()
                 return "\n".join(kept).strip()
         return text
+
+    def without_talk(self, text: str) -> str:
+        """Leave out the paragraphs at both ends that talk, a heading with what stands below it."""
+        spans = deque(found.span() for found in _BLOCK.finditer(text))
+        paragraphs = len(spans)
+        for place, step, drop in ((0, 1, spans.popleft), (-1, -1, spans.pop)):
+            while len(spans) > 1:
+                alone = self.talks(text[slice(*spans[place])])
+                (start, middle), (_, end) = sorted((spans[place], spans[place + step]))
+                headed = not _ENDS.search(text[start:middle][-4:])
+                both = (headed if step < 0 else not alone) and self.talks(text[start:end])
+                if not (alone or both):
+                    break
+                for _ in range(1 + both):
+                    drop()
+        if len(spans) == paragraphs:
+            return text
+        return self.unwrapped(text[spans[0][0] : spans[-1][1]]) if spans else ""
+
+    def talks(self, block: str) -> bool:
+        """Tell whether a paragraph speaks of the rewriting or to its user, and not of the page."""
+        heading = block[0] == "#" or not re.search(f"{_ENDS.pattern}|:", block[-4:])
+        own = any(words(part) and self.own(part) for part in _PART.findall(block))
+        if own or numbers(block) or (heading and "\n" not in block):
+            return False
+        said = set(_said(block).replace("’", "'").split())
+        new, other = said - self.words, _stems(" ".join(said - _SIGN)) - _TALK - _AROUND
+        kinds = sum(not signs.isdisjoint(new) for signs in _SIGNS.values())
+        told = len(new & (_SIGNS["text"] | _SIGNS["acts"]))
+        few = 2 * len(other) <= len(_stems(block)) and len(other & self.stems) < max(told, 1)
+        return few and kinds >= (2 if other else 1)

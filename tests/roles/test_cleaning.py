@@ -117,10 +117,20 @@ class TestCleaning:
             f"<s>[INST] Rewrite it. [/INST] {PAGE}</s>[INST] More. [/INST] Here is more of it.",
             f"<｜User｜>Rewrite it.<｜Assistant｜>{PAGE}<｜end▁of▁sentence｜>",
             f"Human: Rewrite it.\n\nAssistant: {PAGE}<eos>",
-            # between a beginning and an end; keys without quotation marks
+            # between a beginning and an end; keys without quotation marks; a label behind remarks
             f"BEGIN PAGE\n{PAGE}\nEND PAGE",
             f"--- START ---\n\n{PAGE}\n\n--- END ---",
             f'{{page: "{PAGE}"}}',
+            f"Thought: I should move it.\nAction: rewrite\n\nFinal Answer: {PAGE}",
+            # paragraphs that talk, with words beside talk that are none of the page's
+            f"{PAGE}\n\nI trust this meets your expectations.",
+            f"{PAGE}\n\n---\n\nThis version keeps the tone while the claim is foregrounded.",
+            f"{PAGE}\n\n### Note\n\nThe opening sentence was reworked to surface the claim.",
+            f"{PAGE}\n\n**Key enhancements:**\n\n* Bold type on the claim\n* Smoother transitions",
+            f"{PAGE}\n\nAs an AI, I cannot verify the claims made here.\n\nCheers!",
+            f"Absolutely. Below you'll find a stronger take on it.\n\n{PAGE}",
+            f"Here's a polished take that puts the spotlight on the claim:\n\n{PAGE}",
+            f"Plan:\n- rewrite the opening\n- emphasise the claim\n\n{PAGE}",
         ],
     )
     def test_the_page_is_taken_out(self, reply):
@@ -283,6 +293,13 @@ class TestEchoes:
             f"{PAGE}\n\nWhat changed?\n\nThe Moon moved.",
             f"{PAGE}\n\nThis page was last edited in 2020.",
             f"{PAGE}\n\nEmphasis on safety is needed at sea.",
+            f"{PAGE}\n\nCritics claim otherwise.",
+            f"{PAGE}\n\nThe French version differs slightly.",
+            f"{PAGE}\n\nFeedback from sailors has been positive, and their requests were met.",
+            f"{PAGE}\n\nMy grandmother swore by it.",
+            f"Have you ever been at sea? Welcome to our shop.\n\n{PAGE}",
+            f"## The law\n\n{PAGE}\n\nA revised law came into force in May.",
+            f"{PAGE}\n\nThis version of the tide table was changed in 2020 and edited twice.",
             f"{PAGE}\n\n## Structural use\n\nHarbours use thick walls.",
             f"The fee is <s>12</s> 10.\n\n{PAGE}",
         ],
