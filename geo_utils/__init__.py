@@ -1,6 +1,7 @@
 """Key-point control of generative engines: the thin package behind the numbered notebooks."""
 
 import os
+import sys
 
 __version__ = "0.1.0"
 
@@ -17,3 +18,5 @@ def _ask_this_machine_directly() -> None:
 
 
 _ask_this_machine_directly()
+# Where it can, jsonschema makes a grammar of IRIs, which takes a second and which nothing here has.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]

@@ -58,6 +58,9 @@ _CODE = re.compile(
     )""",
     re.VERBOSE | re.DOTALL,
 )
+# Where neither finds something, _CODE and _ADDRESS find nothing, and are slow to say so.
+_MAYBE_CODE = re.compile(r"[`~<\\$]|\S\[|\[-?\d[\d.]{0,12}\s*[,–-]|\bIn \[")
+_MAYBE_ADDRESS = re.compile(r"/|www\.|doi:", re.IGNORECASE)
 # A fence around prose: one that says so, or around all of it.
 _PROSE = re.compile(
     r"```(?:markdown|md|te?xt)[ \t]*\n((?:(?!```).)*)```|\A\s*```[ \t]*\n((?:(?!```).)*)```\s*\Z",
@@ -415,7 +418,9 @@ def _begins_list(bare: str) -> bool:
 @lru_cache(maxsize=256)  # parsed and stripped, one after the other
 def _one_form(text: str) -> str:
     text = _PROSE.sub(lambda found: found[1] or found[2] or "", text)
-    parts = _CODE.split(_ADDRESS.sub(_own_hidden, text))
+    if _MAYBE_ADDRESS.search(text):
+        text = _ADDRESS.sub(_own_hidden, text)
+    parts = _CODE.split(text) if _MAYBE_CODE.search(text) else [text]
     for place, part in enumerate(parts):
         if place % 3:
             parts[place] = (part or "").translate(_HIDDEN if place % 3 == 1 else _INDEX)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -209,6 +210,8 @@ def _papermill(
             start_new_session=True,
             stderr=errors,
         )
+        # What the report will need takes seconds to import.
+        threading.Thread(target=import_module, args=("geo_utils.show.report",), daemon=True).start()
         deadline, show = None, _Shown(notebook, progress)
         while process.poll() is None:
             time.sleep(0.05)

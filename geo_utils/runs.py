@@ -333,7 +333,7 @@ def hold(run: Run, kind: str, wait_s: float = 0.0) -> IO[str]:
 def code_hash() -> str:
     """Return a hash of the package's files and the notebooks: the code a result depends on."""
     package = Path(__file__).resolve().parent
-    paths = [p for p in package.rglob("*") if p.suffix in {".py", ".md", ".jsonl", ".txt", ".j2"}]
+    paths = [p for p in package.rglob("*") if p.is_file() and p.suffix != ".pyc"]
     paths += (project_root() / "notebooks").glob("*.ipynb")
     digest = hashlib.sha256()
     for path in sorted(paths):

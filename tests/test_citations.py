@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geo_utils import citations
 from geo_utils.citations import citation_numbers, parse_answer, strip_citations
 
 
@@ -295,6 +296,17 @@ def test_sentences_lose_their_marks_and_keep_their_paragraph():
         ("Tides rise.", 0),
         ("Boats wait, always.", 1),
     ]
+
+
+PIECES = [*"[]()<>{}`~$\\!^=∈:;,.–-'_/aI \n", "In", "12", "[1]", "range", "www", "doi", "x.py"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
+def test_code_and_addresses_are_looked_for_wherever_one_may_be(text):
+    if not citations._MAYBE_CODE.search(text):
+        assert citations._CODE.split(text) == [text]
+    if not citations._MAYBE_ADDRESS.search(text):
+        assert not citations._ADDRESS.search(text)
 
 
 @pytest.mark.parametrize(

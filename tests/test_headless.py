@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -187,6 +188,14 @@ def test_a_terminal_shows_how_far_the_notebook_is(tmp_path):
     os.close(ours)
     assert process.wait() == 0, shown.decode()
     assert re.search(rb"\r\x1b\[K  02: \d+ of 36 samples, \d+ s", shown), shown.decode()
+
+
+def test_what_is_measured_and_what_is_drawn_load_nothing_that_they_do_not_need():
+    """Six seconds of a run of 01 that has all its rows, and a second of every report."""
+    code = "import sys, geo_utils.efficiency.bench, geo_utils.show.report; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert loaded.returncode == 0, loaded.stderr
+    assert not {"torch", "trl", "rfc3987_syntax.syntax_helpers"} & set(loaded.stdout.split())
 
 
 def test_help_and_parameters_are_shown_without_a_heavy_import(heavy_imports):

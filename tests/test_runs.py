@@ -160,6 +160,19 @@ def test_a_rerun_that_does_not_end_well_leaves_the_run_finished(params, monkeypa
     assert run.manifest["rerun"] is None
 
 
+def test_the_code_that_a_result_depends_on_is_every_file_of_the_package(tmp_path, monkeypatch):
+    package = tmp_path / "geo_utils"
+    (package / "data").mkdir(parents=True)
+    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
+    found = {runs.code_hash.__wrapped__()}
+    for name in ("runs.py", "data/talk.json", "data/record.xz", "page.html", "job.sh", "rules.md"):
+        (package / name).write_text("x")
+        found.add(runs.code_hash.__wrapped__())
+    assert len(found) == 7
+    (package / "runs.cpython-311.pyc").write_text("x")
+    assert runs.code_hash.__wrapped__() in found
+
+
 def test_a_file_system_without_locks_is_named(params, monkeypatch):
     def refuse(*_):
         raise OSError(38, "Function not implemented")

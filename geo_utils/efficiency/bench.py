@@ -32,7 +32,6 @@ from geo_utils.cluster.servers import (
 )
 from geo_utils.cluster.supervisor import Supervised
 from geo_utils.efficiency import recipes
-from geo_utils.efficiency.measure import failure
 from geo_utils.efficiency.params import EfficiencyParams, Setting
 from geo_utils.efficiency.random_weights import is_made
 from geo_utils.evaluate import Counter
@@ -268,7 +267,7 @@ class Bench:
             reason = f"not done after {params.timing.timeout_s:g} s"
             result = {"status": "timed out", "reason": reason}
         except ServerError as error:
-            result = failure(str(error)[-600:]) | {"log_tail": error.log}
+            result = recipes.failure(str(error)[-600:]) | {"log_tail": error.log}
         except (ValueError, subprocess.CalledProcessError) as error:  # of this setting alone
             result = {"status": "failed", "reason": str(error)[-600:]}
         phase = phase or (folder / "phase").read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 from geo_utils.corpus import Example, KeyPoint, load_corpus
+from geo_utils.efficiency.recipes import failure
 from geo_utils.files import read_jsonl, write_atomic
 from geo_utils.grpo.checkpoints import Interrupts
 from geo_utils.grpo.data import Split, base_model, policy_card, prompt_rows
@@ -39,8 +40,6 @@ log = logging.getLogger(__name__)
 Reward = Callable[..., Awaitable[list[float | None]]]
 _APART = 0.001
 _FILLER = " and"  # one token in most vocabularies
-# What vLLM and CUDA say when a setting does not fit.
-_NO_MEMORY = ("out of memory", "no available memory", "less than desired gpu memory")
 
 
 def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -254,12 +253,6 @@ def _spent(roles: Roles, params: GrpoParams, steps: int) -> dict[str, Any]:
         },
         "served_by": sorted(roles.usage.served_by),
     }  # fmt: skip
-
-
-def failure(reason: str) -> dict[str, Any]:
-    """Return the row's fields of a measurement that failed for a reason, such as memory."""
-    memory = any(sign in reason.lower() for sign in _NO_MEMORY)
-    return {"status": "out of memory" if memory else "failed", "reason": reason}
 
 
 def main(place: str) -> int:

@@ -17,6 +17,8 @@ from geo_utils.parameters import ParameterError, default_parameters
 
 _GROUP = 8  # completions of one prompt, and of one micro-batch, where the recipe names none
 _PATIENCE_S = 900.0  # a slow engine is measured, not cut off
+# What vLLM and CUDA say when a setting does not fit.
+_NO_MEMORY = ("out of memory", "no available memory", "less than desired gpu memory")
 
 
 @dataclass(frozen=True)
@@ -201,3 +203,9 @@ def _grpo(setting: Setting, params: EfficiencyParams, urls: dict[str, str]) -> d
         room = params.work.prompt_tokens + tokens + 64
         settings |= {"vllm_gpu_memory_utilization": 0.3, "vllm_max_model_length": room}
     return settings | given
+
+
+def failure(reason: str) -> dict[str, Any]:
+    """Return the row's fields of a measurement that failed for a reason, such as memory."""
+    memory = any(sign in reason.lower() for sign in _NO_MEMORY)
+    return {"status": "out of memory" if memory else "failed", "reason": reason}

@@ -12,7 +12,7 @@ import shlex
 import urllib.request
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from importlib.metadata import distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -241,11 +241,12 @@ def field_types(section: str) -> dict[str, str]:
     Args:
         section: `grpo`, `lora` or `vllm_engine`, which has none where vLLM is not installed.
     """
-    if section == FIELD and find_spec("vllm") is None:
-        return {}
     types: dict[str, str] = {}
     for kind, file in _CLASSES[section].items():
-        path = Path(str(distribution(file.partition("/")[0]).locate_file(file)))
+        try:
+            path = Path(str(distribution(file.partition("/")[0]).locate_file(file)))
+        except PackageNotFoundError:  # a folder of that name is importable, and is not vLLM
+            return {}
         nodes = ast.parse(path.read_text("utf-8")).body
         (own,) = (n for n in nodes if isinstance(n, ast.ClassDef) and n.name == kind)
         lines = (line for line in own.body if isinstance(line, ast.AnnAssign))
@@ -630,7 +631,7 @@ def check_machine(params: GrpoParams) -> None:
     if params.dry_run or params.recorded:  # which train nothing, on whatever machine
         return
     grpo, name, small = params.grpo, params.policy.base, params.policy.cold_start.small_model
-    if grpo.get("use_vllm") and find_spec("vllm") is None:
+    if grpo.get("use_vllm") and not field_types(FIELD):
         way = "pip install -e '.[gpu]', or set use_vllm: false"
         raise ParameterError(f"grpo.use_vllm=True: vllm is not installed; {way}")
     for reporter in params.reporters:

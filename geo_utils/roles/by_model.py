@@ -317,10 +317,10 @@ class RewriteTask:
         The page is cut between sentences and the instructions never; `page` puts back what was
         not shown.
         """
-        units, page = page_units(example.target)[:shown], example.target
+        page = example.target
         if self.method == "arrange_key_point":
-            page = numbered(units)
-        elif shown is not None and units:
+            page = numbered(page_units(page)[:shown])
+        elif shown is not None and (units := page_units(page)[:shown]):
             page = page[: units[-1].end]
         needs = self._needs(key_point) | {"page": page}
         return self.template.fill(needs | {"query": example.query}, needs)

@@ -158,9 +158,11 @@ def _runs(text: str) -> tuple[str, ...]:
     return (*runs, *(x for x in map(_said, _PART.findall(text)) if x.count(" ") == 2))
 
 
-@lru_cache(maxsize=64)
-def _sentences(page: str) -> frozenset[str]:
-    return frozenset(("", *map(_said, page.split("\n")), *map(_said, _PART.findall(page))))
+@lru_cache(maxsize=64)  # a page is rewritten by many methods
+def _read(page: str) -> tuple[frozenset[str], frozenset[str], frozenset[str], float]:
+    """Return a page's sentences, words and stems, and than how many words none has fewer."""
+    parts = frozenset(("", *map(_said, page.split("\n")), *map(_said, _PART.findall(page))))
+    return parts, frozenset(_said(page).split()), _stems(page), 0.2 * len(words(page))
 
 
 class _Reading:
@@ -172,9 +174,7 @@ class _Reading:
 
     def __init__(self, page: str, asked: Asked) -> None:
         self.page, self.asked, self.echoes = page.strip(), asked, 0
-        self.needed = 0.2 * len(words(page))  # fewer words are no page
-        self.stems, self.words = _stems(page), set(_said(page).split())
-        self.sentences = _sentences(page)
+        self.sentences, self.words, self.stems, self.needed = _read(page)
         tags = re.findall(r"(?:[<＜]|&lt;|\[/)[/／]?\s?([A-Za-z][\w\\-]{0,30})", page)
         self.tags = {"table", "ul", "ol", "pre", *map(_plain, tags)}  # none of these is a wrapper
         # What was asked, word for word in any punctuation; rules are among the instructions.

@@ -4,11 +4,13 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import yaml
 from conftest import PROJECT
 
+from geo_utils.grpo import params
 from geo_utils.grpo.params import GrpoParams, field_types
 from geo_utils.notebooks import read_parameters
 from geo_utils.parameters import ParameterError
@@ -31,6 +33,17 @@ def engine(**arguments):
 def drafts(**changes):
     given = {"method": "page", "num_speculative_tokens": 7} | changes
     return engine(speculative_config=given)
+
+
+def test_a_folder_that_is_called_vllm_is_not_vllm(tmp_path, monkeypatch):
+    (tmp_path / "vllm").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def distribution(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(params, "distribution", distribution)
+    assert params.field_types.__wrapped__("vllm_engine") == {}
 
 
 @pytest.fixture
