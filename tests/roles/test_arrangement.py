@@ -252,10 +252,10 @@ class TestPage:
     def test_what_was_not_shown_follows_the_rewrite(self, page, shown):
         units = page_units(page)
         part = page if shown is None or shown >= len(units) else page[: units[shown].start]
-        new = "New words. " + part
+        new = "Otters drink. " + part
         found = RewriteTask("key_point").page(new, example_of(page), POINT, shown)
         assert found.abstention is None
-        assert found.text.split() == ["New", "words.", *page.split()]
+        assert found.text.split() == ["Otters", "drink.", *page.split()]
 
     @pytest.mark.parametrize("shown", [None, 1])
     def test_a_refusal_or_a_fragment_is_no_page(self, shown):
