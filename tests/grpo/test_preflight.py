@@ -7,7 +7,6 @@ import shutil
 import socket
 import threading
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -44,10 +43,14 @@ def recipe(name, **values):
 
 
 def vllm_is_here(monkeypatch, here):
-    def find(name):
-        return (object() if here else None) if name == "vllm" else find_spec(name)
+    types = grpo_params.field_types
 
-    monkeypatch.setattr(grpo_params, "find_spec", find)
+    def found(section):
+        if section == "vllm_engine":
+            return {"seed": "int"} if here else {}
+        return types(section)
+
+    monkeypatch.setattr(grpo_params, "field_types", found)
 
 
 def refused(message):
