@@ -41,12 +41,12 @@ _RESERVE = 1 << 18  # bytes kept free for the manifest's last word, and the log'
 # The kernel is spoken to over Unix sockets: a TCP port, which Jupyter chooses before the kernel
 # binds it, may be taken in between, and then the kernel dies.
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
-# jsonschema makes a grammar of IRIs where it can: a second, for what no notebook has.
+# The package is imported for what it keeps jsonschema from.
 _PAPERMILL = f"""
 import ctypes, functools, os, signal, sys
 ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, signal.SIGINT, 0, 0, 0)
 if os.getppid() != {{parent}}: raise SystemExit(1)
-sys.modules["rfc3987_syntax"] = None
+import geo_utils
 from jupyter_client.manager import KernelManager
 from papermill.cli import papermill
 signal.signal(signal.SIGTERM, lambda *_: None)
@@ -161,6 +161,8 @@ def execute(
             return 2
         tell(f"{notebook}: running in {run}")
         started = time.monotonic()
+        if rendered:  # what that needs takes seconds to import
+            threading.Thread(target=import_module, args=("geo_utils.show.report",)).start()
         # A rerun that fails must not take the place of what had finished.
         executed = run.folder / ("notebook.rerun.ipynb" if again else "notebook.ipynb")
         try:
@@ -210,8 +212,6 @@ def _papermill(
             start_new_session=True,
             stderr=errors,
         )
-        # What the report will need takes seconds to import.
-        threading.Thread(target=import_module, args=("geo_utils.show.report",), daemon=True).start()
         deadline, show = None, _Shown(notebook, progress)
         while process.poll() is None:
             time.sleep(0.05)

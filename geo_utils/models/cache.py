@@ -85,15 +85,16 @@ class AnswerCache:
 
     def refresh(self) -> None:
         """Index what other processes have added, if they have."""
-        changes = self._changes() - self._own
-        if changes == self._known:
-            return
-        with self._lock, contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as listing:
-            self._known = changes
-            for entry in listing:
-                with contextlib.suppress(OSError):  # gone meanwhile, or another user's own
-                    if entry.name.endswith(_ENDING) and entry.is_file():
-                        self._refresh(self.folder / entry.name, entry.stat())
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            changes = self._changes() - self._own
+            if changes == self._known:
+                return
+            with os.scandir(self.folder) as listing:
+                self._known = changes
+                for entry in listing:
+                    with contextlib.suppress(OSError):  # gone meanwhile, or another user's own
+                        if entry.name.endswith(_ENDING) and entry.is_file():
+                            self._refresh(self.folder / entry.name, entry.stat())
 
     def _refresh(self, path: Path, status: os.stat_result) -> None:
         """Index what was added to a segment."""
