@@ -13,6 +13,9 @@ from pandas.io.formats.style import Styler
 from geo_utils.efficiency.params import CapacityOptions, Setting
 from geo_utils.efficiency.rows import SAME, SLIDE_ROWS, each, laid_out, named, of_work, source
 
+# The training that AutoGEO (arXiv:2510.11438) ran: prompts of Researchy-GEO, completions of each.
+_PROMPTS, _GROUP = 9_998, 8
+
 
 def rewarded(rows: pd.DataFrame) -> pd.DataFrame:
     """Leave out rows whose reward asks no engine: they are for comparison, not to be chosen."""
@@ -149,6 +152,7 @@ def plan_table(plans: pd.DataFrame, results: pd.DataFrame, options: CapacityOpti
 
 def plan_findings(
     plans: pd.DataFrame,
+    compared: pd.DataFrame,
     results: pd.DataFrame,
     planned: Mapping[str, Setting],
     options: CapacityOptions,
@@ -156,6 +160,13 @@ def plan_findings(
     """Say in Markdown which setting to choose, and the limits behind the study's counts.
 
     The study ran eight experiments of three GPUs on 24, and two under the API's limit.
+
+    Args:
+        plans: As `plan` returns them, of `compared`.
+        compared: As `planned_work` returns them.
+        results: All, as `rows.pooled` returns them.
+        planned: The study's settings.
+        options: As for `plan`.
     """
     one, many = best(plans, "hours"), best(plans, "sweep_hours")
     lines = ["No setting with an engine was measured: there is nothing to plan."]
@@ -172,10 +183,24 @@ def plan_findings(
             f"once (limited by {many.limited_by}), {many.sweep_hours:.1f} h, "
             f"{many.per_day:.1f} experiments a day, {cost}.",
         ]
+    fixed = results[results["measured"] & ~results["natural_lengths"] & results["gpus"].le(1)]
+    many_steps = _PROMPTS * _GROUP / fixed["completions"] / 3600
+    fixed = fixed.assign(**fixed[["step_s", "low", "high"]].mul(many_steps, axis=0))
+    of = {
+        "with an engine": rewarded(fixed),
+        "without one": fixed[fixed["reward"] == "negative_length"],
+    }
+    lines += [
+        f"- **A training of AutoGEO's size** ({_PROMPTS:,} prompts, {_GROUP} completions each), "
+        f"on one GPU, the fastest {kind}: {named(row.setting)} ({row.amount}), {row.step_s:.2f} h "
+        f"[{row.low:.2f}, {row.high:.2f}]."
+        for kind, rows in of.items()
+        for row in each(rows.nsmallest(1, "step_s"))
+    ]
     sizes = sorted({setting.gpus_wanted for setting in planned.values()})
     fit = ", ".join(f"{options.gpus // gpus} of {gpus}" for gpus in sizes)
     lines.append(f"- On {options.gpus} GPUs fit, by the GPUs of one experiment: {fit}.")
-    served = results[results["measured"] & results["policy"].eq("server") & results["parallel"]]
+    served = compared[compared["measured"] & compared["policy"].eq("server") & compared["parallel"]]
     asked = asked_per_minute(served).to_dict("records")
     for row, rates in zip(each(served), asked, strict=True):
         told = [f"{2 * n:,.0f} to {3 * n:,.0f} {name}" for name, n in rates.items() if n > 0]
@@ -184,7 +209,7 @@ def plan_findings(
                 f"- Two of {row.label} ({row.amount}, {row.took} s per step) run at once, and a "
                 f"third would slow them down, where the API allows {' or '.join(told)} a minute."
             )
-    asking = rewarded(results)
+    asking = rewarded(compared)
     unknown = sorted(set(asking.loc[~_known(asking, options), "label"]))
     if unknown:
         lines.append(
