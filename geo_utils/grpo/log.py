@@ -345,7 +345,8 @@ def reward_figure(metrics: Metrics, source: str) -> Figure:
         if f"{name}/low" in smooth:
             ends = smooth[f"{name}/low"], smooth[f"{name}/high"]
             top.fill_between(smooth.index, *ends, color=shade, alpha=0.12, linewidth=0)
-    top.legend(frameon=False, fontsize=14)
+    beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
+    top.legend(fontsize=14, **beside)
     top.set_ylabel("reward")
     for column, name, shade in (
         ("frac_reward_zero_std", "groups without variance", "#b4540a"),
@@ -355,7 +356,7 @@ def reward_figure(metrics: Metrics, source: str) -> Figure:
             bottom.plot(rows[column].astype(float), color=shade, label=name)
     bottom.set(ylim=(-0.02, 1.02), xlabel="step", ylabel="share")
     if bottom.lines:
-        bottom.legend(frameon=False, fontsize=14, loc="upper right")
+        bottom.legend(fontsize=14, **beside)
     completions = f"{len(rows)} logged steps; a dot is the mean over one step's completions"
     return finished(
         figure, title, f"{completions}; bands: middle half of its groups. Source: {source}"
@@ -380,7 +381,7 @@ def health_figure(metrics: Metrics, source: str) -> Figure:
         for name, label in each.items():
             axes.plot(rows[name].astype(float), linewidth=2, label=label)
         axes.set(title=title, xlabel="step")
-        axes.legend(frameon=False, fontsize=14)
+        axes.legend(frameon=False, fontsize=14, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     entropy = rows["entropy"].dropna().astype(float)
     cut = rows["completions/clipped_ratio"].astype(float).max()
     told = ["No step has an entropy that is a number"]
