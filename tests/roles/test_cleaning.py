@@ -131,6 +131,23 @@ class TestCleaning:
             f"Absolutely. Below you'll find a stronger take on it.\n\n{PAGE}",
             f"Here's a polished take that puts the spotlight on the claim:\n\n{PAGE}",
             f"Plan:\n- rewrite the opening\n- emphasise the claim\n\n{PAGE}",
+            # the more signs, the more other words; with none, only words that are nobody's
+            f"{PAGE}\n\nHopefully that's closer to what you had in mind!",
+            f"{PAGE}\n\nAs an AI, I have no opinions on this; the above reflects your request.",
+            f"{PAGE}\n\nDoes that sound good?",
+            f"{PAGE}\n\nThis rewritten page says more of the Moon and of sailors.",
+            # lines that are no sentences, as one; a table; a title of the rewriting
+            f"Action: rewrite_page\nAction Input: page\nObservation: rewritten\n\n{PAGE}",
+            f"{PAGE}\n\nConfidence: high\nReadability: 8/10\nFidelity to source: 10/10",
+            f"{PAGE}\n\nKey edits:\n\n| Section | Change |\n|---|---|\n| Title | Reworded |",
+            f"Title: Improved Page\n\n{PAGE}",
+            f"**Optimised passage**\n\n{PAGE}",
+            # no word that means something; a heading with nothing below; what is counted; a name
+            f"Got it!\n\n{PAGE}",
+            f"{PAGE}\n\nWhy this works\n\nReaders skim. The claim meets them at once now.",
+            f"{PAGE}\n\nLength: about 320 words.",
+            f"{PAGE}\n\n— Claude",
+            f"{PAGE}\n\nWhere it stands:\nTitle – yes\nConclusion – yes",
         ],
     )
     def test_the_page_is_taken_out(self, reply):
@@ -176,6 +193,12 @@ class TestCleaning:
             f"Certainly! Here is the rewritten page:\n\n{page}\n\nHope it helps!", page
         )
         assert found == Rewrite(page, echoes=0)
+
+    def test_what_the_page_says_to_its_reader_stays_in_other_words(self):
+        page = f"{PAGE}\n\nI hope this helps. Tell me what you think, and please edit it."
+        kept = f"{PAGE}\n\nI hope this helps you. Please tell me what you think, or edit it."
+        assert clean_rewrite(kept, page) == Rewrite(kept, echoes=0)
+        assert clean_rewrite(kept, PAGE).text == PAGE.strip()
 
     def test_a_fence_around_a_page_with_fences_of_its_own_goes_alone(self):
         page = "How to print a tide.\n\n```\ntide --now\n```\n\nThat prints it.\n\n```\nlast\n```"
@@ -302,6 +325,8 @@ class TestEchoes:
             f"{PAGE}\n\nThis version of the tide table was changed in 2020 and edited twice.",
             f"{PAGE}\n\n## Structural use\n\nHarbours use thick walls.",
             f"The fee is <s>12</s> 10.\n\n{PAGE}",
+            f"{PAGE}\n\nHave a question? Leave a comment, and our team will get back to you.",
+            f"{PAGE}\n\nNote that I sail with the tide, and so should you.",
         ],
     )
     def test_the_key_point_in_the_page_is_no_echo(self, page):
