@@ -147,6 +147,9 @@ class TestCleaning:
             f"{PAGE}\n\nWhy this works\n\nReaders skim. The claim meets them at once now.",
             f"{PAGE}\n\nLength: about 320 words.",
             f"{PAGE}\n\n— Claude",
+            f"{PAGE}\n\nP.S. I left the links and captions alone.",
+            f"{PAGE}\n\nACTION: return_page\nRESULT: success\nNEXT STEP: none",
+            f"{PAGE}\n\n[Writer agent] Handing over to: reviewer\n[Writer agent] Open issues: none",
             f"{PAGE}\n\nWhere it stands:\nTitle – yes\nConclusion – yes",
         ],
     )
