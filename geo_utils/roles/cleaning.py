@@ -424,7 +424,7 @@ class _Reading:
         if own or not words(block) or self.rewords(block):
             return False
         said, stems = _stems(block, every=True), _stems(block)
-        signs, other = said & _SIGN, {each for each in stems - _KNOWN if len(each) > 1}
+        signs, other = said & _SIGN, stems - _KNOWN
         new, theirs = signs.difference(*self.lines), (other & self.stems) | (said & _OURS)
         counts = () if said & _COUNTED else numbers(block)
         line, label = "\n" not in block, re.search(r":\W*$", block)

@@ -197,6 +197,22 @@ class TestCleaning:
         )
         assert found == Rewrite(page, echoes=0)
 
+    @pytest.mark.parametrize(
+        ("page", "reply"),
+        [
+            (
+                "潮汐由月亮引起。海水每天涨两次。",
+                "海水每天涨落两次。\n\n潮汐是由月亮的引力引起的。\n\n水手随潮出海。",
+            ),
+            ("月が潮を引く。", "潮は月が引く。\n\n一日に二回です。"),
+            ("การขึ้นลงของน้ำเกิดจากดวงจันทร์", "ดวงจันทร์ทำให้น้ำขึ้นลง\n\nวันละสองครั้ง"),
+            ("Луна вызывает приливы.", "Приливы вызывает Луна.\n\nМоряки уходят с отливом."),
+            ("Der Mond zieht das Meer an.", "Das Meer zieht der Mond an.\n\nSo ist es."),
+        ],
+    )
+    def test_a_rewrite_in_another_language_is_kept_whole(self, page, reply):
+        assert clean_rewrite(reply, page) == Rewrite(reply, echoes=0)
+
     def test_what_the_page_says_to_its_reader_stays_in_other_words(self):
         page = f"{PAGE}\n\nI hope this helps. Tell me what you think, and please edit it."
         kept = f"{PAGE}\n\nI hope this helps you. Please tell me what you think, or edit it."
