@@ -158,9 +158,9 @@ def evaluate(
     Returns:
         One row per example x key point x method x repeat, in that order: ids, key point, source
         order, page and its hashes, how many `echoes` of the prompt a model's reply had, which are
-        left out, the page's fidelity (`fidelity.COLUMNS`; NaN where the judge could not compare
-        it), answer, verdict with `score` and explanation, the target's visibility (`word`,
-        `position`, `pawc`), lengths in words, and the reason of an abstention.
+        left out, whether it is `unchanged`, the page's fidelity (`fidelity.COLUMNS`; NaN where the
+        judge could not compare it), answer, verdict with `score` and explanation, the target's
+        visibility (`word`, `position`, `pawc`), lengths in words, and the reason of an abstention.
         `supported` is 1.0, 0.0 or NaN; a sample that could not be scored is never 0. A policy
         that wrote no page has failed, as in its training: verdict `no page`, all figures 0.
 
@@ -242,6 +242,7 @@ class Scorer:
         }
         if page is not None:
             row["page_words"] = float(_length(page))
+            row["unchanged"] = float(is_unchanged(page, example))
             return row | await self.page(example, point, page, repeat)
         if rewrite.own_failure:
             reason = {"verdict": "no page", "explanation": rewrite.abstention, "abstention": None}
@@ -322,6 +323,11 @@ class Scorer:
 
 
 @lru_cache(maxsize=1024)
+def is_unchanged(page: str, example: Example) -> bool:
+    """Tell whether a page is the original, white space aside."""
+    return page.split() == example.target.split()
+
+
 def _length(page: str) -> int:
     return len(words(page))
 
@@ -365,6 +371,6 @@ def empty_row(
         "uncited": None,
         **dict.fromkeys(("citations_out_of_range", "citations_unparsed"), np.nan),
         "original_words": _length(example.target),
-        **dict.fromkeys(("echoes", "page_words", *COLUMNS, "answer_words"), np.nan),
+        **dict.fromkeys(("echoes", "page_words", "unchanged", *COLUMNS, "answer_words"), np.nan),
         "abstention": None,
     }

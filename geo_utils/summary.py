@@ -282,11 +282,11 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
         `with_pooled`): `key_point_probability` with `ci_low` and
         `ci_high`, `n_examples`, `n_samples`, `abstentions`, mean `word`, `position`, `pawc`
         over `n_answers`, `kept` and `grounded` (fidelity of the pages) and `uncited` (share of the
-        `n_uncited` answers that cite no source), each with `_low` and `_high`, `page_words`;
-        against the reference
-        `difference`, `difference_low`, `difference_high`, `p_value`, `p_holm` (over the methods),
-        `pairs_dropped`, and `clear`: whether the adjusted p-value is below 0.05; `leads` and
-        `pawc_leads`, as `leading` tells of the key point and of the visibility.
+        `n_uncited` answers that cite no source), each with `_low` and `_high`, `page_words`,
+        `unchanged` (share of the pages); against the reference `difference`, `difference_low`,
+        `difference_high`, `p_value`, `p_holm` (over the methods), `pairs_dropped`, and `clear`:
+        whether the adjusted p-value is below 0.05; `leads` and `pawc_leads`, as `leading` tells of
+        the key point and of the visibility.
     """
     samples = with_pooled(samples.assign(uncited=samples["uncited"].astype(float)))
     columns = ["supported", *FIGURES, "kept", "grounded", "uncited"]
@@ -304,7 +304,8 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
     summary["abstentions"] = groups.size() - summary["n_samples"]
     summary["leads"] = leading(samples, "supported", seed)
     summary["pawc_leads"] = leading(samples, "pawc", seed)
-    summary["page_words"] = groups["page_words"].agg(lambda words: words.astype(float).mean())
+    for name in ("page_words", "unchanged"):
+        summary[name] = groups[name].agg(lambda each: each.astype(float).mean())
     changes = {
         "difference": "difference",
         "low": "difference_low",

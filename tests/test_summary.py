@@ -41,7 +41,7 @@ def samples_of(supported, **columns):
     rows = []
     for i in range(4):
         for method, values in supported.items():
-            row = dict.fromkeys([*FIGURES, "kept", "grounded", "page_words"], 0.5)
+            row = dict.fromkeys([*FIGURES, "kept", "grounded", "page_words", "unchanged"], 0.5)
             row |= {"query_id": f"q{i}", "key_point_number": 1, "repeat": 0, "uncited": False}
             rows.append(row | {"method": method, "supported": values[i]} | columns)
     return pd.DataFrame(rows)

@@ -183,18 +183,20 @@ def verdict(samples: pd.DataFrame, found: pd.DataFrame, paid: pd.DataFrame, seed
     said = "Pasting the key point has no lift to compare with the policy's"
     if not np.isnan(share[0]):
         said = f"Pasting the key point has {with_interval(*share, digits=2)} of its lift"
+    left = samples.groupby("method")["unchanged"].mean().map("{:.0%}".format)
     helps = "; ".join(
-        f"{_change(row)} where the original page {name} lands its point ({row['n_examples']:.0f} "
+        f"{_change(row)} where the original {name} lands its point ({row['n_examples']:.0f} "
         "queries)"
         for name, row in where_it_helps(samples, seed).iterrows()
     )
     return f"""\
-{claim}. The trained policy's pages land their key point in {after:.1%} of answers.
+{claim}. The trained policy's pages land their key point in {after:.1%} of answers; \
+{left[AFTER]} of the pages are the original, unchanged (before training {left[BEFORE]}).
 
 - **By how much** ({n}): {"; ".join(gains)}.
 - **At what cost**: {cost["minutes"]:.1f} minutes of training and {cost["calls"]:,.0f} engine \
 calls. {said}.
-- **Where it helps**, over {label(BEFORE)} (a query whose key points differ counts in both): \
+- **Where it helps**, over {label(BEFORE)} (a query may count in both): \
 {helps or "not known, as no original page was scored"}."""
 
 

@@ -51,11 +51,13 @@ PHASES = {
 }
 EFFECTIVE = "effective_sample_size"
 _HEALTH_GAP = "sampling/sampling_logp_difference/mean"
+_UNCHANGED = "reward/unchanged"
 _HEALTH = {  # panels, and what each shows
     "nats a token": {"entropy": "entropy", "kl": "KL to the base"},
     "tokens": {"completions/mean_length": "mean length", "completions/max_length": "longest"},
     "shares": {"completions/clipped_ratio": "cut off", EFFECTIVE: "effective sample"},
-    "trainer and vLLM, nats": {_HEALTH_GAP: "mean difference"},
+    "shares of pages": {_UNCHANGED: "unchanged", "reward/pasted": "key point pasted"},
+    "gap to vLLM": {_HEALTH_GAP: "nats a token"},
 }
 LOOP = ("optimizer", "between steps")  # measured between the trainer's callbacks
 _INSIDE = ("loss forward", "old log-probabilities")  # the loss's own forward pass is the loss's
@@ -391,6 +393,10 @@ def health_figure(metrics: Metrics, source: str) -> Figure:
         told += [f"it is no number in {len(rows) - len(entropy)} of {len(rows)} steps"]
     if pd.notna(cut):
         told += [f"at most {cut:.0%} of a step's completions were cut off"]
+    if _UNCHANGED in rows and len(kept := rows[_UNCHANGED].dropna().astype(float)):
+        part = max(len(kept) // 4, 1)
+        first, last = kept.iloc[:part].mean(), kept.iloc[-part:].mean()
+        told += [f"pages left unchanged went from {first:.0%} to {last:.0%}"]
     if (gap := _HEALTH_GAP) in rows and rows[[gap, EFFECTIVE]].notna().any().all():
         least, apart = rows[EFFECTIVE].astype(float).min(), rows[gap].astype(float).mean()
         told += [

@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from geo_utils.corpus import Example, KeyPoint
-from geo_utils.evaluate import Row, Scorer, last_source_order
+from geo_utils.evaluate import Row, Scorer, is_unchanged, last_source_order
 from geo_utils.fidelity import page_fidelity
 from geo_utils.grpo.params import ASKING, RewardOptions
 from geo_utils.lint import new_instructions
@@ -101,12 +101,17 @@ class Rollout:
         known = {"query_id": self.example.query_id, "key_point_number": self.key_point.number}
         left_out = ("example", "key_point", "shown", "paid")
         told = {k: value for k, value in vars(self).items() if k not in left_out}
-        return known | told | {"pasted": self.pasted}
+        return known | told | {"pasted": self.pasted, "unchanged": self.unchanged}
 
     @property
     def pasted(self) -> bool:
         """Whether the page pastes the key point."""
         return self.paid != self.page
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the page is the original."""
+        return self.page is not None and is_unchanged(self.page, self.example)
 
 
 def paid_page(page: str, example: Example, point: KeyPoint) -> str:
@@ -314,6 +319,7 @@ class Rewards:
             told = {"seconds": monotonic() - started, "abstained": lost.total() / len(batch)}
             told["echoed"] = fmean(bool(rollout.echoes) for rollout in batch)  # a share of them
             told["pasted"] = fmean(rollout.pasted for rollout in batch)
+            told["unchanged"] = fmean(rollout.unchanged for rollout in batch)
             pages = {(r.example.query_id, d.paid) for r, d in zip(batch, donors, strict=True)}
             asked = sum(page is not None for _, page in pages) if self._wanted else 0
             told["engine_calls"] = asked * self.options.repeats  # equal pages share theirs

@@ -213,12 +213,13 @@ def visibility_table(summary: pd.DataFrame, caption: str) -> Styler:
 
 
 def page_table(summary: pd.DataFrame, caption: str) -> Styler:
-    """Lay out length and fidelity of the rewritten pages by method."""
+    """Lay out length and fidelity of the rewritten pages by method, and how many are unchanged."""
     table = pd.DataFrame(
         {
             "words in page": summary["page_words"].map("{:.0f}".format),
             "of the original kept": intervals(summary, "kept"),
             "of the page grounded in it": intervals(summary, "grounded"),
+            "pages left unchanged": summary["unchanged"].map("{:.0%}".format),
             "n samples": summary["n_samples"],
         }
     )

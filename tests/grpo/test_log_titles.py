@@ -59,6 +59,15 @@ def test_what_a_training_s_health_is_stands_in_its_title():
     assert "differ by 0.020 nats a token, and at least 97%" in served
 
 
+def test_a_policy_that_comes_to_copy_its_page_is_told():
+    row = {"entropy": 1.0, "completions/clipped_ratio": 0.1, "completions/mean_length": 90.0}
+    older = [row | {"step": step} for step in (1, 2)]  # of a run from before this was logged
+    rows = [
+        row | {"step": n, "reward/unchanged": n / 10, "reward/pasted": 0.0} for n in range(3, 8)
+    ]
+    assert "pages left unchanged went from 30% to 70%" in title(health_figure(older + rows, "s"))
+
+
 @pytest.mark.parametrize(
     ("entropies", "said"),
     [

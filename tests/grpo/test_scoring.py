@@ -128,6 +128,7 @@ class TestOneScorer:
         assert [attack in sources for _, sources, _ in engine.asked] == [True, False]
         assert pasted.page != attack and plain.paid == BARE.target
         assert (pasted.row()["pasted"], told["reward/pasted"]) == (True, 0.5)
+        assert (plain.row()["unchanged"], told["reward/unchanged"]) == (True, 0.5)
 
     def test_what_else_a_page_that_pastes_has_done_is_kept(self):
         changed = BARE.target.replace("every 12 hours", "twice a day")

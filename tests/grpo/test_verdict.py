@@ -22,7 +22,7 @@ def outcomes(queries=80, **rates):
     draw = np.random.default_rng(0).random((queries, 3))
     return pd.DataFrame(
         {"query_id": f"q{q}", "key_point_number": 1, "repeat": r, "method": name,
-         "supported": float(draw[q, r] < rate)}
+         "supported": float(draw[q, r] < rate), "unchanged": float(name == BEFORE and q < 20)}
         for name, rate in rates.items() for q in range(queries) for r in range(3)
     )  # fmt: skip
 
@@ -50,6 +50,7 @@ class TestVerdict:
         assert found.startswith(said)
         assert "17.0 minutes of training and 8,000 engine calls" in found
         assert "80 held-out queries, 240 pairs" in found
+        assert "0% of the pages are the original, unchanged (before training 25%)." in found
 
     def test_a_policy_taught_by_the_best_of_n_is_cheaper_too(self):
         found = told(outcomes(**rates(0.3, 0.35, 0.6) | {DISTILLED: 0.6}))
