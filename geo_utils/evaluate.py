@@ -160,7 +160,8 @@ def evaluate(
         order, page and its hashes, how many `echoes` of the prompt a model's reply had, which are
         left out, whether it is `unchanged`, the page's fidelity (`fidelity.COLUMNS`; NaN where the
         judge could not compare it), answer, verdict with `score` and explanation, the target's
-        visibility (`word`, `position`, `pawc`), lengths in words, and the reason of an abstention.
+        visibility (`word`, `position`, `pawc`), whether the answer has the engine's
+        `prompt_copied`, lengths in words, and the reason of an abstention.
         `supported` is 1.0, 0.0 or NaN; a sample that could not be scored is never 0. A policy
         that wrote no page has failed, as in its training: verdict `no page`, all figures 0.
 
@@ -306,6 +307,7 @@ class Scorer:
         if answer.abstention:
             return {"abstention": f"engine: {answer.abstention}"}
         row = {"answer": answer.text, **_answer_figures(answer.text, len(sources), place)}
+        row["prompt_copied"] = np.nan if answer.prompt_copied is None else answer.prompt_copied
         if self.judge is None:
             return row
         started = time.monotonic()
@@ -322,12 +324,12 @@ class Scorer:
         }
 
 
-@lru_cache(maxsize=1024)
 def is_unchanged(page: str, example: Example) -> bool:
     """Tell whether a page is the original, white space aside."""
     return page.split() == example.target.split()
 
 
+@lru_cache(maxsize=1024)
 def _length(page: str) -> int:
     return len(words(page))
 
@@ -369,7 +371,7 @@ def empty_row(
         "explanation": "",
         **dict.fromkeys(FIGURES, np.nan),
         "uncited": None,
-        **dict.fromkeys(("citations_out_of_range", "citations_unparsed"), np.nan),
+        **dict.fromkeys(("citations_out_of_range", "citations_unparsed", "prompt_copied"), np.nan),
         "original_words": _length(example.target),
         **dict.fromkeys(("echoes", "page_words", "unchanged", *COLUMNS, "answer_words"), np.nan),
         "abstention": None,

@@ -11,12 +11,12 @@ import hashlib
 import json
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from geo_utils.text import inert
+from geo_utils.text import inert, words
 
 _SHIPPED = Path(__file__).resolve().parent
 
@@ -66,12 +66,26 @@ class Template:
             )
         return template.substitute(put)
 
+    def is_copied_in(self, text: str) -> bool:
+        """Tell whether a text has eight words in a row that the template itself says."""
+        return not self._runs.isdisjoint(_runs(text))
+
+    @cached_property
+    def _runs(self) -> frozenset[tuple[str, ...]]:
+        parts = re.split(r"\$\w+", self.text)
+        return frozenset(run for part in parts for run in _runs(part))
+
     @cached_property
     def _read(self) -> tuple[string.Template | None, set[str], tuple[str, ...]]:
         """The template, if it is a valid one, the names it uses, and its tags."""
         template = string.Template(self.text)
         tags = tuple(re.findall(r"</?([A-Za-z][\w-]*)", self.text))
         return template if template.is_valid() else None, set(template.get_identifiers()), tags
+
+
+def _runs(text: str) -> Iterator[tuple[str, ...]]:
+    said = words(text.lower())
+    return zip(*(said[start:] for start in range(8)), strict=False)
 
 
 def _put(value: str | Sequence[str], tags: tuple[str, ...]) -> str:

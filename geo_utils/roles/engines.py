@@ -37,10 +37,13 @@ class Answer:
     Attributes:
         text: The answer; sources are cited by number from 1. Empty on an abstention.
         abstention: Reason for a missing answer.
+        prompt_copied: 1.0 if it copies the engine's own prompt, such as the example there, in place
+            of answering; None where no model answered.
     """
 
     text: str
     abstention: str | None = None
+    prompt_copied: float | None = None
 
 
 class Engine(Protocol):

@@ -227,9 +227,10 @@ def page_table(summary: pd.DataFrame, caption: str) -> Styler:
 
 
 def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
-    """Count verdicts, abstentions and answers without citations by method, and the share of echoes.
+    """Count verdicts, abstentions and answers without citations by method, and what copies prompts.
 
-    These are pieces of its prompt that a rewriter's reply repeats; they are taken out of the page.
+    Pieces of its prompt that a rewriter's reply repeats are taken out of the page. An answer that
+    copies the engine's prompt is one that small models give; it stays, as a reader would get it.
     """
     verdicts = samples["verdict"].fillna("abstained")
     counts = pd.crosstab(samples["method"], verdicts).reindex(
@@ -241,8 +242,12 @@ def verdict_table(samples: pd.DataFrame, caption: str) -> Styler:
     for name in ("citations_out_of_range", "citations_unparsed"):
         counts[name.replace("_", " ")] = samples.groupby("method")[name].sum().astype(int)
     echoed = samples["echoes"].gt(0).astype(float).where(samples["echoes"].notna())
-    shares = echoed.groupby(samples["method"]).mean()
-    counts["replies with echoes removed"] = shares.map("{:.0%}".format, na_action="ignore")
+    for name, each in (
+        ("answers that copy the prompt", samples["prompt_copied"].astype(float)),
+        ("replies with echoes removed", echoed),
+    ):
+        shares = each.groupby(samples["method"]).mean()
+        counts[name] = shares.map("{:.0%}".format, na_action="ignore")
     counts["n samples"] = samples.groupby("method").size()
     return styled(
         counts.fillna(DASH).rename(index=label).rename_axis(index=None, columns=None), [], caption

@@ -24,7 +24,7 @@ from geo_utils.notebooks import read_parameters
 from geo_utils.plan import quiet
 from geo_utils.prompts import load_template
 from geo_utils.roles.make import make_roles
-from geo_utils.roles.methods import PREVIOUS, label
+from geo_utils.roles.methods import PREVIOUS, label, pooled
 from geo_utils.roles.simulated_gemini import reply
 from geo_utils.show.tables import intervals
 from geo_utils.summary import summarise
@@ -199,6 +199,9 @@ class TestShipped:
                 f"{row['abstentions']} abstentions, {own.loc[method, 'n_labels']} labels",
             ]
             assert own.loc[method, "raw"] == pytest.approx(row["key_point_probability"])
+        for method in (pooled(10), "key_point"):
+            left = summary.loc[method, "unchanged"]
+            assert f"{left:.0%} of its pages are the original" in readme
 
     def test_the_judge_holds_on_labels_that_it_was_not_tuned_on(self, recorded_03):
         read = with_labels(recorded_03[0], load_labels(str(LABELS)))

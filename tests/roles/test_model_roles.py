@@ -66,6 +66,21 @@ class TestEngine:
         assert run(ModelEngine(Echo(thought)).answer("q", ["s"])).text == "The Moon does it [1]."
         assert run(ModelEngine(Echo("<think>for ever")).answer("q", ["s"])).abstention
 
+    @pytest.mark.parametrize(
+        ("text", "copied"),
+        [
+            ("Keepers had to feed the coal fires of the first lighthouses [1].", 1.0),
+            ("Tides rise. At the end of every sentence stands the number of its source.", 1.0),
+            ("The number of its source stands in a footnote [1].", 0.0),
+            ("Keepers of lighthouses wrote down when high water came [2].", 0.0),
+            ("why do lighthouses have keepers who write down the tides", 0.0),  # its own question
+        ],
+    )
+    def test_an_answer_that_copies_its_prompt_is_known(self, text, copied):
+        query = "why do lighthouses have keepers who write down the tides?"
+        found = run(ModelEngine(Echo(text)).answer(query, ["s"]))
+        assert (found.text, found.prompt_copied) == (text, copied)
+
     def test_a_failure_is_an_abstention(self):
         found = run(ModelEngine(Echo(error=BLOCKED)).answer("q", ["s"]))
         assert (found.text, found.abstention) == ("", "blocked: SAFETY")

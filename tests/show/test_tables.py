@@ -37,13 +37,18 @@ def test_abstentions_of_a_kind_are_one_line_with_an_example():
     assert none.loc["", "abstentions"] == "none"
 
 
-def test_the_share_of_replies_with_echoes_stands_beside_the_verdicts():
+def test_the_share_of_replies_that_copy_a_prompt_stands_beside_the_verdicts():
     """Of the replies of a model: an edit has none."""
     samples = pd.DataFrame(
-        {"method": ["original", *["key_point"] * 4], "echoes": [np.nan, 0.0, 2.0, 1.0, np.nan]}
+        {
+            "method": ["original", *["key_point"] * 4],
+            "echoes": [np.nan, 0.0, 2.0, 1.0, np.nan],
+            "prompt_copied": [1.0, 0.0, 0.0, 1.0, np.nan],
+        }
     ).assign(verdict="omitted", uncited=False, citations_out_of_range=0, citations_unparsed=0)
     table = verdict_table(samples, "").data
     assert table["replies with echoes removed"].tolist() == ["–", "67%"]
+    assert table["answers that copy the prompt"].tolist() == ["100%", "33%"]
 
 
 def test_a_cell_without_a_number_is_a_dash():
