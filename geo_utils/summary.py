@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,11 @@ _TRIVIAL = ("paste_key_point", "repeat_key_point")
 
 
 def estimates(
-    samples: pd.DataFrame, by: str, columns: Sequence[str], bounded: Container[str] = ()
+    samples: pd.DataFrame,
+    by: str,
+    columns: Sequence[str],
+    bounded: Container[str] = (),
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> pd.DataFrame:
     """Estimate the mean of each column by group, over queries.
 
@@ -28,6 +32,7 @@ def estimates(
         by: The column that names the groups.
         columns: What to estimate.
         bounded: Those of the columns that hold 0 or 1, so that their means are probabilities.
+        ranges: Between what others of them lie; their intervals are cut there.
 
     Returns:
         Indexed by group, in the order of the samples. For each column its mean, by its own name,
@@ -40,7 +45,8 @@ def estimates(
         for name in columns:
             values = part[name].to_numpy(float)
             found = cluster_mean(values, part["query_id"].tolist(), bounded=name in bounded)
-            row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+            ends = np.clip([found.low, found.high], *(ranges or {}).get(name, (-np.inf, np.inf)))
+            row |= {name: found.mean, f"{name}_low": ends[0], f"{name}_high": ends[1]}
             row |= {f"n_{name}": found.n_samples, f"queries_{name}": found.n_clusters}
         rows[group] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(by)
@@ -289,7 +295,8 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
         the key point and of the visibility.
     """
     samples = with_pooled(samples.assign(uncited=samples["uncited"].astype(float)))
-    columns = ["supported", *FIGURES, "kept", "grounded", "uncited"]
+    shares = [*FIGURES, "kept", "grounded"]
+    columns = ["supported", *shares, "uncited"]
     names = {
         "supported": "key_point_probability",
         "supported_low": "ci_low",
@@ -298,7 +305,8 @@ def summarise(samples: pd.DataFrame, reference: str = "original", seed: int = 0)
         "n_supported": "n_samples",
         "n_pawc": "n_answers",
     }
-    summary = estimates(samples, "method", columns, ["supported", "uncited"])
+    ranges = dict.fromkeys(shares, (0.0, 1.0))
+    summary = estimates(samples, "method", columns, ["supported", "uncited"], ranges)
     summary = summary.rename(columns=names)
     groups = samples.groupby("method")
     summary["abstentions"] = groups.size() - summary["n_samples"]

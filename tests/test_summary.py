@@ -59,6 +59,15 @@ def answer(summary, about="key_point", corrected=None):
     return answer_text(summary, about, ["original", POOL], corrected, "src")
 
 
+def test_no_interval_of_a_share_leaves_0_to_1():
+    samples = of("original", "key_point")
+    samples["kept"] = np.where(samples["query_id"] == "q0", 0.9, 1.0)
+    samples["pawc"] = np.where(samples["query_id"] == "q0", 0.1, 0.0)
+    row = summarise(samples).loc["key_point"]
+    assert (row["kept"], row["kept_high"]) == (0.975, 1.0) and 0.85 < row["kept_low"] < 0.93
+    assert (row["pawc"], row["pawc_low"]) == (0.025, 0.0) and 0.07 < row["pawc_high"] < 0.15
+
+
 class TestAnswer:
     @pytest.mark.parametrize(
         ("clear", "difference", "said"),

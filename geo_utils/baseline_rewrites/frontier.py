@@ -51,7 +51,8 @@ def frontier(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     own["flagged"] = own["instructions"].gt(0).astype(float).where(own["instructions"].notna())
     found = contrasts(own, "supported", "original", seed=seed)
     columns = ["fidelity", "grounded", "new_claims", "flaws", "words_added", "strict"]
-    costs = estimates(own, "method", columns, ["strict"])
+    shares = {"fidelity": (0.0, 1.0), "grounded": (0.0, 1.0)}
+    costs = estimates(own, "method", columns, ["strict"], shares)
     found = found.join(costs[[f"{name}{end}" for name in columns for end in ("", "_low", "_high")]])
     found = found.join(own.groupby("method")[["flagged", "faithful"]].mean())
     gains = found[["difference", "fidelity", "words_added", "flagged"]] * [1, 1, -1, -1]

@@ -337,10 +337,8 @@ def headroom_strata(samples: pd.DataFrame) -> pd.DataFrame:
         part["share"] = inside.astype(float).where(units["first"].notna())
         part["gain"] = (units["found_second"] - units["second"]).where(inside)
         parts.append(part)
-    found = estimates(pd.concat(parts), "stratum", ["share", "mean", "gain"], ["share"])
-    for column, bottom in (("mean", 0.0), ("gain", -1.0)):
-        interval = [f"{column}_low", f"{column}_high"]
-        found[interval] = found[interval].clip(bottom, 1.0)
+    columns, ranges = ["share", "mean", "gain"], {"mean": (0.0, 1.0), "gain": (-1.0, 1.0)}
+    found = estimates(pd.concat(parts), "stratum", columns, ["share"], ranges)
     found = found.rename(columns={"queries_gain": "n_queries", "n_gain": "n_units"})
     return found.rename_axis("probability so far")
 
