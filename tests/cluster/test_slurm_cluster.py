@@ -105,16 +105,7 @@ def preempt(sweeps, submission, times, draw):
         cores = "8" if more and len(steps) == 2 else "16"  # 8 have room beside one task
         starts = len(begun(submission))
         high = sweeps.cluster(
-            "sbatch",
-            "--parsable",
-            "-p",
-            "high",
-            "-c",
-            cores,
-            "-o",
-            "/dev/null",
-            "--wrap",
-            "sleep 1",
+            *f"sbatch --parsable -p high -c {cores} -o /dev/null --wrap".split(), "sleep 1"
         ).strip()
         sweeps.cluster.wait_until(lambda high=high: not busy(high), 300)
         sweeps.cluster.wait_until(
