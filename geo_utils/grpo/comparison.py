@@ -24,7 +24,7 @@ from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import label
 from geo_utils.runs import Run
 from geo_utils.show.plots import listed
-from geo_utils.show.tables import count_range, intervals, over_queries
+from geo_utils.show.tables import DASH, count_range, intervals, over_queries
 from geo_utils.statistics import jackknife, with_interval
 from geo_utils.summary import PAIR, adjusted, contrasts, headline, plain_numbers, rivals_headline
 
@@ -183,7 +183,8 @@ def verdict(samples: pd.DataFrame, found: pd.DataFrame, paid: pd.DataFrame, seed
     said = "Pasting the key point has no lift to compare with the policy's"
     if not np.isnan(share[0]):
         said = f"Pasting the key point has {with_interval(*share, digits=2)} of its lift"
-    left = samples.groupby("method")["unchanged"].mean().map("{:.0%}".format)
+    left = samples.groupby("method")["unchanged"].mean()
+    left = left.map("{:.0%}".format, na_action="ignore").fillna(DASH)  # where no page was written
     helps = "; ".join(
         f"{_change(row)} where the original {name} lands its point ({row['n_examples']:.0f} "
         "queries)"

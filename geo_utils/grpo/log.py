@@ -56,7 +56,7 @@ _HEALTH = {  # panels, and what each shows
     "nats a token": {"entropy": "entropy", "kl": "KL to the base"},
     "tokens": {"completions/mean_length": "mean length", "completions/max_length": "longest"},
     "shares": {"completions/clipped_ratio": "cut off", EFFECTIVE: "effective sample"},
-    "shares of pages": {_UNCHANGED: "unchanged", "reward/pasted": "key point pasted"},
+    "shares of replies": {_UNCHANGED: "page unchanged", "reward/pasted": "key point pasted"},
     "gap to vLLM": {_HEALTH_GAP: "nats a token"},
 }
 LOOP = ("optimizer", "between steps")  # measured between the trainer's callbacks
@@ -396,7 +396,7 @@ def health_figure(metrics: Metrics, source: str) -> Figure:
     if _UNCHANGED in rows and len(kept := rows[_UNCHANGED].dropna().astype(float)):
         part = max(len(kept) // 4, 1)
         first, last = kept.iloc[:part].mean(), kept.iloc[-part:].mean()
-        told += [f"pages left unchanged went from {first:.0%} to {last:.0%}"]
+        told += [f"unchanged pages went from {first:.0%} to {last:.0%} of replies"]
     if (gap := _HEALTH_GAP) in rows and rows[[gap, EFFECTIVE]].notna().any().all():
         least, apart = rows[EFFECTIVE].astype(float).min(), rows[gap].astype(float).mean()
         told += [

@@ -62,8 +62,8 @@ class ModelEngine:
     How often an answer cites hangs on the prompt, which shows a small answer with its sources:
     Qwen2.5-Coder-1.5B-Instruct cited in 58 % of its answers and 30 % of their sentences, in 5 % and
     2 % with a prompt that only asked for citations (n = 720 answers to 120 development queries,
-    original and pasted pages, vLLM 0.24 on one H200, November 2026). The price: 14 % of its answers
-    copy some of that prompt, its example or its last lines (1,136 of the 8,317 recorded ones).
+    original and pasted pages, vLLM 0.24 on one H200, November 2026). Of its recorded answers
+    16 % copy some of that prompt, its example or its last lines (1,050 of 6,586).
 
     Attributes:
         caller: What it calls.

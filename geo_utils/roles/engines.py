@@ -37,8 +37,8 @@ class Answer:
     Attributes:
         text: The answer; sources are cited by number from 1. Empty on an abstention.
         abstention: Reason for a missing answer.
-        prompt_copied: 1.0 if it copies the engine's own prompt, such as the example there, in place
-            of answering; None where no model answered.
+        prompt_copied: 1.0 if it copies a piece of the engine's own prompt, such as the example
+            there, else 0.0; None where no model answered.
     """
 
     text: str

@@ -72,6 +72,11 @@ class TestVerdict:
         samples.loc[samples["method"] == AFTER, "supported"] = np.nan
         assert told(samples).startswith("**No verdict**")
 
+    def test_a_policy_that_writes_no_page_leaves_none_unchanged_and_none_changed(self):
+        samples = outcomes(**rates(0.3, 0.3, 0.0))
+        samples.loc[samples["method"] == AFTER, "unchanged"] = np.nan
+        assert "– of the pages are the original, unchanged (before training 25%)" in told(samples)
+
     def test_what_could_not_be_compared_is_not_beaten(self):
         samples = outcomes(**rates(0.3, 0.3, 0.6))
         samples.loc[samples["method"] == "paste_key_point", "supported"] = np.nan
