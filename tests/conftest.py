@@ -159,6 +159,17 @@ def naps(monkeypatch):
     return asked
 
 
+def is_linear(act, text):
+    """Tell whether CPU time grows with a text: a tenfold one takes 15 times as long, at most.
+
+    Or four times that one takes 6 times as long: what outgrows the processor's caches, or shares
+    them with a busy program, becomes slower once. What is not linear becomes slower again.
+    """
+    return any(
+        growth(act, text, text * 10) < 15 or growth(act, text * 10, text * 40) < 6 for _ in range(3)
+    )
+
+
 def growth(act, small, large, tries=5):
     """How many times the CPU time of the small input the large one takes.
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import growth
+from conftest import is_linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,7 +116,6 @@ def test_its_time_is_linear_in_the_answers_words(convention):
     vocabulary = ["tide", "moon", "harbour", "water", "rises", "every", "boat", "of", "the"]
     said = [
         f"The {' '.join(draw.choices(vocabulary, k=18))} [{draw.randint(1, 5)}]."
-        for _ in range(800)
+        for _ in range(100)
     ]
-    measure = partial(visibility, n_sources=5, convention=convention)
-    assert growth(measure, " ".join(said[:200]), " ".join(said)) < 9  # 16 if it were quadratic
+    assert is_linear(partial(visibility, n_sources=5, convention=convention), " ".join([*said, ""]))
