@@ -396,7 +396,8 @@ def health_figure(metrics: Metrics, source: str) -> Figure:
     if _UNCHANGED in rows and len(kept := rows[_UNCHANGED].dropna().astype(float)):
         part = max(len(kept) // 4, 1)
         first, last = kept.iloc[:part].mean(), kept.iloc[-part:].mean()
-        told += [f"unchanged pages went from {first:.0%} to {last:.0%} of replies"]
+        since = f" (counted since step {kept.index[0]})" * (len(kept) < len(rows))
+        told += [f"unchanged pages went from {first:.0%} to {last:.0%} of replies{since}"]
     if (gap := _HEALTH_GAP) in rows and rows[[gap, EFFECTIVE]].notna().any().all():
         least, apart = rows[EFFECTIVE].astype(float).min(), rows[gap].astype(float).mean()
         told += [

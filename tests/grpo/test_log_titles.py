@@ -66,7 +66,8 @@ def test_a_policy_that_comes_to_copy_its_page_is_told():
         row | {"step": n, "reward/unchanged": n / 10, "reward/pasted": 0.0} for n in range(3, 8)
     ]
     told = title(health_figure(older + rows, "s"))
-    assert "unchanged pages went from 30% to 70% of replies" in told
+    assert "unchanged pages went from 30% to 70% of replies (counted since step 3)" in told
+    assert "of replies." in f"{title(health_figure(rows, 's'))}."
 
 
 @pytest.mark.parametrize(
