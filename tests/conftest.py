@@ -171,25 +171,36 @@ def is_linear(act, text):
 
 
 def growth(act, small, large, tries=5):
-    """How many times the CPU time of the small input the large one takes.
+    """How many times the CPU time of the small input the large one takes."""
+    cpu_time(act, small)  # tables and imports that are made once
+    return cpu_time(act, large, tries) / cpu_time(act, small, tries)
+
+
+def cpu_time(act, given, tries=1):
+    """CPU seconds that an input takes which the project's caches do not hold.
 
     Other programs take wall time and little CPU time; the least of some tries leaves out the rest.
     """
-
-    def least(given):
-        spent = []
+    spent = []
+    gc.disable()  # it looks at all that the tests before have left
+    try:
         for _ in range(tries):
+            for cached in caches():
+                cached.cache_clear()
             started = time.thread_time()
             act(given)
             spent.append(time.thread_time() - started)
-        return min(spent)
-
-    least(small)  # tables and imports that are made once
-    gc.disable()  # it looks at all that the tests before have left
-    try:
-        return least(large) / least(small)
     finally:
         gc.enable()
+    return min(spent)
+
+
+def caches():
+    """Return the caches of the project's modules, less those of tables that are made once."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("geo_utils")]
+    found = [value for module in modules for value in vars(module).values()]
+    cached = [value for value in found if hasattr(value, "cache_clear")]
+    return [value for value in cached if value.cache_parameters()["maxsize"] != 1]
 
 
 GEMINI = "gemini/gemini-2.5-flash-lite"

@@ -4,10 +4,8 @@ Each function that reads foreign text is given 10 kB and 100 kB of each text, an
 first two are in doubt (`is_linear`).
 """
 
-import time
-
 import pytest
-from conftest import is_linear, make_example
+from conftest import cpu_time, is_linear, make_example
 
 from geo_utils.citations import parse_answer, strip_citations
 from geo_utils.corpus import KeyPoint
@@ -90,11 +88,7 @@ def test_reading_is_linear(reader):
     act, slow = READERS[reader], []
     for part in PARTS:
         small = (part * (10_000 // len(part) + 1))[:10_000]
-        began = time.thread_time()
-        act(small * 10)
-        if (took := time.thread_time() - began) > 0.05:
-            began = time.thread_time()
-            act(small)
-            if took > 12 * (time.thread_time() - began) and not is_linear(act, small):
-                slow.append(part)
+        took = cpu_time(act, small * 10)
+        if took > max(0.05, 12 * cpu_time(act, small)) and not is_linear(act, small):
+            slow.append(part)
     assert not slow
