@@ -23,7 +23,7 @@ weekly: setup ## the meeting's deck from the newest finished runs; NOTES=FILE wi
 index: setup ## outputs/index.html, a page of all runs
 	$(BIN)/geo runs
 
-test: setup ## all tests: no network, no GPU; none of them measures time
+test: setup ## all tests: no network, no GPU; none of them measures speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 bench: setup ## figures of speed beside their targets; no part of the tests
