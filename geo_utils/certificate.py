@@ -317,7 +317,10 @@ def corrected_probabilities(samples: pd.DataFrame) -> pd.DataFrame:
         if not (note := _problem(part)):
             mean, moves = _influence(part, corrected=True)
             error = _jackknife_error(moves)
-            found = cluster_mean(*_values(part, "truth"), bounded=True)
+            alone, wrote = cluster_mean(*_values(part, "truth"), bounded=True), part["asked"].mean()
+            found = replace(
+                alone, mean=wrote * alone.mean, low=wrote * alone.low, high=wrote * alone.high
+            )
             if 0 < mean < 1 and error > 0:
                 ends = wilson_interval(mean, error, interval_reach(found.n_clusters), len(part))
                 found = Estimate(mean, *ends, found.n_clusters, found.n_samples)
@@ -339,7 +342,8 @@ def corrected_lifts(samples: pd.DataFrame, reference: str = "original") -> pd.Da
     95.6 %. With no lift, 30 or 120 queries, labels of half of the queries, 20 labels, equal or few
     errors, or an original at 0.1 the lift's held it in 93.6 % to 96.4 %. To weigh the verdicts by
     the factor that is best on the labels (PPI++) makes intervals 6 % narrower, which then hold the
-    truth in 92.5 % to 95.3 %: it is left out.
+    truth in 92.5 % to 95.3 %: it is left out. Where three of ten replies of a
+    policy hold no page, the lift's held it in 94.6 %, its probability's in 96.2 %.
 
     Args:
         samples: As `with_labels` returns them.
@@ -371,15 +375,22 @@ _NONE = Estimate(np.nan, np.nan, np.nan, 0, 0)
 def _arms(samples: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the scored samples by method, and by pair those of the previous ones as one.
 
-    Each has the `error` of its verdict, where it is known, and counts its `labels`.
+    Each has the `error` of its verdict, where it is known, and counts its `labels`. The `weight` of
+    an error is that label's; where a policy wrote no page there is no answer to label and no error:
+    such samples stand among the labelled ones as often as among all.
     """
     known = samples["truth"].notna()
     error = samples["truth"] - samples["supported"]
     found = with_pooled(samples.assign(error=error, labels=known.astype(float)))
     several = samples["method"][samples["method"].isin(PREVIOUS)].nunique()
     found.loc[found["method"].map(is_pooled), "labels"] *= several  # the mean of a pair's methods
-    parts = found.groupby("method", sort=False)
-    return {str(method): part.dropna(subset="supported") for method, part in parts}
+    found["asked"] = found["verdict"].ne("no page")
+    arms = {}
+    for method, rows in found.groupby("method", sort=False):
+        part = rows.dropna(subset="supported")
+        rate = part["labels"].sum() / (part["asked"].sum() or 1)
+        arms[str(method)] = part.assign(weight=part["labels"].where(part["asked"], rate))
+    return arms
 
 
 def _problem(part: pd.DataFrame) -> str:
@@ -394,7 +405,7 @@ def _influence(part: pd.DataFrame, corrected: bool) -> tuple[float, pd.Series]:
     """Return an arm's mean, and by query how far it moves when that query is left out."""
     weights = {"supported": pd.Series(1.0, part.index)}
     if corrected:
-        weights["error"] = part["labels"]
+        weights["error"] = part["weight"]
     total, moves = 0.0, []
     for name, weight in weights.items():
         values = part[name].fillna(0.0)
@@ -454,8 +465,9 @@ class Correction:
         labels: The labels.
         fit: How many of them are of answers of this comparison.
         probabilities: As `corrected_probabilities` returns them.
-        lifts: Over the original, as `corrected_lifts` returns them.
+        lifts: Over the reference, as `corrected_lifts` returns them.
         judge: As `certificate` returns it.
+        reference: The method that lifts are taken to.
     """
 
     labels: Labels
@@ -463,19 +475,24 @@ class Correction:
     probabilities: pd.DataFrame
     lifts: pd.DataFrame
     judge: pd.DataFrame
+    reference: str
 
 
-def correct(samples: pd.DataFrame, labels: Labels | None) -> Correction | None:
+def correct(
+    samples: pd.DataFrame, labels: Labels | None, reference: str = "original"
+) -> Correction | None:
     """Hold a comparison to hand labels; None where there are none.
 
     Args:
         samples: As `evaluate.evaluate` returns them.
         labels: The labels.
+        reference: The method that lifts are taken to.
     """
     if labels is None:
         return None
     read = with_labels(samples, labels)
-    tables = corrected_probabilities(read), corrected_lifts(read), certificate(read)
+    lifts = corrected_lifts(read, reference)
+    tables = corrected_probabilities(read), lifts, certificate(read), reference
     return Correction(labels, int(read["reader_a"].notna().sum()), *tables)
 
 
@@ -487,4 +504,4 @@ def correction_headline(
         return {}
     kept = found.lifts[found.lifts["note"] == ""].drop(columns=["note", "label_queries"])
     names = {"corrected": "mean", "corrected_low": "low", "corrected_high": "high"}
-    return {"corrected lift over original": plain_numbers(kept.rename(columns=names))}
+    return {f"corrected lift over {found.reference}": plain_numbers(kept.rename(columns=names))}

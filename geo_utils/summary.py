@@ -15,7 +15,7 @@ from geo_utils.visibility import FIGURES
 
 ALPHA = 0.05
 PAIR = ["query_id", "key_point_number", "repeat"]
-_TRIVIAL = ("paste_key_point", "repeat_key_point")
+TRIVIAL = ("paste_key_point", "repeat_key_point")
 
 
 def estimates(
@@ -252,7 +252,7 @@ def rivals_in(methods: Iterable[str]) -> list[str]:
     """
     names = list(dict.fromkeys(methods))
     previous = [m for m in names if is_pooled(m)] or [m for m in names if m in PREVIOUS]
-    return [m for m in ("original", *previous, *_TRIVIAL) if m in names]
+    return [m for m in ("original", *previous, *TRIVIAL) if m in names]
 
 
 def against(samples: pd.DataFrame, method: str, seed: int = 0) -> pd.DataFrame:

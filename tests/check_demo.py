@@ -33,6 +33,12 @@ for notebook in ("02_baseline_rewrites", "03_key_point_prompt"):
     if manifest["status"] != "finished" or calls or len(lifts) != 3:
         sys.exit(f"{notebook} on the record: not finished, or it called, or lifts {[*lifts]}")
 
+manifest = json.loads((newest("04_grpo", "recorded") / "manifest.json").read_text(encoding="utf-8"))
+said = manifest["headline"]["verdict"]
+sys.stdout.write(f"04 recorded: {manifest['status']}, {said}\n")
+if manifest["status"] != "finished" or not said.startswith("Not worth it: training is not above"):
+    sys.exit("04 on the record: not finished, or another verdict than the README's")
+
 folder = newest("04_grpo")
 manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 gain = manifest["headline"]["gain"]

@@ -15,8 +15,9 @@ SPECIFICITY = {"original": 0.95, "key_point": 0.8}
 
 
 def judged_samples(
-    seed, lift, n=60, repeats=3, labels=80, recall=RECALL, specificity=SPECIFICITY, some=1.0, b=1.2
-):
+    seed, lift, n=60, repeats=3, labels=80, recall=RECALL, specificity=SPECIFICITY, some=1.0, b=1.2,
+    silent=0.0,
+):  # fmt: skip
     """Return samples of two methods with verdicts that err, and the truth of the labelled ones.
 
     Args:
@@ -29,6 +30,7 @@ def judged_samples(
         specificity: Likewise.
         some: Share of the queries that labels are drawn from.
         b: Queries' probabilities are drawn from Beta(1, b).
+        silent: Chance that a query's rewritten page is none, as of a policy: no answer, no label.
     """
     rng = np.random.default_rng(seed)
     base = rng.beta(1, b, (n, 1))
@@ -44,9 +46,12 @@ def judged_samples(
         true = (own < p).ravel()
         u = rng.random(true.size)
         said = np.where(true, u < recall[method], u >= specificity[method])
-        read = rng.choice(np.flatnonzero(queries < some * n), labels, replace=False)
+        here = silent if method == "key_point" else 0.0
+        none = (rng.random(n) < here if here else np.zeros(n, bool)).repeat(repeats)
+        read = rng.choice(np.flatnonzero((queries < some * n) & ~none), labels, replace=False)
         rows = pd.DataFrame({"query_id": queries, "repeat": np.tile(np.arange(repeats), n)})
-        rows = rows.assign(method=method, key_point_number=1, supported=said.astype(float))
+        rows = rows.assign(method=method, key_point_number=1, supported=said * 1.0 * ~none)
+        rows["verdict"] = np.where(none, "no page", "judged")
         parts.append(rows.assign(truth=pd.Series(true[read].astype(float), index=read)))
     return pd.concat(parts, ignore_index=True)
 
@@ -61,14 +66,16 @@ def coverage(seeds, lift, each=True, **planted):
         planted: As `judged_samples` takes it.
     """
     base, rows = 1 / (1 + planted.get("b", 1.2)), []
+    wrote = 1 - planted.get("silent", 0.0)
+    true = wrote * (base + lift) - base
     for seed in seeds:
         samples = judged_samples(seed, lift, **planted)
         found = corrected_lifts(samples).loc["key_point"]
-        row = {k: found[f"{k}_low"] <= lift <= found[f"{k}_high"] for k in ("raw", "corrected")}
+        row = {k: found[f"{k}_low"] <= true <= found[f"{k}_high"] for k in ("raw", "corrected")}
         row |= {"width": found["corrected_high"] - found["corrected_low"]}
         if each:
             probabilities = corrected_probabilities(samples)
-            for method, truth in (("original", base), ("key_point", base + lift)):
+            for method, truth in (("original", base), ("key_point", base + true)):
                 low, high = probabilities.loc[method, ["corrected_low", "corrected_high"]]
                 row |= {method: low <= truth <= high}
         rows.append(row)
@@ -91,6 +98,7 @@ CASES = {
         "specificity": dict.fromkeys(RECALL, 0.99),
     },
     "20 labels": {"labels": 20},
+    "three replies in ten without a page": {"silent": 0.3},
 }
 
 

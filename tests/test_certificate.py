@@ -58,7 +58,10 @@ def labels_of(samples, first, second=None):
 
 
 class TestCorrection:
-    @pytest.mark.parametrize("planted", [{"lift": 0.2}, {"lift": 0.0, "each": False}])
+    @pytest.mark.parametrize(
+        "planted",
+        [{"lift": 0.2}, {"lift": 0.0, "each": False}, {"lift": 0.2, "silent": 0.3}],
+    )
     def test_the_corrected_lift_holds_the_truth_where_errors_differ(self, planted):
         """Recall 0.6 and 0.95, specificity 0.95 and 0.8: the raw lift is twice the true one."""
         found = coverage(range(120), **planted)
@@ -85,6 +88,25 @@ class TestCorrection:
         each = left["key_point"] - left["original"]
         half = interval_reach(4) * np.sqrt(3 / 4 * ((each - each.mean()) ** 2).sum())
         assert lift["corrected_high"] == pytest.approx(0.25 + half)
+
+    def test_a_reply_without_a_page_needs_no_label_and_has_no_error(self, monkeypatch):
+        """Half of the replies hold no page; of the others 6 of 8 are called so, and all are."""
+        monkeypatch.setattr(module, "FEWEST", 4)
+        samples = samples_of(["policy/before", "original"], queries=8)
+        none = (samples["query_id"] >= "q4") & (samples["method"] == "policy/before")
+        samples["supported"] = [*[1.0] * 12, *[0.0] * 20]
+        samples["truth"] = np.where(samples["repeat"] == 0, 1.0, np.nan)
+        samples.loc[none, ["truth", "verdict", "answer"]] = [np.nan, "no page", None]
+        row = corrected_probabilities(samples).loc["policy/before"]
+        assert (row["raw"], row["corrected"]) == (6 / 16, 0.5)
+        assert (row["n_samples"], row["n_labels"], row["label_queries"]) == (16, 4, 4)
+        lift = corrected_lifts(samples).loc["policy/before"]
+        assert (lift["raw"], lift["corrected"]) == (0.0, -0.5)
+        # where labels alone tell, they tell of the pages that there are
+        silent = samples.assign(supported=0.0, truth=samples["truth"] * 0.0)
+        alone = corrected_probabilities(silent).loc[["policy/before", "original"], "corrected_high"]
+        of_four, of_eight = 1 - 0.025 ** (1 / 4), 1 - 0.025 ** (1 / 8)  # Clopper-Pearson, none seen
+        assert list(alone) == pytest.approx([of_four / 2, of_eight])
 
     def test_where_all_agree_the_labels_alone_tell(self):
         samples = samples_of(["original"], queries=30, repeats=1).assign(supported=0.0, truth=0.0)
@@ -307,6 +329,11 @@ class TestShown:
         assert "over the original page +0.000 as judged, **+0.500 [+0.3" in said
         assert "120 of 120 hand labels" in said and "a person; a person" in said
         assert said.count("- **") == 1  # the one method that has labels
+        turned = correct(samples, labels_of(few, own), "key_point")
+        assert "over key-point rewrite +0.000 as judged, **-0.500 [-0.6" in correction_findings(
+            turned
+        )
+        assert [*correction_headline(turned)] == ["corrected lift over key_point"]
         (lift,) = correction_headline(found).values()
         assert list(lift) == ["key_point"] and lift["key_point"]["raw"] == 0.0
         assert lift["key_point"]["mean"] == 0.5 and lift["key_point"]["n_labels"] == 60

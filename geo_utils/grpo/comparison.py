@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from geo_utils.certificate import Correction
 from geo_utils.corpus import Example
 from geo_utils.fidelity import page_fidelity
 from geo_utils.files import read_jsonl
@@ -26,13 +27,21 @@ from geo_utils.runs import Run
 from geo_utils.show.plots import listed
 from geo_utils.show.tables import DASH, count_range, intervals, over_queries
 from geo_utils.statistics import jackknife, with_interval
-from geo_utils.summary import PAIR, adjusted, contrasts, headline, plain_numbers, rivals_headline
+from geo_utils.summary import (
+    PAIR,
+    TRIVIAL,
+    adjusted,
+    contrasts,
+    headline,
+    plain_numbers,
+    rivals_headline,
+)
 
 BEFORE, AFTER = "policy/before", "policy/after"
 PROMPT = "policy/prompt"  # where a supervised start lies between the model and `BEFORE`
 BEST_OF, DISTILLED = "policy/best_of_n", "policy/distilled"
 # What training has to beat to be worth it: each is cheaper.
-CHEAPER = (PROMPT, BEFORE, "paste_key_point", DISTILLED)
+CHEAPER = (PROMPT, BEFORE, *TRIVIAL, DISTILLED)
 MARGIN = 0.05  # a gain that is surely smaller is none
 _CHANGE = {"difference": "mean", "low": "low", "high": "high"}
 
@@ -147,7 +156,13 @@ def costs(params: GrpoParams, run: Run) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def verdict(samples: pd.DataFrame, found: pd.DataFrame, paid: pd.DataFrame, seed: int = 0) -> str:
+def verdict(
+    samples: pd.DataFrame,
+    found: pd.DataFrame,
+    paid: pd.DataFrame,
+    seed: int = 0,
+    corrected: Correction | None = None,
+) -> str:
     """Say in Markdown whether the training was worth it, by how much, at what cost, and where.
 
     Worth it: clearly above everything that is cheaper. Not worth it: clearly not above one of
@@ -158,6 +173,7 @@ def verdict(samples: pd.DataFrame, found: pd.DataFrame, paid: pd.DataFrame, seed
         found: As `against_rivals` returns them.
         paid: As `costs` returns it.
         seed: Seed of the resampling.
+        corrected: What hand labels make of the gain over the policy before, if there are any.
     """
     cheaper = found.loc[[name for name in CHEAPER if name in found.index]]
     rows = cheaper[cheaper["n_samples"] > 0]
@@ -179,24 +195,32 @@ def verdict(samples: pd.DataFrame, found: pd.DataFrame, paid: pd.DataFrame, seed
     gains = [f"{_change(row)} over {label(str(name))}" for name, row in found.iterrows()]
     n = f"{count_range(found['n_examples'])} held-out queries, "
     n += f"{count_range(found['n_samples'])} pairs"
-    cost, share = paid.loc[AFTER], pasting_share(samples)
-    said = "Pasting the key point has no lift to compare with the policy's"
-    if not np.isnan(share[0]):
+    cost, share, over = paid.loc[AFTER], pasting_share(samples), found.loc["original"]
+    said = "Which share of its lift over the original pasting has, cannot be told"
+    if over["clear"] and over["difference"] > 0 and not np.isnan(share[0]):
         said = f"Pasting the key point has {with_interval(*share, digits=2)} of its lift"
-    left = samples.groupby("method")["unchanged"].mean()
-    left = left.map("{:.0%}".format, na_action="ignore").fillna(DASH)  # where no page was written
+    wrote = samples.assign(none=samples["verdict"].eq("no page").astype(float)).groupby("method")
+    shares = wrote[["unchanged", "none"]].mean()
+    left = shares.map("{:.0%}".format, na_action="ignore").fillna(DASH)  # where no page was written
+    by_hand = ""
+    if corrected is not None and not corrected.lifts.loc[AFTER, "note"]:
+        gain = intervals(corrected.lifts, "corrected", signed=True)[AFTER]
+        read = f"{int(corrected.lifts['n_labels'][AFTER])} of its answers"
+        by_hand = f"- **By hand labels** ({read}): {gain} over {label(BEFORE)}.\n"
     helps = "; ".join(
         f"{_change(row)} where the original {name} lands its point ({row['n_examples']:.0f} "
         "queries)"
         for name, row in where_it_helps(samples, seed).iterrows()
     )
     return f"""\
-{claim}. The trained policy's pages land their key point in {after:.1%} of answers; \
-{left[AFTER]} of the pages are the original, unchanged (before training {left[BEFORE]}).
+{claim}. The trained policy's pages land their key point in {after:.1%} of answers.
 
 - **By how much** ({n}): {"; ".join(gains)}.
-- **At what cost**: {cost["minutes"]:.1f} minutes of training and {cost["calls"]:,.0f} engine \
-calls. {said}.
+{by_hand}- **At what cost**: {cost["minutes"]:.1f} minutes of training and \
+{cost["calls"]:,.0f} engine calls. {said}.
+- **What it writes**: {left.unchanged[AFTER]} of the pages are the original, unchanged (before \
+training {left.unchanged[BEFORE]}), and {left.none[AFTER]} of the replies hold no page (before \
+{left.none[BEFORE]}).
 - **Where it helps**, over {label(BEFORE)} (a query may count in both): \
 {helps or "not known, as no original page was scored"}."""
 

@@ -483,8 +483,10 @@ def rollout_page(rollouts: Metrics, examples: Iterable[Example], *kinds: str) ->
         example = by_id[row["query_id"]]
         point = next(p for p in example.key_points if p.number == row["key_point_number"]).content
         _, page = marked_changes(example.target, row["page"] or "", set(content_words(point)))
+        tokens = row["tokens"]  # not counted where a record's page is read
+        length = f", {tokens} token{'s' * (tokens != 1)}" if tokens else ""
         boxes = [
-            (f"Reply, {row['tokens']} token{'s' * (row['tokens'] != 1)}", row["reply"][:4000]),
+            (f"Reply{length}", row["reply"][:4000]),
             ("Page", page if row["page"] else f"no page: {row['problem']}"),
             (f"Answer, {row['verdict'] or 'no verdict'}", (row["answer"] or "")[:4000]),
         ]

@@ -44,7 +44,8 @@ def record_training(run: Path, folder: Path, about: Mapping[str, Any]) -> None:
         if (run / name).is_file():
             shutil.copy(run / name, folder)
     costs = [{n: row[n] for n in ("part", "n", "seconds")} for row in read_jsonl(run / rivals.FILE)]
-    write_atomic(folder / rivals.FILE, "".join(f"{json.dumps(row)}\n" for row in costs))
+    if costs:
+        write_atomic(folder / rivals.FILE, "".join(f"{json.dumps(row)}\n" for row in costs))
     samples = pd.read_parquet(run / SAMPLES)
     texts = zip(samples["query_id"], samples["key_point"], samples["answer"], strict=True)
     samples["answer_sha"] = [answer_sha(*t) if isinstance(t[2], str) else None for t in texts]

@@ -148,7 +148,7 @@ def correction_tables(found: Correction | None, caption: str) -> list[Styler]:
     fit = f"{found.fit} of {len(found.labels.table)} hand labels are of answers of this run."
     few = f"fewer than {FEWEST} labels correct nothing"
     parts = [
-        (shown, f"Key-point probability, and lift over the original page, paired; {few}."),
+        (shown, f"Key-point probability, and lift over {_base(found)}, paired; {few}."),
         (held, "The judge against the readers where they agree, on supported or not."),
     ]
     return [
@@ -157,6 +157,10 @@ def correction_tables(found: Correction | None, caption: str) -> list[Styler]:
         )
         for rows, told in parts
     ]
+
+
+def _base(found: Correction) -> str:
+    return "the original page" if found.reference == "original" else label(found.reference)
 
 
 def correction_findings(found: Correction | None) -> str:
@@ -185,8 +189,8 @@ def correction_findings(found: Correction | None) -> str:
         strict=True,
     )
     lines = [
-        f"- **{capitalised(name)}**: {raw} as judged, {corrected} corrected; over the original "
-        f"page {lift} as judged, **{left} corrected** (n = {n} labels)."
+        f"- **{capitalised(name)}**: {raw} as judged, {corrected} corrected; over {_base(found)} "
+        f"{lift} as judged, **{left} corrected** (n = {n} labels)."
         for name, raw, corrected, lift, left, n in rows
     ]
     every = found.judge.tail(1)  # all arms, or the one that there is

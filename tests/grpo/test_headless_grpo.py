@@ -112,7 +112,7 @@ def test_a_recorded_training_is_shown_without_a_model(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     again = only_run(tmp_path / "out", NB04)
     head = again.manifest["headline"]
-    assert head.pop("corrected lift over original") == {}  # of two labels an arm
+    assert head.pop("corrected lift over policy/before") == {}  # of two labels an arm
     assert head == run.manifest["headline"]
     assert again.manifest["lengths"] == run.manifest["lengths"]
     assert not (again.folder / "checkpoints").exists() and not again.manifest["usage"]["roles"]

@@ -1,9 +1,12 @@
 """Whether training was worth it, on outcomes that are planted."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from geo_utils.certificate import Labels, correct
 from geo_utils.grpo.comparison import (
     AFTER,
     BEFORE,
@@ -22,13 +25,14 @@ def outcomes(queries=80, **rates):
     draw = np.random.default_rng(0).random((queries, 3))
     return pd.DataFrame(
         {"query_id": f"q{q}", "key_point_number": 1, "repeat": r, "method": name,
-         "supported": float(draw[q, r] < rate), "unchanged": float(name == BEFORE and q < 20)}
+         "supported": float(draw[q, r] < rate), "unchanged": float(name == BEFORE and q < 20),
+         "verdict": "no page" if name == BEFORE and q >= 76 else "omitted"}
         for name, rate in rates.items() for q in range(queries) for r in range(3)
     )  # fmt: skip
 
 
-def told(samples):
-    return verdict(samples, against_rivals(samples), PAID)
+def told(samples, corrected=None):
+    return verdict(samples, against_rivals(samples), PAID, corrected=corrected)
 
 
 def rates(own, paste, after, original=0.2):
@@ -50,7 +54,24 @@ class TestVerdict:
         assert found.startswith(said)
         assert "17.0 minutes of training and 8,000 engine calls" in found
         assert "80 held-out queries, 240 pairs" in found
-        assert "0% of the pages are the original, unchanged (before training 25%)." in found
+        assert "0% of the pages are the original, unchanged (before training 25%), and" in found
+        assert "0% of the replies hold no page (before 5%)." in found
+
+    def test_hand_labels_stand_beside_the_verdict(self):
+        samples = outcomes(**rates(0.3, 0.35, 0.6))
+        samples = samples.assign(key_point="", answer=samples["method"], answer_sha="")
+        labels = samples[(samples["repeat"] == 0) & (samples["verdict"] != "no page")]
+        says = np.where(labels["supported"] == 1, "supported", "omitted")  # as the judge does
+        labels = labels.assign(reader_a=says, reader_b=says)
+        found = correct(samples, Labels({}, labels), BEFORE)
+        assert "of answers.\n\n- **By how much**" in told(samples)
+        assert "\n- **By hand labels** (80 of its answers): +0.288 [+0.2" in told(samples, found)
+        bare = correct(samples, Labels({}, labels[labels["method"] != AFTER]), BEFORE)
+        assert "hand labels" not in told(samples, bare) + told(samples)
+
+    def test_what_any_owner_can_paste_is_cheaper_too(self):
+        found = told(outcomes(**rates(0.3, 0.35, 0.6) | {"repeat_key_point": 0.6}))
+        assert found.startswith("**Not worth it**: training is not above repeat key point by 0.05")
 
     def test_a_policy_taught_by_the_best_of_n_is_cheaper_too(self):
         found = told(outcomes(**rates(0.3, 0.35, 0.6) | {DISTILLED: 0.6}))
@@ -90,6 +111,11 @@ def test_what_share_of_the_lift_pasting_has():
     share = pasting_share(outcomes(queries=400, **rates(0.3, 0.4, 0.6)))
     assert share[0] == pytest.approx(0.5, abs=0.06) and share[1] < 0.5 < share[2]
     assert np.isnan(pasting_share(outcomes(**rates(0.3, 0.4, 0.1)))[0])
+    assert re.search(
+        r"calls\. Pasting the key point has 0\.\d\d \[0", told(outcomes(**rates(0.3, 0.4, 0.6)))
+    )
+    for after in (0.1, 0.21):  # a lift that may be none has no shares
+        assert "calls. Which share of its lift over" in told(outcomes(**rates(0.3, 0.4, after)))
 
 
 def test_where_it_helps_is_told_by_the_original_page():
