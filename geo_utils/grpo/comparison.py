@@ -208,8 +208,7 @@ def verdict(
         read = f"{int(corrected.lifts['n_labels'][AFTER])} of its answers"
         by_hand = f"- **By hand labels** ({read}): {gain} over {label(BEFORE)}.\n"
     helps = "; ".join(
-        f"{_change(row)} where the original {name} lands its point ({row['n_examples']:.0f} "
-        "queries)"
+        f"{_change(row)} where the original {name} lands its point ({row['n_examples']:.0f})"
         for name, row in where_it_helps(samples, seed).iterrows()
     )
     return f"""\
@@ -221,7 +220,7 @@ def verdict(
 - **What it writes**: {left.unchanged[AFTER]} of the pages are the original, unchanged (before \
 training {left.unchanged[BEFORE]}), and {left.none[AFTER]} of the replies hold no page (before \
 {left.none[BEFORE]}).
-- **Where it helps**, over {label(BEFORE)} (a query may count in both): \
+- **Where it helps**, over {label(BEFORE)} (n queries; one may count in both): \
 {helps or "not known, as no original page was scored"}."""
 
 
