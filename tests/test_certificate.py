@@ -58,10 +58,7 @@ def labels_of(samples, first, second=None):
 
 
 class TestCorrection:
-    @pytest.mark.parametrize(
-        "planted",
-        [{"lift": 0.2}, {"lift": 0.0, "each": False}, {"lift": 0.2, "silent": 0.3}],
-    )
+    @pytest.mark.parametrize("planted", [{"lift": 0.2}, {"lift": 0.0, "each": False}])
     def test_the_corrected_lift_holds_the_truth_where_errors_differ(self, planted):
         """Recall 0.6 and 0.95, specificity 0.95 and 0.8: the raw lift is twice the true one."""
         found = coverage(range(120), **planted)
