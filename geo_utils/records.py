@@ -376,6 +376,8 @@ def _gained(record: Record) -> str:
     if row is gain:
         verb = f"clearly {'raised' if more else 'lowered'}" if clear else "did not clearly change"
         said = f"Training {verb} the key-point probability on held-out queries"
+        worth = record.headline.get("verdict")
+        said = f"{worth}. {said}" if isinstance(worth, str) else said
     else:
         verb = ("clearly beats" if more else "is clearly worse than") if clear else ""
         method = label(str(record.parameters.get("method", "key_point")))

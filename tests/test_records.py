@@ -190,6 +190,10 @@ class TestHeadlines:
              "[+0.300, +0.700] paired: original 0.100 [0.000, 0.200], fluency 0.900 [0.800, 1.000],"
              " policy before GRPO 0.200 [0.100, 0.300] (n = 30 queries, 90 samples, 2 "
              "abstentions each); trained policy 0.600 [0.500, 0.700] (n = 30 queries, 80 samples"),
+            (HEADLINE | {"gain": LIFT | {"p": 0.06},
+                         "verdict": "Not worth it: training is not above paste key point by 0.05"},
+             "Not worth it: training is not above paste key point by 0.05. Training did not "
+             "clearly change the key-point probability on held-out queries, +0.500"),
             ({"methods": {"original": method_row(0.4, 0.3, 0.5), "rules": method_row(0.9, 0.8, 1),
                           "fluency": method_row(0.8, 0.7, 0.9),
                           "previous methods (pooled over 2)": method_row(0.8, 0.7, 0.9)}},
