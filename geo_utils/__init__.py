@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 
 __version__ = "0.1.0"
 
@@ -20,3 +21,5 @@ def _ask_this_machine_directly() -> None:
 _ask_this_machine_directly()
 # Where it can, jsonschema makes a grammar of IRIs, which takes a second and which nothing here has.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+# Whatever imports tqdm first, as Transformers does, looks for widgets that no report could show.
+warnings.filterwarnings("ignore", message="IProgress not found")

@@ -12,6 +12,7 @@ from typing import Any
 
 from geo_utils.corpus import load_corpus
 from geo_utils.files import write_atomic
+from geo_utils.grpo.cold_start import byte_level_tokenizer, make_small_policy, with_chat
 from geo_utils.grpo.params import SmallModel
 
 # From the models' own config.json on the Hub.
@@ -39,8 +40,6 @@ def make_random_model(shape: str, folder: Path, seed: int = 0) -> None:
         folder: Where model and tokenizer, which learns the sample corpus, are written.
         seed: Seed of the weights.
     """
-    from geo_utils.grpo.cold_start import make_small_policy  # seconds, which `is_made` saves
-
     texts = [page for example in load_corpus("sample") for page in example.sources]
     if shape == "small":
         make_small_policy(folder, texts, SmallModel(), seed)
@@ -60,8 +59,6 @@ def _make(shape: dict[str, Any], folder: Path, texts: Iterable[str], seed: int) 
     from tokenizers import Tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
-
-    from geo_utils.grpo.cold_start import byte_level_tokenizer, with_chat
 
     state = json.loads(byte_level_tokenizer(texts, _TRAINED).to_str())
     vocabulary = state["model"]["vocab"]

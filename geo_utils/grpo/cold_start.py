@@ -20,7 +20,6 @@ from geo_utils.corpus import Corpus, Example, KeyPoint, load_corpus
 from geo_utils.files import write_atomic
 from geo_utils.grpo.checkpoints import go_on, newest_complete
 from geo_utils.grpo.data import Fit, base_model, policy_card, split_queries, with_lengths
-from geo_utils.grpo.log import StepCounter, hush
 from geo_utils.grpo.params import ColdStart, GrpoParams, SmallModel
 from geo_utils.models.loops import gather_all, run_sync
 from geo_utils.parameters import ParameterError
@@ -200,8 +199,12 @@ def prepare_policy(params: GrpoParams, roles: Roles, examples: Corpus, folder: P
         folder: Gets the model that a cold start leaves; one that is complete is used again.
 
     Returns:
-        Folder or Hub id.
+        Folder or Hub id; of a recorded training, that of the model which the recipe names.
     """
+    if params.recorded:
+        return base_model(params)
+    from geo_utils.grpo.log import StepCounter, hush
+
     hush()
     if not params.policy.cold_start.steps:
         return base_model(params)
@@ -258,6 +261,8 @@ def _supervised(
     from peft import LoraConfig
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
+
+    from geo_utils.grpo.log import hush
 
     def said(role: str, text: str) -> list[dict[str, str]]:
         return [{"role": role, "content": text}]

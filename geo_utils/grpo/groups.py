@@ -14,14 +14,15 @@ import random
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from statistics import fmean
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from geo_utils.files import read_jsonl, write_atomic
 from geo_utils.grpo.params import Prefilter
 from geo_utils.grpo.rewards import Rewards
 from geo_utils.models.loops import run_sync
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 Row = Mapping[str, Any]

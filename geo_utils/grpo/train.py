@@ -6,19 +6,22 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geo_utils.corpus import Corpus, choose_key_points
-from geo_utils.grpo import checkpoints, recorded, rivals, validation
+from geo_utils.grpo import checkpoints, recorded, rivals
 from geo_utils.grpo.data import free_memory, policy_card, rows_of, split_queries
 from geo_utils.grpo.engine import FIELD, colocated, engine_arguments, log_drafts
-from geo_utils.grpo.log import Metrics, SettledHeap, StepCounter, TrainingLog, hush, timed
+from geo_utils.grpo.figures import Metrics
 from geo_utils.grpo.params import GrpoParams
 from geo_utils.grpo.rewards import Rewards
 from geo_utils.parameters import ParameterError
 from geo_utils.roles.make import Roles
 from geo_utils.roles.policies import same_card
 from geo_utils.runs import Run
+
+if TYPE_CHECKING:
+    from geo_utils.grpo.log import TrainingLog
 
 
 def compile_layers(policy: Any) -> None:
@@ -76,6 +79,8 @@ def train(
     if params.recorded:
         recorded.replay(params.recorded, run)
         return params.recorded
+    from geo_utils.grpo import validation
+    from geo_utils.grpo.log import StepCounter, TrainingLog, timed
     from geo_utils.grpo.weight_sync import base_checksum
 
     folder = run.folder / "checkpoints"
@@ -168,6 +173,7 @@ def make_trainer(
     from datasets import Dataset
     from peft import LoraConfig
 
+    from geo_utils.grpo.log import SettledHeap, hush
     from geo_utils.grpo.trainer import OverlappedTrainer
     from geo_utils.grpo.weight_sync import keep_base_exact
 

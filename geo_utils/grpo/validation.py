@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
 from transformers import TrainerCallback
 from trl.extras.profiling import profiling_context
 
@@ -20,8 +18,6 @@ from geo_utils.grpo.params import Validation
 from geo_utils.grpo.rewards import Rewards
 from geo_utils.models.loops import run_sync
 from geo_utils.roles.policies import CARD, PolicyCard
-from geo_utils.show.plots import BLUE, canvas, finished
-from geo_utils.show.tables import intervals
 from geo_utils.statistics import cluster_mean
 
 log = logging.getLogger(__name__)
@@ -99,38 +95,3 @@ def best_checkpoint(folder: Path) -> Path | None:
     """Return the best checkpoint by validation in a folder of checkpoints, if there is one."""
     found = [path for path in folder.glob("best-*") if (path / CARD).is_file()]
     return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
-
-
-def validation_figure(rows: Sequence[dict[str, Any]], source: str) -> Figure | None:
-    """Draw the probability on validation queries by step.
-
-    Args:
-        rows: Of validation.jsonl.
-        source: Where the figures come from.
-
-    Returns:
-        The figure; None if nothing was validated.
-    """
-    found = pd.DataFrame([row for row in rows if row["probability"] is not None])
-    if found.empty:
-        return None
-    found = found.set_index("step").astype({"low": float, "high": float})
-    best: Any = found["probability"].idxmax()
-    first, last = found.index[0], found.index[-1]
-    told = intervals(found, "probability")
-
-    title = f"On validation queries the probability went from {told[first]} to {told[last]}"
-    if first == last:
-        title = f"On validation queries the probability is {told[first]}, judged once"
-    if found["probability"][best] > found["probability"][last]:
-        title += f"; it was best at step {best}, {told[best]}, and that checkpoint is kept"
-    elif best != last:
-        title += f"; none was above that of step {best}, whose checkpoint is kept"
-    figure, axes = canvas(5)
-    axes.fill_between(found.index, found["low"], found["high"], color=BLUE, alpha=0.15)
-    axes.plot(found["probability"], "o-", color=BLUE, linewidth=3, markersize=8)
-    axes.plot(best, found["probability"][best], "*", color="#b4540a", markersize=20)
-    axes.set(ylim=(0, 1), xlabel="step", ylabel="key-point probability")
-    n = f"n = {found['n_queries'].max()} queries, {found['n_samples'].max()} samples each time"
-    note = f"{n}, {found['abstentions'].sum()} abstentions in all; 95 % intervals over queries"
-    return finished(figure, title, f"{note}. Judged as in training. Source: {source}")

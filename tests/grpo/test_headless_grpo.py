@@ -1,6 +1,7 @@
 """Notebook 04 as a user runs it, and the policy that it leaves as a method of notebook 02."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -99,7 +100,16 @@ def labelled(samples, folder):
     return found
 
 
-def test_a_recorded_training_is_shown_without_a_model(finished, tmp_path):
+def without_what_trains(folder):
+    """An environment in which what trains cannot be imported, which takes ten seconds of CPU."""
+    folder.mkdir()
+    for name in ("torch", "transformers", "trl", "peft", "datasets", "accelerate"):
+        (folder / f"{name}.py").write_text("raise ImportError(f'{__name__} trains nothing here')\n")
+    path = filter(None, [str(folder), os.environ.get("PYTHONPATH")])
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def test_a_recorded_training_is_shown_without_a_model_and_without_pytorch(finished, tmp_path):
     _, run = finished
     record = tmp_path / "record"
     record_training(run.folder, record, {"corpus": "Pages of nobody", "date": "30 November 2026"})
@@ -108,7 +118,8 @@ def test_a_recorded_training_is_shown_without_a_model(finished, tmp_path):
     labels = labelled(run.folder / "samples.parquet", tmp_path)
     shown = {"record": record, "labels": labels, "data.max_prompt_tokens": 192}
     shown = dict(TINY) | shown | {"policy.base": "nowhere"}
-    done = run_notebook(NB04, "smoke", tmp_path / "out", *shown.items())
+    env = without_what_trains(tmp_path / "hidden")
+    done = run_notebook(NB04, "smoke", tmp_path / "out", *shown.items(), env=env)
     assert done.returncode == 0, done.stderr
     again = only_run(tmp_path / "out", NB04)
     head = again.manifest["headline"]

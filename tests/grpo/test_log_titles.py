@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conftest import make_example
 
-from geo_utils.grpo.log import health_figure, hush, phase_figure, reward_figure, rollout_page
+from geo_utils.grpo.figures import health_figure, phase_figure, reward_figure, rollout_page
+from geo_utils.grpo.log import hush
 
 
 def title(figure):

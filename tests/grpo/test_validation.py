@@ -7,9 +7,10 @@ from conftest import run
 from test_scoring import EXAMPLE, OTHER, PAGE, FakeEngine, FakeJudge, rewards
 
 from geo_utils.files import append_jsonl, read_jsonl
+from geo_utils.grpo.figures import validation_figure
 from geo_utils.grpo.groups import prefiltered
 from geo_utils.grpo.params import Prefilter, Validation
-from geo_utils.grpo.validation import Validator, best_checkpoint, validation_figure
+from geo_utils.grpo.validation import Validator, best_checkpoint
 from geo_utils.roles.engines import Answer
 from geo_utils.roles.judges import Verdict
 from geo_utils.roles.policies import PolicyCard
