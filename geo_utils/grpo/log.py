@@ -21,7 +21,7 @@ from geo_utils.evaluate import Progress
 from geo_utils.files import append_jsonl, read_jsonl
 from geo_utils.grpo.checkpoints import Interrupts, random_state
 from geo_utils.grpo.figures import PHASES, WARM_UP, Metrics
-from geo_utils.grpo.rewards import Rollout
+from geo_utils.grpo.rewards import Rollout, telling_rollouts
 from geo_utils.roles.policies import PolicyCard
 
 _INSIDE = ("loss forward", "old log-probabilities")  # the loss's own forward pass is the loss's
@@ -271,10 +271,5 @@ class TrainingLog(TrainerCallback):
         self.card.write(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_scored(self, step: int, batch: Sequence[Rollout]) -> None:
-        """Keep the step's first scored, worst, best and first abstained rollout."""
-        scored = [r for r in batch if r.rewards]
-        ranked = sorted(scored, key=lambda r: r.reward or 0.0)
-        chosen = {"first": scored[:1], "worst": ranked[:1], "best": ranked[-1:]}
-        chosen["abstained"] = [r for r in batch if not r.rewards][:1]
-        rows = [{"step": step, "kind": k, **r.row()} for k, found in chosen.items() for r in found]
-        append_jsonl(self.folder / "rollouts.jsonl", rows)
+        """Keep the step's telling rollouts."""
+        append_jsonl(self.folder / "rollouts.jsonl", telling_rollouts(step, batch))

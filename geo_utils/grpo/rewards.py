@@ -96,6 +96,12 @@ class Rollout:
     answer: str | None = None
     verdict: str | None = None
 
+    def rewarded(self, scores: dict[str, float], options: RewardOptions) -> None:
+        """Take the value of each component."""
+        weights = options.weights or [1.0] * len(scores)
+        self.rewards = scores
+        self.reward = math.fsum(w * s for w, s in zip(weights, scores.values(), strict=True))
+
     def row(self) -> Row:
         """Return it as a row of rollouts.jsonl."""
         known = {"query_id": self.example.query_id, "key_point_number": self.key_point.number}
@@ -206,6 +212,15 @@ def drawn(batch: Iterable[Rollout]) -> dict[str, float]:
         ends = np.quantile([fmean(group) for group in each], (0.25, 0.75))
         found |= {f"drawn/{name}/low": float(ends[0]), f"drawn/{name}/high": float(ends[1])}
     return found
+
+
+def telling_rollouts(step: int, batch: Sequence[Rollout]) -> list[Row]:
+    """Return a step's first scored, worst, best and first abstained rollout, as rows."""
+    scored = [r for r in batch if r.rewards]
+    ranked = sorted(scored, key=lambda r: r.reward or 0.0)
+    chosen = {"first": scored[:1], "worst": ranked[:1], "best": ranked[-1:]}
+    chosen["abstained"] = [r for r in batch if not r.rewards][:1]
+    return [{"step": step, "kind": k, **r.row()} for k, found in chosen.items() for r in found]
 
 
 def free_reward(
@@ -401,9 +416,7 @@ class Rewards:
         rollout.answer, rollout.verdict = told.get("answer"), told.get("verdict")
         scores = {name: float(value) for name, value in values.items() if value is not None}
         if len(scores) == len(values):
-            rollout.rewards = scores
-            weights = self.options.weights or [1.0] * len(scores)
-            rollout.reward = math.fsum(w * s for w, s in zip(weights, scores.values(), strict=True))
+            rollout.rewarded(scores, self.options)
         else:
             reasons = [row["abstention"] for row in rows if row.get("abstention")]
             missing = next(name for name, value in values.items() if value is None)

@@ -14,6 +14,7 @@ from headless import only_run, run_command, run_notebook
 from train_many import SMALL
 
 from geo_utils.certificate import export_labels, import_labels
+from geo_utils.corpus import load_corpus
 from geo_utils.files import read_jsonl
 from geo_utils.grpo.comparison import (
     AFTER,
@@ -23,7 +24,7 @@ from geo_utils.grpo.comparison import (
     against_rivals,
     training_headline,
 )
-from geo_utils.grpo.recorded import READ, ROLLOUTS, record_training, replay
+from geo_utils.grpo.recorded import READ, record_training, replay
 from geo_utils.roles.methods import is_policy
 from geo_utils.summary import summarise
 
@@ -112,9 +113,9 @@ def without_what_trains(folder):
 def test_a_recorded_training_is_shown_without_a_model_and_without_pytorch(finished, tmp_path):
     _, run = finished
     record = tmp_path / "record"
-    record_training(run.folder, record, {"corpus": "Pages of nobody", "date": "30 November 2026"})
-    pd.read_parquet(run.folder / "samples.parquet").to_parquet(record / READ)
-    (record / ROLLOUTS).write_bytes((run.folder / ROLLOUTS).read_bytes())
+    about = {"corpus": "Pages of nobody", "date": "30 November 2026"}
+    read = pd.read_parquet(run.folder / "samples.parquet")
+    record_training(run.folder, record, about, read, load_corpus("sample"))
     labels = labelled(run.folder / "samples.parquet", tmp_path)
     shown = {"record": record, "labels": labels, "data.max_prompt_tokens": 192}
     shown = dict(TINY) | shown | {"policy.base": "nowhere"}
