@@ -298,7 +298,9 @@ def _headline_text(run: Run) -> str:
     record = Record(run.folder)
     found = results(record)
     told = [
-        r for r in found if r.quantity in (PROBABILITY, "gain") or "corrected lift" in r.quantity
+        r
+        for r in found
+        if r.quantity.startswith((PROBABILITY, "gain")) or "corrected lift" in r.quantity
     ]
     what, found = (PROBABILITY, told) if told else ("headline", found)
     lines = [f"  {what} ({record.provenance}):"]

@@ -307,7 +307,7 @@ class Result:
         if self.low is None and not self.counts:
             return f"{self.mean:,.0f}"
         low, high = (nan if end is None else end for end in (self.low, self.high))
-        signed = self.quantity == "gain" or "lift over" in self.quantity
+        signed = self.quantity.startswith("gain") or "lift over" in self.quantity
         return with_interval(self.mean, low, high, signed)
 
 

@@ -24,7 +24,7 @@ from geo_utils.roles.by_model import NamedRewriters
 from geo_utils.roles.make import Roles
 from geo_utils.roles.methods import label
 from geo_utils.runs import Run
-from geo_utils.show.plots import listed
+from geo_utils.show.plots import QUANTITIES, listed
 from geo_utils.show.tables import DASH, count_range, intervals, over_queries
 from geo_utils.statistics import jackknife, with_interval
 from geo_utils.summary import (
@@ -78,29 +78,30 @@ def compare(
         return mixed.evaluate(split.held_out, [*params.methods, *order])
 
 
-def against_rivals(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def against_rivals(samples: pd.DataFrame, seed: int = 0, aim: str = "supported") -> pd.DataFrame:
     """Compare the trained policy with everything else, on the same pairs.
 
     Args:
         samples: As `compare` returns them.
         seed: Seed of the resampling.
+        aim: By which column: what the reward aims at, as `RewardOptions.aim` tells it.
 
     Returns:
         Indexed by rival: as `summary.contrasts`, Holm over the rivals.
     """
     names = [m for m in dict.fromkeys(samples["method"]) if m != AFTER]
-    each = [contrasts(samples, "supported", rival, [AFTER], seed) for rival in names]
+    each = [contrasts(samples, aim, rival, [AFTER], seed) for rival in names]
     return adjusted(pd.concat(each).set_axis(pd.Index(names, name="rival")))
 
 
-def pasting_share(samples: pd.DataFrame) -> tuple[float, float, float]:
+def pasting_share(samples: pd.DataFrame, aim: str = "supported") -> tuple[float, float, float]:
     """Return which share of the policy's lift over the original pasting has as well.
 
     Returns:
         The ratio of the two lifts, with its jackknife interval over queries; NaN where the policy
         has no lift.
     """
-    wide = samples.pivot(index=PAIR, columns="method", values="supported").astype(float)
+    wide = samples.pivot(index=PAIR, columns="method", values=aim).astype(float)
     wide = wide[["original", "paste_key_point", AFTER]].dropna()
     queries = wide.index.get_level_values("query_id").tolist()
 
@@ -113,18 +114,18 @@ def pasting_share(samples: pd.DataFrame) -> tuple[float, float, float]:
     return (found.mean, found.low, found.high) if found else (np.nan,) * 3
 
 
-def where_it_helps(samples: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Compare the policy after training with before, by how often the original page lands.
+def where_it_helps(samples: pd.DataFrame, seed: int = 0, aim: str = "supported") -> pd.DataFrame:
+    """Compare the policy after training with before, by how often the original page has the aim.
 
     Returns:
-        As `summary.contrasts`, a row for pairs whose original page never lands its point, and one
-        for the others; a part without pairs is left out.
+        As `summary.contrasts`, a row for pairs whose original page never lands its point, or is
+        never seen, and one for the others; a part without pairs is left out.
     """
-    own = samples[samples["method"] == "original"].groupby(PAIR[:2])["supported"].mean()
+    own = samples[samples["method"] == "original"].groupby(PAIR[:2])[aim].mean()
     lands = samples.set_index(PAIR[:2]).index.map(own.to_dict()).to_numpy(float)
     parts = {"never": lands == 0, "at times": lands > 0}
     rows = {
-        name: contrasts(samples[mask], "supported", BEFORE, [AFTER], seed).iloc[0]
+        name: contrasts(samples[mask], aim, BEFORE, [AFTER], seed).iloc[0]
         for name, mask in parts.items()
         if mask.any()
     }
@@ -162,11 +163,12 @@ def verdict(
     paid: pd.DataFrame,
     seed: int = 0,
     corrected: Correction | None = None,
+    aim: str = "supported",
 ) -> str:
     """Say in Markdown whether the training was worth it, by how much, at what cost, and where.
 
-    Worth it: clearly above everything that is cheaper. Not worth it: clearly not above one of
-    these by `MARGIN`. Else it is not decided.
+    Worth it: clearly above everything that is cheaper, by what the reward aims at. Not worth it:
+    clearly not above one of these by `MARGIN`. Else it is not decided.
 
     Args:
         samples: As `compare` returns them.
@@ -174,6 +176,7 @@ def verdict(
         paid: As `costs` returns it.
         seed: Seed of the resampling.
         corrected: What hand labels make of the gain over the policy before, if there are any.
+        aim: As `against_rivals` had it.
     """
     cheaper = found.loc[[name for name in CHEAPER if name in found.index]]
     rows = cheaper[cheaper["n_samples"] > 0]
@@ -191,37 +194,59 @@ def verdict(
         claim = f"**Not worth it**: training is not above {listed(lost.index)} by {MARGIN:.2f}"
     else:
         claim = f"**Not decided**: training is not clearly above {listed(rows.index[~beaten])}"
-    after = samples.loc[samples["method"] == AFTER, "supported"].mean()
+    after = samples.loc[samples["method"] == AFTER, aim].mean()
+    has, never = f"land their key point in {after:.1%} of answers", "lands its point"
+    landing = ""
+    if aim != "supported":
+        claim += f" in {QUANTITIES[aim]}, which was rewarded"
+        has, never = f"have {after:.1%} of an answer's", "shows"
+        lands = contrasts(samples, "supported", BEFORE, [AFTER], seed).iloc[0]
+        means = " before, ".join(f"{lands[name]:.1%}" for name in ("reference", "mean"))
+        landing = f"- **Key-point probability**: {means} after, {_change(lands)}.\n"
     gains = [f"{_change(row)} over {label(str(name))}" for name, row in found.iterrows()]
     n = f"{count_range(found['n_examples'])} held-out queries, "
     n += f"{count_range(found['n_samples'])} pairs"
-    cost, share, over = paid.loc[AFTER], pasting_share(samples), found.loc["original"]
+    cost, share, over = paid.loc[AFTER], pasting_share(samples, aim), found.loc["original"]
     said = "Which share of its lift over the original pasting has, cannot be told"
     if over["clear"] and over["difference"] > 0 and not np.isnan(share[0]):
         said = f"Pasting the key point has {with_interval(*share, digits=2)} of its lift"
-    wrote = samples.assign(none=samples["verdict"].eq("no page").astype(float)).groupby("method")
-    shares = wrote[["unchanged", "none"]].mean()
-    left = shares.map("{:.0%}".format, na_action="ignore").fillna(DASH)  # where no page was written
     by_hand = ""
     if corrected is not None and not corrected.lifts.loc[AFTER, "note"]:
         gain = intervals(corrected.lifts, "corrected", signed=True)[AFTER]
         read = f"{int(corrected.lifts['n_labels'][AFTER])} of its answers"
         by_hand = f"- **By hand labels** ({read}): {gain} over {label(BEFORE)}.\n"
     helps = "; ".join(
-        f"{_change(row)} where the original {name} lands its point ({row['n_examples']:.0f})"
-        for name, row in where_it_helps(samples, seed).iterrows()
+        f"{_change(row)} where the original {name} {never} ({row['n_examples']:.0f})"
+        for name, row in where_it_helps(samples, seed, aim).iterrows()
     )
     return f"""\
-{claim}. The trained policy's pages land their key point in {after:.1%} of answers.
+{claim}. The trained policy's pages {has}.
 
 - **By how much** ({n}): {"; ".join(gains)}.
-{by_hand}- **At what cost**: {cost["minutes"]:.1f} minutes of training and \
+{landing}{by_hand}- **At what cost**: {cost["minutes"]:.1f} minutes of training and \
 {cost["calls"]:,.0f} engine calls. {said}.
-- **What it writes**: {left.unchanged[AFTER]} of the pages are the original, unchanged (before \
-training {left.unchanged[BEFORE]}), and {left.none[AFTER]} of the replies hold no page (before \
-{left.none[BEFORE]}).
+- **What it writes**: {_written(samples, seed, aim)}
 - **Where it helps**, over {label(BEFORE)} (n queries; one may count in both): \
 {helps or "not known, as no original page was scored"}."""
+
+
+def _written(samples: pd.DataFrame, seed: int, aim: str) -> str:
+    """Say how many pages are unchanged or missing, and what is gained where both policies wrote."""
+    missing = samples["verdict"].eq("no page")
+    wrote = samples.assign(none=missing.astype(float)).groupby("method")
+    left = wrote[["unchanged", "none"]].mean().map("{:.0%}".format, na_action="ignore").fillna(DASH)
+    said = f"{left.unchanged[AFTER]} of the pages are the original, unchanged (before training "
+    said += f"{left.unchanged[BEFORE]}), and {left.none[AFTER]} of the replies hold no page "
+    said += f"(before {left.none[BEFORE]})."
+    lost = samples[missing & samples["method"].isin([BEFORE, AFTER])]
+    if lost.empty:
+        return said
+    both = samples[~samples.set_index(PAIR).index.isin(lost.set_index(PAIR).index)]
+    if both.empty:
+        return f"{said} No key point has a page before and after."
+    row = contrasts(both, aim, BEFORE, [AFTER], seed).iloc[0]
+    where = f"there is a page before and after ({row['n_examples']:.0f} queries)"
+    return f"{said} Where {where} the gain is {_change(row)}."
 
 
 def _change(row: pd.Series) -> str:
@@ -243,18 +268,38 @@ def cost_table(paid: pd.DataFrame, summary: pd.DataFrame, caption: str) -> Style
     return over_queries(table.rename(index=label).rename_axis(None), [], caption)
 
 
-def training_headline(summary: pd.DataFrame, found: pd.DataFrame, said: str) -> dict[str, Any]:
+def training_headline(
+    samples: pd.DataFrame,
+    summary: pd.DataFrame,
+    found: pd.DataFrame,
+    said: str,
+    seed: int = 0,
+    aim: str = "supported",
+) -> dict[str, Any]:
     """Return what the manifest records: numbers by method, the gain, the lift over each rival.
 
     Args:
+        samples: As `compare` returns them.
         summary: As `summary.summarise` returns it.
         found: As `against_rivals` returns it.
         said: As `verdict` returns it; its first sentence is kept.
+        seed: Seed of the resampling.
+        aim: As `against_rivals` had it; of a visibility, gain and lifts are named by it and stand
+            behind the gain in key-point probability.
     """
+    landing = contrasts(samples, "supported", BEFORE, [AFTER], seed)
+    recorded = headline(summary) | {"gain": _gain(landing)}
+    lifts = rivals_headline(found)
+    if aim != "supported":
+        recorded[f"gain in {QUANTITIES[aim]}"] = _gain(found.loc[[BEFORE]])
+        lifts = {f"{QUANTITIES[aim]}, {name}": rows for name, rows in lifts.items()}
+    return recorded | lifts | {"verdict": said.partition(". ")[0].replace("*", "")}
+
+
+def _gain(row: pd.DataFrame) -> dict[str, Any]:
     told = _CHANGE | {"p_value": "p", "n_examples": "n_queries"}
-    (gain,) = plain_numbers(found.loc[[BEFORE], list(told)].rename(columns=told)).values()
-    plain = said.partition(". ")[0].replace("*", "")
-    return headline(summary) | {"gain": gain} | rivals_headline(found) | {"verdict": plain}
+    (gain,) = plain_numbers(row[list(told)].rename(columns=told)).values()
+    return gain
 
 
 def plan_training(params: GrpoParams, roles: Roles, final: Roles, split: Split) -> pd.DataFrame:

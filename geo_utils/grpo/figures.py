@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from geo_utils.corpus import Example
 from geo_utils.show.example import marked_changes
 from geo_utils.show.jinja import filled, in_words
-from geo_utils.show.plots import BLUE, beside, canvas, finished, name_rows
+from geo_utils.show.plots import BLUE, QUANTITIES, beside, canvas, finished, name_rows
 from geo_utils.show.tables import intervals
 from geo_utils.text import content_words
 
@@ -96,36 +96,39 @@ def reward_figure(metrics: Metrics, source: str) -> Figure:
     )
 
 
-def validation_figure(rows: Sequence[dict[str, Any]], source: str) -> Figure | None:
-    """Draw the probability on validation queries by step.
+def validation_figure(
+    rows: Sequence[dict[str, Any]], source: str, aim: str = "supported"
+) -> Figure | None:
+    """Draw what the reward aims at on validation queries by step.
 
     Args:
         rows: Of validation.jsonl.
         source: Where the figures come from.
+        aim: As `RewardOptions.aim` tells it.
 
     Returns:
         The figure; None if nothing was validated.
     """
-    found = pd.DataFrame([row for row in rows if row["probability"] is not None])
+    found = pd.DataFrame([row for row in rows if row["mean"] is not None])
     if found.empty:
         return None
     found = found.set_index("step").astype({"low": float, "high": float})
-    best: Any = found["probability"].idxmax()
+    best: Any = found["mean"].idxmax()
     first, last = found.index[0], found.index[-1]
-    told = intervals(found, "probability")
+    told = intervals(found)
 
-    title = f"On validation queries the probability went from {told[first]} to {told[last]}"
+    title = f"On validation queries the {QUANTITIES[aim]} went from {told[first]} to {told[last]}"
     if first == last:
-        title = f"On validation queries the probability is {told[first]}, judged once"
-    if found["probability"][best] > found["probability"][last]:
+        title = f"On validation queries the {QUANTITIES[aim]} is {told[first]}, judged once"
+    if found["mean"][best] > found["mean"][last]:
         title += f"; it was best at step {best}, {told[best]}, and that checkpoint is kept"
     elif best != last:
         title += f"; none was above that of step {best}, whose checkpoint is kept"
     figure, axes = canvas(5)
     axes.fill_between(found.index, found["low"], found["high"], color=BLUE, alpha=0.15)
-    axes.plot(found["probability"], "o-", color=BLUE, linewidth=3, markersize=8)
-    axes.plot(best, found["probability"][best], "*", color="#b4540a", markersize=20)
-    axes.set(ylim=(0, 1), xlabel="step", ylabel="key-point probability")
+    axes.plot(found["mean"], "o-", color=BLUE, linewidth=3, markersize=8)
+    axes.plot(best, found["mean"][best], "*", color="#b4540a", markersize=20)
+    axes.set(ylim=(0, 1), xlabel="step", ylabel=QUANTITIES[aim])
     n = f"n = {found['n_queries'].max()} queries, {found['n_samples'].max()} samples each time"
     note = f"{n}, {found['abstentions'].sum()} abstentions in all; 95 % intervals over queries"
     return finished(figure, title, f"{note}. Judged as in training. Source: {source}")

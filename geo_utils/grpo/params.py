@@ -81,6 +81,16 @@ class RewardOptions(Options):
         """The first component that asks an engine: the one that groups have to differ in."""
         return next((name for name in self.funcs if name in ASKING), None)
 
+    @property
+    def aim(self) -> str:
+        """What the training is to raise, as a column of the samples: `supported`, or a visibility.
+
+        A training that asks no engine is compared by the key point, as all methods are; the mean of
+        the three visibilities by `pawc`.
+        """
+        figure = "pawc" if self.figure == "mean" else self.figure
+        return figure if self.main == "visibility" else "supported"
+
     @model_validator(mode="after")
     def _as_many_weights(self) -> Self:
         if self.weights is not None and len(self.weights) != len(self.funcs):
@@ -131,7 +141,8 @@ class DataOptions(Options):
         max_prompt_tokens: Longest prompt; the page is cut to it, never the instructions. None: as
             the corpus's longest page needs, in the policy's tokens.
         prefilter: Keep prompts of middling success only.
-        validation: Judge the policy as its training goes, and keep the best checkpoint.
+        validation: Judge the policy as its training goes, by what its reward aims at, and keep the
+            best checkpoint.
     """
 
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.3
@@ -606,6 +617,9 @@ class GrpoParams(RunParams):
         if same and "key_point" in self.reward.funcs:
             judge = f"evaluation.judge={final.judge!r} is the judge that trained the policy"
             yield f"{judge}: name another, or another judge_mode"
+        if self.data.prefilter and self.reward.aim != "supported":
+            funcs = f"reward.funcs={self.reward.funcs}"
+            yield f"data.prefilter tries how often a key point lands, no aim of {funcs}; set null"
         if (final.corpus is None) == (self.data.held_out == 0):
             given = f"data.held_out={self.data.held_out} and evaluation.corpus={final.corpus}"
             yield f"{given}: held-out queries are a share of the corpus, or a corpus of their own"

@@ -50,7 +50,7 @@ def record_training(
     manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
     for name in PARTS:
-        if (run / name).is_file():
+        if read_jsonl(run / name):
             shutil.copy(run / name, folder)
     costs = [{n: row[n] for n in ("part", "n", "seconds")} for row in read_jsonl(run / rivals.FILE)]
     if costs:
@@ -64,7 +64,7 @@ def record_training(
     options = RewardOptions.model_validate(manifest["parameters"]["resolved"]["reward"])
     batch = _rollouts(read, examples, options)
     watched = read_jsonl(run / "validation.jsonl")  # the best of them was compared, else the last
-    best = max(watched, key=lambda row: row["probability"] or 0.0, default=None)
+    best = max(watched, key=lambda row: row["mean"] or 0.0, default=None)
     step = (best or read_jsonl(run / "metrics.jsonl")[-1])["step"]
     chosen = "".join(f"{json.dumps(row)}\n" for row in telling_rollouts(step, batch))
     write_atomic(folder / ROLLOUTS, chosen)
@@ -74,7 +74,10 @@ def record_training(
 
 
 def _rollouts(read: pd.DataFrame, examples: Corpus, options: RewardOptions) -> list[Rollout]:
-    """Return the trained policy's pages with their rewards, each by the answer that was sampled."""
+    """Return the trained policy's pages with their rewards, each by the answer that was sampled.
+
+    The reply is taken to be the page.
+    """
     figures = list(FIGURES) if options.figure == "mean" else [options.figure]
     seen = read.assign(seen=read[figures].mean(axis=1))
     key = ["query_id", "repeat"]
@@ -83,11 +86,10 @@ def _rollouts(read: pd.DataFrame, examples: Corpus, options: RewardOptions) -> l
     for row in seen[(seen["method"] == "policy/after") & seen["page"].notna()].to_dict("records"):
         example, page = by_id[row["query_id"]], row["page"]
         point = next(p for p in example.key_points if p.number == row["key_point_number"])
-        rollout = Rollout(
-            example, point, page, 0, None, page, None, paid_page(page, example, point)
-        )
+        paid = paid_page(page, example, point)
+        echoes = None if isnan(row["echoes"]) else int(row["echoes"])
+        rollout = Rollout(example, point, page, 0, None, page, None, paid, echoes)
         rollout.answer, rollout.verdict = row["answer"], row["verdict"]
-        rollout.echoes = int(row["echoes"])
         known = {"key_point": row["supported"], "fidelity": row["fidelity"]}
         known["visibility"] = row["seen"] - before.get((row["query_id"], row["repeat"]), nan)
         scores = {

@@ -364,19 +364,22 @@ class Rewards:
     async def landed(
         self, rows: Sequence[Mapping[str, Any]], replies: Sequence[str]
     ) -> list[float]:
-        """Return 1 or 0 for an answer to each completion's page, NaN where none was had.
+        """Return what the reward aims at in an answer to each completion's page, NaN where none.
 
-        A page is taken as evaluation takes it, also one that pastes; a completion without one is
-        the policy's own failure.
+        Whether the key point is in it, 1 or 0, or the page's visibility. A page is taken as
+        evaluation takes it, also one that pastes; a completion without one is the policy's own
+        failure.
         """
-        scorer = Scorer(self.engine, self.judge, self.seed)
+        aim = self.options.aim
+        scorer = Scorer(self.engine, self.judge if aim == "supported" else None, self.seed)
 
         async def one(row: Mapping[str, Any], reply: str) -> float:
             made = self.read(reply, row)
             if made.page is None:
                 return 0.0
             found = await scorer.page(made.example, made.key_point, made.page, 0)
-            return float(found.get("supported", math.nan))
+            value = found.get(aim)
+            return math.nan if value is None else float(value)
 
         return await gather_all(map(one, rows, replies))
 

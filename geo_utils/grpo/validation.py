@@ -1,4 +1,4 @@
-"""How often the policy lands its key point as its training goes, and the best checkpoint."""
+"""How far the policy is on queries it does not train on, as it trains, and the best checkpoint."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Validator(TrainerCallback):
         if state.global_step % self.options.every == 0:
             self.judge(state.global_step)
         found = read_jsonl(self.folder / FILE)
-        best = max(found, key=lambda row: row["probability"] or 0.0, default={"step": 0})
+        best = max(found, key=lambda row: row["mean"] or 0.0, default={"step": 0})
         since = sum(row["step"] > best["step"] for row in found)
         if self.options.patience and since >= self.options.patience:
             control.should_training_stop = True
@@ -67,7 +67,7 @@ class Validator(TrainerCallback):
             replies = self.trainer.write_now(self.rows, step)
             values = np.array(run_sync(self.rewards.landed(self.rows, replies)))
         told = cluster_mean(values, [row["query_id"] for row in self.rows], bounded=True)
-        figures = {"probability": told.mean, "low": told.low, "high": told.high}
+        figures = {"mean": told.mean, "low": told.low, "high": told.high}
         row: dict[str, Any] = {
             "step": step,
             **{name: None if np.isnan(value) else value for name, value in figures.items()},
@@ -75,9 +75,10 @@ class Validator(TrainerCallback):
             "n_samples": told.n_samples,
             "abstentions": int(np.isnan(values).sum()),
         }
-        log.info("step %d: key point in %s of validation answers", step, row["probability"])
-        before = max((r["probability"] for r in found if r["probability"] is not None), default=-1)
-        if row["probability"] is not None and row["probability"] > before:
+        aim = self.rewards.options.aim
+        log.info("step %d: mean %r of validation answers is %s", step, aim, row["mean"])
+        before = max((r["mean"] for r in found if r["mean"] is not None), default=-1)
+        if row["mean"] is not None and row["mean"] > before:
             self._keep(step)
         append_jsonl(self.folder / FILE, [row])
 

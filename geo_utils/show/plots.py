@@ -34,6 +34,13 @@ EARLIER_STUDY = {
     "earlier: rewritten 0.632": 0.632,
     "earlier: key-point prompt 0.891": 0.891,
 }
+# Columns of the samples, as they are written. A visibility is the target's share of the answer's.
+QUANTITIES = {
+    "supported": "key-point probability",
+    "word": "word count",
+    "position": "position count",
+    "pawc": "position-adjusted word count",
+}
 BLUE = "#1f4e9c"  # of what is no method's
 # Methods that are named one after the other stand beside each other: give them distant hues.
 _PUBLISHED = dict.fromkeys(map(published_method, METHODS))
@@ -259,22 +266,27 @@ def verdict_figure(samples: pd.DataFrame, source: str) -> Figure:
     return finished(figure, title, f"{n}. Source: {source}")
 
 
-def rival_figure(found: pd.DataFrame, method: str, source: str) -> Figure:
+def rival_figure(
+    found: pd.DataFrame, method: str, source: str, column: str = "supported"
+) -> Figure:
     """Draw a method's paired differences to all that it has to beat.
 
     Args:
         found: As `summary.against` returns it.
         method: The method.
         source: Where the figures come from.
+        column: What differs; one of `QUANTITIES`.
     """
     clear, higher = found["clear"], found["difference"] > 0
     sides = {"clearly above": clear & higher, "clearly below": clear & ~higher}
     sides["not clearly apart from"] = ~clear
     parts = [f"{side} {listed(found.index[rows])}" for side, rows in sides.items() if rows.any()]
     title = f"{capitalised(label(method))} is {', '.join(parts)}"
+    title += f" in {QUANTITIES[column]}" * (column != "supported")
     queries, pairs = count_range(found["n_examples"]), count_range(found["n_samples"])
     n = f"n = {queries} queries, {pairs} pairs a rival; 95 % intervals over queries"
-    rows, quantity = method_rows(found, "difference"), f"{label(method)} minus the other, paired"
+    rows = method_rows(found, "difference")
+    quantity = f"{QUANTITIES[column]}, {label(method)} minus the other, paired"
     return interval_figure(rows, title, quantity, f"{n}. Source: {source}", signed=True)
 
 
@@ -289,7 +301,7 @@ def visibility_figure(summary: pd.DataFrame, source: str) -> Figure:
             name = capitalised(label(str(leader[0])))
             verdict = f"{name} gives the target page more visibility than all others"
         title = f"{verdict}: PAWC at most {shares.max():.2f}, original {shares['original']:.2f}"
-    quantity = "position-adjusted word count of the target, share"
+    quantity = f"{QUANTITIES['pawc']} of the target, share"
     return interval_figure(
         method_rows(summary, "pawc", "pawc"), title, quantity, basis(summary, source)
     )

@@ -217,6 +217,6 @@ def test_a_gain_without_pairs_is_none_and_not_a_number(finished):
     _, run = finished
     samples = pd.read_parquet(run.folder / "samples.parquet")
     samples.loc[samples["method"] == BEFORE, "supported"] = float("nan")
-    found = training_headline(summarise(samples), against_rivals(samples), "No verdict.")
+    found = training_headline(samples, summarise(samples), against_rivals(samples), "No verdict.")
     assert found["gain"]["mean"] is None and found["gain"]["n_queries"] == 0
     json.dumps(found, allow_nan=False)

@@ -175,6 +175,11 @@ class TestOverrides:
         ({}, {"reward": {"funcs": []}}, "reward.funcs=[]"),
         (
             {},
+            {"reward": {"funcs": ["visibility"]}, "data": {"prefilter": {"trials": 4}}},
+            "data.prefilter tries how often a key point lands, no aim of reward.funcs=['visibi",
+        ),
+        (
+            {},
             {"reward": {"funcs": ["format", "fidelity"], "weights": [1.0]}},
             "reward: weights=[1.0]: 2 rewards need as many weights",
         ),

@@ -66,7 +66,7 @@ class TestValidation:
         judge.judge(4)
         judge.judge(4)  # as at the end of a training that has just been judged
         rows = read_jsonl(tmp_path / "validation.jsonl")
-        assert [(r["step"], r["probability"]) for r in rows] == [(0, 0.5), (2, 1.0), (4, 0.0)]
+        assert [(r["step"], r["mean"]) for r in rows] == [(0, 0.5), (2, 1.0), (4, 0.0)]
         assert writer.asked == [(2, 0), (2, 2), (2, 4)]  # a draw of its own each time
         best = best_checkpoint(tmp_path / "checkpoints")
         assert best.name == "best-2" and [path.rsplit("-")[-1] for path in writer.saved] == [
@@ -81,8 +81,25 @@ class TestValidation:
         assert "best" not in equal and equal.endswith("of step 0, whose checkpoint is kept")
         once = " ".join(validation_figure(rows[:1], "s").get_suptitle().split())
         assert (
-            once.startswith("On validation queries the probability is 0.50") and "went" not in once
+            once.startswith("On validation queries the key-point probability is 0.50")
+            and "went" not in once
         )
+
+    def test_a_training_on_visibility_is_judged_by_it_and_asks_no_judge(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr("geo_utils.grpo.validation.profiling_context", no_timer)
+        made = rewards(
+            ["visibility"], judge=(judge := Says()), examples=(EXAMPLE, OTHER), figure="word"
+        )
+        own, card = Validation(every=2), PolicyCard("key_point")
+        for step, replies in enumerate([pages(1, 1), [f"{PAGE} {PAGE}"] * 2, ["", ""]]):
+            Validator(Writer(replies), ROWS, made, own, tmp_path, card).judge(step)
+        once, twice, none = (row["mean"] for row in read_jsonl(tmp_path / "validation.jsonl"))
+        assert none == 0.0 < once < twice < 1.0 and not judge.asked
+        figure = validation_figure(read_jsonl(tmp_path / "validation.jsonl"), "s", "word")
+        assert "On validation queries the word count went" in figure.get_suptitle()
+        assert best_checkpoint(tmp_path / "checkpoints").name == "best-1"
 
     def test_patience_ends_the_training_also_of_one_that_goes_on(self, tmp_path, monkeypatch):
         monkeypatch.setattr("geo_utils.grpo.validation.profiling_context", no_timer)
@@ -97,14 +114,14 @@ class TestValidation:
         replies = ["", f"{PAGE} blocked"]
         validator(Writer(replies), tmp_path, engine).judge(0)
         (row,) = read_jsonl(tmp_path / "validation.jsonl")
-        assert (row["probability"], row["n_samples"], row["abstentions"]) == (0.0, 1, 1)
+        assert (row["mean"], row["n_samples"], row["abstentions"]) == (0.0, 1, 1)
 
     def test_what_could_not_be_judged_is_no_best(self, tmp_path, monkeypatch):
         monkeypatch.setattr("geo_utils.grpo.validation.profiling_context", no_timer)
         engine = FakeEngine({"": Answer("", "503: down")})
         validator(Writer(pages(1, 1)), tmp_path, engine).judge(0)
         (row,) = read_jsonl(tmp_path / "validation.jsonl")
-        assert row["probability"] is None and best_checkpoint(tmp_path / "checkpoints") is None
+        assert row["mean"] is None and best_checkpoint(tmp_path / "checkpoints") is None
         assert validation_figure([row], "s") is None
 
     def test_a_checkpoint_without_its_card_is_none(self, tmp_path):

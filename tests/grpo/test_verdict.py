@@ -13,9 +13,11 @@ from geo_utils.grpo.comparison import (
     DISTILLED,
     against_rivals,
     pasting_share,
+    training_headline,
     verdict,
     where_it_helps,
 )
+from geo_utils.show.plots import rival_figure
 
 PAID = pd.DataFrame({"calls": [8000.0], "minutes": [17.0]}, index=[AFTER])
 
@@ -105,6 +107,63 @@ class TestVerdict:
         assert told(samples).startswith(said)
         samples.loc[samples["method"] == "original", "supported"] = np.nan
         assert told(samples).endswith("both): not known, as no original page was scored.")
+
+
+class TestVisibility:
+    """A training that was rewarded for visibility is judged by it."""
+
+    @staticmethod
+    def seen(**shares):
+        """Samples that never land their point, with a visibility that is planted by method."""
+        samples = outcomes(**dict.fromkeys(shares, 0.0)).assign(verdict="omitted")
+        noise = np.random.default_rng(1).normal(0, 0.02, 240)
+        return samples.assign(
+            pawc=samples["method"].map(shares) + np.tile(noise - noise.mean(), len(shares))
+        )
+
+    def told(self, samples):
+        return verdict(samples, against_rivals(samples, 0, "pawc"), PAID, aim="pawc")
+
+    def test_the_verdict_is_about_what_was_rewarded(self):
+        samples = self.seen(**rates(0.2, 0.21, 0.3))
+        found = self.told(samples)
+        assert found.startswith(
+            "**Worth it**: training beats policy before GRPO and paste key point in "
+            "position-adjusted word count, which was rewarded. The trained policy's pages have 30."
+        )
+        assert "+0.100 [+0.100, +0.100] over policy before GRPO" in found
+        assert "- **Key-point probability**: 0.0% before, 0.0% after, +0.000" in found
+        assert "where the original at times shows (80)" in found
+        assert told(samples).startswith("**Not worth it**: training is not above policy before")
+        assert "Key-point probability" not in told(samples)
+        paste = self.told(self.seen(**rates(0.2, 0.3, 0.3)))
+        assert paste.startswith("**Not worth it**: training is not above paste key point by 0.05")
+
+    def test_the_headline_names_what_gained(self, tmp_path):
+        samples = self.seen(**rates(0.2, 0.21, 0.3))
+        summary = pd.DataFrame(columns=["key_point_probability", "ci_low", "ci_high", "n_examples",
+            "n_samples", "abstentions", "word", "position", "pawc", "uncited"])  # fmt: skip
+        found = against_rivals(samples, 0, "pawc")
+        head = training_headline(samples, summary, found, self.told(samples), 0, "pawc")
+        assert head["gain"]["mean"] == 0.0
+        assert head["gain in position-adjusted word count"]["mean"] == pytest.approx(0.1)
+        lifts = head["position-adjusted word count, lift over"]
+        assert lifts["original"]["mean"] == pytest.approx(0.1) and "lift over" not in head
+        assert head["verdict"].endswith("which was rewarded")
+        title = rival_figure(found, AFTER, "s", "pawc").get_suptitle()
+        assert " ".join(title.split()).endswith("in position-adjusted word count")
+
+
+def test_a_gain_of_replies_that_hold_a_page_at_all_is_told_apart():
+    samples = outcomes(**rates(0.3, 0.35, 0.3))
+    none = (samples["method"] == BEFORE) & (samples["query_id"].str[1:].astype(int) < 40)
+    samples.loc[none, ["supported", "verdict"]] = [0.0, "no page"]
+    samples.loc[~none, "verdict"] = "omitted"
+    said = "Where there is a page before and after (40 queries) the gain is +0.000"
+    assert "over paste key point; +0." in told(samples) and said in told(samples)
+    samples.loc[samples["method"] == AFTER, "verdict"] = "no page"
+    assert "No key point has a page before and after." in told(samples)
+    assert "before and after" not in told(samples.assign(verdict="omitted"))
 
 
 def test_what_share_of_the_lift_pasting_has():
