@@ -198,8 +198,8 @@ def verdict(
     has, never = f"land their key point in {after:.1%} of answers", "lands its point"
     landing = ""
     if aim != "supported":
-        claim += f" in {QUANTITIES[aim]}, which was rewarded"
-        has, never = f"have {after:.1%} of an answer's", "shows"
+        claim += " in visibility, which was rewarded"
+        has, never = f"have {after:.1%} of the answers' {QUANTITIES[aim]}", "shows"
         lands = contrasts(samples, "supported", BEFORE, [AFTER], seed).iloc[0]
         means = " before, ".join(f"{lands[name]:.1%}" for name in ("reference", "mean"))
         landing = f"- **Key-point probability**: {means} after, {_change(lands)}.\n"
@@ -207,7 +207,7 @@ def verdict(
     n = f"{count_range(found['n_examples'])} held-out queries, "
     n += f"{count_range(found['n_samples'])} pairs"
     cost, share, over = paid.loc[AFTER], pasting_share(samples, aim), found.loc["original"]
-    said = "Which share of its lift over the original pasting has, cannot be told"
+    said = "Which share of its lift pasting has is not known"
     if over["clear"] and over["difference"] > 0 and not np.isnan(share[0]):
         said = f"Pasting the key point has {with_interval(*share, digits=2)} of its lift"
     by_hand = ""

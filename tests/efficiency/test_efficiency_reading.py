@@ -818,15 +818,17 @@ class TestRecordedRows:
         checked = self.rows[fixed & self.rows["schedule"].isin(["stock", "fused"])]
         assert len(checked) >= 20
         for row in checked.itertuples():
+            uneven = row.setting == "graphs_of_every_size"  # 0.6 s of one step lie in no phase
             if row.phases_all:
                 steps = np.sum(list(row.phases_all.values()), axis=0)
-                assert np.allclose(steps, row.step_s_all, rtol=0.01)
+                assert (~np.isclose(steps, row.step_s_all, rtol=0.01)).sum() == uneven
             if not row.reward.startswith("qwen"):  # whose time differs from step to step
-                assert abs(covered(row) - 1) < 0.02
+                assert abs(covered(row) - 1) < (0.06 if uneven else 0.02)
 
     def test_the_reference_of_each_sitting_agrees_with_itself(self):
         drift = sittings(self.rows)["drift"].dropna().abs()
         assert [round(d, 3) for d in sorted(drift)] == [
+            0.004,
             0.016,
             0.033,
             0.052,

@@ -1,4 +1,4 @@
-"""The two trainings that are shipped: what the README says of them, and what may not be in them."""
+"""The trainings that are shipped: what the README says of them, and what may not be in them."""
 
 import pandas as pd
 import pytest
@@ -10,28 +10,28 @@ from geo_utils.files import read_jsonl
 from geo_utils.grpo.comparison import AFTER, BEFORE, against_rivals
 from geo_utils.notebooks import read_parameters
 from geo_utils.show.tables import intervals
-from geo_utils.summary import summarise
+from geo_utils.summary import contrasts, summarise
 
 RECORDS = PROJECT / "outputs" / "reference" / "04_grpo"
 README = (PROJECT / "README.md").read_text()
 
 
-@pytest.fixture(scope="module", params=["1.5B", "0.5B"])
+@pytest.fixture(scope="module", params=["1.5b", "0.5b", "1.5b_visibility"])
 def record(request):
-    folder = RECORDS / f"qwen_{request.param.lower()}"
-    return request.param, folder, pd.read_parquet(folder / "samples.parquet")
+    return opened(request.param)
 
 
-def test_the_readmes_sentence_is_what_it_says(record):
-    policy, folder, samples = record
+def opened(name):
+    folder = RECORDS / f"qwen_{name}"
+    return folder, pd.read_parquet(folder / "samples.parquet")
+
+
+@pytest.mark.parametrize("policy", ["1.5B", "0.5B"])
+def test_the_readmes_sentence_is_what_it_says(policy):
+    folder, samples = opened(policy.lower())
     summary, rivals = summarise(samples), against_rivals(samples)
     each = intervals(summary, "key_point_probability", "ci")
-    rivals = rivals.set_axis(
-        rivals.columns.str.replace(r"^(low|high)$", r"difference_\1", regex=True), axis=1
-    )
     gains = intervals(rivals, "difference", signed=True)
-    steps = read_jsonl(folder / "metrics.jsonl")
-    assert [step["step"] for step in steps] == [*range(1, 101)]
     said = f"The {policy} policy goes from {each[BEFORE]} to {each[AFTER]}: {gains[BEFORE]}"
     if policy == "1.5B":
         found = correct(samples, load_labels(str(folder / "labels.jsonl")), BEFORE)
@@ -45,8 +45,21 @@ def test_the_readmes_sentence_is_what_it_says(record):
     assert f"on {n['n_examples']} held-out queries, {n['n_samples']} samples a method" in README
 
 
+def test_the_readmes_sentence_on_visibility_is_what_it_says():
+    folder, samples = opened("1.5b_visibility")
+    each, rivals = intervals(summarise(samples), "pawc"), against_rivals(samples, aim="pawc")
+    gain = intervals(rivals, "difference", signed=True)[BEFORE]
+    none = samples["verdict"].eq("no page") & samples["method"].isin([BEFORE, AFTER])
+    both = samples[~samples["query_id"].isin(samples.loc[none, "query_id"])]  # a point a query
+    row = contrasts(both, "pawc", BEFORE, [AFTER])
+    said = f"Rewarded for visibility ({len(read_jsonl(folder / 'metrics.jsonl'))} steps), it goes "
+    said += f"in position-adjusted word count from {each[BEFORE]} to {each[AFTER]}: {gain}, but "
+    said += f"{intervals(row, 'difference', signed=True)[AFTER]} where it wrote a page both times"
+    assert said in README and not rivals["clear"].any()
+
+
 def test_no_text_of_the_pages_it_was_trained_on_is_shipped(record):
-    _, folder, samples = record
+    folder, samples = record
     assert not samples[["query", "key_point", "page", "answer", "explanation"]].any(axis=None)
     if (folder / "labels.jsonl").is_file():
         assert not load_labels(str(folder / "labels.jsonl")).table["key_point"].any()
@@ -56,12 +69,16 @@ def test_no_text_of_the_pages_it_was_trained_on_is_shipped(record):
     assert not own & set(samples["query_id"])
 
 
-def test_its_parameters_are_those_of_the_training():
+@pytest.mark.parametrize("name", ["", "_visibility"])
+def test_its_parameters_are_those_of_the_training(name):
     """But for paths, and for what a record has in place of a corpus and its split."""
-    trained, shown = (read_parameters("04", name, [])[1] for name in ("researchy", "recorded"))
+    names = f"researchy{name}", f"recorded{name}"
+    trained, shown = (read_parameters("04", name, [])[1] for name in names)
     for name in ("reward", "lora", "engine", "judge"):
         assert trained[name] == shown[name]
     assert {k: v for k, v in trained["grpo"].items() if "vllm" not in k} == shown["grpo"]
-    for part, name in (("data", "prefilter"), ("data", "validation")):
-        assert trained[part][name] == shown[part][name]
+    for name in ("prefilter", "validation", "key_points"):
+        assert trained["data"].get(name) == shown["data"].get(name)
     assert {**trained["evaluation"], "corpus": None} == {**shown["evaluation"], "corpus": None}
+    steps = read_jsonl(PROJECT / shown["record"] / "metrics.jsonl")
+    assert len(steps) == shown["grpo"]["max_steps"]

@@ -129,7 +129,8 @@ class TestVisibility:
         found = self.told(samples)
         assert found.startswith(
             "**Worth it**: training beats policy before GRPO and paste key point in "
-            "position-adjusted word count, which was rewarded. The trained policy's pages have 30."
+            "visibility, which was rewarded. The trained policy's pages have 30.0% of the answers' "
+            "position-adjusted word count."
         )
         assert "+0.100 [+0.100, +0.100] over policy before GRPO" in found
         assert "- **Key-point probability**: 0.0% before, 0.0% after, +0.000" in found
@@ -174,7 +175,9 @@ def test_what_share_of_the_lift_pasting_has():
         r"calls\. Pasting the key point has 0\.\d\d \[0", told(outcomes(**rates(0.3, 0.4, 0.6)))
     )
     for after in (0.1, 0.21):  # a lift that may be none has no shares
-        assert "calls. Which share of its lift over" in told(outcomes(**rates(0.3, 0.4, after)))
+        assert "calls. Which share of its lift pasting has is not known" in told(
+            outcomes(**rates(0.3, 0.4, after))
+        )
 
 
 def test_where_it_helps_is_told_by_the_original_page():
