@@ -89,6 +89,25 @@ def test_another_content_of_what_is_named_is_another_run(params, tmp_path):
         assert len(found) == 2, name
 
 
+def test_weights_that_were_copied_are_the_same_and_other_ones_are_not(
+    params, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runs, "_READ_UP_TO", 64)
+    monkeypatch.setattr(runs, "_PART", 8)
+    path = tmp_path / "model" / "model.safetensors"
+    path.parent.mkdir()
+
+    def made(content, time=0):
+        path.write_bytes(content)
+        os.utime(path, (time, time))
+        return locate_run(NAME, params(judge=f"entailment/{path.parent}")).folder.name[-8:]
+
+    plain = bytes(range(200))
+    assert made(plain) == made(plain, 86400)
+    for other in (b"x" + plain[1:], plain[:-1] + b"x", plain + b"x", plain[:100] + plain[101:]):
+        assert made(other) != made(plain)
+
+
 def test_a_finished_run_stays_finished(params):
     run = start_run(NAME, params())
     run.finish({})

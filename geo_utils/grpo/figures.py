@@ -221,9 +221,10 @@ def phase_figure(metrics: Metrics, source: str) -> Figure:
     seconds = parts.assign(rest=rest).median().loc[lambda median: median > 0]
     if seconds.empty:
         seconds = pd.Series({"rest": 0.0})
-    share = seconds.max() / (seconds.sum() or 1.0)
+    whole = steps["step"].median()
+    share = seconds.max() / (whole or 1.0)
     part = "most of it" if share > 0.5 else "the largest part"
-    title = f"A step takes {seconds.sum():.2f} s, {part} {seconds.idxmax()} ({share:.0%})"
+    title = f"A step takes {whole:.2f} s, {part} {seconds.idxmax()} ({share:.0%})"
     figure, axes = canvas(len(seconds))
     axes.barh(range(len(seconds)), seconds, color=BLUE)
     for y, value in enumerate(seconds):

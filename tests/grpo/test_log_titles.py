@@ -105,6 +105,12 @@ def test_most_of_a_step_is_more_than_half(phases, said):
     assert said in title(phase_figure(steps, "s"))
 
 
+def test_a_step_takes_the_median_step_and_not_the_sum_of_median_phases():
+    phases = [(9.0, 1.0), (1.0, 8.0), (1.0, 1.0), (9.0, 2.0), (5.0, 5.0)]
+    steps = [{"phases": {"generation": g, "reward": r, "step": g + r}} for g, r in phases]
+    assert title(phase_figure([*steps[:2], *steps], "s")).startswith("A step takes 10.00 s,")
+
+
 def test_the_best_rollout_is_the_one_of_the_highest_weighted_reward():
     example = make_example()
     rows = [
