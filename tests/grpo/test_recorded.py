@@ -69,6 +69,24 @@ def test_no_text_of_the_pages_it_was_trained_on_is_shipped(record):
     assert not own & set(samples["query_id"])
 
 
+def test_the_rollouts_shown_are_the_best_and_the_worst_of_the_pages_to_read(record):
+    folder, _ = record
+    read = pd.read_parquet(folder / "read.parquet")
+    by_name = {name: read[read["method"] == name] for name in ("original", AFTER)}
+    both = by_name[AFTER].merge(by_name["original"], on=["query_id", "repeat"])
+    main = both["supported_x"]
+    if folder.name.endswith("visibility"):
+        main = 3 * (both["pawc_x"] - both["pawc_y"])
+    least = main + 0.3 * both["fidelity_x"]  # two components are 0 to 1, by 0.2 and 0.3
+    first, worst, best = read_jsonl(folder / "rollouts.jsonl")
+    assert [row["kind"] for row in (first, worst, best)] == ["first", "worst", "best"]
+    assert least.max() <= best["reward"] <= least.max() + 0.5 + 1e-9
+    assert least.min() <= worst["reward"] <= least.min() + 0.5 + 1e-9
+    for row in (first, worst, best):
+        same = (both["page_x"] == row["page"]) & (both["answer_x"] == row["answer"])
+        assert least[same].between(row["reward"] - 0.5 - 1e-9, row["reward"] + 1e-9).any()
+
+
 @pytest.mark.parametrize("name", ["", "_visibility"])
 def test_its_parameters_are_those_of_the_training(name):
     """But for paths, and for what a record has in place of a corpus and its split."""
