@@ -63,8 +63,8 @@ def record_training(
     read.to_parquet(folder / READ, compression="zstd", index=False)
     options = RewardOptions.model_validate(manifest["parameters"]["resolved"]["reward"])
     batch = _rollouts(read, examples, options)
-    watched = read_jsonl(run / "validation.jsonl")  # the best of them was compared, else the last
-    best = max(watched, key=lambda row: row["mean"] or 0.0, default=None)
+    judged = [row for row in read_jsonl(run / "validation.jsonl") if row["mean"] is not None]
+    best = max(judged, key=lambda row: row["mean"], default=None)  # was compared, else the last
     step = (best or read_jsonl(run / "metrics.jsonl")[-1])["step"]
     chosen = "".join(f"{json.dumps(row)}\n" for row in telling_rollouts(step, batch))
     write_atomic(folder / ROLLOUTS, chosen)

@@ -54,7 +54,8 @@ def test_the_readmes_sentence_on_visibility_is_what_it_says():
     row = contrasts(both, "pawc", BEFORE, [AFTER])
     said = f"Rewarded for visibility ({len(read_jsonl(folder / 'metrics.jsonl'))} steps), it goes "
     said += f"in position-adjusted word count from {each[BEFORE]} to {each[AFTER]}: {gain}, but "
-    said += f"{intervals(row, 'difference', signed=True)[AFTER]} where it wrote a page both times"
+    said += f"{intervals(row, 'difference', signed=True)[AFTER]} on "
+    said += f"{row.loc[AFTER, 'n_examples']:.0f} with a page both times"
     assert said in README and not rivals["clear"].any()
 
 
